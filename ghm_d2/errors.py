@@ -1,0 +1,37 @@
+"""Errors that a user can mend, each with the exit code the command line ends with.
+
+The message is one line: what is wrong, where (file, key or value) and the remedy.
+Anything else that escapes is a fault of ours and ends with exit code 1.
+"""
+
+EXIT_INTERRUPTED = 130
+
+
+class GHMError(Exception):
+    """Base of the errors below; never raised itself."""
+
+    exit_code = 1
+
+
+class UsageError(GHMError):
+    """A wrong option, configuration key or value."""
+
+    exit_code = 2
+
+
+class DataError(GHMError):
+    """A data set, image or annotation that cannot be used."""
+
+    exit_code = 3
+
+
+class WeightsError(GHMError):
+    """Weights that are missing, truncated, hostile or do not fit."""
+
+    exit_code = 3
+
+
+class DivergedError(GHMError):
+    """A loss or gradient stopped being finite."""
+
+    exit_code = 4
