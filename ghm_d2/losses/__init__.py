@@ -1,0 +1,37 @@
+"""GHM-C, GHM-R and the losses they are compared with; usable outside Detectron2."""
+
+from ghm_d2.losses.asl1 import ASL1, asl1_loss
+from ghm_d2.losses.baselines import (
+    BCE,
+    OHEM,
+    Focal,
+    SmoothL1,
+    SoftmaxCE,
+    bce_loss,
+    focal_loss,
+    ohem_loss,
+    softmax_ce_loss,
+)
+from ghm_d2.losses.density import GradientDensity, exact_gradient_density
+from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC, exact_ghm_c_loss
+from ghm_d2.losses.ghm_r import GHMR
+
+__all__ = [
+    "ASL1",
+    "BCE",
+    "GHMC",
+    "GHMR",
+    "OHEM",
+    "Focal",
+    "GradientDensity",
+    "SmoothL1",
+    "SoftmaxCE",
+    "SoftmaxGHMC",
+    "asl1_loss",
+    "bce_loss",
+    "exact_ghm_c_loss",
+    "exact_gradient_density",
+    "focal_loss",
+    "ohem_loss",
+    "softmax_ce_loss",
+]

@@ -1,0 +1,139 @@
+"""The losses GHM is compared with, from integer labels: 0..K-1 a class, K background, -1 ignored.
+
+Focal loss and smooth L1 are fvcore's.
+"""
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
+from torch import Tensor, nn
+
+from ghm_d2.kernels import reference
+from ghm_d2.losses.reduce import check_range, reduce_loss, upcast
+
+
+def bce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Binary cross entropy of (N, K) logits; ignored rows are 0, and not counted in the mean.
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    loss, _, valid = reference.sigmoid_samples(upcast(logits), labels)
+    return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
+
+
+def softmax_ce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy of (N, K + 1) logits; ignored rows are 0, and not counted in the mean.
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    loss, _, valid = reference.softmax_samples(upcast(logits), labels)
+    return _reduce_valid(loss, valid, reduction)
+
+
+def focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Focal loss (Lin et al., arXiv 1708.02002, equation 5) of (N, K) logits, by fvcore.
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    logits = upcast(logits)
+    valid = (labels >= 0)[:, None].expand_as(logits)
+    classes = logits.shape[1]
+    target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
+    loss = sigmoid_focal_loss(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
+    return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
+
+
+def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Tensor:
+    """Online hard example mining (Shrivastava et al., arXiv 1604.03540) over anchors: a sum.
+
+    The binary cross entropy of all foreground anchors, and of the background anchors with the
+    largest losses, `negative_ratio` of them for each foreground anchor (at least that many),
+    as SSD mines them.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) int64.
+        negative_ratio: > 0.
+    """
+    check_range("negative_ratio", negative_ratio, 0)
+    classes = logits.shape[1]
+    per_anchor = bce_loss(logits, labels, reduction="none").sum(1)
+    foreground = (labels >= 0) & (labels < classes)
+    background = labels == classes
+    hardness = torch.where(background, per_anchor.detach(), -1)
+    rank = hardness.argsort(descending=True).argsort()
+    kept = background & (rank < negative_ratio * foreground.sum().clamp(min=1))
+    return torch.where(foreground | kept, per_anchor, 0).sum()
+
+
+def _reduce_valid(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.sum() / valid.sum().clamp(min=1)
+    return reduce_loss(loss, reduction)
+
+
+class BCE(nn.Module):
+    """`bce_loss` as a module."""
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return bce_loss(logits, labels, self.reduction)
+
+
+class SoftmaxCE(nn.Module):
+    """`softmax_ce_loss` as a module."""
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return softmax_ce_loss(logits, labels, self.reduction)
+
+
+class Focal(nn.Module):
+    """`focal_loss` as a module."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean"):
+        super().__init__()
+        self.alpha, self.gamma, self.reduction = alpha, gamma, reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return focal_loss(logits, labels, self.alpha, self.gamma, self.reduction)
+
+
+class OHEM(nn.Module):
+    """`ohem_loss` as a module."""
+
+    def __init__(self, negative_ratio: float = 3.0):
+        super().__init__()
+        check_range("negative_ratio", negative_ratio, 0)
+        self.negative_ratio = negative_ratio
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return ohem_loss(logits, labels, self.negative_ratio)
+
+
+class SmoothL1(nn.Module):
+    """fvcore's `smooth_l1_loss` as a module; beta = 0 is L1."""
+
+    def __init__(self, beta: float = 0.1, reduction: str = "mean"):
+        super().__init__()
+        if not beta >= 0:
+            raise ValueError(f"beta is at least 0, not {beta}")
+        self.beta, self.reduction = beta, reduction
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        return reduce_loss(smooth_l1_loss(upcast(pred), upcast(target), self.beta), self.reduction)

@@ -1,0 +1,162 @@
+"""Gradient density: how many samples have a gradient norm like this one's.
+
+`GradientDensity` is the paper's approximation by unit regions with an exponential moving
+average (section 3.3); `exact_gradient_density` is the definition (section 3.2).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ghm_d2.losses.reduce import check_range
+
+SCOPES = ("level", "level_ema", "batch")
+NORMALIZERS = ("valid_bins", "bins")
+EMA_INITS = ("zero", "first", "debias")
+
+
+class GradientDensity(nn.Module):
+    """Turns the counts R_k of unit regions into the weight of a sample in each.
+
+    With S_k = momentum * S_k + (1 - momentum) * R_k for the regions that hold a sample (the
+    others keep S_k), a sample in region k weighs beta / N = 1 / (n * S_k), where n counts the
+    regions that hold a sample. S is updated in training mode only.
+
+    The rows of the counts are feature levels, or the one row of a loss without levels.
+
+    Args:
+        bins: number of unit regions M, at least 1.
+        momentum: in [0, 1); 0 means S = R.
+        scope: "level": rows update one average in turn; "level_ema": each has its own;
+            "batch": the rows are one sample set.
+        normalizer: "valid_bins" divides by n, "bins" by M.
+        ema_init: "zero"; "first" starts a region at its first count; "debias" divides S by
+            1 - momentum^t after t updates of the region.
+        sync: add up the counts of all processes. The weights are then multiplied by their
+            number, since DistributedDataParallel averages the gradients.
+        num_levels: rows of the counts; needed for "level_ema" only.
+
+    Raises:
+        ValueError: an argument out of its range, naming both.
+    """
+
+    def __init__(
+        self,
+        bins: int,
+        momentum: float = 0.0,
+        *,
+        scope: str = "level",
+        normalizer: str = "valid_bins",
+        ema_init: str = "zero",
+        sync: bool = True,
+        num_levels: int = 1,
+    ):
+        super().__init__()
+        check_range("bins", bins, 1, integer=True)
+        check_range("momentum", momentum, 0, 1)
+        check_range("num_levels", num_levels, 1, integer=True)
+        for name, value, known in (
+            ("scope", scope, SCOPES),
+            ("normalizer", normalizer, NORMALIZERS),
+            ("ema_init", ema_init, EMA_INITS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+        self.bins, self.momentum = bins, momentum
+        self.scope, self.normalizer = scope, normalizer
+        self.ema_init, self.sync = ema_init, sync
+        rows = num_levels if scope == "level_ema" else 1
+        self.register_buffer("ema", torch.zeros(rows, bins))
+        self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, counts: Tensor) -> Tensor:
+        """Weights of a sample in each unit region.
+
+        Args:
+            counts: (L, bins) int64, samples by level and region, of this process.
+
+        Returns:
+            (L, bins) of the dtype of `ema`; 0 where this batch has no sample.
+
+        Raises:
+            ValueError: more levels than `num_levels`, where each has its own average.
+        """
+        levels = len(counts)
+        if self.scope == "level_ema" and levels > len(self.ema):
+            raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
+        if self.scope == "batch":
+            counts = counts.sum(0, keepdim=True)
+        world = self._world_size()
+        if world > 1:
+            counts = counts.clone()
+            dist.all_reduce(counts)
+        smooth = torch.stack([self._update(i, row) for i, row in enumerate(counts)])
+        present = counts > 0
+        n = self.bins if self.normalizer == "bins" else present.sum(1, keepdim=True).clamp(min=1)
+        weights = torch.where(present, world / (n * smooth), 0)
+        return weights.expand(levels, -1)
+
+    def _update(self, level: int, counts: Tensor) -> Tensor:
+        """S after this row's counts, (bins,); positive wherever the counts are."""
+        row = level if self.scope == "level_ema" else 0
+        new = counts.to(self.ema.dtype)
+        present = counts > 0
+        if self.momentum == 0:
+            return new
+        old, updates = self.ema[row], self.num_updates[row]
+        if self.training:
+            average = self.momentum * old + (1 - self.momentum) * new
+            if self.ema_init == "first":
+                average = torch.where(updates == 0, new, average)
+            old = torch.where(present, average, old)
+            updates = updates + present
+            self.ema[row], self.num_updates[row] = old, updates
+        if self.ema_init == "debias":
+            old = old / (1 - self.momentum ** updates.clamp(min=1).to(old.dtype))
+        # a region first met in evaluation has no average yet
+        return torch.where(updates == 0, new, old)
+
+    def _world_size(self) -> int:
+        on = self.sync and dist.is_available() and dist.is_initialized()
+        return dist.get_world_size() if on else 1
+
+    def _apply(self, fn, *args, **kwargs):
+        ema = self.ema
+        super()._apply(fn, *args, **kwargs)
+        if self.ema.dtype in (torch.float16, torch.bfloat16):
+            # counts of millions do not fit half precision
+            self.ema = ema.to(self.ema.device, torch.float32)
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"bins={self.bins}, momentum={self.momentum}, scope={self.scope!r}, "
+            f"normalizer={self.normalizer!r}, ema_init={self.ema_init!r}, sync={self.sync}"
+        )
+
+
+def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
+    """GD(g) of each sample by the definition (paper, equations 5-7), in O(N log N).
+
+    The number of samples with a gradient norm in [g - epsilon/2, g + epsilon/2), divided by
+    the length of the part of that interval inside [0, 1].
+
+    Args:
+        norm: gradient norms in [0, 1], any shape.
+        epsilon: length of the interval, in (0, 1].
+
+    Returns:
+        of the shape of `norm`, all positive.
+
+    Raises:
+        ValueError: epsilon out of range.
+    """
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon lies in (0, 1], not {epsilon}")
+    norm = norm.contiguous()  # searchsorted warns otherwise
+    ordered = norm.flatten().sort().values
+    low, high = norm - epsilon / 2, norm + epsilon / 2
+    # side "left" on both: low <= x < high
+    count = torch.searchsorted(ordered, high) - torch.searchsorted(ordered, low)
+    return count.to(norm.dtype) / (high.clamp(max=1) - low.clamp(min=0))

@@ -1,0 +1,106 @@
+"""GHM-C: classification losses weighed by gradient density (paper, equation 8)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ghm_d2.kernels import reference
+from ghm_d2.losses.density import GradientDensity, exact_gradient_density
+from ghm_d2.losses.reduce import check_range, upcast
+
+
+class HarmonizedLoss(nn.Module):
+    """What GHM-C and GHM-R share: count samples by gradient norm, then weigh them.
+
+    Args:
+        loss_weight: factor on the loss, > 0.
+        density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, **density):
+        super().__init__()
+        check_range("loss_weight", loss_weight, 0)
+        self.loss_weight = loss_weight
+        self.density = GradientDensity(**density)
+
+    def harmonize(self, samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        """The loss of each level, a scalar each, from its (loss, norm, valid) samples."""
+        bins = self.density.bins
+        index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in samples]
+        weights = self.density(torch.stack([reference.histogram(i, bins) for i in index]))
+        return [
+            self.loss_weight * reference.harmonized_sum(loss, i, w)
+            for (loss, _, _), i, w in zip(samples, index, weights, strict=True)
+        ]
+
+    def extra_repr(self) -> str:
+        return f"loss_weight={self.loss_weight}"
+
+
+class GHMC(HarmonizedLoss):
+    """GHM-C over sigmoids: a sample is one (anchor, class) pair.
+
+    With bins=1 and momentum=0 it is exactly the mean binary cross entropy.
+
+    Args:
+        bins, momentum: published as 30 and 0.75 for COCO.
+        **options: `loss_weight` and `GradientDensity`'s options.
+    """
+
+    def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
+        super().__init__(bins=bins, momentum=momentum, **options)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one set of anchors, a scalar.
+
+        Args:
+            logits: (N, K).
+            labels: (N,) int64; 0..K-1 a class, K background, -1 ignored.
+        """
+        return self.levels([logits], [labels])[0]
+
+    def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """The losses of several feature levels, to be added up; arguments as in `forward`."""
+        pairs = zip(logits, labels, strict=True)
+        return self.harmonize([reference.sigmoid_samples(upcast(x), y) for x, y in pairs])
+
+
+class SoftmaxGHMC(HarmonizedLoss):
+    """GHM-C over a softmax: a sample is one row, its gradient norm 1 - p_y.
+
+    With bins=1 and momentum=0 it is exactly the mean cross entropy.
+    """
+
+    def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
+        super().__init__(bins=bins, momentum=momentum, **options)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """A scalar.
+
+        Args:
+            logits: (N, K + 1).
+            labels: (N,) int64; 0..K, -1 ignored.
+        """
+        return self.harmonize([reference.softmax_samples(upcast(logits), labels)])[0]
+
+
+def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """GHM-C with the exact density (paper, equation 8 with 5-7): the yardstick for `GHMC`.
+
+    Unlike `GHMC`, it takes the valid samples out of the batch, which waits for the device.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) int64; 0..K-1 a class, K background, -1 ignored.
+        epsilon: length of the region around each gradient norm; 1 / M compares with M bins.
+
+    Returns:
+        a scalar, 0 with a graph where no anchor is valid.
+
+    Raises:
+        ValueError: epsilon out of range.
+    """
+    loss, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
+    density = exact_gradient_density(norm[valid], epsilon)
+    return (loss[valid] / density).sum()
