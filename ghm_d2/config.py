@@ -1,0 +1,250 @@
+"""Every configuration key this project adds, and the loader for configuration files.
+
+A configuration file is data: it is parsed with YAML's safe loader. The one exception is a file
+inside the installed Detectron2, whose own RetinaNet base evaluates an expression.
+"""
+
+import difflib
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from ghm_d2.errors import UsageError
+
+BASE_KEY = "_BASE_"
+
+
+def add_ghm_config(cfg) -> None:
+    """Add this project's keys, with their defaults, to a Detectron2 `CfgNode`, in place."""
+    from detectron2.config import CfgNode as CN
+
+    # "focal" | "ce" | "ohem" | "ghm_c"
+    cfg.MODEL.RETINANET.CLS_LOSS_TYPE = "focal"
+    # MODEL.RETINANET.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
+    # "ce" | "ghm_c"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE = "ce"
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
+    # "ce" | "ghm_c"; read by MODEL.PROPOSAL_GENERATOR.NAME "GHMRPN"
+    cfg.MODEL.RPN.CLS_LOSS_TYPE = "ce"
+
+    cfg.MODEL.GHM = CN()
+    # What one density spans: "level" (one a feature level, all updating one moving average in
+    # turn, as in the authors' code) | "level_ema" (a moving average of its own for each level) |
+    # "batch" (one density over all levels, as in the paper's equations)
+    cfg.MODEL.GHM.SCOPE = "level"
+    # What the loss is divided by: "valid_bins" (unit regions with a sample in this batch) | "bins"
+    cfg.MODEL.GHM.NORMALIZER = "valid_bins"
+    # How the moving average starts: "zero" (parity; the first losses are up to
+    # 1 / (1 - MOMENTUM) too large) | "first" (at the first count) | "debias" (as Adam corrects it)
+    cfg.MODEL.GHM.EMA_INIT = "zero"
+    # Add up the counts of all processes, so that W of them give the gradient of one
+    cfg.MODEL.GHM.SYNC = True
+
+    cfg.MODEL.GHM.CLS = CN()
+    cfg.MODEL.GHM.CLS.BINS = 30  # unit regions M
+    cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
+    cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0
+
+    cfg.MODEL.GHM.REG = CN()
+    cfg.MODEL.GHM.REG.BINS = 10
+    cfg.MODEL.GHM.REG.MOMENTUM = 0.7
+    cfg.MODEL.GHM.REG.LOSS_WEIGHT = 10.0
+    cfg.MODEL.GHM.REG.MU = 0.02  # of ASL1, in box deltas: where it turns from quadratic to linear
+
+    # Where an FPN's levels above the backbone's come from: "LastLevelP6P7" | "LastLevelMaxPool"
+    # | "" (none); read by MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
+    cfg.MODEL.FPN.TOP_BLOCK = "LastLevelP6P7"
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
+    # "" (random) | "timm" (timm's hub) | "pypi" (the package for tf_efficientnet_lite0) | a file
+    cfg.MODEL.TIMM.PRETRAINED = ""
+    cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # the feature maps that feed the FPN
+    cfg.MODEL.TIMM.FREEZE_BN = True  # batch norm's statistics and affine parameters stay fixed
+    cfg.MODEL.TIMM.FREEZE_AT = 0  # number of first stages whose parameters stay fixed
+
+    # filled in from the data; a run's config.yaml thus tells what the classes of its weights are
+    cfg.DATASETS.CLASS_NAMES = ()
+
+    cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" | "ADAMW"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE gains "full_model": the norm over all parameters together
+
+
+def get_cfg():
+    """Detectron2's defaults with this project's keys."""
+    from detectron2.config import get_cfg as detectron2_defaults
+
+    cfg = detectron2_defaults()
+    add_ghm_config(cfg)
+    return cfg
+
+
+def load_config(path: str, overrides: list[str] = ()):
+    """A `CfgNode` from a YAML file and `KEY VALUE` overrides.
+
+    Args:
+        path: a file; or a name below the shipped configs/ or Detectron2's model zoo, such as
+            "quick/retinanet_ghm.yaml" or "COCO-Detection/retinanet_R_50_FPN_1x.yaml".
+        overrides: keys and values in turn, the values as Python or YAML literals.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest known one is named), a
+            value of the wrong type, or a file that tries to construct Python objects.
+    """
+    cfg = get_cfg()
+    file = find_config(path)
+    try:
+        merged = _load_yaml_with_base(file, seen=())
+        _check_keys(merged, cfg, str(path))
+    except RecursionError:
+        raise UsageError(f"{path}: a value contains itself") from None
+    from detectron2.config import CfgNode
+
+    try:
+        cfg.merge_from_other_cfg(CfgNode(_fit_types(merged, cfg)))
+    except (ValueError, KeyError, AttributeError, AssertionError) as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def merge_overrides(cfg, overrides: list[str]) -> None:
+    """Merge `KEY VALUE` pairs, in place.
+
+    Raises:
+        UsageError: an odd number of words, an unknown key or a value of the wrong type.
+    """
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise UsageError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
+    known = set(_flatten(cfg))
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if key not in known:
+            raise UsageError(_unknown_key(key, known))
+        try:
+            default = cfg
+            for part in key.split("."):
+                default = default[part]
+            cfg.merge_from_list([key, _fit_type(value, default)])
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise UsageError(f"{key} {value}: {_first_line(error)}") from None
+
+
+def find_config(path: str) -> Path:
+    """The file that `path` names; see `load_config`.
+
+    Raises:
+        UsageError: there is none; the nearest shipped name is given.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    for folder in (_shipped_configs(), _model_zoo_configs()):
+        for candidate in (path, str(path).removeprefix("configs/")):
+            if folder and not file.is_absolute() and (folder / candidate).is_file():
+                return folder / candidate
+    near = difflib.get_close_matches(str(path).removeprefix("configs/"), list_configs(), n=1)
+    hint = f"did you mean configs/{near[0]}? " if near else ""
+    raise UsageError(f"no configuration file {path}; {hint}`ghm configs` lists the shipped ones")
+
+
+def list_configs() -> list[str]:
+    """Names of the shipped configurations, below configs/; those to build upon left out."""
+    folder = _shipped_configs()
+    files = (f for f in folder.rglob("*.yaml") if not f.name.startswith("Base-"))
+    return sorted(str(f.relative_to(folder)) for f in files)
+
+
+def _shipped_configs() -> Path:
+    return Path(next(iter(find_spec("ghm_d2.configs").submodule_search_locations)))
+
+
+def _model_zoo_configs() -> Path | None:
+    spec = find_spec("detectron2")
+    return Path(spec.origin).parent / "model_zoo" / "configs" if spec else None
+
+
+def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
+    file = file.resolve()
+    if file in seen:
+        raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
+    try:
+        loaded = _parse(file)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{file}: a configuration is a mapping of keys to values")
+    base = loaded.pop(BASE_KEY, None)
+    if base is None:
+        return loaded
+    beside = file.parent / os.path.expanduser(str(base))
+    base_file = beside if beside.is_file() else find_config(str(base))
+    return _merge(_load_yaml_with_base(base_file, (*seen, file)), loaded)
+
+
+def _parse(file: Path):
+    text = file.read_text(encoding="utf-8")
+    zoo = _model_zoo_configs()
+    try:
+        return yaml.safe_load(text)
+    except yaml.constructor.ConstructorError:
+        if zoo and file.is_relative_to(zoo.resolve()):
+            return yaml.unsafe_load(text)  # Base-RetinaNet.yaml computes its anchors
+        raise
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _flatten(node, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        keys += _flatten(value, name + ".") if isinstance(value, dict) else [name]
+    return keys
+
+
+def _check_keys(loaded: dict, cfg, path: str) -> None:
+    known = set(_flatten(cfg))
+    for key in _flatten(loaded):
+        if any(k.startswith(key + ".") for k in known):
+            raise UsageError(f"{path}: {key} is a group of keys, not a value")
+        if key not in known:
+            raise UsageError(f"{path}: {_unknown_key(key, known)}")
+
+
+def _fit_types(loaded: dict, cfg) -> dict:
+    return {
+        key: _fit_types(value, cfg[key]) if isinstance(value, dict) else _fit_type(value, cfg[key])
+        for key, value in loaded.items()
+        if key in cfg
+    }
+
+
+def _fit_type(value, default):
+    """What YAML takes and `CfgNode` does not: 1 for 1.0, and the word true for True."""
+    if isinstance(default, bool):
+        return str(value).capitalize() if value in ("true", "false") else value
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, TypeError):
+            return value
+    return value
+
+
+def _unknown_key(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip("\"'").partition("\n")[0]

@@ -1,0 +1,104 @@
+"""ROI heads whose box predictor can use GHM."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from torch import nn
+
+from ghm_d2.errors import UsageError
+from ghm_d2.losses import asl1_loss
+from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_loss_type
+from ghm_d2.modeling.retinanet import REG_LOSSES
+
+
+class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor with GHM-R for boxes and, optionally, GHM-C for classes.
+
+    Without them its numbers are those of Detectron2's class. GHM losses normalise themselves
+    and are then multiplied by `loss_weight`, as the others are.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape,
+        *,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        asl1_mu: float = 0.02,
+        **kwargs,
+    ):
+        """
+        Args:
+            ghm_c: `SoftmaxGHMC` instead of cross entropy.
+            ghm_r: `GHMR`, where `box_reg_loss_type` is "ghm_r".
+            asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
+
+        Raises:
+            UsageError: an unknown loss type, or `ghm_c` with Detectron2's `use_sigmoid_ce`.
+        """
+        super().__init__(input_shape, **kwargs)
+        check_loss_type("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", self.box_reg_loss_type, REG_LOSSES)
+        if ghm_c is not None and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
+            raise UsageError(
+                "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c trains a softmax, so that "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
+            )
+        self.ghm_c = ghm_c
+        self.ghm_r = ghm_r
+        self.asl1_mu = asl1_mu
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        cls_type = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE
+        check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", cls_type, ("ce", "ghm_c"))
+        ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
+        if cls_type == "ghm_c":
+            ret["ghm_c"] = build_softmax_ghm_c(cfg)
+        if cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE == "ghm_r":
+            ret["ghm_r"] = build_ghm_r(cfg)
+        return ret
+
+    def losses(self, predictions, proposals):
+        """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
+        losses = super().losses(predictions, proposals)
+        if self.ghm_c is not None:
+            scores = predictions[0]
+            gt_classes = [p.gt_classes for p in proposals]
+            labels = torch.cat(gt_classes) if gt_classes else scores.new_empty(0).long()
+            loss = self.ghm_c(scores, labels)
+            losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
+        return losses
+
+    def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs):
+        """Of R proposals; arguments as in Detectron2's class."""
+        if self.box_reg_loss_type not in ("asl1", "ghm_r"):
+            return super().box_reg_loss(
+                proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs
+            )
+        box_dim = proposal_boxes.shape[1]
+        # not a mask: a background proposal may be a box that get_deltas refuses
+        foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
+        if pred_deltas.shape[1] == box_dim:
+            pred = pred_deltas[foreground]
+        else:  # one box a class: take the true class's
+            by_class = pred_deltas.view(-1, self.num_classes, box_dim)
+            pred = by_class[foreground, gt_classes[foreground]]
+        target = self.box2box_transform.get_deltas(proposal_boxes[foreground], gt_boxes[foreground])
+        if self.box_reg_loss_type == "ghm_r":
+            return self.ghm_r(pred, target)
+        loss = asl1_loss(pred, target, self.asl1_mu, "sum")
+        return loss / max(gt_classes.numel(), 1)  # as Detectron2 divides smooth L1
+
+
+@ROI_HEADS_REGISTRY.register()
+class GHMROIHeads(StandardROIHeads):
+    """Detectron2's `StandardROIHeads` with `GHMFastRCNNOutputLayers`."""
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = GHMFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret

@@ -1,0 +1,78 @@
+"""Keeping parts of a network fixed: batch norm, and what the first feature maps are made by."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
+
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """Detectron2's frozen batch norm, with the activation that timm keeps in the same module.
+
+    `FrozenBatchNorm2d.convert_frozen_batchnorm` would lose it: to it timm's `BatchNormAct2d` is
+    a `BatchNorm2d` and no more.
+    """
+
+    def __init__(self, num_features: int, eps: float, drop: nn.Module, act: nn.Module):
+        super().__init__(num_features, eps)
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of the normalised x, (N, C, H, W)."""
+        return self.act(self.drop(super().forward(x)))
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Put frozen layers in the place of every BatchNorm2d: fixed statistics, no parameters.
+
+    Names in the state dict stay, but for `num_batches_tracked`, which a frozen layer has no use
+    for.
+
+    Returns:
+        `module`, changed in place; a new one where it is a batch norm itself.
+    """
+    if not isinstance(module, _BATCH_NORMS):
+        for name, child in module.named_children():
+            setattr(module, name, freeze_batch_norm(child))
+        return module
+    size = module.num_features
+    if hasattr(module, "act"):
+        frozen = FrozenBatchNormAct2d(size, module.eps, module.drop, module.act)
+    else:
+        frozen = FrozenBatchNorm2d(size, module.eps)
+    state = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
+    return _filled(frozen, state).train(module.training)
+
+
+def freeze_parameters_of(model: nn.Module, outputs: Sequence[int], sample: Tensor) -> None:
+    """Fix every parameter that the given outputs of `model` depend on, and the batch norm there.
+
+    Which those are is asked of autograd, since each timm model arranges its stages differently.
+
+    Args:
+        model: gives a list of tensors; changed in place.
+        outputs: positions in that list; none leaves the model as it is.
+        sample: an input; its values do not matter.
+    """
+    if not outputs:
+        return
+    was_training = model.training
+    maps = model.eval()(sample)  # in training mode the sample would enter the statistics
+    named = dict(model.named_parameters())
+    total = torch.stack([maps[i].sum() for i in outputs]).sum()
+    gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    for parameter, gradient in zip(named.values(), gradients, strict=True):
+        parameter.requires_grad_(gradient is None)
+    for name, child in list(model.named_modules()):
+        if isinstance(child, _BATCH_NORMS) and child.affine and not child.weight.requires_grad:
+            model.set_submodule(name, freeze_batch_norm(child))
+    model.train(was_training)
+
+
+def _filled(frozen: FrozenBatchNorm2d, state: dict[str, Tensor]) -> FrozenBatchNorm2d:
+    for name, value in state.items():  # all but weight and bias where the layer has none
+        getattr(frozen, name).copy_(value)
+    return frozen

@@ -1,0 +1,133 @@
+"""RetinaNet with a choice of losses."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
+from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_loss_type
+
+CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
+DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+
+
+@META_ARCH_REGISTRY.register()
+class GHMRetinaNet(RetinaNet):
+    """Detectron2's `RetinaNet` whose losses are chosen by name.
+
+    Sums (focal, cross entropy, OHEM, smooth L1 and the others) are divided by Detectron2's
+    moving average of the number of foreground anchors; GHM losses normalise themselves. That
+    average is a buffer here, so that a resumed run continues with it. With "focal" and one of
+    Detectron2's box losses, a step is Detectron2's own code and gives its numbers.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        cls_loss_type: str = "focal",
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        asl1_mu: float = 0.02,
+        **kwargs,
+    ):
+        """
+        Args:
+            cls_loss_type: "focal", "ce", "ohem" or "ghm_c".
+            ghm_c, ghm_r: `GHMC` and `GHMR`, where a loss type names them.
+            asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
+            **kwargs: those of Detectron2's class; `box_reg_loss_type` may also be "asl1" or
+                "ghm_r".
+
+        Raises:
+            UsageError: an unknown loss type.
+        """
+        super().__init__(**kwargs)
+        check_loss_type("MODEL.RETINANET.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
+        check_loss_type("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", self.box_reg_loss_type, REG_LOSSES)
+        self.cls_loss_type = cls_loss_type
+        self.ghm_c = ghm_c
+        self.ghm_r = ghm_r
+        self.asl1_mu = asl1_mu
+        # MPS has no float64, the precision of Detectron2's Python number
+        exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.register_buffer("loss_normalizer", torch.tensor(100.0, dtype=exact))
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret = super().from_config(cfg)
+        levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
+        ret["cls_loss_type"] = cfg.MODEL.RETINANET.CLS_LOSS_TYPE
+        ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
+        if cfg.MODEL.RETINANET.CLS_LOSS_TYPE == "ghm_c":
+            ret["ghm_c"] = build_ghm_c(cfg, levels)
+        if cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE == "ghm_r":
+            ret["ghm_r"] = build_ghm_r(cfg, levels)
+        return ret
+
+    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
+        if self.cls_loss_type == "focal" and self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
+            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+        gt_labels = torch.stack(gt_labels)  # (N, R)
+        pos_mask = (gt_labels >= 0) & (gt_labels != self.num_classes)
+        num_pos = pos_mask.sum()
+        get_event_storage().put_scalar("num_pos_anchors", num_pos / len(gt_labels))
+        normalizer = self._ema_update("loss_normalizer", num_pos.clamp(min=1), 100)
+        normalizer = normalizer.float()  # not the logits' dtype, which may be half precision
+        return {
+            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
+            "loss_box_reg": self._box_reg_loss(
+                anchors, pred_anchor_deltas, gt_boxes, pos_mask, normalizer
+            ),
+        }
+
+    def _ema_update(self, name, value, initial_value, momentum=0.9):
+        """As Detectron2's, of a buffer that already holds its initial value."""
+        new = getattr(self, name) * momentum + value * (1 - momentum)
+        setattr(self, name, new)
+        return new if isinstance(value, Tensor) else new.item()
+
+    def _cls_loss(self, pred_logits, gt_labels: Tensor, normalizer: Tensor) -> Tensor:
+        """`pred_logits`: a (N, R_l, K) a level. `gt_labels`: (N, R)."""
+        if self.cls_loss_type == "ghm_c":
+            labels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
+            logits = [x.flatten(0, 1) for x in pred_logits]
+            return sum(self.ghm_c.levels(logits, [y.flatten() for y in labels]))
+        logits, labels = torch.cat(pred_logits, dim=1).flatten(0, 1), gt_labels.flatten()
+        if self.cls_loss_type == "focal":
+            total = focal_loss(
+                logits, labels, self.focal_loss_alpha, self.focal_loss_gamma, reduction="sum"
+            )
+        elif self.cls_loss_type == "ce":
+            total = bce_loss(logits, labels, reduction="sum")
+        else:
+            total = ohem_loss(logits, labels)
+        return total / normalizer
+
+    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
+        if self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
+            total = _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                pred_deltas,
+                gt_boxes,
+                pos_mask,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+            return total / normalizer
+        all_anchors = type(anchors[0]).cat(anchors).tensor  # (R, 4)
+        # those of anchors without a box are not numbers, and masked
+        target = torch.stack([self.box2box_transform.get_deltas(all_anchors, b) for b in gt_boxes])
+        sizes = [x.shape[1] for x in pred_deltas]
+        target, valid = target.split(sizes, dim=1), pos_mask.split(sizes, dim=1)
+        if self.box_reg_loss_type == "ghm_r":
+            return sum(self.ghm_r.levels(pred_deltas, target, valid))
+        levels = zip(pred_deltas, target, valid, strict=True)
+        total = sum(asl1_loss(p[v], t[v], self.asl1_mu, "sum") for p, t, v in levels)
+        return total / normalizer

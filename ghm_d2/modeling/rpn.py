@@ -1,0 +1,48 @@
+"""A region proposal network whose classifier can use GHM-C."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
+from torch import nn
+
+from ghm_d2.losses.build import build_ghm_c, check_loss_type
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class GHMRPN(RPN):
+    """Detectron2's `RPN` with, optionally, GHM-C over the anchors that it samples.
+
+    A large MODEL.RPN.BATCH_SIZE_PER_IMAGE makes it harmonise all labelled anchors.
+    """
+
+    @configurable
+    def __init__(self, *, ghm_c: nn.Module | None = None, **kwargs):
+        """
+        Args:
+            ghm_c: `GHMC` instead of binary cross entropy.
+        """
+        super().__init__(**kwargs)
+        self.ghm_c = ghm_c
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        cls_type = cfg.MODEL.RPN.CLS_LOSS_TYPE
+        if check_loss_type("MODEL.RPN.CLS_LOSS_TYPE", cls_type, ("ce", "ghm_c")) == "ghm_c":
+            ret["ghm_c"] = build_ghm_c(cfg, len(cfg.MODEL.RPN.IN_FEATURES))
+        return ret
+
+    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """`loss_rpn_cls` and `loss_rpn_loc`; arguments as in Detectron2's class."""
+        losses = super().losses(
+            anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        if self.ghm_c is not None:
+            labels = torch.stack(gt_labels)  # 1 object, 0 background, -1 ignored
+            labels = torch.where(labels >= 0, 1 - labels, -1)  # class 0 is "object"
+            labels = labels.split([x.shape[1] for x in pred_objectness_logits], dim=1)
+            logits = [x.reshape(-1, 1) for x in pred_objectness_logits]
+            loss = sum(self.ghm_c.levels(logits, [y.flatten().long() for y in labels]))
+            losses["loss_rpn_cls"] = loss * self.loss_weight.get("loss_rpn_cls", 1.0)
+        return losses
