@@ -1,0 +1,1 @@
+"""The shipped configuration files, installed as ghm_d2.configs."""
