@@ -1,0 +1,260 @@
+"""From a name or a folder to Detectron2's catalog, and from the data to the configuration.
+
+A folder's split is registered under the path of its JSON file, which is a name that another
+process can resolve again: a saved configuration stays usable.
+"""
+
+import difflib
+import logging
+import os
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+
+from ghm_d2.data import digits
+from ghm_d2.data.coco_json import SPLITS, image_root
+from ghm_d2.data.output import new_folder
+from ghm_d2.data.validate import IMPORT_HINT, categories_of, validate_json
+from ghm_d2.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
+
+DIGITS = "digits"
+# Annotation fields that Detectron2's loader would leave behind: experiments on noise need this one.
+_EXTRA_KEYS = ["noise"]
+
+
+def resolve(name_or_folder: str, split: str) -> str:
+    """The name in Detectron2's DatasetCatalog for a split ("train", "val" or "test").
+
+    name_or_folder: a registered name ("coco_2017_val"), the common part of such names
+    ("coco_2017", "digits"), a folder with SPLIT.json, or such a JSON file. Names come before
+    folders; `./digits` is a folder in any case. `digits` is generated on first use, and a folder
+    registered, with its classes; repeating a call changes nothing.
+    Raises: UsageError for an unknown name, DataError for a folder without that split or with a
+    malformed JSON.
+    """
+    from detectron2.data import DatasetCatalog
+
+    name = str(name_or_folder)
+    if name in (DIGITS, *(f"{DIGITS}_{s}" for s in digits.SPLITS)):
+        return _resolve_digits(name, split)
+    if name in DatasetCatalog:
+        return name
+    if f"{name}_{split}" in DatasetCatalog:
+        return f"{name}_{split}"
+    path = Path(os.path.abspath(name))
+    if path.suffix == ".json" and path.stem in SPLITS:
+        return _register(str(path), path)
+    if os.path.isdir(path):
+        return _register(str(path / f"{split}.json"), path / f"{split}.json")
+    raise _unknown(name, split)
+
+
+def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True) -> None:
+    """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
+
+    dataset: a name or folder as for `resolve`: its train split becomes DATASETS.TRAIN and its val
+    split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017"). Without it, each entry of
+    DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
+    data alone, for evaluation where they may not exist; the classes must then be those of
+    DATASETS.CLASS_NAMES, if it is set.
+    Raises: as `resolve`, UsageError where no data set is named, DataError where classes differ.
+    """
+    if dataset is not None:
+        base = _without_split(dataset)
+        train, test = [base], [base]
+    else:
+        train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+    if not (train if need_train else test):
+        key = "DATASETS.TRAIN" if need_train else "DATASETS.TEST"
+        raise UsageError(f"no data set: pass --dataset NAME|FOLDER or set {key}")
+    if len(test) > 1:
+        raise UsageError("DATASETS.TEST names one data set; ghm eval --dataset takes the others")
+    names = tuple(resolve(name, "val") for name in test)
+    cfg.DATASETS.TEST = names
+    if need_train:
+        cfg.DATASETS.TRAIN = tuple(resolve(name, "train") for name in train)
+        names += tuple(cfg.DATASETS.TRAIN)
+    classes = _common_classes(names)
+    trained = list(cfg.DATASETS.CLASS_NAMES)
+    if not need_train and trained and trained != classes:
+        raise DataError(
+            f"{names[0]} and the data that the detector was trained on have "
+            f"{_difference(classes, trained)}"
+        )
+    cfg.DATASETS.CLASS_NAMES = tuple(classes)
+    cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+
+
+def classes_of(name: str) -> list[str]:
+    """The class names of a registered data set, in the order of the model's outputs."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None:  # a data set that tells them only once it is loaded
+        DatasetCatalog.get(name)
+        classes = MetadataCatalog.get(name).get("thing_classes")
+    if not classes:
+        raise DataError(f"{name}: registered without thing_classes, so the classes are unknown")
+    return list(classes)
+
+
+def validate(name: str) -> None:
+    """Check a registered data set before training, without opening an image.
+
+    Raises: DataError with one line, the first fault and how many more: the JSON is missing,
+    malformed or empty; a category, box or field that Detectron2 or COCO's evaluation cannot use;
+    an image that is missing or outside the folder. Images without annotations are background.
+    A data set without a COCO JSON has nothing to check here.
+    """
+    from detectron2.data import MetadataCatalog
+
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        return
+    validate_json(json_file, metadata.get("image_root", ""))
+
+
+def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:
+    """split -> (COCO JSON, image folder), for every split that is there. Raises as `resolve`."""
+    path = Path(name_or_folder)
+    if name_or_folder != DIGITS and os.path.isdir(path):
+        found = [path / f"{split}.json" for split in SPLITS]
+        files = {p.stem: (str(p), str(image_root(path))) for p in found if p.is_file()}
+        if not files:
+            raise DataError(f"{path}: holds none of train.json, val.json, test.json; {IMPORT_HINT}")
+        return files
+    if name_or_folder == DIGITS:
+        folder = digits_folder()
+        return {s: (str(folder / f"{s}.json"), str(folder / "images")) for s in digits.SPLITS}
+    return _locate_registered(name_or_folder)
+
+
+def digits_folder(spec: digits.DigitsSpec | None = None) -> Path:
+    """The folder of the generated data set, which is made if it is not there.
+
+    It lies under $DETECTRON2_DATASETS, or else under the user's cache folder, and its name holds
+    the specification's hash. Safe for several processes at once.
+    """
+    spec = spec or digits.DigitsSpec()
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    root = os.environ.get("DETECTRON2_DATASETS") or os.path.join(cache, "ghm_d2")
+    folder = Path(os.path.abspath(root)) / f"digits-{spec.digest}"
+    if not folder.is_dir():
+        logger.info("generating digits in %s", folder)
+        try:
+            with new_folder(folder) as draft:
+                digits.write(spec, draft)
+        except UsageError:
+            if not (folder / "val.json").is_file():
+                raise
+            # Another process was quicker; what it wrote is the same.
+    return folder
+
+
+def _resolve_digits(name: str, split: str) -> str:
+    if name == DIGITS:
+        if split not in digits.SPLITS:
+            raise UsageError(f"digits has no {split} split, only train and val")
+        name = f"{DIGITS}_{split}"
+    return _register(name, digits_folder() / f"{name.removeprefix(f'{DIGITS}_')}.json")
+
+
+def _without_split(dataset: str) -> str:
+    """`coco_2017` for `coco_2017_val`, and a folder for one of its JSON files."""
+    from detectron2.data import DatasetCatalog
+
+    path = Path(dataset)
+    if path.suffix == ".json" and path.stem in SPLITS:
+        return str(path.parent)
+    base, _, split = dataset.rpartition("_")
+    known = dataset in DatasetCatalog or base == DIGITS
+    if not known or split not in SPLITS:
+        return dataset
+    return base
+
+
+def _register(name: str, json_file: Path) -> str:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if not json_file.is_file():
+        raise DataError(f"{json_file}: no such file; {IMPORT_HINT}")
+    root = str(image_root(json_file.parent))
+    categories = categories_of(str(json_file))
+    about = {
+        "json_file": str(json_file),
+        "image_root": root,
+        "evaluator_type": "coco",
+        "thing_classes": [name for _, name in categories],
+        "thing_dataset_id_to_contiguous_id": {c[0]: i for i, c in enumerate(categories)},
+    }
+    if name in DatasetCatalog:
+        old = MetadataCatalog.get(name)
+        if all(old.get(key) == value for key, value in about.items()):
+            return name
+        DatasetCatalog.remove(name)  # the files have changed since
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, partial(_load, name, str(json_file), root))
+    MetadataCatalog.get(name).set(**about)
+    return name
+
+
+def _load(name: str, json_file: str, root: str) -> list[dict]:
+    from detectron2.data.datasets import load_coco_json
+
+    # Detectron2's loader fails on bad input by assertion or KeyError, naming no file.
+    validate(name)
+    return load_coco_json(json_file, root, name, extra_annotation_keys=_EXTRA_KEYS)
+
+
+def _locate_registered(name: str) -> dict[str, tuple[str, str]]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    found = {}
+    for split in SPLITS:
+        if f"{name}_{split}" in DatasetCatalog:
+            found[split] = f"{name}_{split}"
+    if not found:
+        verbatim = resolve(name, "train")
+        stem = Path(verbatim).stem
+        found[next((s for s in SPLITS if stem.endswith(s)), "train")] = verbatim
+    files = {s: MetadataCatalog.get(n) for s, n in found.items()}
+    lacking = [found[s] for s, m in files.items() if m.get("json_file") is None]
+    if lacking:
+        raise DataError(f"{lacking[0]}: registered without a COCO JSON, so it cannot be checked")
+    there = {s: m for s, m in files.items() if os.path.isfile(m.json_file)} or files
+    return {s: (m.json_file, m.get("image_root", "")) for s, m in there.items()}
+
+
+def _common_classes(names: tuple[str, ...]) -> list[str]:
+    first = classes_of(names[0])
+    for name in names[1:]:
+        other = classes_of(name)
+        if other != first:
+            raise DataError(f"{names[0]} and {name} have {_difference(first, other)}")
+    return first
+
+
+def _difference(a: list[str], b: list[str]) -> str:
+    """What tells two lists of classes apart, in words that stay short for eighty classes."""
+    pairs = zip_longest(a, b, fillvalue="none")
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return f"different classes: {len(a)} and {len(b)}, {one!r} where the other has {other!r}"
+
+
+def _unknown(name: str, split: str) -> UsageError:
+    from detectron2.data import DatasetCatalog
+
+    if os.sep in name or name.endswith(".json"):
+        return UsageError(f"{name}: no such folder, nor a registered data set")
+    known = set(DatasetCatalog.list()) | {DIGITS}
+    known |= {n.removesuffix(f"_{s}") for n in known for s in SPLITS}
+    near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.0)
+    return UsageError(
+        f"unknown data set {name!r} ({split}): the nearest known name is {near[0]!r}; "
+        "a folder with train.json and val.json is accepted too"
+    )

@@ -1,0 +1,90 @@
+"""What every module here shares about COCO JSON: files, names and boxes that may be hostile."""
+
+import json
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ghm_d2.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+def load_json(path: str | Path) -> Any:
+    """Parse a JSON file. Raises DataError with the file's name and, where known, the line."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, absurd numbers, absurd nesting
+        raise DataError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write compact JSON; the same value gives the same bytes. NaN is refused."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def image_root(folder: str | Path) -> Path:
+    """The folder that `file_name` is relative to: FOLDER/images, or FOLDER if there is none."""
+    images = Path(folder) / "images"
+    return images if images.is_dir() else Path(folder)
+
+
+def safe_name(name: Any, where: str) -> str:
+    """A relative image name in POSIX form. Raises DataError if it would leave its folder.
+
+    Backslashes count as separators: data sets written on Windows have them.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise DataError(f"{where}: {name!r:.80} is not the name of an image")
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(f"{where}: the image name {name!r:.120} leaves the image folder")
+    return str(path)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a parsed JSON value is a number of a size that pixels have.
+
+    By comparison, since an integer of a thousand digits has no float.
+    """
+    return isinstance(value, int | float) and -1e9 < value < 1e9
+
+
+def box_fault(box: Any) -> str | None:
+    """Why an [x, y, w, h] box in px is no box at all, or None."""
+    if not isinstance(box, list | tuple) or len(box) != 4:
+        return "bbox is not four numbers"
+    if not all(isinstance(v, int | float) for v in box):
+        return "bbox is not four numbers"
+    if not all(is_finite(v) for v in box):
+        return f"box {show_box(box)} is not finite"
+    if box[2] <= 0 or box[3] <= 0:
+        return f"box {show_box(box)} is inverted or empty"
+    return None
+
+
+def outside(box: list[float], width: float, height: float) -> float:
+    """By how many px an [x, y, w, h] box leaves the image; infinity where none of it is inside."""
+    x, y, w, h = box
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return math.inf
+    return max(-x, -y, x + w - width, y + h - height, 0.0)
+
+
+def hashable(value: Any) -> Any:
+    """Something that can be looked up, whatever stood in the file."""
+    return value if isinstance(value, int | str) else repr(value)
+
+
+def show_box(box) -> str:
+    """A box as people read it: four short numbers."""
+    return "[" + ", ".join(f"{v:.6g}" if is_finite(v) else f"{v!r:.12}" for v in box) + "]"

@@ -1,0 +1,120 @@
+"""What a reader of COCO, VOC or YOLO folders hands to the importer: raw, not yet judged.
+
+The formats are read here and not by `supervision`, whose loaders were tried first: they hold no
+file names for what they skip, put the corners of inverted VOC boxes in order (BCCD's empty boxes
+come back as 1 x 1 boxes), drop VOC's `difficult`, decode every image to learn its size, and let a
+file name leave its folder. On clean folders the two agree, which the tests hold them to.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ghm_d2.data.coco_json import SPLITS
+from ghm_d2.errors import DataError
+
+
+@dataclass
+class Box:
+    """One annotation as its file has it."""
+
+    where: str  # "line 3", "object 2", "annotation 17": for reports
+    category: int  # index into Source.names
+    bbox: list[float]  # [x, y, w, h]: px, or fractions of the image where Item.relative
+    fault: str | None = None  # why it cannot be used, where the reader knows already
+    extra: dict = field(default_factory=dict)  # iscrowd, area, segmentation, difficult
+
+
+@dataclass
+class Item:
+    """One image with its annotations."""
+
+    image: Path  # where it should be; it may be missing
+    name: str  # its path below the images folder of the output
+    where: str  # the annotation file, for reports
+    boxes: list[Box]
+    size: tuple[int, int] | None = None  # (width, height) that the annotations claim
+    relative: bool = False
+    image_id: int | None = None
+    fault: str | None = None
+
+
+class Dropped(NamedTuple):
+    """One thing left out: `what` is "box", "image" or "annotation"; `file` is the file to mend."""
+
+    split: str
+    what: str
+    file: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.detail}"
+
+
+@dataclass
+class Source:
+    """A whole folder. `splits` has "train", "val", "test", or "" where there is no split."""
+
+    kind: str  # "coco" | "voc" | "yolo"
+    names: list[str]
+    splits: dict[str, list[Item]]
+    notes: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+def split_of(text: str) -> str:
+    """The split that a file or folder name speaks of, or ""."""
+    words = text.lower().replace("-", "_").replace(".", "_")
+    for word, split in (("train", "train"), ("val", "val"), ("test", "test")):
+        if word in words:
+            return split
+    return ""
+
+
+def unique_names(names: list, where: Path) -> list[str]:
+    """Class names as strings. Raises DataError unless they are distinct, non-empty scalars."""
+    for name in names:
+        # Lists are refused, not printed: a few YAML aliases can nest to billions of elements.
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name):
+            raise DataError(f"{where}: class names must be texts (in YAML, quote yes, no and null)")
+    texts = [str(name) for name in names]
+    if not texts:
+        raise DataError(f"{where}: no class names")
+    double = sorted({t for t in texts if texts.count(t) > 1}) if len(texts) < 10_000 else []
+    if double:
+        raise DataError(f"{where}: the class name {double[0]!r} stands twice")
+    return texts
+
+
+def output_name(image: Path, source: Path) -> str:
+    """Where an image goes below the output's images folder: its path in the source."""
+    parts = image.relative_to(source).parts
+    if len(parts) > 1 and parts[0].lower() in ("images", "jpegimages"):
+        parts = parts[1:]
+    return "/".join(parts)
+
+
+def with_val(source: Source, share: float, seed: int) -> None:
+    """Split train in place where there is no val: `share` of the images stay in train (one at
+    least, and one goes to val).
+
+    Drawn from the sorted image names with `seed`, so the same folder splits the same way
+    everywhere.
+    """
+    whole = source.splits.pop("", None)
+    if whole is not None:
+        source.splits["train"] = whole
+    if "val" in source.splits or "train" not in source.splits:
+        return
+    items = sorted(source.splits["train"], key=lambda item: item.name)
+    if len(items) < 2:
+        source.notes.append("no val split in the source, and too few images to make one")
+        return
+    chosen = list(range(len(items)))
+    random.Random(seed).shuffle(chosen)
+    train = set(chosen[: min(max(round(len(items) * share), 1), len(items) - 1)])
+    source.splits["train"] = [item for i, item in enumerate(items) if i in train]
+    source.splits["val"] = [item for i, item in enumerate(items) if i not in train]
+    source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
+    source.notes.append(f"no val split in the source: made one of {1 - share:.0%} (seed {seed})")
