@@ -27,7 +27,7 @@ class RunRecord:
     dataset: str
     config_hash: str
     seed: int
-    status: str = "finished"  # "finished" | "interrupted" | "diverged"
+    status: str = "finished"  # "finished" | "interrupted" | "diverged" | "failed"
     iterations: int = 0
     device: str = ""
     code_version: str = ""
@@ -59,6 +59,18 @@ class RunRecord:
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?") from None
         except (ValueError, TypeError) as error:
             raise DataError(f"{file}: not the record of a run: {error}") from None
+
+
+def find_records(folder: Path) -> list[RunRecord]:
+    """The records of all runs below `folder`, in the order of their paths.
+
+    Raises:
+        DataError: there is none, or a run.json that is not one.
+    """
+    files = sorted(Path(folder).rglob(RUN_FILE))
+    if not files:
+        raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
+    return [RunRecord.read(file.parent) for file in files]
 
 
 def write_json(file: Path, value) -> None:

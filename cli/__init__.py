@@ -1,0 +1,1 @@
+"""The command line `ghm`, installed as ghm_d2.cli."""

@@ -1,0 +1,40 @@
+"""Where output goes: results to stdout (tables, or JSON with --json), everything else to stderr."""
+
+import json
+import sys
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from ghm_d2.errors import EXIT_INTERRUPTED, GHMError
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def emit(value, *, as_json: bool, human) -> None:
+    """Print `value` as JSON, or call `human()` to print it for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    else:
+        human()
+
+
+@contextmanager
+def user_errors():
+    """Turn our errors into one line on stderr and their exit code; the rest is a fault of ours."""
+    try:
+        yield
+    except GHMError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

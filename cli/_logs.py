@@ -1,0 +1,25 @@
+"""Logging: everything into the run's log.txt, warnings of ours on stderr."""
+
+import logging
+import warnings
+from pathlib import Path
+
+
+def log_to(folder: Path) -> None:
+    """Send the log records of Detectron2, fvcore and this project to `folder`/log.txt."""
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    for name in ("detectron2", "fvcore", "ghm_d2", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+
+
+def quiet() -> None:
+    """Keep the libraries' log records and warnings to themselves."""
+    warnings.simplefilter("ignore")
+    for name in ("detectron2", "fvcore"):
+        logging.getLogger(name).setLevel(logging.ERROR)

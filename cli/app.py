@@ -1,0 +1,45 @@
+"""The command `ghm`. Each subcommand imports what is heavy inside its body."""
+
+import typer
+
+from . import data
+from ._options import PASS_UNKNOWN
+from .configs import configs
+from .doctor import doctor
+from .eval import evaluate
+from .predict import predict
+from .report import report
+from .train import train
+
+app = typer.Typer(
+    name="ghm",
+    help="Train, evaluate and compare detectors with the Gradient Harmonizing Mechanism.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(
+    "train",
+    context_settings=PASS_UNKNOWN,
+    epilog="Example: ghm train --config configs/quick/retinanet_ghm.yaml --dataset my_folder "
+    "--seed 1 SOLVER.MAX_ITER 600",
+)(train)
+app.command(
+    "eval",
+    context_settings=PASS_UNKNOWN,
+    epilog="Example: ghm eval --weights runs/retinanet_ghm/model_best.pth",
+)(evaluate)
+app.command(
+    "predict",
+    epilog="Example: ghm predict --weights runs/retinanet_ghm/model_best.pth photo.jpg",
+)(predict)
+app.command("report", epilog="Example: ghm report runs")(report)
+app.command("configs", epilog="Example: ghm configs")(configs)
+app.command("doctor", epilog="Example: ghm doctor")(doctor)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """The console script's entry."""
+    app()

@@ -1,0 +1,98 @@
+"""What a run is, for its record: method, network, versions, memory."""
+
+import platform
+import resource
+import sys
+from importlib import metadata
+
+import torch
+from torch import nn
+
+from ghm_d2 import __version__
+from ghm_d2.records import RunRecord, config_hash
+
+PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
+CLS_NAMES = {"focal": "focal", "ce": "CE", "ohem": "OHEM", "ghm_c": "GHM-C"}
+REG_NAMES = {
+    "smooth_l1": "SL1",
+    "giou": "GIoU",
+    "diou": "DIoU",
+    "ciou": "CIoU",
+    "asl1": "ASL1",
+    "ghm_r": "GHM-R",
+}
+NOT_THE_EXPERIMENT = (
+    "OUTPUT_DIR",
+    "SEED",
+    "VIS_PERIOD",
+)  # keys that two runs to compare may differ in
+
+
+def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
+    """A record with everything that is known before the run starts."""
+    return RunRecord(
+        method=method_name(cfg),
+        network=network_name(cfg),
+        dataset=dataset,
+        config_hash=_hash(cfg),
+        seed=cfg.SEED,
+        device=_device_name(cfg.MODEL.DEVICE),
+        code_version=__version__,
+        packages=_versions(),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def method_name(cfg) -> str:
+    """Such as "RetinaNet GHM-C + GHM-R"."""
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        name, keys = "RetinaNet", cfg.MODEL.RETINANET
+    elif cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        name, keys = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN", cfg.MODEL.ROI_BOX_HEAD
+    else:
+        return cfg.MODEL.META_ARCHITECTURE
+    reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
+    return f"{name} {CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)} + {reg}"
+
+
+def network_name(cfg) -> str:
+    """Such as "ResNeXt-101-32x8d-FPN"."""
+    backbone = cfg.MODEL.BACKBONE.NAME
+    fpn = "-FPN" if "fpn" in backbone else ""
+    if "timm" in backbone:
+        return cfg.MODEL.TIMM.NAME + fpn
+    resnet = cfg.MODEL.RESNETS
+    if resnet.NUM_GROUPS == 1:
+        return f"ResNet-{resnet.DEPTH}{fpn}"
+    return f"ResNeXt-{resnet.DEPTH}-{resnet.NUM_GROUPS}x{resnet.WIDTH_PER_GROUP}d{fpn}"
+
+
+def peak_memory_mb(device: str) -> float:
+    """Of the accelerator if there is one, else of the process (its resident set), in MiB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _hash(cfg) -> str:
+    same = cfg.clone()
+    for key in NOT_THE_EXPERIMENT:
+        setattr(same, key, type(getattr(same, key))())
+    return config_hash(same.dump())
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

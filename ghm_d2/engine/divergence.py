@@ -1,0 +1,69 @@
+"""Say where a training stopped being finite."""
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from ghm_d2.errors import DivergedError
+
+REMEDY = (
+    "try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model, or MODEL.GHM.EMA_INIT debias"
+)
+
+
+def diverged(model: nn.Module, batch: list[dict], what: str, iteration: int) -> DivergedError:
+    """The error for a step that is not finite; `what` names the loss, such as "loss_cls is nan".
+
+    Runs the model once more on the batch, whose weights the step has not changed yet, to find
+    the first module with an output that is not finite, and its feature level.
+    """
+    where = first_nonfinite_output(model, batch)
+    source = f", first in {where}" if where else ""
+    files = ", ".join(str(item["file_name"]) for item in batch if "file_name" in item)
+    images = f" (images: {files})" if files else ""
+    return DivergedError(f"iteration {iteration}: {what}{source}{images}; {REMEDY}")
+
+
+@torch.no_grad()
+def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
+    """The module, and the feature level where it runs on several, or None where all is finite.
+
+    A module that runs once a level (RetinaNet's and the RPN's heads) runs on them in turn.
+    """
+    calls: dict[str, int] = {}
+    found: list[tuple[str, int]] = []
+
+    def check(name):
+        def hook(_module, _inputs, output):
+            calls[name] = calls.get(name, 0) + 1
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append((name, calls[name]))
+
+        return hook
+
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    handles = [module.register_forward_hook(check(name)) for name, module in leaves]
+    state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages stay as they were
+    try:
+        with EventStorage(0):
+            model(batch)
+    except (RuntimeError, AssertionError, FloatingPointError, ValueError):
+        pass  # not finite inputs may stop a later module; the hooks have seen enough
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(state[name])
+    if not found:
+        return None
+    name, call = found[0]
+    if calls[name] == 1:
+        return name
+    levels = _level_names(model)
+    return f"{name} at level {levels[call - 1] if call <= len(levels) else call}"
+
+
+def _level_names(model: nn.Module) -> list[str]:
+    generator = getattr(model, "proposal_generator", None)
+    return list(getattr(model, "head_in_features", None) or getattr(generator, "in_features", ()))

@@ -1,0 +1,99 @@
+"""COCO evaluation, through faster-coco-eval."""
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import torch
+from detectron2.evaluation import COCOEvaluator
+from faster_coco_eval import COCO, COCOeval_faster
+
+from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.engine.progress import Progress
+from ghm_d2.records import AP_COLUMNS, finite_or_none
+
+
+@dataclass
+class Evaluation:
+    """AP figures in percent (None where undefined), the detections, and the speed."""
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    ms_per_image: float
+    detections: list[dict] = field(repr=False)  # in COCO's result format
+
+
+class FasterCOCOEvaluator(COCOEvaluator):
+    """Detectron2's evaluator of boxes whose AP is computed by faster-coco-eval.
+
+    A data set without a detection has AP 0 where it has boxes, rather than NaN.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True):
+        super().__init__(
+            dataset_name, tasks=("bbox",), distributed=distributed, use_fast_impl=False
+        )
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        detections = list(itertools.chain(*[p["instances"] for p in predictions]))
+        to_dataset_id = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        for detection in detections:
+            detection["category_id"] = to_dataset_id[detection["category_id"]]
+        self.detections = detections
+        if not self._do_evaluation:
+            return
+        truth = COCO(self._coco_api.dataset)
+        found = truth.loadRes(detections) if detections else _no_detections(self._coco_api.dataset)
+        coco_eval = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
+        if img_ids is not None:
+            coco_eval.params.imgIds = img_ids
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+        names = self._metadata.get("thing_classes")
+        self._results["bbox"] = self._derive_coco_results(coco_eval, "bbox", class_names=names)
+
+
+def _no_detections(dataset: dict) -> COCO:
+    return COCO(dataset | {"annotations": []})
+
+
+@torch.no_grad()
+def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
+    """Run `model` over the whole data set `dataset_name` and compute COCO's AP of its boxes.
+
+    The model is left in the mode (training or evaluation) it was in.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    evaluator = FasterCOCOEvaluator(dataset_name)
+    evaluator.reset()
+    loader = build_test_loader(cfg, dataset_name)
+    was_training = model.training
+    model.eval()
+    seconds = []
+    try:
+        for batch in progress.track(loader, f"evaluating {dataset_name}", len(loader)):
+            raise_on_bad_image(batch)
+            start = time.perf_counter()
+            outputs = model(batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append((time.perf_counter() - start) / len(batch))
+            evaluator.process(batch, outputs)
+    finally:
+        model.train(was_training)
+    results = evaluator.evaluate().get("bbox", {})
+    return Evaluation(
+        metrics={name: finite_or_none(results.get(name, float("nan"))) for name in AP_COLUMNS},
+        per_class=_per_class(results, evaluator._metadata.thing_classes),
+        ms_per_image=1000 * sorted(seconds)[len(seconds) // 2],
+        detections=getattr(evaluator, "detections", []),
+    )
+
+
+def _per_class(results: dict[str, float], names: list[str]) -> dict[str, float | None]:
+    if len(names) == 1:  # Detectron2 leaves out the table of one class
+        return {names[0]: finite_or_none(results.get("AP", float("nan")))}
+    return {n: finite_or_none(results.get(f"AP-{n}", float("nan"))) for n in names}

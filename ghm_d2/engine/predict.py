@@ -1,0 +1,86 @@
+"""Detections on image files, and pictures of detections."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ghm_d2.data.images import read_image
+from ghm_d2.data.show import contact_sheet
+from ghm_d2.engine.progress import Progress
+
+
+@torch.no_grad()
+def predict(
+    model, cfg, files: Sequence[Path], progress: Progress, threshold: float = 0.0
+) -> list[list[dict]]:
+    """Detections on each image, in COCO's result format, best first.
+
+    Args:
+        model: in evaluation mode.
+        threshold: the least score to report, in [0, 1].
+
+    Returns:
+        for each file a list of {"image_id": index of the file, "category_id": index of the
+        class, "bbox": [x, y, width, height] in px, "score"}.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    resize = T.ResizeShortestEdge(
+        [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+    )
+    found = []
+    for i, file in enumerate(progress.track(files, "predicting", len(files))):
+        image = convert_PIL_to_numpy(Image.fromarray(read_image(file)), cfg.INPUT.FORMAT)
+        height, width = image.shape[:2]
+        image = resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
+        instances = model([{"image": tensor, "height": height, "width": width}])[0]["instances"]
+        detections = instances_to_coco_json(instances.to("cpu"), i)
+        found.append([d for d in detections if d["score"] >= threshold])
+    return found
+
+
+def draw_beside_truth(
+    dataset_name: str, detections: Sequence[dict], file: Path, count: int = 8
+) -> None:
+    """A picture of the data set's first images, each with its boxes beside its detections.
+
+    As many of the data set's best detections are drawn as it has boxes: how high the scores of
+    a detector are depends on the loss it was trained with.
+
+    Args:
+        dataset_name: registered with Detectron2.
+        detections: in COCO's result format, of the whole data set.
+        file: where the PNG goes.
+        count: images to draw.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    names = {to_dataset_id[i]: name for i, name in enumerate(metadata.thing_classes)}
+    items = DatasetCatalog.get(dataset_name)
+    boxes = sum(len(item["annotations"]) for item in items)
+    best = sorted(detections, key=lambda d: -d["score"])[:boxes]
+    least = best[-1]["score"] if best else 1.0
+    pictures = []
+    for item in items[:count]:
+        path = Path(item["file_name"])
+        truth = [a | {"category_id": to_dataset_id[a["category_id"]]} for a in item["annotations"]]
+        for annotation in truth:
+            annotation["bbox"] = BoxMode.convert(
+                annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
+            )
+        found = [d for d in best if d["image_id"] == item["image_id"]]
+        pictures += [
+            (path, f"{path.name}: ground truth", truth),
+            (path, f"detections, scores from {least:.2f}", found),
+        ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, names, columns=4).save(file)

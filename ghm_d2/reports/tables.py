@@ -1,0 +1,55 @@
+"""Tables of run records, for a terminal or as Markdown."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ghm_d2.records import AP_COLUMNS, RunRecord
+
+HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min")
+
+
+def results_table(record: RunRecord, title: str | None = None) -> Table:
+    """One run, in the published column order."""
+    return _table(HEADERS, [_results(record)], title, text_columns=2)
+
+
+def runs_table(records: Sequence[RunRecord]) -> Table:
+    """A row a run: the published columns, then data, seed, iterations and speed."""
+    return _table(RUN_HEADERS, [_run(r) for r in records], None, text_columns=2)
+
+
+def runs_markdown(records: Sequence[RunRecord]) -> str:
+    """`runs_table` as Markdown."""
+    lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *map(_run, records)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def per_class_table(record: RunRecord) -> Table:
+    """AP of each class."""
+    rows = [(name, _percent(ap)) for name, ap in record.per_class.items()]
+    return _table(("Class", "AP"), rows, None, text_columns=1)
+
+
+def _results(r: RunRecord) -> tuple[str, ...]:
+    return (r.method, r.network, *(_percent(r.metrics.get(c)) for c in AP_COLUMNS))
+
+
+def _run(r: RunRecord) -> tuple[str, ...]:
+    minutes = "-" if r.train_seconds is None else f"{r.train_seconds / 60:.1f}"
+    return (*_results(r), r.dataset, str(r.seed), str(r.iterations), minutes)
+
+
+def _table(headers, rows, title, text_columns: int) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, header in enumerate(headers):
+        is_text = i < text_columns
+        table.add_column(header, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,37 @@
+"""The command line starts quickly: what is heavy is imported by the command that needs it."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = {"torch", "torchvision", "detectron2", "fvcore", "timm", "matplotlib", "sklearn", "scipy"}
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that a fresh Python has after `code`."""
+    code += (
+        "\nimport json, sys; print('\\n' + json.dumps([m.partition('.')[0] for m in sys.modules]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_importing_the_app_imports_nothing_heavy():
+    names = imported_by("import ghm_d2.cli.app")
+    assert "typer" in names and "ghm_d2" in names
+    assert not names & HEAVY
+
+
+def test_help_imports_nothing_heavy():
+    help_of = "import sys\nfrom ghm_d2.cli.app import app\n"
+    for words in ([], ["train"], ["data", "import"]):
+        call = f"try: app({[*words, '--help']!r})\nexcept SystemExit as e: assert not e.code"
+        assert not imported_by(help_of + call) & HEAVY
+
+
+def test_the_package_imports_nothing_heavy():
+    assert not imported_by("import ghm_d2, ghm_d2.config, ghm_d2.records, ghm_d2.errors") & HEAVY
+
+
+def test_heavy_imports_are_seen():
+    assert {"torch", "detectron2"} <= imported_by("import ghm_d2.modeling.rpn") & HEAVY

@@ -1,0 +1,190 @@
+"""ghm train, eval and predict as a user runs them: subprocesses on real files."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CONFIG = "configs/quick/retinanet_ghm.yaml"
+
+
+@pytest.fixture(scope="module")
+def run_folder(ghm, digits_folder, tiny, tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--output", folder, "--seed", 3]
+    done = ghm("train", *words, *tiny, "TEST.EVAL_PERIOD", 2)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_leaves_its_evidence(run_folder):
+    present = {file.name for file in run_folder.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "density.jsonl", "run.json", "log.txt"} <= present
+    assert {"model_final.pth", "model_best.pth", "detections.png"} <= present
+    assert any(name.startswith("events.out.tfevents") for name in present)
+    run = record(run_folder)
+    assert run["status"] == "finished" and run["iterations"] == 4 and run["seed"] == 3
+    assert run["method"] == "RetinaNet GHM-C + GHM-R"
+    assert set(run["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert set(run["per_class"]) == {str(digit) for digit in range(10)}
+    assert run["s_per_iter"] > 0 and run["ms_per_image"] > 0 and run["parameters"] > 1000
+    lines = [json.loads(x) for x in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["iteration"] for x in lines if "loss_cls" in x] == [0, 1, 2, 3]
+    densities = {json.loads(x)["density"] for x in (run_folder / "density.jsonl").open()}
+    assert densities == {"ghm_c.density", "ghm_r.density"}
+
+
+def test_the_table_has_the_published_columns(run_folder):
+    header = next(x for x in (run_folder / "stdout.txt").read_text().splitlines() if "AP50" in x)
+    columns = [cell.strip() for cell in header.strip("┃│ ").replace("│", "┃").split("┃")]
+    assert columns == ["Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
+
+
+def test_one_seed_gives_one_result(ghm, digits_folder, tiny, run_folder, tmp_path):
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--seed", 3]
+    again = ghm("train", *words, "--output", tmp_path / "b", *tiny, "TEST.EVAL_PERIOD", 2, "--json")
+    assert again.returncode == 0, again.stderr
+    metrics = (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    assert metrics == (run_folder / "metrics.jsonl").read_bytes()
+    assert json.loads(again.stdout)["metrics"] == record(run_folder)["metrics"]
+    words[-1] = 4
+    other = ghm("train", *words, "--output", tmp_path / "c", *tiny)
+    assert other.returncode == 0, other.stderr
+    assert (tmp_path / "c" / "metrics.jsonl").read_bytes() != metrics
+
+
+def test_eval_finds_the_configuration_beside_the_weights(ghm, run_folder, tmp_path):
+    weights = run_folder / "model_final.pth"
+    done = ghm("eval", "--weights", weights, "--json", "--output", tmp_path / "e", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"] == record(run_folder)["metrics"]
+    assert {f.name for f in (tmp_path / "e").iterdir()} == {
+        "run.json",
+        "detections.json",
+        "detections.png",
+    }
+
+
+def test_predict_draws_and_prints_coco_json(ghm, run_folder, digits_folder, tmp_path):
+    image = next(Path(digits_folder).rglob("val/*.png"))
+    words = ["--weights", run_folder / "model_final.pth", "--threshold", 0, "--json"]
+    done = ghm("predict", *words, "--output", tmp_path / "p", image)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found and set(found[0]) >= {"image_id", "category_id", "bbox", "score", "file_name"}
+    assert (tmp_path / "p" / f"{image.stem}.png").is_file()
+
+
+def test_a_run_is_not_overwritten_unasked(ghm, digits_folder, tiny, run_folder):
+    before = {f.name: f.stat().st_mtime_ns for f in run_folder.iterdir()}
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--output", run_folder]
+    refused = ghm("train", *words, *tiny)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr and "--overwrite" in refused.stderr
+    assert {f.name: f.stat().st_mtime_ns for f in run_folder.iterdir()} == before
+
+
+def test_interrupted_then_resumed(ghm, digits_folder, tiny, tmp_path):
+    """SIGINT saves and ends with 130; --resume runs the rest and no iteration twice."""
+    folder = tmp_path / "run"
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--output", str(folder), "--seed", "1"]
+    long = [*tiny, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "5000"]
+    command = [sys.executable, "-m", "ghm_d2.cli", "train", *words, *long]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 1:
+            break
+        time.sleep(0.2)
+    started.send_signal(signal.SIGINT)
+    _, stderr = started.communicate(timeout=120)
+    assert started.returncode == 130, stderr
+    assert "--resume" in stderr
+    assert record(folder)["status"] == "interrupted"
+    done = int((folder / "last_checkpoint").read_text().removeprefix("model_").split(".")[0]) + 1
+    resumed = ghm("train", "--output", folder, "--resume", "SOLVER.MAX_ITER", done + 40)
+    assert resumed.returncode == 0, resumed.stderr
+    assert record(folder)["iterations"] == done + 40
+    lines = [json.loads(x) for x in metrics.read_text().splitlines()]
+    iterations = [x["iteration"] for x in lines if "loss_cls" in x]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == done + 39
+
+
+def test_divergence_is_named(ghm, digits_folder, tiny, tmp_path):
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--output", tmp_path / "run"]
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", False, "SOLVER.OPTIMIZER", "SGD"]
+    broken = ghm("train", *words, *tiny, "SOLVER.BASE_LR", 1e30, *clip)
+    assert broken.returncode == 4, broken.stderr
+    error = broken.stderr.strip().splitlines()[-1]
+    assert "iteration 1" in error and "loss_cls" in error and "SOLVER.BASE_LR" in error
+    assert record(tmp_path / "run")["status"] == "diverged"
+    assert "Traceback" not in broken.stderr
+
+
+def test_a_truncated_image_is_named(ghm, digits_folder, tiny, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(digits_folder, data)
+    image = sorted(data.rglob("train/*.png"))[0]
+    image.write_bytes(image.read_bytes()[:200])
+    words = ["--config", CONFIG, "--dataset", data, "--output", tmp_path / "run"]
+    broken = ghm("train", *words, *tiny, "SOLVER.IMS_PER_BATCH", 6)
+    assert broken.returncode == 3
+    assert image.name in broken.stderr and "Traceback" not in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--config", "configs/quick/retinanet_gmh.yaml"], 2, "retinanet_ghm.yaml"),
+        (["--config", CONFIG, "SOLVER.MAX_ITR", "3"], 2, "SOLVER.MAX_ITER"),
+        (["--config", CONFIG, "SOLVER.MAX_ITER"], 2, "KEY VALUE"),
+        (["--config", CONFIG, "MODEL.GHM.CLS.BINS", "0"], 2, "bins"),
+        (["--config", CONFIG, "MODEL.RETINANET.CLS_LOSS_TYPE", "focl"], 2, "focal"),
+        (["--config", CONFIG, "--dataset", "digts"], 2, "digits"),
+        (["--config", CONFIG, "--dataset", "EMPTY"], 3, "ghm data import"),
+        (["--config", CONFIG, "--device", "tpu"], 2, "cuda"),
+        (["--resume", "--output", "nothing"], 2, "no run to resume"),
+        ([], 2, "--config"),
+    ],
+)
+def test_mistakes_get_one_line_and_a_remedy(ghm, digits_folder, tmp_path, words, code, said):
+    (tmp_path / "EMPTY").mkdir()
+    data = [] if "--dataset" in words else ["--dataset", digits_folder]
+    output = [] if "--output" in words else ["--output", "run"]
+    done = ghm("train", *data, *output, *words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_eval_of_what_is_no_checkpoint(ghm, tmp_path):
+    assert ghm("eval", "--weights", tmp_path / "none.pth").returncode == 3
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    page = ghm("eval", "--weights", tmp_path / "page.pth", "--config", CONFIG)
+    assert page.returncode == 3, page.stderr
+    assert "page.pth" in page.stderr and "Traceback" not in page.stderr
+
+
+def test_eval_refuses_weights_that_would_run_code(ghm, tmp_path):
+    import os
+    import pickle
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"head.weight": Attack()}}))
+    done = ghm("eval", "--weights", tmp_path / "evil.pkl", "--config", CONFIG)
+    assert done.returncode == 3, done.stderr
+    assert not (tmp_path / "marker").exists()

@@ -1,0 +1,54 @@
+"""A data set of a few tiny images, and the command line as a user runs it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# so few threads that tests running side by side do not wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# a detector of seconds: random weights, images of 64 px, four iterations
+TINY = (
+    "MODEL.TIMM.PRETRAINED ''",
+    "MODEL.TIMM.NAME mobilenetv3_small_050",
+    "MODEL.FPN.OUT_CHANNELS 16",
+    "MODEL.RETINANET.NUM_CONVS 1",
+    "INPUT.MIN_SIZE_TRAIN (64,)",
+    "INPUT.MIN_SIZE_TEST 64",
+    "SOLVER.MAX_ITER 4",
+    "SOLVER.IMS_PER_BATCH 2",
+    "SOLVER.WARMUP_ITERS 0",
+    "SOLVER.CHECKPOINT_PERIOD 2",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides, KEY VALUE in turn, that make a quick configuration tiny."""
+    return [word for pair in TINY for word in pair.split(" ", 1)]
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory) -> str:
+    """A folder with train.json, val.json and their images: six and three digits pictures."""
+    from ghm_d2.data.digits import DigitsSpec, write
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    spec = DigitsSpec(train=6, val=3, image_size=(64, 80), objects=(1, 3), side=(12, 40))
+    write(spec, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ghm():
+    """Runs `ghm` with words as a subprocess, from `cwd`; gives the completed process."""
+
+    def run(*words, cwd=None, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "ghm_d2.cli", *map(str, words)]
+        return subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **kwargs
+        )
+
+    return run

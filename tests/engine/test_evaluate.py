@@ -1,0 +1,91 @@
+"""AP through faster-coco-eval is the AP of pycocotools."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ghm_d2.config import load_config
+from ghm_d2.data.catalog import apply_to_config
+from ghm_d2.engine.evaluate import evaluate
+from ghm_d2.engine.progress import Progress
+from ghm_d2.records import AP_COLUMNS
+
+
+class Guesser(torch.nn.Module):
+    """Finds most of the true boxes, shifted, some of another class, and some that are not there."""
+
+    def __init__(self, truth: dict, misses: float):
+        super().__init__()
+        self._rng = np.random.default_rng(0)
+        self._misses = misses
+        self._boxes = {image["id"]: [] for image in truth["images"]}
+        for a in truth["annotations"]:
+            self._boxes[a["image_id"]].append((*a["bbox"], a["category_id"]))
+
+    def forward(self, batch):
+        (item,) = batch
+        size = (item["height"], item["width"])
+        boxes, classes = [], []
+        for x, y, w, h, category in self._boxes[item["image_id"]] * 2:
+            if self._rng.random() < self._misses:
+                continue
+            x, y = x + self._rng.normal() * w / 6, y + self._rng.normal() * h / 6
+            boxes.append([x, y, x + w, y + h])
+            classes.append((category - 1 + (self._rng.random() < 0.2)) % 10)
+        found = Instances(size)
+        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        found.scores = torch.tensor(self._rng.random(len(boxes)), dtype=torch.float32)
+        found.pred_classes = torch.tensor(classes, dtype=torch.int64)
+        return [{"instances": found}]
+
+
+@pytest.fixture(scope="module")
+def many_digits(tmp_path_factory) -> str:
+    from ghm_d2.data.digits import DigitsSpec, write
+
+    folder = tmp_path_factory.mktemp("many")
+    write(DigitsSpec(train=1, val=25, image_size=(240, 320), objects=(1, 6)), folder)
+    return str(folder)
+
+
+def evaluation(folder: str, misses: float):
+    cfg = load_config("configs/quick/retinanet_focal.yaml", ["MODEL.DEVICE", "cpu"])
+    apply_to_config(cfg, folder)
+    with open(f"{folder}/val.json") as file:
+        truth = json.load(file)
+    return evaluate(Guesser(truth, misses), cfg, cfg.DATASETS.TEST[0], Progress())
+
+
+def test_equals_pycocotools(many_digits):
+    result = evaluation(many_digits, misses=0.2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(f"{many_digits}/val.json")
+        reference = COCOeval(truth, truth.loadRes(result.detections), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    expected = dict(zip(AP_COLUMNS, 100 * reference.stats[:6], strict=True))
+    assert (
+        5 < expected["AP"] < 80
+    )  # neither nothing nor everything: a comparison that means something
+    for name, value in expected.items():
+        assert result.metrics[name] == (None if value < 0 else pytest.approx(value, abs=1e-6)), name
+    precision = reference.eval["precision"][:, :, :, 0, -1]  # (iou, recall, class)
+    for i in range(10):
+        of_class = precision[:, :, i]
+        of_class = of_class[of_class > -1]
+        expected_ap = pytest.approx(100 * of_class.mean(), abs=1e-6) if of_class.size else None
+        assert result.per_class[str(i)] == expected_ap
+
+
+def test_a_detector_that_finds_nothing_has_an_ap_of_zero(many_digits):
+    result = evaluation(many_digits, misses=1.0)
+    assert result.metrics["AP"] == 0 and result.metrics["AP50"] == 0
+    assert result.detections == []

@@ -1,0 +1,114 @@
+"""What the trainer's parts promise: clipping, optimizers, the best checkpoint, the metrics file."""
+
+import json
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ghm_d2.config import get_cfg
+from ghm_d2.engine.hooks import BestCheckpoint, MetricsWriter
+from ghm_d2.engine.optimizer import build_optimizer
+from ghm_d2.engine.trainer import GHMTrainer
+from ghm_d2.engine.weights import GHMCheckpointer
+from ghm_d2.errors import UsageError
+
+
+class Quadratic(nn.Module):
+    """Two parameters whose gradients are 30 and 40: a norm of 50 together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(1))
+        self.b = nn.Parameter(torch.zeros(1))
+
+    def forward(self, _batch):
+        return {"loss": (30 * self.a + 40 * self.b).sum()}
+
+
+def config(**solver):
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BASE_LR = 0.0, 0.0, 1.0
+    for key, value in solver.items():
+        setattr(cfg.SOLVER, key, value)
+    return cfg
+
+
+def step(cfg) -> Quadratic:
+    model = Quadratic()
+    trainer = GHMTrainer(cfg, model, [[{}]], build_optimizer(cfg, model))
+    with EventStorage(0) as trainer.storage:
+        trainer.run_step()
+        assert trainer.storage.latest()["grad_norm"][0] == pytest.approx(50)
+    return model
+
+
+def test_full_model_clips_the_norm_of_all_gradients_together():
+    cfg = config()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 5.0
+    model = step(cfg)
+    assert (model.a.item(), model.b.item()) == pytest.approx((-3, -4), rel=1e-4)
+
+
+def test_detectron2s_norm_clips_each_parameter():
+    cfg = config()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 5.0
+    model = step(cfg)
+    assert (model.a.item(), model.b.item()) == pytest.approx((-5, -5), rel=1e-4)
+
+
+def test_without_clipping():
+    model = step(config())
+    assert (model.a.item(), model.b.item()) == pytest.approx((-30, -40))
+
+
+def test_optimizers_by_name():
+    assert isinstance(build_optimizer(config(), Quadratic()), torch.optim.SGD)
+    assert isinstance(build_optimizer(config(OPTIMIZER="ADAMW"), Quadratic()), torch.optim.AdamW)
+    with pytest.raises(UsageError, match="SGD, ADAMW"):
+        build_optimizer(config(OPTIMIZER="LION"), Quadratic())
+
+
+class Owner:
+    """What a hook sees of a trainer."""
+
+    def __init__(self, storage, iteration, max_iter=10):
+        self.storage, self.iter, self.max_iter = storage, iteration, max_iter
+
+
+def test_the_best_weights_are_kept_and_the_best_survives_a_resume(tmp_path):
+    model = Quadratic()
+    hook = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)))
+    for i, ap in enumerate((20.0, 30.0, float("nan"), 25.0)):
+        with EventStorage(i) as storage:
+            nn.init.constant_(model.a, ap)
+            storage.put_scalar("bbox/AP", ap)
+            hook.trainer = Owner(storage, i)
+            hook.after_eval()
+        if i == 1:
+            state = hook.state_dict()
+            hook = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)))
+            hook.load_state_dict(state)
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["model"]["a"].item() == 30.0
+    assert hook.best == {"AP": 30.0, "iteration": 2}
+    assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_metrics_of_iterations_to_be_run_again_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    rows = [{"iteration": i, "loss": 1.0} for i in range(4)]
+    file.write_text("\n".join(json.dumps(r) for r in rows) + '\n{"iteration": 4, "lo')
+    writer = MetricsWriter(file, start_iter=2)
+    with EventStorage(2) as storage:
+        storage.put_scalars(loss=0.5, time=0.1)
+        writer.write()
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["iteration"] for row in kept] == [0, 1, 2]
+    assert kept[-1] == {"iteration": 2, "loss": 0.5}
