@@ -1,0 +1,112 @@
+"""GHM written down from the paper, one sample at a time, in Python's double precision."""
+
+import math
+
+
+class Density:
+    """S_k of each unit region, and the weight beta / N of a sample in it."""
+
+    def __init__(self, bins, momentum, scope, normalizer, ema_init, levels):
+        self.bins, self.momentum = bins, momentum
+        self.scope, self.normalizer, self.ema_init = scope, normalizer, ema_init
+        self.average = [[0.0] * bins for _ in range(levels)]
+        self.updates = [[0] * bins for _ in range(levels)]
+
+    def weights(self, counts, training=True):
+        """A weight for each level and region from the counts R of each level and region."""
+        levels = len(counts)
+        if self.scope == "batch":
+            counts = [[sum(column) for column in zip(*counts, strict=True)]]
+        weights = [self._level(i, row, training) for i, row in enumerate(counts)]
+        return weights * levels if self.scope == "batch" else weights
+
+    def _level(self, level, counts, training):
+        row = level if self.scope == "level_ema" else 0
+        present = [k for k in range(self.bins) if counts[k] > 0]
+        n = self.bins if self.normalizer == "bins" else len(present)
+        weights = [0.0] * self.bins
+        for k in present:
+            if training and self.momentum > 0:
+                self._update(row, k, counts[k])
+            weights[k] = 1 / (n * self._smooth(row, k, counts[k]))
+        return weights
+
+    def _update(self, row, k, count):
+        old = self.average[row][k]
+        if self.ema_init == "first" and self.updates[row][k] == 0:
+            old = count
+        self.average[row][k] = self.momentum * old + (1 - self.momentum) * count
+        self.updates[row][k] += 1
+
+    def _smooth(self, row, k, count):
+        t = self.updates[row][k]
+        if self.momentum == 0 or t == 0:
+            return count
+        if self.ema_init == "debias":
+            return self.average[row][k] / (1 - self.momentum**t)
+        return self.average[row][k]
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def bce(x, t):
+    return max(x, 0) - x * t + math.log1p(math.exp(-abs(x)))
+
+
+def sigmoid_samples(logits, labels):
+    """{(row, column): (l, g, dl/dx)} of the rows that are not ignored."""
+    samples = {}
+    for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+        for j, x in enumerate(row):
+            if label >= 0:
+                t = float(label == j)
+                samples[i, j] = (bce(x, t), abs(sigmoid(x) - t), {(i, j): sigmoid(x) - t})
+    return samples
+
+
+def softmax_samples(logits, labels):
+    samples = {}
+    for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+        if label < 0:
+            continue
+        top = max(row)
+        total = sum(math.exp(x - top) for x in row)
+        p = [math.exp(x - top) / total for x in row]
+        gradient = {(i, j): p[j] - (j == label) for j in range(len(row))}
+        loss = top + math.log(total) - row[label]
+        samples[i] = (loss, sum(abs(v) for v in gradient.values()) / 2, gradient)
+    return samples
+
+
+def asl1_samples(pred, target, valid, mu):
+    samples = {}
+    for i, row in enumerate(pred):
+        for j, x in enumerate(row):
+            if valid[i][j]:
+                d = x - target[i][j]
+                root = math.sqrt(d * d + mu * mu)
+                samples[i, j] = (root - mu, abs(d) / root, {(i, j): d / root})
+    return samples
+
+
+def harmonized(levels, density, training=True):
+    """Loss and gradient ({index: value}) of each level from its samples."""
+    index = [
+        {key: min(math.floor(g * density.bins), density.bins - 1) for key, (_, g, _) in s.items()}
+        for s in levels
+    ]
+    counts = [[list(i.values()).count(k) for k in range(density.bins)] for i in index]
+    results = []
+    for samples, regions, weights in zip(
+        levels, index, density.weights(counts, training), strict=True
+    ):
+        loss, gradient = 0.0, {}
+        for key, (value, _, slopes) in samples.items():
+            weight = weights[regions[key]]
+            loss += weight * value
+            for at, slope in slopes.items():
+                gradient[at] = gradient.get(at, 0.0) + weight * slope
+        results.append((loss, gradient))
+    return results

@@ -1,0 +1,212 @@
+"""Unit regions' moving average and weights, and the exact density."""
+
+import pytest
+import torch
+from loss_oracles import Density
+
+from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density
+from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+
+
+def random_counts(generator, levels=3, bins=6, high=50):
+    """Counts with empty regions in every row, and now and then an empty row."""
+    counts = torch.randint(0, high, (levels, bins), generator=generator)
+    counts *= torch.rand(levels, bins, generator=generator) < 0.6
+    return counts * (torch.rand(levels, 1, generator=generator) < 0.9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("ema_init", EMA_INITS)
+def test_weights_and_average_over_steps(scope, normalizer, ema_init, momentum):
+    generator = torch.Generator().manual_seed(1)
+    options = {"scope": scope, "normalizer": normalizer, "ema_init": ema_init}
+    module = GradientDensity(6, momentum, num_levels=3, **options).double()
+    oracle = Density(6, momentum, levels=3, **options)
+    for step in range(12):
+        training = step % 4 != 3
+        counts = random_counts(generator)
+        weights = module.train(training)(counts)
+        expected = torch.tensor(oracle.weights(counts.tolist(), training), dtype=torch.float64)
+        torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)
+    if momentum > 0:
+        rows = 3 if scope == "level_ema" else 1
+        average = torch.tensor(oracle.average[:rows], dtype=torch.float64)
+        torch.testing.assert_close(module.ema, average, rtol=1e-12, atol=0)
+
+
+def test_level_scope_shares_one_average_and_level_ema_does_not():
+    counts = torch.tensor([[8, 0], [0, 4], [2, 0]])
+    shared = GradientDensity(2, 0.5, scope="level", num_levels=3)
+    shared(counts)
+    assert shared.ema.tolist() == [[0.5 * 4 + 0.5 * 2, 2]]
+    apart = GradientDensity(2, 0.5, scope="level_ema", num_levels=3)
+    apart(counts)
+    assert apart.ema.tolist() == [[4, 0], [0, 2], [1, 0]]
+
+
+def test_batch_scope_is_one_row_of_all_counts():
+    generator = torch.Generator().manual_seed(2)
+    together = GradientDensity(6, 0.5, scope="batch")
+    alone = GradientDensity(6, 0.5)
+    for _ in range(3):
+        counts = random_counts(generator)
+        weights = together(counts)
+        assert weights.shape == (3, 6)
+        assert torch.equal(weights, alone(counts.sum(0, keepdim=True)).expand(3, -1))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_valid_samples_weigh_one_in_all(scope):
+    """The sum of beta over the N valid samples is N, without a moving average."""
+    counts = torch.tensor([[3, 0, 9, 1], [0, 0, 7, 2]])
+    weights = GradientDensity(4, 0.0, scope=scope, num_levels=2)(counts)
+    total = (counts * weights).sum(1)
+    if scope == "batch":
+        assert total.sum().item() == pytest.approx(1)
+    else:
+        assert total.tolist() == pytest.approx([1, 1])
+
+
+def test_zero_start_makes_first_weights_too_large_and_the_others_do_not():
+    counts = torch.tensor([[10, 0, 5]])
+    exact = GradientDensity(3, 0.0)(counts)
+    assert torch.allclose(GradientDensity(3, 0.75)(counts), 4 * exact)
+    assert torch.allclose(GradientDensity(3, 0.75, ema_init="first")(counts), exact)
+    assert torch.allclose(GradientDensity(3, 0.75, ema_init="debias")(counts), exact)
+
+
+def test_debias_recovers_a_constant_count():
+    module = GradientDensity(2, 0.9, ema_init="debias")
+    for _ in range(5):
+        weights = module(torch.tensor([[7, 0]]))
+    assert weights[0].tolist() == pytest.approx([1 / 7, 0])
+
+
+def test_empty_regions_keep_their_average():
+    module = GradientDensity(3, 0.5)
+    module(torch.tensor([[4, 8, 0]]))
+    before = module.ema.clone()
+    module(torch.tensor([[4, 0, 0]]))
+    assert module.ema[0, 0] != before[0, 0]
+    assert torch.equal(module.ema[0, 1:], before[0, 1:])
+
+
+def test_no_sample_at_all_changes_nothing():
+    module = GradientDensity(3, 0.5)
+    module(torch.tensor([[4, 8, 0]]))
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    assert module(torch.zeros(1, 3, dtype=torch.int64)).tolist() == [[0, 0, 0]]
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_evaluation_uses_the_average_and_does_not_update_it():
+    module = GradientDensity(3, 0.5)
+    module(torch.tensor([[4, 8, 0]]))
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    weights = module.eval()(torch.tensor([[100, 0, 6]]))
+    # region 0 by its average 2, region 2, never trained on, by its count
+    assert weights[0].tolist() == pytest.approx([1 / (2 * 2), 0, 1 / (2 * 6)])
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("ema_init", EMA_INITS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_state_dict_continues_exactly(scope, ema_init, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+
+    def build():
+        return GradientDensity(6, 0.7, scope=scope, ema_init=ema_init, num_levels=3)
+
+    module, resumed = build(), build()
+    for _ in range(3):
+        module(random_counts(generator))
+    torch.save(module.state_dict(), tmp_path / "density.pth")
+    resumed.load_state_dict(torch.load(tmp_path / "density.pth", weights_only=True))
+    for _ in range(3):
+        counts = random_counts(generator)
+        assert torch.equal(module(counts), resumed(counts))
+    assert torch.equal(module.ema, resumed.ema)
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16"])
+def test_half_precision_keeps_counts(convert):
+    """65504 is float16's largest number; a feature level has millions of samples."""
+    counts = torch.tensor([[9_000_001, 3, 0]])
+    module, half = GradientDensity(3, 0.5), GradientDensity(3, 0.5)
+    for density in (module, half):
+        density(counts)
+    getattr(torch.nn.Sequential(half), convert)()  # as the part of a model
+    assert torch.equal(half.ema, module.ema)
+    assert torch.equal(half(counts), module(counts))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bins": 0}, ["bins", "1", "0"]),
+        ({"bins": -3}, ["bins", "1", "-3"]),
+        ({"bins": 2.5}, ["bins", "integer", "2.5"]),
+        ({"bins": True}, ["bins", "integer", "True"]),
+        ({"momentum": 1.0}, ["momentum", "[0, 1)", "1.0"]),
+        ({"momentum": -0.1}, ["momentum", "[0, 1)", "-0.1"]),
+        ({"momentum": float("nan")}, ["momentum", "[0, 1)", "nan"]),
+        ({"momentum": "0.5"}, ["momentum", "number", "'0.5'"]),
+        ({"scope": "image"}, ["scope", *SCOPES, "'image'"]),
+        ({"normalizer": "all"}, ["normalizer", *NORMALIZERS, "'all'"]),
+        ({"ema_init": "one"}, ["ema_init", *EMA_INITS, "'one'"]),
+        ({"num_levels": 0}, ["num_levels", "1", "0"]),
+    ],
+)
+@pytest.mark.parametrize("module", [GradientDensity, GHMC, GHMR])
+def test_argument_out_of_range(module, options, words):
+    with pytest.raises(ValueError) as error:
+        module(**{"bins": 10, "momentum": 0.5, **options})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_more_levels_than_averages():
+    density = GradientDensity(2, 0.5, scope="level_ema", num_levels=2)
+    with pytest.raises(ValueError, match="num_levels is 2, too few for 3 levels"):
+        density(torch.ones(3, 2, dtype=torch.int64))
+
+
+def naive_density(norms, epsilon):
+    """Equations 5-7: the count in [g - e/2, g + e/2) over the part of it inside [0, 1]."""
+    densities = []
+    for g in norms:
+        low, high = g - epsilon / 2, g + epsilon / 2
+        count = sum(1 for other in norms if low <= other < high)
+        densities.append(count / (min(high, 1) - max(low, 0)))
+    return densities
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 1 / 3, 1 / 30, 1e-3])
+def test_exact_density_is_its_definition(epsilon):
+    generator = torch.Generator().manual_seed(4)
+    norm = torch.rand(300, generator=generator, dtype=torch.float64) ** 4
+    norm = torch.cat([norm, norm.new_tensor([0.0, 0.0, 1.0, 0.5, 0.5, 0.5])])
+    norm = norm[torch.randperm(len(norm), generator=generator)]
+    expected = norm.new_tensor(naive_density(norm.tolist(), epsilon))
+    torch.testing.assert_close(exact_gradient_density(norm, epsilon), expected, rtol=1e-12, atol=0)
+    grid = exact_gradient_density(norm.view(2, -1).t(), epsilon)
+    torch.testing.assert_close(grid, expected.view(2, -1).t(), rtol=1e-12, atol=0)
+
+
+def test_exact_density_of_a_uniform_distribution_is_its_size():
+    norm = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    torch.testing.assert_close(
+        exact_gradient_density(norm, 0.1), torch.full_like(norm, 10_000), rtol=0.002, atol=0
+    )
+
+
+def test_exact_density_of_nothing():
+    assert exact_gradient_density(torch.zeros(0), 0.1).shape == (0,)
+
+
+@pytest.mark.parametrize("epsilon", [0, -0.1, 1.5, float("nan")])
+def test_exact_density_epsilon_out_of_range(epsilon):
+    with pytest.raises(ValueError, match=r"epsilon lies in \(0, 1\], not"):
+        exact_gradient_density(torch.rand(5), epsilon)

@@ -1,0 +1,205 @@
+"""RetinaNet with a choice of losses."""
+
+import pytest
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.utils.events import EventStorage
+from tiny_models import (
+    CLASSES,
+    assert_same_inference,
+    assert_same_training,
+    assert_sound_step,
+    ghm_retinanet,
+    gradients,
+    inputs,
+    recorded_losses,
+    retinanet,
+    step,
+)
+
+from ghm_d2.errors import UsageError
+from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, ohem_loss
+from ghm_d2.losses.density import SCOPES
+from ghm_d2.modeling.retinanet import CLS_LOSSES, REG_LOSSES
+
+LEVELS = 5
+TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("reg", ["smooth_l1", "giou", "diou", "ciou"])
+def test_without_ghm_it_is_detectron2s_own(reg):
+    """Two steps, as the second depends on the normalizer's moving average."""
+    theirs = retinanet(**{"MODEL.RETINANET.BBOX_REG_LOSS_TYPE": reg})
+    ours = ghm_retinanet("focal", reg)
+    assert_same_training(ours, theirs, [inputs(seed=1), inputs((0, 4), seed=2)])
+    assert ours.loss_normalizer.item() == theirs.loss_normalizer != 100
+
+
+def test_its_own_focal_and_smooth_l1_agree_with_detectron2s():
+    """Beside a loss of ours Detectron2's losses keep their values."""
+    theirs = retinanet()
+    beside_asl1, beside_ce = ghm_retinanet("focal", "asl1"), ghm_retinanet("ce", "smooth_l1")
+    for seed in (1, 2):
+        expected = step(theirs, inputs(seed=seed))
+        focal = step(beside_asl1, inputs(seed=seed))["loss_cls"]
+        smooth_l1 = step(beside_ce, inputs(seed=seed))["loss_box_reg"]
+        torch.testing.assert_close(focal, expected["loss_cls"].float())
+        torch.testing.assert_close(smooth_l1, expected["loss_box_reg"].float())
+
+
+def split_levels(arguments):
+    """Per level: logits (n, K), labels (n,), and deltas, targets and foreground of (n, 4)."""
+    anchors, logits, labels, deltas, boxes = arguments
+    every_anchor = torch.cat([a.tensor for a in anchors])
+    target = torch.stack([TRANSFORM.get_deltas(every_anchor, b) for b in boxes])
+    labels, start, levels = torch.stack(labels), 0, []
+    for x, d in zip(logits, deltas, strict=True):
+        part = slice(start, start + x.shape[1])
+        start = part.stop
+        y = labels[:, part].reshape(-1)
+        foreground = (y >= 0) & (y != CLASSES)
+        box = (d.reshape(-1, 4)[foreground], target[:, part].reshape(-1, 4)[foreground])
+        levels.append((x.reshape(-1, CLASSES), y, *box))
+    assert start == labels.shape[1]
+    return levels
+
+
+def by_hand(build, scope, pairs, losses):
+    """A loss over levels: `losses` are kept from step to step."""
+    if scope == "batch":
+        losses = losses or [build()]
+        return losses, losses[0](*(torch.cat(x) for x in zip(*pairs, strict=True)))
+    losses = losses or (
+        [build()] * LEVELS if scope == "level" else [build() for _ in range(LEVELS)]
+    )
+    return losses, sum(loss(*pair) for loss, pair in zip(losses, pairs, strict=True))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_ghm_is_the_loss_modules_over_levels(scope):
+    model = ghm_retinanet("ghm_c", "ghm_r", {"MODEL.GHM.SCOPE": scope})
+    ghm_c = ghm_r = None
+    for seed in (1, 2):
+        batch = inputs((6, 6), seed)
+        arguments, losses = recorded_losses(model, batch, lambda b: step(model, b))
+        levels = split_levels(arguments)
+        assert len(levels) == LEVELS
+        assert sum(len(deltas) > 0 for _, _, deltas, _ in levels) >= 3
+        ghm_c, loss_cls = by_hand(GHMC, scope, [level[:2] for level in levels], ghm_c)
+        ghm_r, loss_box = by_hand(
+            lambda: GHMR(loss_weight=10.0), scope, [level[2:] for level in levels], ghm_r
+        )
+        torch.testing.assert_close(losses["loss_cls"], loss_cls)
+        torch.testing.assert_close(losses["loss_box_reg"], loss_box)
+    rows = LEVELS if scope == "level_ema" else 1
+    assert model.ghm_c.density.ema.shape == (rows, 30)
+    expected = torch.cat([loss.density.ema for loss in dict.fromkeys(ghm_c)])
+    torch.testing.assert_close(model.ghm_c.density.ema, expected)
+
+
+@pytest.mark.parametrize("cls", ["ce", "ohem"])
+def test_sums_are_divided_by_detectron2s_normalizer(cls):
+    model = ghm_retinanet(cls, "asl1", {"MODEL.GHM.REG.MU": "0.1"})
+    normalizer = 100.0
+    for seed in (1, 2):
+        arguments, losses = recorded_losses(model, inputs((4, 3), seed), lambda b: step(model, b))
+        logits, labels, deltas, target = map(torch.cat, zip(*split_levels(arguments), strict=True))
+        normalizer = 0.9 * normalizer + 0.1 * len(deltas)
+        total = bce_loss(logits, labels, "sum") if cls == "ce" else ohem_loss(logits, labels)
+        torch.testing.assert_close(losses["loss_cls"], total / normalizer)
+        total = asl1_loss(deltas, target, 0.1, "sum")
+        torch.testing.assert_close(losses["loss_box_reg"], total / normalizer)
+        assert model.loss_normalizer.item() == pytest.approx(normalizer)
+
+
+@pytest.mark.parametrize("cls", CLS_LOSSES)
+@pytest.mark.parametrize("reg", REG_LOSSES)
+def test_every_combination_trains(cls, reg):
+    model = ghm_retinanet(cls, reg)
+    assert_sound_step(model, inputs((4, 3)), [model.head])
+    assert_sound_step(model, inputs((0, 3)), [model.head])
+    assert_sound_step(model, inputs((0, 0)), [model.head], reaching=False)
+
+
+def test_ghm_improves_what_it_trains_on():
+    """A few steps on one batch: the plain loss that nobody optimises falls."""
+    model, batch = ghm_retinanet("ghm_c", "ghm_r"), inputs((4, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+
+    def plain():
+        arguments, _ = recorded_losses(model, batch, lambda b: step(model, b))
+        logits, labels, deltas, target = map(torch.cat, zip(*split_levels(arguments), strict=True))
+        return bce_loss(logits, labels).item(), asl1_loss(deltas, target, reduction="mean").item()
+
+    before = plain()
+    for _ in range(30):
+        step(model, batch)
+        optimizer.step()
+    after = plain()
+    assert after[0] < 0.85 * before[0] and after[1] < 0.85 * before[1]
+
+
+@pytest.mark.parametrize(("cls", "reg"), [("focal", "smooth_l1"), ("ghm_c", "ghm_r")])
+def test_inference_is_unchanged(cls, reg):
+    assert_same_inference(ghm_retinanet(cls, reg), retinanet())
+
+
+def test_detectron2_weights_load():
+    model = ghm_retinanet("ghm_c", "ghm_r")
+    missing, unexpected = model.load_state_dict(retinanet().state_dict(), strict=False)
+    assert not unexpected
+    densities = [f"{p}.density.{b}" for p in ("ghm_c", "ghm_r") for b in ("ema", "num_updates")]
+    assert sorted(missing) == sorted(["loss_normalizer", *densities])
+
+
+@pytest.mark.parametrize(
+    ("cls", "reg"), [("ghm_c", "ghm_r"), ("focal", "smooth_l1"), ("ce", "asl1")]
+)
+def test_a_saved_model_continues_exactly(cls, reg, tmp_path):
+    model, resumed = ghm_retinanet(cls, reg), ghm_retinanet(cls, reg)
+    step(model, inputs(seed=1))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    resumed.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
+    losses, expected = step(resumed, inputs(seed=2)), step(model, inputs(seed=2))
+    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+    theirs = gradients(model)
+    assert all(torch.equal(g, theirs[name]) for name, g in gradients(resumed).items())
+
+
+@pytest.mark.parametrize(
+    ("cls", "reg", "key"),
+    [("fokal", "smooth_l1", "CLS_LOSS_TYPE"), ("ce", "l2", "BBOX_REG_LOSS_TYPE")],
+)
+def test_unknown_loss_type(cls, reg, key):
+    with pytest.raises(UsageError, match=f"MODEL.RETINANET.{key} is one of .*ghm_.*, not"):
+        ghm_retinanet(cls, reg)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reg"), [("ghm_c", "ghm_r"), ("ce", "asl1"), ("ohem", "smooth_l1")]
+)
+def test_bfloat16_step(cls, reg):
+    """Finite, and as exact as the predictions allow."""
+    model, batch = ghm_retinanet(cls, reg), inputs((4, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        arguments, losses = recorded_losses(model, batch, lambda b: step(model, b))
+    assert arguments[1][0].dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() for p in model.head.parameters())
+    again = ghm_retinanet(cls, reg)
+    anchors, logits, labels, deltas, boxes = arguments
+    with EventStorage():
+        exact = again.losses(
+            anchors, [x.float() for x in logits], labels, [x.float() for x in deltas], boxes
+        )
+    for name, loss in losses.items():
+        assert loss.isfinite() and loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("where", ["cls_score", "bbox_pred"])
+def test_weights_that_are_nan_give_nan_and_no_fault(where):
+    model = ghm_retinanet("ghm_c", "ghm_r")
+    getattr(model.head, where).weight.data[0, 0, 0, 0] = float("nan")
+    losses = step(model, inputs((4, 3)))
+    name = "loss_cls" if where == "cls_score" else "loss_box_reg"
+    assert [k for k, loss in losses.items() if loss.isnan()] == [name]

@@ -1,0 +1,173 @@
+"""Detectors of Detectron2's model zoo, made so small that a step takes a fraction of a second."""
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from ghm_d2.config import load_config
+from ghm_d2.register import register_all
+
+CLASSES = 4
+HEIGHT, WIDTH = 64, 96
+TINY = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.PIXEL_STD": "[57.4, 57.1, 58.4]",
+    "MODEL.BACKBONE.FREEZE_AT": "5",  # only FPN and heads are trained
+    "MODEL.RESNETS.DEPTH": "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
+    "MODEL.FPN.OUT_CHANNELS": "32",
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[8], [16], [32], [64], [128]]",
+    "MODEL.RETINANET.NUM_CLASSES": str(CLASSES),
+    "MODEL.RETINANET.NUM_CONVS": "1",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "0.0",
+    "MODEL.ROI_HEADS.NUM_CLASSES": str(CLASSES),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "32",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "32",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "100",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": "100",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "50",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "50",
+    "TEST.DETECTIONS_PER_IMAGE": "20",
+}
+FILES = {
+    "RetinaNet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "GeneralizedRCNN": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+}
+GHM_RCNN = {"MODEL.ROI_HEADS.NAME": "GHMROIHeads", "MODEL.PROPOSAL_GENERATOR.NAME": "GHMRPN"}
+
+
+def build(file: str, keys=()):
+    """A model whose weights are always the same."""
+    register_all()
+    words = [word for pair in {**TINY, **dict(keys)}.items() for word in pair]
+    torch.manual_seed(0)
+    model = build_model(load_config(FILES[file], words))
+    for name, parameter in model.named_parameters():
+        if "cls_score" in name or "bbox_pred" in name:
+            parameter.data.normal_(0, 0.05)  # predictions that differ, as a trained model's do
+    return model.train()
+
+
+def retinanet(**keys):
+    """Detectron2's own class."""
+    return build("RetinaNet", keys)
+
+
+def ghm_retinanet(cls="focal", reg="smooth_l1", keys=()):
+    types = {
+        "MODEL.META_ARCHITECTURE": "GHMRetinaNet",
+        "MODEL.RETINANET.CLS_LOSS_TYPE": cls,
+        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": reg,
+    }
+    return build("RetinaNet", {**types, **dict(keys)})
+
+
+def faster_rcnn(keys=()):
+    """Detectron2's own class."""
+    return build("GeneralizedRCNN", keys)
+
+
+def ghm_faster_rcnn(cls="ce", reg="smooth_l1", rpn="ce", keys=()):
+    types = {
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE": cls,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": reg,
+        "MODEL.RPN.CLS_LOSS_TYPE": rpn,
+    }
+    return build("GeneralizedRCNN", {**GHM_RCNN, **types, **dict(keys)})
+
+
+def inputs(boxes=(3, 2), seed=0):
+    """A batch of noise with that many boxes in each image."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for count in boxes:
+        corner = torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH / 2, HEIGHT / 2])
+        octave = 3 + 3 * torch.rand(count, 1, generator=generator)  # 8 to 64 px: many levels
+        size = 2**octave * (0.8 + 0.4 * torch.rand(count, 2, generator=generator))
+        instances = Instances((HEIGHT, WIDTH))
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
+        instances.gt_classes = torch.randint(0, CLASSES, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def step(model, batch, seed=0):
+    """Losses of one iteration, their gradients left in the parameters."""
+    torch.manual_seed(seed)  # Detectron2 samples anchors and proposals
+    model.zero_grad()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    return losses
+
+
+def gradients(model):
+    return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_training(ours, theirs, batches):
+    """Bit for bit the same losses and gradients, step after step of gradient descent.
+
+    fvcore's focal loss is TorchScript, whose first runs round otherwise than the optimised ones.
+    """
+    _, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not unexpected
+    for i, batch in enumerate(batches):
+        with torch.jit.optimized_execution(False):
+            mine, expected = step(ours, batch, seed=i), step(theirs, batch, seed=i)
+        assert mine.keys() == expected.keys()
+        for name, loss in mine.items():
+            assert torch.equal(loss, expected[name].to(loss.dtype)), name
+        mine, expected = gradients(ours), gradients(theirs)
+        assert mine.keys() == expected.keys() and mine
+        for name, gradient in mine.items():
+            assert torch.equal(gradient, expected[name]), name
+        for model in (ours, theirs):
+            torch.optim.SGD(model.parameters(), lr=0.01).step()
+
+
+def assert_same_inference(ours, theirs):
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    batch = inputs()
+    with torch.no_grad():
+        pairs = zip(ours.eval()(batch), theirs.eval()(batch), strict=True)
+    for mine, expected in pairs:
+        mine, expected = mine["instances"], expected["instances"]
+        assert len(mine) == len(expected) > 0
+        assert torch.equal(mine.pred_boxes.tensor, expected.pred_boxes.tensor)
+        assert torch.equal(mine.scores, expected.scores)
+        assert torch.equal(mine.pred_classes, expected.pred_classes)
+
+
+def assert_sound_step(model, batch, heads, reaching=True):
+    """Finite losses and gradients; `reaching`: to every parameter of the heads."""
+    losses = step(model, batch)
+    assert losses and all(loss.isfinite() and loss.requires_grad for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    parameters = [item for head in heads for item in head.named_parameters()]
+    assert parameters
+    for name, parameter in parameters:
+        assert parameter.grad is not None, name
+        assert not reaching or parameter.grad.abs().sum() > 0, name
+    return losses
+
+
+def recorded_losses(module, batch, run):
+    """The arguments that `module.losses` got while `run(batch)` ran, and what it gave."""
+    calls, original = [], module.losses
+
+    def losses(*arguments):
+        calls.append((arguments, original(*arguments)))
+        return calls[-1][1]
+
+    module.losses = losses
+    try:
+        run(batch)
+    finally:
+        del module.losses
+    (call,) = calls
+    return call

@@ -1,0 +1,168 @@
+"""Imports go downwards only:
+
+cli -> reports, experiments -> engine -> modeling, data -> losses -> kernels
+
+config, records and errors are leaves that anyone may import; register imports modeling; reports
+see records only, and neither torch nor Detectron2.
+"""
+
+import ast
+import graphlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {"version", "config", "configs", "records", "errors"}
+BELOW_ENGINE = {"modeling", "data", "losses", "kernels", "register"}
+ALLOWED = {
+    "cli": {"reports", "experiments", "engine", *BELOW_ENGINE, *LEAVES},
+    "reports": {"records", "errors"},
+    "experiments": {"engine", *BELOW_ENGINE, *LEAVES},
+    "engine": {*BELOW_ENGINE, *LEAVES},
+    "register": {"modeling", *LEAVES},
+    "modeling": {"losses", "kernels", *LEAVES},
+    "data": {"losses", "kernels", *LEAVES},
+    "losses": {"kernels", *LEAVES},
+    "kernels": LEAVES,
+    "config": {"configs", "errors"},
+    "records": {"errors", "version"},
+    "configs": set(),
+    "errors": set(),
+    "version": set(),
+}
+HEAVY = {"torch", "torchvision", "detectron2", "fvcore"}
+LIGHT_LAYERS = {"reports", "records", "errors", "version", "configs"}
+
+
+def layer(module: str) -> str:
+    """ "losses" of "ghm_d2.losses.density"; the package itself holds the version."""
+    return module.split(".")[1] if "." in module else "version"
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the package by the name it is imported by."""
+    found = {}
+    for folder, prefix in ("ghm_d2", ""), ("cli", "ghm_d2."), ("configs", "ghm_d2."):
+        for file in (root / folder).rglob("*.py"):
+            parts = file.relative_to(root).with_suffix("").parts
+            if parts[-1] == "__init__":
+                parts = parts[:-1]
+            found[prefix + ".".join(parts)] = file
+    return found
+
+
+def imports(module: str, file: Path) -> set[str]:
+    """Whatever a module imports, within functions too; "a.b.c" for `from a.b import c`."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.rsplit(".", node.level - 1)[0]
+                base = f"{parent}.{base}".rstrip(".")
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "attr", getattr(node.func, "id", None))
+            name = getattr(node.args[0], "value", None)
+            if called in ("import_module", "__import__") and isinstance(name, str):
+                names.add(name)
+    return names
+
+
+def import_graph(root: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """For each module of ours: ours that it imports, and top-level names of others'."""
+    known = modules(root)
+    ours, others = {}, {}
+    for module, file in known.items():
+        ours[module], others[module] = set(), set()
+        for name in imports(module, file):
+            if name.partition(".")[0] != "ghm_d2":
+                others[module].add(name.partition(".")[0])
+                continue
+            while name not in known and "." in name:  # a function or class: its module
+                name = name.rpartition(".")[0]
+            ours[module].add(name)
+    return ours, others
+
+
+def violations(root: Path) -> list[str]:
+    ours, others = import_graph(root)
+    found = []
+    for module, imported in ours.items():
+        allowed = ALLOWED.get(layer(module))
+        if allowed is None:
+            found.append(f"{module} is in no layer")
+            continue
+        for name in imported:
+            if layer(name) != layer(module) and layer(name) not in allowed:
+                found.append(f"{module} imports {name}")
+    for module, imported in others.items():
+        if layer(module) in LIGHT_LAYERS:
+            found += [f"{module} imports {name}" for name in imported & HEAVY]
+    try:
+        graphlib.TopologicalSorter(ours).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"cycle: {' -> '.join(error.args[1])}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def here() -> list[str]:
+    return violations(ROOT)
+
+
+def test_imports_go_downwards(here):
+    assert here == []
+
+
+def test_the_walk_sees_the_project():
+    ours, others = import_graph(ROOT)
+    assert "ghm_d2.kernels.reference" in ours["ghm_d2.losses.ghm_c"]
+    assert "ghm_d2.modeling.retinanet" in ours["ghm_d2.register"]  # within a function
+    assert "ghm_d2.cli.train" in ours["ghm_d2.cli.app"]  # relative
+    assert "detectron2" in others["ghm_d2.config"]
+    assert {layer(module) for module in ours} >= {"cli", "engine", "data", "reports"}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for folder in ("ghm_d2", "cli", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("ghm_d2/kernels/reference.py", "import ghm_d2.losses.reduce"),
+        ("ghm_d2/losses/density.py", "from ghm_d2.modeling import retinanet"),
+        ("ghm_d2/losses/density.py", "from ..modeling.rpn import GHMRPN"),
+        ("ghm_d2/modeling/rpn.py", "from ghm_d2.data import digits"),
+        ("ghm_d2/modeling/rpn.py", "from ghm_d2 import register"),
+        ("ghm_d2/data/digits.py", "from ghm_d2.modeling import rpn"),
+        ("ghm_d2/data/digits.py", "from ..engine import trainer"),
+        ("ghm_d2/engine/hooks.py", "from ghm_d2.cli._console import out"),
+        ("ghm_d2/engine/hooks.py", "from ghm_d2.reports import tables"),
+        ("ghm_d2/engine/hooks.py", "importlib.import_module('ghm_d2.reports.tables')"),
+        ("ghm_d2/reports/tables.py", "import torch.nn"),
+        ("ghm_d2/reports/tables.py", "from detectron2.structures import Boxes"),
+        ("ghm_d2/reports/tables.py", "from ghm_d2.config import load_config"),
+        ("ghm_d2/reports/tables.py", "from ghm_d2.engine import hooks"),
+        ("ghm_d2/records.py", "import torch"),
+        ("ghm_d2/records.py", "from ghm_d2 import config"),
+        ("ghm_d2/errors.py", "from ghm_d2 import records"),
+        ("ghm_d2/config.py", "from ghm_d2.losses import GHMC"),
+        ("ghm_d2/__init__.py", "from ghm_d2.losses import GHMC"),
+        ("ghm_d2/extras.py", ""),
+        ("ghm_d2/losses/reduce.py", "from ghm_d2.losses import asl1"),
+    ],
+)
+def test_forbidden_import_is_found(copy, here, file, line):
+    with (copy / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n\ndef _added():\n    {line or 'pass'}\n")
+    assert set(violations(copy)) - set(here)
