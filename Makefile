@@ -1,0 +1,60 @@
+# `make demo` and `make test` set everything up themselves, in .venv; see `make help`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# Every pip that runs below, the one inside tools/detectron2_wheel.py included, keeps to the pinned
+# versions. The path is relative because pip splits this variable at spaces, which a full path may hold.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup test demo lint clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train, evaluate and show results on the generated digits set"
+	@echo "make test       run the whole test suite (part of it: make test ARGS='-k losses')"
+	@echo "make setup      only install, into $(VENV) (the two above do it too)"
+	@echo "make lint       check style and formatting"
+	@echo "make clean      remove caches and build output; distclean removes $(VENV) too"
+	@echo "PYTHON=...      the Python that $(VENV) is made with, 3.10 to 3.13"
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml constraints.txt tools/detectron2_wheel.py $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install pip setuptools
+	$(BIN)/python -m pip install --editable '.[test]'
+	$(BIN)/python tools/detectron2_wheel.py
+	@touch $@
+	@echo "Ready: $(BIN)/ghm --help"
+
+# A virtual environment whose Python has gone, or half a one, is made anew.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "error: Python 3.10 to 3.13 is needed; '$(PYTHON)' is" \
+	         "$$($(PYTHON) --version 2>/dev/null || echo 'not there')." \
+	         "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: setup
+	@# a mirrored digit is another thing than a digit
+	$(BIN)/ghm train --config configs/quick/retinanet_ghm.yaml --output runs/demo --overwrite --seed 1 \
+	    INPUT.RANDOM_FLIP none
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Runs, data sets and results are people's work: nothing here removes them.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
