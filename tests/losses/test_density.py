@@ -4,6 +4,7 @@ import pytest
 import torch
 from loss_oracles import Density
 
+from ghm_d2.kernels import reference
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
 
@@ -210,3 +211,11 @@ def test_exact_density_of_nothing():
 def test_exact_density_epsilon_out_of_range(epsilon):
     with pytest.raises(ValueError, match=r"epsilon lies in \(0, 1\], not"):
         exact_gradient_density(torch.rand(5), epsilon)
+
+
+def test_both_ways_to_count_agree():
+    """The one for accelerators, which does not wait for the device, runs on a CPU too."""
+    index = torch.randint(0, 31, (7, 501), generator=torch.Generator().manual_seed(0))
+    counts = reference.histogram(index, 30)
+    assert counts.tolist() == [(index == k).sum().item() for k in range(30)]
+    assert torch.equal(reference._histogram_on_device(index.flatten(), 30), counts)

@@ -85,7 +85,7 @@ def inputs(boxes=(3, 2), seed=0):
     batch = []
     for count in boxes:
         corner = torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH / 2, HEIGHT / 2])
-        octave = 3 + 3 * torch.rand(count, 1, generator=generator)  # 8 to 64 px: many levels
+        octave = 2.5 + 3 * torch.rand(count, 1, generator=generator)  # 6 to 45 px: many levels
         size = 2**octave * (0.8 + 0.4 * torch.rand(count, 2, generator=generator))
         instances = Instances((HEIGHT, WIDTH))
         instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
