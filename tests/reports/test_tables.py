@@ -1,0 +1,61 @@
+"""Tables and records: what a person reads is what was measured."""
+
+import json
+
+import pytest
+
+from ghm_d2.errors import DataError
+from ghm_d2.records import RunRecord, find_records, write_json
+from ghm_d2.reports.tables import RUN_HEADERS, runs_markdown
+
+
+def record(**changes) -> RunRecord:
+    known = {
+        "method": "RetinaNet GHM-C + GHM-R",
+        "network": "ResNet-50-FPN",
+        "dataset": "cells",
+        "config_hash": "abc",
+        "seed": 5,
+        "iterations": 300,
+        "train_seconds": 90.0,
+        "metrics": {"AP": 41.26, "AP50": 70.0, "AP75": 40.0, "APs": None, "APm": 1.0, "APl": 2.0},
+    }
+    return RunRecord(**known | changes)
+
+
+def test_markdown_has_the_published_columns_first():
+    header, rule, row = runs_markdown([record()]).splitlines()
+    assert header.startswith("| Method | Network | AP | AP50 | AP75 | AP_S | AP_M | AP_L |")
+    assert rule.count("---") == len(RUN_HEADERS)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:8] == ["41.3", "70.0", "40.0", "-", "1.0", "2.0"]
+    assert cells[8:] == ["cells", "5", "300", "1.5"]
+
+
+def test_records_survive_the_disk(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        record(method=name).write(tmp_path / name)
+    assert [r.method for r in find_records(tmp_path)] == ["a", "b"]
+    assert find_records(tmp_path)[0] == record(method="a")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"method": 1}', '{"unknown": 2}'])
+def test_what_is_no_record_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(DataError, match=r"run\.json"):
+        find_records(tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no run\.json"):
+        find_records(tmp_path)
+
+
+def test_json_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "run.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(file, {"a": float("nan")})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["run.json"]
