@@ -21,6 +21,11 @@ def emit(value, *, as_json: bool, human) -> None:
         human()
 
 
+def tell(text: str) -> None:
+    """Print a line of a command's result for a person; names in it are no markup."""
+    out.print(text, markup=False, highlight=False)
+
+
 @contextmanager
 def user_errors():
     """Turn our errors into one line on stderr and their exit code; the rest is a fault of ours."""

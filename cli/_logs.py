@@ -1,4 +1,4 @@
-"""Logging: everything into the run's log.txt, warnings of ours on stderr."""
+"""Logging: what libraries say goes into the run's log.txt, and nowhere else."""
 
 import logging
 import warnings

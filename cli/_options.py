@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,34 @@ def pick_device(device: str) -> str:
     return device
 
 
-def data_label(dataset: str | None, registered: str) -> str:
+def data_label(registered: str) -> str:
     """A short name of the data: the folder's, or the registered name without its split."""
-    if dataset and Path(dataset).is_dir():
-        return Path(dataset).resolve().name
-    return re.sub(r"_(train|val|test)$", "", dataset or registered)
+    if registered.endswith(".json"):
+        return Path(registered).parent.name
+    return re.sub(r"_(train|val|test)$", "", registered)
+
+
+def make_folder(folder: Path, option: str = "--output") -> None:
+    """Make `folder` and try to write into it.
+
+    Raises:
+        UsageError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option} {folder}: {error.strerror}") from None
+
+
+def set_device(cfg, device: str, overrides: list[str]) -> None:
+    """Enter --device into MODEL.DEVICE, which no override may name too.
+
+    Raises:
+        UsageError: one does; or the device is unknown or not there.
+    """
+    for key, option in (("MODEL.DEVICE", "--device"), ("OUTPUT_DIR", "--output")):
+        if key in overrides[::2]:
+            raise UsageError(f"{key} is what the option {option} sets")
+    cfg.MODEL.DEVICE = pick_device(device)

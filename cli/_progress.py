@@ -4,6 +4,8 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
+from rich.markup import escape
+
 from ghm_d2.engine.progress import Progress
 
 from ._console import err
@@ -47,7 +49,7 @@ class LiveProgress(Progress):
         self._bar.update(self._training, completed=iteration, figures=figures(scalars))
 
     def track(self, items, description, total):
-        task = self._bar.add_task(description, total=total, figures="")
+        task = self._bar.add_task(escape(description), total=total, figures="")
         for item in items:
             yield item
             self._bar.advance(task)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import emit, err, out, user_errors
-from ._options import Dataset, Device, Json, Overrides, data_label, pick_device
+from ._console import emit, out, tell, user_errors
+from ._options import Dataset, Device, Json, Overrides, data_label, make_folder, set_device
 
 
 def evaluate(
@@ -29,40 +29,41 @@ def evaluate(
 
 
 def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> None:
-    from ghm_d2.config import merge_overrides
     from ghm_d2.data.catalog import apply_to_config, validate
     from ghm_d2.engine.describe import describe_run, peak_memory_mb
     from ghm_d2.engine.evaluate import evaluate
     from ghm_d2.engine.load import config_for, load_detector
     from ghm_d2.engine.predict import draw_beside_truth
-    from ghm_d2.records import write_json
+    from ghm_d2.records import EVALUATION_FILE, write_json
     from ghm_d2.reports.tables import per_class_table, results_table
 
     from ._logs import quiet
     from ._progress import progress
 
     quiet()
+    if output:
+        make_folder(output)
     cfg = config_for(weights, config, overrides)
-    merge_overrides(cfg, ["MODEL.DEVICE", pick_device(device)])
+    set_device(cfg, device, overrides)
     apply_to_config(cfg, dataset, need_train=False)
     name = cfg.DATASETS.TEST[0]
     validate(name)
     model = load_detector(cfg, weights)
     with progress() as shown:
         result = evaluate(model, cfg, name, shown)
-    record = describe_run(cfg, model, data_label(dataset, name))
+    record = describe_run(cfg, model, data_label(name))
     record.metrics, record.per_class = result.metrics, result.per_class
     record.ms_per_image = result.ms_per_image
     record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
     if output:
-        output.mkdir(parents=True, exist_ok=True)
-        record.write(output)
+        record.write(output, EVALUATION_FILE)
         write_json(output / "detections.json", result.detections)
         draw_beside_truth(name, result.detections, output / "detections.png")
-        err.print(f"{output}: run.json, detections.json, detections.png", highlight=False)
 
     def human():
         out.print(results_table(record, f"{name}, {record.ms_per_image:.1f} ms/image"))
         out.print(per_class_table(record))
+        if output:
+            tell(f"{output}: {EVALUATION_FILE}, detections.json, detections.png")
 
     emit(asdict(record), as_json=as_json, human=human)

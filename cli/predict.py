@@ -7,8 +7,8 @@ import typer
 
 from ghm_d2.errors import DataError
 
-from ._console import emit, out, user_errors
-from ._options import Device, Json, pick_device
+from ._console import emit, tell, user_errors
+from ._options import Device, Json, make_folder, set_device
 
 
 def predict(
@@ -33,7 +33,6 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
     missing = [image for image in images if not image.is_file()]
     if missing:
         raise DataError(f"no image {missing[0]}")
-    from ghm_d2.config import merge_overrides
     from ghm_d2.data.show import contact_sheet
     from ghm_d2.engine.load import config_for, load_detector
     from ghm_d2.engine.predict import predict
@@ -42,22 +41,22 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
     from ._progress import progress
 
     quiet()
+    make_folder(output)
     cfg = config_for(weights, config, [])
-    merge_overrides(cfg, ["MODEL.DEVICE", pick_device(device)])
+    set_device(cfg, device, [])
     model = load_detector(cfg, weights)
     names = dict(enumerate(cfg.DATASETS.CLASS_NAMES)) or {i: str(i) for i in range(1000)}
     with progress() as shown:
         found = predict(model, cfg, images, shown, threshold)
-    output.mkdir(parents=True, exist_ok=True)
-    for image, detections in zip(images, found, strict=True):
-        picture = output / f"{image.stem}.png"
+    for image, detections, name in zip(images, found, _picture_names(images), strict=True):
+        picture = output / name
         caption = f"{image.name}: {len(detections)} detections"
         contact_sheet([(image, caption, detections)], names, columns=1, cell=1000).save(picture)
 
     def human():
         for image, detections in zip(images, found, strict=True):
-            out.print(f"{image}: {len(detections)} detections", highlight=False)
-        out.print(f"pictures: {output}", highlight=False)
+            tell(f"{image}: {len(detections)} detections")
+        tell(f"pictures: {output}")
 
     rows = [
         d | {"file_name": str(image), "category": names[d["category_id"]]}
@@ -65,3 +64,14 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
         for d in detections
     ]
     emit(rows, as_json=as_json, human=human)
+
+
+def _picture_names(images: list[Path]) -> list[str]:
+    """A name for each drawn picture: none twice, and none that a photograph would have."""
+    count: dict[str, int] = {}
+    names = []
+    for image in images:
+        count[image.stem] = count.get(image.stem, 0) + 1
+        again = f"_{count[image.stem]}" if count[image.stem] > 1 else ""
+        names.append(f"{image.stem}{again}_detections.png")
+    return names

@@ -6,20 +6,21 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import DataError, UsageError
 
-from ._console import emit, err, out, user_errors
-from ._options import Dataset, Device, Json, Overrides, data_label, pick_device
+from ._console import emit, out, tell, user_errors
+from ._options import Dataset, Device, Json, Overrides, data_label, make_folder, set_device
 
-# what a run leaves in its folder, and --overwrite removes
+# what a run leaves in its folder, and --overwrite removes; the first three tell that there is one
+MARKS = ("run.json", "metrics.jsonl", "last_checkpoint")
 RUN_FILES = (
+    *MARKS,
     "config.yaml",
-    "run.json",
-    "metrics.jsonl",
     "density.jsonl",
     "log.txt",
-    "last_checkpoint",
-    "model_*.pth",
+    "model_[0-9]*.pth",
+    "model_final.pth",
+    "model_best.pth",
     "events.out.tfevents.*",
     "detections.png",
 )
@@ -40,7 +41,8 @@ def train(
     ] = False,
     device: Device = "auto",
     seed: Annotated[
-        int | None, typer.Option(min=0, help="SEED; drawn and recorded if none is given.")
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="SEED; drawn and recorded if none is given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,85 +50,106 @@ def train(
     with user_errors():
         if resume and overwrite:
             raise UsageError("--resume continues a run, --overwrite removes it: choose one")
-        folder = output or _default_folder(config)
-        source = _config_source(config, folder, resume)
-        _train(source, overrides or [], dataset, folder, resume, overwrite, device, seed, as_json)
+        if resume and (config is not None or seed is not None):
+            raise UsageError(
+                "--resume goes on with the run's own config.yaml and seed: leave out "
+                "--config and --seed; KEY VALUE overrides apply"
+            )
+        if config is None and not resume:
+            raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
+        folder = output or Path("runs") / Path(config or "").stem
+        if resume:
+            config = _own_config(folder)
+        _train(config, overrides or [], dataset, folder, resume, overwrite, device, seed, as_json)
 
 
-def _default_folder(config: str | None) -> Path:
-    if config is None:
-        raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
-    return Path("runs") / Path(config).stem
-
-
-def _config_source(config: str | None, folder: Path, resume: bool) -> str:
+def _own_config(folder: Path) -> str:
     own = folder / "config.yaml"
-    if resume and not own.is_file():
+    if not own.is_file():
         raise UsageError(f"{folder} holds no run to resume")
-    if config is None and not resume:
-        raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
-    return config or str(own)
+    checkpoints = sorted(folder.glob("model_[0-9]*.pth"))
+    if checkpoints and not (folder / "last_checkpoint").is_file():
+        raise UsageError(
+            f"{folder} has checkpoints but no file last_checkpoint to name the one to resume from; "
+            f"write {checkpoints[-1].name} into it"
+        )
+    return str(own)
 
 
 def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, as_json) -> None:
-    from ghm_d2.config import load_config, merge_overrides
-    from ghm_d2.data.catalog import apply_to_config
+    from ghm_d2.config import check_config, load_config
     from ghm_d2.reports.tables import per_class_table, results_table
 
-    from ._logs import log_to, quiet
+    from ._logs import quiet
     from ._progress import progress
 
     quiet()
     cfg = load_config(source, overrides)
-    merge_overrides(cfg, ["OUTPUT_DIR", str(folder), "MODEL.DEVICE", pick_device(device)])
+    set_device(cfg, device, overrides)
+    cfg.OUTPUT_DIR = str(folder)
     if seed is not None:
         cfg.SEED = seed
-    apply_to_config(cfg, dataset)
-    _prepare(folder, resume, overwrite)
-    log_to(folder)
-    with progress() as shown:
-        record = _run(cfg, data_label(dataset, cfg.DATASETS.TRAIN[0]), resume, shown)
-
-    def human():
-        out.print(results_table(record, f"{record.dataset}, {record.iterations} iterations"))
-        out.print(per_class_table(record))
-        if record.best:
-            out.print(f"best AP {record.best['AP']:.1f} at iteration {record.best['iteration']}")
-        out.print(f"{folder}: model_final.pth, model_best.pth, metrics.jsonl, detections.png")
-        out.print(f"evaluate again: ghm eval --weights {folder}/model_best.pth")
-
-    emit(asdict(record), as_json=as_json, human=human)
-
-
-def _run(cfg, label, resume, shown):
-    from ghm_d2.data.catalog import validate
-    from ghm_d2.engine.predict import draw_beside_truth
-    from ghm_d2.engine.trainer import choose_seed, train
-    from ghm_d2.records import write_text
-
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        validate(name)
-    choose_seed(cfg)
-    folder = Path(cfg.OUTPUT_DIR)
-    write_text(folder / "config.yaml", cfg.dump())
-    shown.message(f"training on {', '.join(cfg.DATASETS.TRAIN)} into {folder}, seed {cfg.SEED}")
-    record, evaluation = train(cfg, label, resume=resume, progress=shown)
-    draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / "detections.png")
-    return record
-
-
-def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
-    present = [file for pattern in RUN_FILES for file in folder.glob(pattern)]
-    if present and overwrite:
-        for file in present:
-            file.unlink()
-        err.print(f"removed the run in {folder}")
-    elif present and not resume:
+    check_config(cfg)
+    if not (resume or overwrite) and _holds_run(folder):
         raise UsageError(
             f"{folder} holds another run; --resume continues it, --overwrite removes it, "
             "--output DIR names another folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {folder}: {error.strerror}") from None
+    with progress() as shown:
+        record = _run(cfg, dataset, resume, overwrite, shown)
+
+    def human():
+        out.print(results_table(record, f"{record.dataset}, {record.iterations} iterations"))
+        out.print(per_class_table(record))
+        best = "model_final.pth"
+        if record.best:
+            best = "model_best.pth"
+            tell(f"best AP {record.best['AP']:.1f} at iteration {record.best['iteration']}")
+        tell(f"{folder}: checkpoints, run.json, metrics.jsonl, detections.png")
+        tell(f"evaluate again: ghm eval --weights {folder / best}")
+
+    emit(asdict(record), as_json=as_json, human=human)
+
+
+def _run(cfg, dataset, resume, overwrite, shown):
+    from ghm_d2.data.catalog import apply_to_config, validate
+    from ghm_d2.engine.predict import draw_beside_truth
+    from ghm_d2.engine.trainer import choose_seed, train
+
+    from ._logs import log_to
+
+    folder = Path(cfg.OUTPUT_DIR)
+    classes = cfg.DATASETS.CLASS_NAMES
+    apply_to_config(cfg, dataset)
+    if resume and tuple(cfg.DATASETS.CLASS_NAMES) != tuple(classes):
+        raise DataError(f"{dataset} has other classes than the run that is to be resumed")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        validate(name)
+    choose_seed(cfg)
+
+    def on_start():
+        if overwrite:
+            _remove_run(folder, cfg)
+        make_folder(folder)
+        log_to(folder)
+        what = "resuming" if resume else "training"
+        shown.message(f"{what} on {', '.join(cfg.DATASETS.TRAIN)} into {folder}, seed {cfg.SEED}")
+
+    label = data_label(cfg.DATASETS.TRAIN[0])
+    record, evaluation = train(cfg, label, resume=resume, progress=shown, on_start=on_start)
+    draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / "detections.png")
+    return record
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in MARKS)
+
+
+def _remove_run(folder: Path, cfg) -> None:
+    if not _holds_run(folder):
+        return
+    for weights in (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED):
+        if weights and Path(weights).resolve().parent == folder.resolve():
+            raise UsageError(f"--overwrite would remove {weights}, which the new run starts from")
+    for file in (file for pattern in RUN_FILES for file in folder.glob(pattern)):
+        file.unlink()

@@ -5,6 +5,7 @@ inside the installed Detectron2, whose own RetinaNet base evaluates an expressio
 """
 
 import difflib
+import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,6 +117,9 @@ def merge_overrides(cfg, overrides: list[str]) -> None:
         UsageError: an odd number of words, an unknown key or a value of the wrong type.
     """
     overrides = list(overrides)
+    for word in overrides:
+        if word.startswith("--"):
+            raise UsageError(f"no option {word}; --help lists them")
     if len(overrides) % 2:
         raise UsageError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
     known = set(_flatten(cfg))
@@ -123,12 +127,57 @@ def merge_overrides(cfg, overrides: list[str]) -> None:
         if key not in known:
             raise UsageError(_unknown_key(key, known))
         try:
-            default = cfg
-            for part in key.split("."):
-                default = default[part]
-            cfg.merge_from_list([key, _fit_type(value, default)])
+            cfg.merge_from_list([key, _fit_type(value, _get(cfg, key))])
         except (ValueError, TypeError, KeyError, AssertionError) as error:
             raise UsageError(f"{key} {value}: {_first_line(error)}") from None
+
+
+def check_config(cfg) -> None:
+    """Find what would fail late or be ignored.
+
+    Raises:
+        UsageError: a value out of range, or one of our loss types for a class that does not
+            read it.
+    """
+    solver = cfg.SOLVER
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        if solver[key] < 1:
+            raise UsageError(f"SOLVER.{key} is at least 1, not {solver[key]}")
+    if not solver.BASE_LR > 0:
+        raise UsageError(f"SOLVER.BASE_LR is above 0, not {solver.BASE_LR}")
+    model = cfg.MODEL
+    of_ours = ("asl1", "ghm_r")
+    two_stage = model.META_ARCHITECTURE == "GeneralizedRCNN"
+    checks = (
+        (
+            "RETINANET",
+            "CLS_LOSS_TYPE",
+            ("ce", "ohem", "ghm_c"),
+            "META_ARCHITECTURE",
+            "GHMRetinaNet",
+        ),
+        ("RETINANET", "BBOX_REG_LOSS_TYPE", of_ours, "META_ARCHITECTURE", "GHMRetinaNet"),
+        ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
+        ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", of_ours, "ROI_HEADS.NAME", "GHMROIHeads"),
+        ("RPN", "CLS_LOSS_TYPE", ("ghm_c",), "PROPOSAL_GENERATOR.NAME", "GHMRPN"),
+    )
+    for group, key, types, reader, needed in checks:
+        used = two_stage == (group != "RETINANET")
+        value, found = model[group][key], _get(model, reader)
+        if used and value in types and found != needed:
+            raise UsageError(
+                f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"
+            )
+
+
+def config_text(cfg) -> str:
+    """`cfg` as YAML, the same text for the same values."""
+    return yaml.safe_dump(plain_config(cfg))
+
+
+def plain_config(cfg) -> dict:
+    """`cfg` as dicts and lists of its own, none of them shared."""
+    return json.loads(json.dumps(cfg))
 
 
 def find_config(path: str) -> Path:
@@ -219,6 +268,12 @@ def _check_keys(loaded: dict, cfg, path: str) -> None:
             raise UsageError(f"{path}: {key} is a group of keys, not a value")
         if key not in known:
             raise UsageError(f"{path}: {_unknown_key(key, known)}")
+
+
+def _get(node, key: str):
+    for part in key.split("."):
+        node = node[part]
+    return node
 
 
 def _fit_types(loaded: dict, cfg) -> dict:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ghm_d2.errors import DataError
 
 RUN_FILE = "run.json"
+EVALUATION_FILE = "eval.json"
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -41,9 +43,9 @@ class RunRecord:
     per_class: dict[str, float | None] = field(default_factory=dict)  # AP by class name
     best: dict[str, float] = field(default_factory=dict)  # "AP" and "iteration" of model_best
 
-    def write(self, folder: Path) -> None:
-        """Write run.json into `folder`, whole or not at all."""
-        write_json(Path(folder) / RUN_FILE, asdict(self))
+    def write(self, folder: Path, name: str = RUN_FILE) -> None:
+        """Write run.json, or `name`, into `folder`, whole or not at all."""
+        write_json(Path(folder) / name, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -83,16 +85,25 @@ def write_json(file: Path, value) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `file`, then rename it."""
-    file = Path(file)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+    """Write `text`, whole or not at all."""
+    write_atomically(str(file), lambda out: out.write(text.encode()))
+
+
+def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace `path` by what `write` puts into the file given to it, or leave it as it was.
+
+    The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
+    """
+    unfinished = f"{path}.{os.getpid()}.tmp"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
+        with open(unfinished, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:  # Ctrl-C too: leave no half file behind
+        if os.path.exists(unfinished):
+            os.unlink(unfinished)
         raise
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from tiny_batch import tiny_batch
 
 from ghm_d2.config import list_configs, load_config
-from ghm_d2.data.loaders import tiny_batch
 from ghm_d2.engine.optimizer import build_optimizer
 from ghm_d2.register import register_all
 

@@ -63,11 +63,13 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     """
     if dataset is not None:
         base = _without_split(dataset)
-        train, test = [base], [base]
+        if need_train and base != dataset:
+            raise UsageError(f"{dataset} is one split; {base} trains on train and evaluates on val")
+        train, test = [dataset], [dataset]
     else:
         train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    if not (train if need_train else test):
-        key = "DATASETS.TRAIN" if need_train else "DATASETS.TEST"
+    if not test or (need_train and not train):
+        key = "DATASETS.TRAIN" if test else "DATASETS.TEST"
         raise UsageError(f"no data set: pass --dataset NAME|FOLDER or set {key}")
     if len(test) > 1:
         raise UsageError("DATASETS.TEST names one data set; ghm eval --dataset takes the others")

@@ -1,10 +1,15 @@
 """Detectron2's data loaders, with bad images told by name."""
 
-import copy
+import itertools
 
-import torch
-from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import TrainingSampler
 
 from ghm_d2.errors import DataError
 
@@ -38,32 +43,34 @@ def raise_on_bad_image(batch: list[dict]) -> list[dict]:
     return batch
 
 
-def build_train_loader(cfg):
-    """An endless loader of batches from DATASETS.TRAIN."""
-    return build_detection_train_loader(cfg, mapper=GHMDatasetMapper(cfg, True))
+class SkippingSampler(TrainingSampler):
+    """Detectron2's endless sampler, from somewhere along its sequence of images."""
+
+    def __init__(self, size: int, seed: int, skip: int):
+        """
+        Args:
+            size: images of the data set.
+            skip: images, over all processes, that a run has seen already.
+        """
+        super().__init__(size, seed=seed)
+        self._skip = skip
+
+    def __iter__(self):
+        yield from itertools.islice(super().__iter__(), self._skip // self._world_size, None)
 
 
-def build_test_loader(cfg, dataset_name: str, num_images: int | None = None):
-    """A loader of the whole of `dataset_name`, or its first images, one image a batch."""
-    mapper = GHMDatasetMapper(cfg, False)
-    if num_images is None:
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    from detectron2.data import DatasetCatalog
+def build_train_loader(cfg, start_iter: int = 0):
+    """An endless loader of batches from DATASETS.TRAIN, as they follow after `start_iter` steps."""
+    mapper = GHMDatasetMapper(cfg, True)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        return build_detection_train_loader(cfg, mapper=mapper)
+    dataset = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    sampler = SkippingSampler(len(dataset), cfg.SEED, start_iter * cfg.SOLVER.IMS_PER_BATCH)
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
 
-    items = copy.deepcopy(DatasetCatalog.get(dataset_name)[:num_images])
-    return build_detection_test_loader(items, mapper=mapper)
 
-
-def tiny_batch(num_classes: int, size: tuple[int, int] = (64, 64)) -> list[dict]:
-    """Two made-up images, one of them without an object: to try a model for a step."""
-    from detectron2.structures import Boxes, Instances
-
-    height, width = size
-    batch = []
-    for boxes in ([[4.0, 4.0, width / 2, height / 2]], []):
-        instances = Instances(size)
-        instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        instances.gt_classes = torch.full((len(boxes),), num_classes - 1)
-        image = torch.full((3, height, width), 127, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": height, "width": width})
-    return batch
+def build_test_loader(cfg, dataset_name: str):
+    """A loader of the whole of `dataset_name`, one image a batch."""
+    return build_detection_test_loader(cfg, dataset_name, mapper=GHMDatasetMapper(cfg, False))

@@ -1,14 +1,18 @@
 """What a run is, for its record: method, network, versions, memory."""
 
+import json
 import platform
 import resource
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ghm_d2 import __version__
+from ghm_d2.config import plain_config
 from ghm_d2.records import RunRecord, config_hash
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
@@ -21,11 +25,6 @@ REG_NAMES = {
     "asl1": "ASL1",
     "ghm_r": "GHM-R",
 }
-NOT_THE_EXPERIMENT = (
-    "OUTPUT_DIR",
-    "SEED",
-    "VIS_PERIOD",
-)  # keys that two runs to compare may differ in
 
 
 def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
@@ -37,7 +36,7 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
         config_hash=_hash(cfg),
         seed=cfg.SEED,
         device=_device_name(cfg.MODEL.DEVICE),
-        code_version=__version__,
+        code_version=_code_version(),
         packages=_versions(),
         parameters=sum(p.numel() for p in model.parameters()),
     )
@@ -70,16 +69,31 @@ def network_name(cfg) -> str:
 def peak_memory_mb(device: str) -> float:
     """Of the accelerator if there is one, else of the process (its resident set), in MiB."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _hash(cfg) -> str:
-    same = cfg.clone()
-    for key in NOT_THE_EXPERIMENT:
-        setattr(same, key, type(getattr(same, key))())
-    return config_hash(same.dump())
+    """Of what makes the experiment: not where it runs, where its data lie, or its seed."""
+    plain = plain_config(cfg)
+    for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
+        del plain[key]
+    del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
+    return config_hash(json.dumps(plain, sort_keys=True))
+
+
+def _code_version() -> str:
+    """The version, and the commit in a checkout of the project."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{found.stdout.strip()}"
 
 
 def _device_name(device: str) -> str:

@@ -78,8 +78,8 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
             raise_on_bad_image(batch)
             start = time.perf_counter()
             outputs = model(batch)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if cfg.MODEL.DEVICE.startswith("cuda"):
+                torch.cuda.synchronize(cfg.MODEL.DEVICE)
             seconds.append((time.perf_counter() - start) / len(batch))
             evaluator.process(batch, outputs)
     finally:

@@ -11,6 +11,7 @@ from ghm_d2.engine.describe import peak_memory_mb
 from ghm_d2.engine.progress import Progress
 from ghm_d2.engine.weights import GHMCheckpointer
 from ghm_d2.losses import GradientDensity
+from ghm_d2.records import finite_or_none
 
 # Seconds are kept out of metrics.jsonl, so that two runs with one seed write the same file.
 WALL_CLOCK = ("time", "data_time", "rank_data_time", "eta_seconds")
@@ -33,7 +34,8 @@ class MetricsWriter(EventWriter):
         latest = get_event_storage().latest_with_smoothing_hint(SMOOTHING_WINDOW)
         for name, (value, iteration) in latest.items():
             if iteration > self._written and name not in WALL_CLOCK:
-                rows.setdefault(iteration, {"iteration": iteration})[name] = value
+                row = rows.setdefault(iteration, {"iteration": iteration})
+                row[name] = finite_or_none(value)  # JSON knows no infinity
         append_lines(self._file, [rows[i] for i in sorted(rows)])
         self._written = max([self._written, *rows])
 
@@ -75,47 +77,41 @@ class ProgressHook(HookBase):
         self._progress.step(self.trainer.iter + 1, self.trainer.max_iter, scalars)
 
 
-class BestCheckpoint(HookBase):
-    """Keeps the weights with the largest `metric` as model_best.pth.
+class BestCheckpoint:
+    """Keeps the weights with the largest AP as model_best.pth.
 
-    Unlike Detectron2's, it survives a resume and leaves the last checkpoint alone, so that a
-    run resumes where it stopped, not where it was best.
+    Unlike Detectron2's hook, it goes on from an earlier leg's best, and leaves the last
+    checkpoint alone: a run resumes where it stopped, not where it was best.
     """
 
-    def __init__(self, checkpointer: GHMCheckpointer, metric: str = "bbox/AP"):
-        self._checkpointer, self._metric = checkpointer, metric
-        self.best: dict[str, float] = {}
+    def __init__(self, checkpointer: GHMCheckpointer, best: dict[str, float]):
+        """
+        Args:
+            best: {"AP": ..., "iteration": ...} so far, or empty.
+        """
+        self._checkpointer = checkpointer
+        self.best = dict(best)
 
-    def after_eval(self) -> None:
-        """Compare the newest evaluation with the best one so far."""
-        latest = self.trainer.storage.latest().get(self._metric)
-        if latest is None:
-            return
-        value, _ = latest
-        iteration = min(self.trainer.iter + 1, self.trainer.max_iter)  # steps done
-        if value > self.best.get("AP", -1.0):  # NaN, an undefined AP, is never larger
-            self.best = {"AP": value, "iteration": iteration}
+    def update(self, ap: float | None, iteration: int) -> None:
+        """Compare an evaluation after `iteration` steps with the best one so far."""
+        if ap is not None and ap > self.best.get("AP", -1.0):
+            self.best = {"AP": ap, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration)
-
-    def state_dict(self):
-        return dict(self.best)
-
-    def load_state_dict(self, state):
-        self.best = dict(state)
 
 
 class StopOnSignal(HookBase):
     """SIGINT and SIGTERM end the training after the step under way; a second one at once.
 
-    Raises KeyboardInterrupt. `between_steps` then tells whether a checkpoint can be saved.
+    Raises KeyboardInterrupt.
     """
 
-    def __init__(self):
-        self.between_steps = False
-        self._requested = False
+    def __init__(self, progress: Progress):
+        self.requested = False
+        self._progress = progress
         self._previous = {}
 
-    def before_train(self):
+    def install(self) -> None:
+        """Take the signals over, until the training ends."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._request)
@@ -123,16 +119,17 @@ class StopOnSignal(HookBase):
                 return
 
     def _request(self, _number, _frame):
-        if self._requested:
+        if self.requested:
             raise KeyboardInterrupt
-        self._requested = True
+        self.requested = True
+        self._progress.message("stopping after this step; once more to stop at once")
 
     def after_step(self):
-        if self._requested:
-            self.between_steps = True
+        if self.requested:
             raise KeyboardInterrupt
 
-    def after_train(self):
+    def restore(self) -> None:
+        """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -140,7 +137,7 @@ class StopOnSignal(HookBase):
 def append_lines(file: Path, rows: list[dict]) -> None:
     """Append `rows` to `file` as JSON lines."""
     with open(file, "a", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        out.writelines(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
 
 
 def drop_lines_from(file: Path, iteration: int) -> None:

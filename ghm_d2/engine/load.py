@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from ghm_d2.config import load_config
 from ghm_d2.engine.weights import GHMCheckpointer
 from ghm_d2.errors import UsageError, WeightsError
+from ghm_d2.losses import GradientDensity
 from ghm_d2.register import register_all
 
 CONFIG_FILE = "config.yaml"
@@ -41,8 +42,9 @@ def load_detector(cfg, weights: Path):
     checkpointer.load(str(weights), checkpointables=[])
     report = checkpointer.report
     # without the losses' state a detector detects as well
-    state = {name for name, _ in model.named_buffers()}
-    lacking = [name for name in report.missing if name not in state]
+    densities = [n for n, m in model.named_modules() if isinstance(m, GradientDensity)]
+    excused = ("loss_normalizer", *(f"{name}." for name in densities))
+    lacking = [name for name in report.missing if not name.startswith(excused)]
     if lacking or report.mismatched:
         bad = [*lacking, *(name for name, *_ in report.mismatched)]
         raise WeightsError(

@@ -14,6 +14,7 @@ from PIL import Image
 from ghm_d2.data.images import read_image
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.engine.progress import Progress
+from ghm_d2.errors import DataError
 
 
 @torch.no_grad()
@@ -40,6 +41,8 @@ def predict(
     for i, file in enumerate(progress.track(files, "predicting", len(files))):
         image = convert_PIL_to_numpy(Image.fromarray(read_image(file)), cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
+        if min(height, width) * cfg.INPUT.MAX_SIZE_TEST < max(height, width):
+            raise DataError(f"{file}: a picture of {width} x {height} px cannot be resized")
         image = resize.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
         instances = model([{"image": tensor, "height": height, "width": width}])[0]["instances"]

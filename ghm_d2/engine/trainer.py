@@ -1,10 +1,10 @@
 """Training: a Detectron2 trainer, and `train`, which sets up one run and sees it through."""
 
-import logging
 import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import TensorboardXWriter
 
+from ghm_d2.config import config_text
 from ghm_d2.data.loaders import build_train_loader, raise_on_bad_image
 from ghm_d2.engine.describe import describe_run, peak_memory_mb
 from ghm_d2.engine.divergence import diverged
@@ -25,14 +26,13 @@ from ghm_d2.engine.hooks import (
     ProgressHook,
     StopOnSignal,
 )
+from ghm_d2.engine.load import CONFIG_FILE
 from ghm_d2.engine.optimizer import build_optimizer, clips_full_model
 from ghm_d2.engine.progress import Progress
 from ghm_d2.engine.weights import GHMCheckpointer
-from ghm_d2.errors import DivergedError
-from ghm_d2.records import RunRecord
+from ghm_d2.errors import DataError, DivergedError, UsageError, WeightsError
+from ghm_d2.records import RUN_FILE, RunRecord, write_text
 from ghm_d2.register import register_all
-
-logger = logging.getLogger(__name__)
 
 
 class GHMTrainer(SimpleTrainer):
@@ -40,10 +40,17 @@ class GHMTrainer(SimpleTrainer):
 
     It also clips the gradient of the whole model where asked to, and trains in mixed precision
     under SOLVER.AMP.ENABLED.
+
+    Attributes:
+        done: steps that are complete.
+        consistent: whether model, optimizer and schedule are those after `done` steps.
+        step_seconds: of each step, loading included.
     """
 
-    def __init__(self, cfg, model, data_loader, optimizer):
+    def __init__(self, cfg, model, data_loader, optimizer, done: int = 0):
         super().__init__(model, data_loader, optimizer)
+        self.done, self.consistent = done, True
+        self.step_seconds: list[float] = []
         self._clip_norm = (
             cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE if clips_full_model(cfg) else float("inf")
         )
@@ -53,7 +60,6 @@ class GHMTrainer(SimpleTrainer):
         self._scaler = torch.amp.GradScaler(
             self._device, enabled=self._amp and self._device == "cuda"
         )
-        self.step_seconds: list[float] = []
 
     def run_step(self):
         """One iteration.
@@ -65,19 +71,10 @@ class GHMTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = raise_on_bad_image(next(self._data_loader_iter))
         data_seconds = time.perf_counter() - start
-        try:
-            with torch.autocast(self._device, enabled=self._amp):
-                losses = self.model(batch)
-        except FloatingPointError:  # how Detectron2's RPN says it
-            raise diverged(self.model, batch, "the proposals are not finite", self.iter) from None
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            bad = [
-                f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()
-            ]
-            raise diverged(self.model, batch, ", ".join(bad), self.iter)
+        losses = self._losses(batch)
         self.optimizer.zero_grad()
-        self._scaler.scale(total).backward()
+        self._scaler.scale(sum(losses.values())).backward()
+        self.consistent = False
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         # under loss scaling an overflow is ordinary: the scaler skips the step
@@ -89,12 +86,28 @@ class GHMTrainer(SimpleTrainer):
         self.storage.put_scalar("grad_norm", norm.item())
         self.step_seconds.append(time.perf_counter() - start)
 
+    def _losses(self, batch) -> dict[str, torch.Tensor]:
+        try:
+            with torch.autocast(self._device, enabled=self._amp):
+                losses = self.model(batch)
+        except FloatingPointError:  # how Detectron2's RPN says it
+            raise diverged(self.model, batch, "the proposals are not finite", self.iter) from None
+        bad = [f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
+        if bad:
+            raise diverged(self.model, batch, ", ".join(bad), self.iter)
+        return losses
+
+    def step_done(self) -> None:
+        """To be called once the schedule has advanced."""
+        self.done, self.consistent = self.iter + 1, True
+
     def state_dict(self):
         return super().state_dict() | {"scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
-        self._scaler.load_state_dict(state_dict.get("scaler", {}))
+        if state_dict.get("scaler") and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state_dict["scaler"])
 
 
 def train(
@@ -103,77 +116,59 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> tuple[RunRecord, Evaluation]:
     """Train the detector that `cfg` describes, into OUTPUT_DIR.
 
-    The folder then holds metrics.jsonl, density.jsonl, TensorBoard's events, checkpoints
-    (`model_final.pth`, `model_best.pth` by AP) and run.json.
+    The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
+    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json.
 
     Args:
         cfg: with data sets that are registered and a SEED of at least 0.
         dataset_label: what the record calls the data.
         resume: continue from the folder's last checkpoint.
         progress: is told of every iteration.
-        on_evaluation: is called after each evaluation.
+        on_start: is called when everything is built and loaded, before anything is written.
 
     Returns:
         the record, and the last evaluation.
 
     Raises:
+        UsageError: a class or schedule that cannot be built from `cfg`.
         DataError, WeightsError, DivergedError: as their names say; the record on disk tells
             the last.
         KeyboardInterrupt: after SIGINT or SIGTERM, a checkpoint of the last step saved.
     """
-    register_all()
     progress = progress or Progress()
+    stop = StopOnSignal(progress)
+    trainer, checkpointer = _set_up(cfg, resume, progress)
     folder = Path(cfg.OUTPUT_DIR)
-    seed_all_rng(cfg.SEED)
-    model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    trainer = GHMTrainer(cfg, model, build_train_loader(cfg), optimizer)
-    checkpointer = GHMCheckpointer(model, str(folder), optimizer=optimizer, trainer=trainer)
-    best = BestCheckpoint(checkpointer)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), best])
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    resuming = resume and checkpointer.has_checkpoint()
-    start_iter = trainer.iter + 1 if resuming else 0
-    for line in checkpointer.report.warnings() if checkpointer.report else ():
-        progress.message(line)
-
-    record = describe_run(cfg, model, dataset_label)
-    last: list[Evaluation] = []
+    record = describe_run(cfg, trainer.model, dataset_label)
+    before = RunRecord.read(folder) if resume and (folder / RUN_FILE).is_file() else None
+    on_start()
+    write_text(folder / CONFIG_FILE, config_text(cfg))
+    best = BestCheckpoint(checkpointer, before.best if before else {})
+    evaluations: list[Evaluation] = []
 
     def run_evaluation():
-        evaluation = evaluate(model, cfg, cfg.DATASETS.TEST[0], progress)
-        last[:] = [evaluation]
-        scalars = {f"bbox/{k}": v for k, v in evaluation.metrics.items() if v is not None}
+        if trainer.done <= trainer.iter and trainer.done < cfg.SOLVER.MAX_ITER:
+            return  # the last step failed
+        evaluations[:] = [evaluate(trainer.model, cfg, cfg.DATASETS.TEST[0], progress)]
+        metrics = evaluations[0].metrics
+        scalars = {f"bbox/{k}": v for k, v in metrics.items() if v is not None}
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)
-        best.after_eval()
-        on_evaluation(evaluation)
+        best.update(metrics["AP"], trainer.done)
 
-    stop = StopOnSignal()
-    period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
-    writers = [MetricsWriter(folder / "metrics.jsonl", start_iter), TensorboardXWriter(str(folder))]
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, run_evaluation),
-            DensityLog(folder / "density.jsonl", model, period, start_iter),
-            ProgressHook(progress, cfg.MODEL.DEVICE),
-            hooks.PeriodicWriter(writers, period),
-            stop,
-        ]
-    )
+    _register_hooks(trainer, cfg, checkpointer, run_evaluation, progress, stop)
     record.status = "failed"
+    stop.install()
     try:
-        trainer.train(start_iter, cfg.SOLVER.MAX_ITER)
+        _run(trainer, cfg.SOLVER.MAX_ITER, stop)
         record.status = "finished"
     except KeyboardInterrupt:
         record.status = "interrupted"
-        if stop.between_steps:
+        if trainer.consistent and trainer.done:
+            trainer.iter = trainer.done - 1
             checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
             progress.message(f"saved {checkpointer.get_checkpoint_file()}; --resume continues")
         raise
@@ -181,17 +176,98 @@ def train(
         record.status = "diverged"
         raise
     finally:
-        record.iterations = trainer.iter
-        record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
-        record.best = best.best
-        if trainer.step_seconds:
-            record.s_per_iter = statistics.median(trainer.step_seconds)
-            record.train_seconds = sum(trainer.step_seconds)
-        if last:
-            record.metrics, record.per_class = last[0].metrics, last[0].per_class
-            record.ms_per_image = last[0].ms_per_image
+        stop.restore()
+        _complete(record, before, trainer, best, evaluations, cfg.MODEL.DEVICE)
         record.write(folder)
-    return record, last[0]
+    return record, evaluations[0]
+
+
+def _set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer]:
+    """Build and load everything; nothing is written."""
+    register_all()
+    seed_all_rng(cfg.SEED)
+    with _as_usage_errors():
+        model = build_model(cfg)
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
+    resuming = resume and checkpointer.has_checkpoint()
+    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    report = checkpointer.report
+    if resuming and (report.missing or report.mismatched):
+        raise WeightsError(f"the run cannot be resumed: {report.warnings()[-1]}")
+    for line in report.warnings() if report else ():
+        progress.message(line)
+    start_iter = loaded["trainer"]["iteration"] + 1 if resuming else 0
+    with _as_usage_errors():
+        loader = build_train_loader(cfg, start_iter)
+    trainer = GHMTrainer(cfg, model, loader, optimizer, done=start_iter)
+    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler)])
+    if resuming:
+        trainer.load_state_dict(loaded["trainer"])
+    checkpointer.add_checkpointable("trainer", trainer)
+    return trainer, checkpointer
+
+
+def _register_hooks(trainer, cfg, checkpointer, run_evaluation, progress, stop) -> None:
+    """After the scheduler's. The evaluation goes before what records its AP."""
+    folder = Path(cfg.OUTPUT_DIR)
+    period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
+    writers = [
+        MetricsWriter(folder / "metrics.jsonl", trainer.done),
+        TensorboardXWriter(str(folder)),
+    ]
+    log = DensityLog(folder / "density.jsonl", trainer.model, period, trainer.done)
+    trainer.register_hooks(
+        [
+            hooks.CallbackHook(after_step=lambda _: trainer.step_done()),
+            hooks.IterationTimer(),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, run_evaluation),
+            hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            log,
+            ProgressHook(progress, cfg.MODEL.DEVICE),
+            hooks.PeriodicWriter(writers, period),
+            stop,
+        ]
+    )
+
+
+def _run(trainer: GHMTrainer, max_iter: int, stop: StopOnSignal) -> None:
+    try:
+        trainer.train(trainer.done, max_iter)
+    except RuntimeError:
+        if stop.requested:  # Ctrl-C reaches the loader's workers too, whose end is an error there
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _complete(record, before, trainer, best, evaluations, device) -> None:
+    """Enter what was measured; the legs of a resumed run are added up."""
+    record.iterations = trainer.done
+    record.peak_memory_mb = peak_memory_mb(device)
+    record.best = best.best
+    if before:
+        record.s_per_iter, record.train_seconds = before.s_per_iter, before.train_seconds
+    if trainer.step_seconds:
+        record.s_per_iter = statistics.median(trainer.step_seconds)
+        record.train_seconds = (record.train_seconds or 0.0) + sum(trainer.step_seconds)
+    if evaluations:
+        last = evaluations[0]
+        record.metrics, record.per_class = last.metrics, last.per_class
+        record.ms_per_image = last.ms_per_image
+
+
+@contextmanager
+def _as_usage_errors():
+    """Detectron2's complaints about a configuration, as errors of the configuration."""
+    try:
+        yield
+    except (KeyError, ValueError, AssertionError, IndexError) as error:
+        raise UsageError(
+            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {error.filename}") from None
 
 
 def choose_seed(cfg) -> None:

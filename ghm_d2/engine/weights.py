@@ -12,6 +12,7 @@ from torch import nn
 
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weight_files import read_weights, state_dict_of
+from ghm_d2.records import write_atomically
 
 LAST_CHECKPOINT = "last_checkpoint"
 _LONGEST_NAME = 255
@@ -195,24 +196,6 @@ class GHMCheckpointer(DetectionCheckpointer):
                 f"has {_some(self.report.unused)}"
             )
         return incompatible
-
-
-def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace `path` by what `write` puts into the file given to it, or leave it as it was.
-
-    The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
-    """
-    unfinished = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(unfinished, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:  # Ctrl-C too: leave no half file behind
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
-        raise
 
 
 def _split_query(path: str) -> tuple[str, bool]:

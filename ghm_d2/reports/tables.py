@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from ghm_d2.records import AP_COLUMNS, RunRecord
@@ -42,12 +43,12 @@ def _run(r: RunRecord) -> tuple[str, ...]:
 
 
 def _table(headers, rows, title, text_columns: int) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title and escape(title), title_justify="left")
     for i, header in enumerate(headers):
         is_text = i < text_columns
         table.add_column(header, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -1,6 +1,7 @@
 """ghm train, eval and predict as a user runs them: subprocesses on real files."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,20 +70,40 @@ def test_eval_finds_the_configuration_beside_the_weights(ghm, run_folder, tmp_pa
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"] == record(run_folder)["metrics"]
     assert {f.name for f in (tmp_path / "e").iterdir()} == {
-        "run.json",
+        "eval.json",
         "detections.json",
         "detections.png",
     }
 
 
+def test_eval_takes_the_split_that_is_named(ghm, run_folder, digits_folder):
+    words = ["--weights", run_folder / "model_final.pth", "--json"]
+    val = ghm("eval", *words, "--dataset", digits_folder)
+    train = ghm("eval", *words, "--dataset", f"{digits_folder}/train.json")
+    assert val.returncode == 0 and train.returncode == 0, train.stderr
+    assert json.loads(val.stdout)["metrics"] == record(run_folder)["metrics"]
+    assert json.loads(val.stdout)["config_hash"] == record(run_folder)["config_hash"]
+    assert json.loads(train.stdout)["metrics"] != record(run_folder)["metrics"]
+
+
 def test_predict_draws_and_prints_coco_json(ghm, run_folder, digits_folder, tmp_path):
-    image = next(Path(digits_folder).rglob("val/*.png"))
+    image = tmp_path / "photo.png"
+    shutil.copy(next(Path(digits_folder).rglob("val/*.png")), image)
+    other = tmp_path / "b" / "photo.png"
+    other.parent.mkdir()
+    shutil.copy(image, other)
+    before = image.read_bytes()
     words = ["--weights", run_folder / "model_final.pth", "--threshold", 0, "--json"]
-    done = ghm("predict", *words, "--output", tmp_path / "p", image)
+    done = ghm("predict", *words, "--output", tmp_path, image, other)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found and set(found[0]) >= {"image_id", "category_id", "bbox", "score", "file_name"}
-    assert (tmp_path / "p" / f"{image.stem}.png").is_file()
+    assert {f.name for f in tmp_path.glob("*.png")} == {
+        "photo.png",
+        "photo_detections.png",
+        "photo_2_detections.png",
+    }
+    assert image.read_bytes() == before
 
 
 def test_a_run_is_not_overwritten_unasked(ghm, digits_folder, tiny, run_folder):
@@ -120,6 +141,62 @@ def test_interrupted_then_resumed(ghm, digits_folder, tiny, tmp_path):
     assert iterations == sorted(set(iterations)) and iterations[-1] == done + 39
 
 
+def test_resuming_goes_on_with_what_the_run_knows(ghm, run_folder, tmp_path):
+    """Its own configuration, seed, label, best AP and measured seconds; more iterations."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    before = record(folder)
+    before["best"] = {"AP": 99.0, "iteration": 2}
+    (folder / "run.json").write_text(json.dumps(before))
+    refused = ghm("train", "--output", folder, "--resume", "--config", CONFIG)
+    assert refused.returncode == 2 and "--config" in refused.stderr
+    done = ghm("train", "--output", folder, "--resume", "--json", "SOLVER.MAX_ITER", 6)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["iterations"] == 6 and after["seed"] == 3 and after["dataset"] == "digits"
+    assert after["best"] == {"AP": 99.0, "iteration": 2}
+    assert after["train_seconds"] > before["train_seconds"]
+    again = ghm("train", "--output", folder, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    finished = json.loads(again.stdout)
+    assert finished["iterations"] == 6 and finished["metrics"] == after["metrics"]
+    assert finished["s_per_iter"] == after["s_per_iter"]
+    note = folder / "last_checkpoint"
+    note.unlink()
+    lost = ghm("train", "--output", folder, "--resume")
+    assert lost.returncode == 2 and "last_checkpoint" in lost.stderr
+
+
+def test_a_run_is_not_resumed_on_other_classes(ghm, run_folder, digits_folder, tmp_path):
+    folder, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(run_folder, folder)
+    shutil.copytree(digits_folder, data)
+    for split in ("train", "val"):
+        coco = json.loads((data / f"{split}.json").read_text())
+        coco["categories"].append({"id": 11, "name": "ten"})
+        (data / f"{split}.json").write_text(json.dumps(coco))
+    words = ["--output", folder, "--resume", "--dataset", data, "SOLVER.MAX_ITER", 6]
+    before = (folder / "config.yaml").read_bytes()
+    refused = ghm("train", *words)
+    assert refused.returncode == 3 and "classes" in refused.stderr
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_start_that_fails_leaves_the_folder_alone(ghm, digits_folder, run_folder, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("config.yaml", "model_resnet.pth", "log.txt"):
+        (folder / name).write_text("mine")
+    words = ["--config", CONFIG, "--dataset", digits_folder, "--output", folder, "--overwrite"]
+    assert ghm("train", *words, "MODEL.GHM.CLS.BINS", 0).returncode == 2
+    assert all((folder / n).read_text() == "mine" for n in ("config.yaml", "model_resnet.pth"))
+    shutil.copytree(run_folder, tmp_path / "run")
+    words[-2] = tmp_path / "run"
+    weights = tmp_path / "run" / "model_final.pth"
+    refused = ghm("train", *words, "MODEL.WEIGHTS", weights, "MODEL.TIMM.PRETRAINED", "")
+    assert refused.returncode in (2, 3) and weights.is_file(), refused.stderr
+
+
 def test_divergence_is_named(ghm, digits_folder, tiny, tmp_path):
     words = ["--config", CONFIG, "--dataset", digits_folder, "--output", tmp_path / "run"]
     clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", False, "SOLVER.OPTIMIZER", "SGD"]
@@ -132,8 +209,6 @@ def test_divergence_is_named(ghm, digits_folder, tiny, tmp_path):
 
 
 def test_a_truncated_image_is_named(ghm, digits_folder, tiny, tmp_path):
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(digits_folder, data)
     image = sorted(data.rglob("train/*.png"))[0]
@@ -156,6 +231,11 @@ def test_a_truncated_image_is_named(ghm, digits_folder, tiny, tmp_path):
         (["--config", CONFIG, "--dataset", "EMPTY"], 3, "ghm data import"),
         (["--config", CONFIG, "--device", "tpu"], 2, "cuda"),
         (["--resume", "--output", "nothing"], 2, "no run to resume"),
+        (["--config", CONFIG, "SOLVER.MAX_ITER", "0"], 2, "SOLVER.MAX_ITER"),
+        (["--config", CONFIG, "MODEL.META_ARCHITECTURE", "RetinaNot"], 2, "RetinaNot"),
+        (["--config", CONFIG, "MODEL.META_ARCHITECTURE", "RetinaNet"], 2, "GHMRetinaNet"),
+        (["--config", CONFIG, "OUTPUT_DIR", "x"], 2, "--output"),
+        (["--config", CONFIG, "--overwite", "SEED", "3"], 2, "--overwite"),
         ([], 2, "--config"),
     ],
 )

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ghm_d2.engine.weights import GHMCheckpointer, write_atomically
+from ghm_d2.engine.weights import GHMCheckpointer
 from ghm_d2.errors import WeightsError
+from ghm_d2.records import write_atomically
 
 
 class Model(nn.Module):

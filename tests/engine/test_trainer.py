@@ -1,5 +1,6 @@
 """What the trainer's parts promise: clipping, optimizers, the best checkpoint, the metrics file."""
 
+import itertools
 import json
 
 import pytest
@@ -8,6 +9,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ghm_d2.config import get_cfg
+from ghm_d2.data.loaders import SkippingSampler
+from ghm_d2.engine.describe import describe_run
 from ghm_d2.engine.hooks import BestCheckpoint, MetricsWriter
 from ghm_d2.engine.optimizer import build_optimizer
 from ghm_d2.engine.trainer import GHMTrainer
@@ -75,29 +78,17 @@ def test_optimizers_by_name():
         build_optimizer(config(OPTIMIZER="LION"), Quadratic())
 
 
-class Owner:
-    """What a hook sees of a trainer."""
-
-    def __init__(self, storage, iteration, max_iter=10):
-        self.storage, self.iter, self.max_iter = storage, iteration, max_iter
-
-
 def test_the_best_weights_are_kept_and_the_best_survives_a_resume(tmp_path):
     model = Quadratic()
-    hook = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)))
-    for i, ap in enumerate((20.0, 30.0, float("nan"), 25.0)):
-        with EventStorage(i) as storage:
-            nn.init.constant_(model.a, ap)
-            storage.put_scalar("bbox/AP", ap)
-            hook.trainer = Owner(storage, i)
-            hook.after_eval()
+    best = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)), {})
+    for i, ap in enumerate((20.0, 30.0, None, 25.0)):
+        nn.init.constant_(model.a, ap or 0.0)
+        best.update(ap, i)
         if i == 1:
-            state = hook.state_dict()
-            hook = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)))
-            hook.load_state_dict(state)
+            best = BestCheckpoint(GHMCheckpointer(model, str(tmp_path)), best.best)
     saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert saved["model"]["a"].item() == 30.0
-    assert hook.best == {"AP": 30.0, "iteration": 2}
+    assert best.best == {"AP": 30.0, "iteration": 1}
     assert not (tmp_path / "last_checkpoint").exists()
 
 
@@ -112,3 +103,23 @@ def test_metrics_of_iterations_to_be_run_again_are_dropped(tmp_path):
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["iteration"] for row in kept] == [0, 1, 2]
     assert kept[-1] == {"iteration": 2, "loss": 0.5}
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_a_resumed_run_sees_the_images_that_were_next(start):
+    whole = list(itertools.islice(SkippingSampler(7, seed=3, skip=0), 40))
+    assert len(set(whole[:7])) == 7
+    rest = list(itertools.islice(SkippingSampler(7, seed=3, skip=4 * start), 20))
+    assert rest == whole[4 * start : 4 * start + 20]
+
+
+def test_the_configuration_hash_is_of_the_experiment():
+    cfg = config()
+    same = cfg.clone()
+    same.SEED, same.OUTPUT_DIR, same.MODEL.DEVICE = 5, "elsewhere", "mps"
+    same.MODEL.ANCHOR_GENERATOR.SIZES = [list(x) for x in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+    other = cfg.clone()
+    other.MODEL.GHM.CLS.BINS = 31
+    model = Quadratic()
+    hashes = [describe_run(c, model, "d").config_hash for c in (cfg, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
