@@ -29,6 +29,9 @@ def evaluate(
 
 
 def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> None:
+    from ._logs import quiet
+
+    quiet()  # before anything that warns is imported
     from ghm_d2.data.catalog import apply_to_config, validate
     from ghm_d2.engine.describe import describe_run, peak_memory_mb
     from ghm_d2.engine.evaluate import evaluate
@@ -37,10 +40,8 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     from ghm_d2.records import EVALUATION_FILE, write_json
     from ghm_d2.reports.tables import per_class_table, results_table
 
-    from ._logs import quiet
     from ._progress import progress
 
-    quiet()
     if output:
         make_folder(output)
     cfg = config_for(weights, config, overrides)

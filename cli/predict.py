@@ -33,14 +33,15 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
     missing = [image for image in images if not image.is_file()]
     if missing:
         raise DataError(f"no image {missing[0]}")
+    from ._logs import quiet
+
+    quiet()  # before anything that warns is imported
     from ghm_d2.data.show import contact_sheet
     from ghm_d2.engine.load import config_for, load_detector
     from ghm_d2.engine.predict import predict
 
-    from ._logs import quiet
     from ._progress import progress
 
-    quiet()
     make_folder(output)
     cfg = config_for(weights, config, [])
     set_device(cfg, device, [])

@@ -11,8 +11,8 @@ from ghm_d2.errors import DataError, UsageError
 from ._console import emit, out, tell, user_errors
 from ._options import Dataset, Device, Json, Overrides, data_label, make_folder, set_device
 
-# what a run leaves in its folder, and --overwrite removes; the first three tell that there is one
-MARKS = ("run.json", "metrics.jsonl", "last_checkpoint")
+# what a run leaves in its folder, and --overwrite removes; MARKS tell that there is a run
+MARKS = ("run.json", "metrics.jsonl", "last_checkpoint", "events.out.tfevents.*")
 RUN_FILES = (
     *MARKS,
     "config.yaml",
@@ -21,7 +21,6 @@ RUN_FILES = (
     "model_[0-9]*.pth",
     "model_final.pth",
     "model_best.pth",
-    "events.out.tfevents.*",
     "detections.png",
 )
 
@@ -90,11 +89,8 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
     if seed is not None:
         cfg.SEED = seed
     check_config(cfg)
-    if not (resume or overwrite) and _holds_run(folder):
-        raise UsageError(
-            f"{folder} holds another run; --resume continues it, --overwrite removes it, "
-            "--output DIR names another folder"
-        )
+    if not resume:
+        _check_folder(folder, overwrite)
     with progress() as shown:
         record = _run(cfg, dataset, resume, overwrite, shown)
 
@@ -141,15 +137,28 @@ def _run(cfg, dataset, resume, overwrite, shown):
     return record
 
 
-def _holds_run(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in MARKS)
+def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [file for pattern in patterns for file in folder.glob(pattern)]
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse to write over what is in `folder`."""
+    present = _find(folder, RUN_FILES)
+    if present and not overwrite:
+        raise UsageError(
+            f"{folder} holds another run; --resume continues it, --overwrite removes it, "
+            "--output DIR names another folder"
+        )
+    if present and not _find(folder, MARKS):
+        raise UsageError(
+            f"{folder} holds {present[0].name} but no run, and --overwrite removes only runs; "
+            "name another folder with --output DIR"
+        )
 
 
 def _remove_run(folder: Path, cfg) -> None:
-    if not _holds_run(folder):
-        return
     for weights in (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED):
         if weights and Path(weights).resolve().parent == folder.resolve():
             raise UsageError(f"--overwrite would remove {weights}, which the new run starts from")
-    for file in (file for pattern in RUN_FILES for file in folder.glob(pattern)):
+    for file in _find(folder, RUN_FILES):
         file.unlink()

@@ -182,19 +182,23 @@ def test_a_run_is_not_resumed_on_other_classes(ghm, run_folder, digits_folder, t
     assert (folder / "config.yaml").read_bytes() == before
 
 
-def test_a_start_that_fails_leaves_the_folder_alone(ghm, digits_folder, run_folder, tmp_path):
+def test_a_start_that_fails_leaves_the_folder_alone(ghm, digits_folder, tiny, run_folder, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in ("config.yaml", "model_resnet.pth", "log.txt"):
         (folder / name).write_text("mine")
     words = ["--config", CONFIG, "--dataset", digits_folder, "--output", folder, "--overwrite"]
-    assert ghm("train", *words, "MODEL.GHM.CLS.BINS", 0).returncode == 2
-    assert all((folder / n).read_text() == "mine" for n in ("config.yaml", "model_resnet.pth"))
+    refused = ghm("train", *words)
+    assert refused.returncode == 2 and "no run" in refused.stderr
+    assert all(file.read_text() == "mine" for file in folder.iterdir())
     shutil.copytree(run_folder, tmp_path / "run")
+    before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "run").iterdir()}
     words[-2] = tmp_path / "run"
     weights = tmp_path / "run" / "model_final.pth"
-    refused = ghm("train", *words, "MODEL.WEIGHTS", weights, "MODEL.TIMM.PRETRAINED", "")
-    assert refused.returncode in (2, 3) and weights.is_file(), refused.stderr
+    assert ghm("train", *words, "MODEL.GHM.CLS.BINS", 0).returncode == 2
+    refused = ghm("train", *words, *tiny, "MODEL.WEIGHTS", weights)
+    assert refused.returncode == 2 and "model_final.pth" in refused.stderr
+    assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "run").iterdir()} == before
 
 
 def test_divergence_is_named(ghm, digits_folder, tiny, tmp_path):
