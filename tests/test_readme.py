@@ -1,0 +1,54 @@
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ghm_d2.config import get_cfg, merge_overrides
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_key_of_ours_is_in_the_table():
+    from detectron2.config import get_cfg as detectron2_defaults
+
+    def keys(node, prefix=""):
+        for key, value in node.items():
+            name = prefix + key
+            yield from keys(value, name + ".") if isinstance(value, dict) and value else [name]
+
+    ours = set(keys(get_cfg())) - set(keys(detectron2_defaults()))
+    assert ours >= {"MODEL.GHM.CLS.BINS", "MODEL.TIMM.NAME"}
+    assert {key for key in ours if f"`{key}`" not in README} == set()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_the_code_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_commands_exist(ghm):
+    named = set(re.findall(r"^    ghm (data \w+|\w+)", README, re.M))
+    assert {"train", "eval", "predict", "data import"} <= named
+    for command in sorted(named):
+        shown = ghm(*command.split(), "--help")
+        assert shown.returncode == 0, command
+        assert "Example" in shown.stdout, f"ghm {command} --help has no example"
+
+
+def test_overrides_shown_are_accepted():
+    for line in re.findall(r"^    ghm train .*$", README, re.M):
+        words = re.findall(r"\b([A-Z]+(?:\.[A-Z_]+)+) (\S+)", line)
+        merge_overrides(get_cfg(), [word for pair in words for word in pair])
+
+
+def test_the_table_of_measurements_is_the_records(ghm):
+    """Every figure comes from results/ by the command that the README names."""
+    command = "ghm report results/bccd-quick --markdown"
+    assert command in README
+    printed = ghm(*command.split()[1:], cwd=ROOT)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.count("\n") >= 6
+    assert printed.stdout in README
