@@ -55,17 +55,16 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
 
     dataset: a name or folder as for `resolve`: its train split becomes DATASETS.TRAIN and its val
-    split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017"). Without it, each entry of
+    split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017", unless need_train is False, when
+    the split that is named is the one to evaluate). Without it, each entry of
     DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
     data alone, for evaluation where they may not exist; the classes must then be those of
     DATASETS.CLASS_NAMES, if it is set.
     Raises: as `resolve`, UsageError where no data set is named, DataError where classes differ.
     """
     if dataset is not None:
-        base = _without_split(dataset)
-        if need_train and base != dataset:
-            raise UsageError(f"{dataset} is one split; {base} trains on train and evaluates on val")
-        train, test = [dataset], [dataset]
+        base = _without_split(dataset) if need_train else dataset
+        train, test = [base], [base]
     else:
         train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
     if not test or (need_train and not train):
