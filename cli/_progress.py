@@ -21,16 +21,19 @@ def progress():
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichBar
+    from rich.table import Column
 
     bar = RichBar(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        # the one column that gives way on a narrow terminal
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
         console=err,
         transient=True,
+        expand=True,
     )
     with bar:
         yield LiveProgress(bar)
@@ -91,11 +94,16 @@ class PlainProgress(Progress):
 
 
 def figures(scalars: dict[str, float]) -> str:
-    """Losses, learning rate, seconds an iteration and memory, in a line."""
-    losses = [f"{k} {v:.3f}" for k, v in sorted(scalars.items()) if "loss" in k]
-    parts = [*losses, f"lr {scalars['lr']:.1e}"] if "lr" in scalars else losses
-    if "time" in scalars:
-        parts.append(f"{scalars['time']:.3f} s/iter")
-    if "memory_mb" in scalars:
-        parts.append(f"{scalars['memory_mb']:.0f} MB")
-    return "  ".join(parts)
+    """The total loss, seconds an iteration, memory, learning rate, and each loss, in a line.
+
+    A narrow terminal cuts it off at the end.
+    """
+    shown = {
+        "total_loss": "loss {:.3f}",
+        "time": "{:.3f} s/iter",
+        "memory_mb": "{:.0f} MB",
+        "lr": "lr {:.1e}",
+    }
+    parts = [text.format(scalars[name]) for name, text in shown.items() if name in scalars]
+    losses = (name for name in sorted(scalars) if name.startswith("loss_"))
+    return "  ".join([*parts, *(f"{name} {scalars[name]:.3f}" for name in losses)])
