@@ -46,7 +46,9 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
     cfg = config_for(weights, config, [])
     set_device(cfg, device, [])
     model = load_detector(cfg, weights)
-    names = dict(enumerate(cfg.DATASETS.CLASS_NAMES)) or {i: str(i) for i in range(1000)}
+    # weights from elsewhere do not tell the names of their classes
+    most = max(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    names = dict(enumerate(cfg.DATASETS.CLASS_NAMES or map(str, range(most))))
     with progress() as shown:
         found = predict(model, cfg, images, shown, threshold)
     for image, detections, name in zip(images, found, _picture_names(images), strict=True):

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ._console import emit, out, user_errors
 from ._options import Json
+
+TABLE_WIDTH = 150  # characters; in less the names break into syllables
 
 
 def report(
@@ -26,6 +29,8 @@ def report(
             if markdown:
                 out.print(runs_markdown(records), markup=False, highlight=False, end="")
             else:
-                out.print(runs_table(records))
+                # print() never goes beyond its console's own width
+                wide = Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)
+                wide.print(runs_table(records))
 
         emit([asdict(record) for record in records], as_json=as_json, human=human)

@@ -26,13 +26,11 @@ def build_optimizer(cfg, model) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    kind = OPTIMIZERS[solver.OPTIMIZER]
-    if clips_full_model(cfg):
-        options = {}
-    else:
-        kind, options = maybe_add_gradient_clipping(cfg, kind), {}
+    kind, options = OPTIMIZERS[solver.OPTIMIZER], {}
     if solver.OPTIMIZER == "SGD":
         options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    if not clips_full_model(cfg):  # which the trainer does
+        kind = maybe_add_gradient_clipping(cfg, kind)
     return kind(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)
 
 

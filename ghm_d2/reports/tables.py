@@ -46,7 +46,8 @@ def _table(headers, rows, title, text_columns: int) -> Table:
     table = Table(title=title and escape(title), title_justify="left")
     for i, header in enumerate(headers):
         is_text = i < text_columns
-        table.add_column(header, justify="left" if is_text else "right", overflow="fold")
+        justify = "left" if is_text else "right"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=not is_text)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
