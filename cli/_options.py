@@ -42,13 +42,6 @@ def pick_device(device: str) -> str:
     return device
 
 
-def data_label(registered: str) -> str:
-    """A short name of the data: the folder's, or the registered name without its split."""
-    if registered.endswith(".json"):
-        return Path(registered).parent.name
-    return re.sub(r"_(train|val|test)$", "", registered)
-
-
 def make_folder(folder: Path, option: str = "--output") -> None:
     """Make `folder` and try to write into it.
 

@@ -49,7 +49,9 @@ class LiveProgress(Progress):
     def step(self, iteration, max_iter, scalars):
         if self._training is None:
             self._training = self._bar.add_task("training", total=max_iter, figures="")
-        self._bar.update(self._training, completed=iteration, figures=figures(scalars))
+        self._bar.update(
+            self._training, completed=iteration, total=max_iter, figures=figures(scalars)
+        )
 
     def track(self, items, description, total):
         task = self._bar.add_task(escape(description), total=total, figures="")
@@ -70,7 +72,8 @@ class PlainProgress(Progress):
         self._start = None
 
     def step(self, iteration, max_iter, scalars):
-        self._start = self._start or (time.monotonic(), iteration - 1)
+        if self._start is None or iteration <= self._start[1]:  # another count has begun
+            self._start = (time.monotonic(), iteration - 1)
         if self._due() or iteration == max_iter:
             since, first = self._start
             left = (time.monotonic() - since) / (iteration - first) * (max_iter - iteration)

@@ -4,6 +4,7 @@ import typer
 
 from . import data
 from ._options import PASS_UNKNOWN
+from .compare import CompareCommand, compare
 from .configs import configs
 from .doctor import doctor
 from .eval import evaluate
@@ -30,6 +31,11 @@ app.command(
     context_settings=PASS_UNKNOWN,
     epilog="Example: ghm eval --weights runs/retinanet_ghm/model_best.pth",
 )(evaluate)
+app.command(
+    "compare",
+    cls=CompareCommand,
+    epilog="Example: ghm compare two-stage vs one-stage --dataset my_folder --seeds 3",
+)(compare)
 app.command(
     "predict",
     epilog="Example: ghm predict --weights runs/retinanet_ghm/model_best.pth photo.jpg",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._console import emit, out, tell, user_errors
-from ._options import Dataset, Device, Json, Overrides, data_label, make_folder, set_device
+from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     from ._logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.data.catalog import apply_to_config, validate
+    from ghm_d2.data.catalog import apply_to_config, data_label, validate
     from ghm_d2.engine.describe import describe_run, peak_memory_mb
     from ghm_d2.engine.evaluate import evaluate
     from ghm_d2.engine.load import config_for, load_detector

@@ -9,7 +9,7 @@ import typer
 from ghm_d2.errors import DataError, UsageError
 
 from ._console import emit, out, tell, user_errors
-from ._options import Dataset, Device, Json, Overrides, data_label, make_folder, set_device
+from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
 
 # what a run leaves in its folder, and --overwrite removes; MARKS tell that there is a run
 MARKS = ("run.json", "metrics.jsonl", "last_checkpoint", "events.out.tfevents.*")
@@ -108,7 +108,7 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
 
 
 def _run(cfg, dataset, resume, overwrite, shown):
-    from ghm_d2.data.catalog import apply_to_config, validate
+    from ghm_d2.data.catalog import apply_to_config, data_label, validate
     from ghm_d2.engine.predict import draw_beside_truth
     from ghm_d2.engine.trainer import choose_seed, train
 

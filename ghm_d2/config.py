@@ -24,6 +24,8 @@ def add_ghm_config(cfg) -> None:
     # "focal" | "ce" | "ohem" | "ghm_c"
     cfg.MODEL.RETINANET.CLS_LOSS_TYPE = "focal"
     # MODEL.RETINANET.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
+    # factor on the box loss, whatever its type; the ROI heads' key of this name is Detectron2's
+    cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT = 1.0
     # "ce" | "ghm_c"
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE = "ce"
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
@@ -47,6 +49,9 @@ def add_ghm_config(cfg) -> None:
     cfg.MODEL.GHM.CLS.BINS = 30  # unit regions M
     cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
     cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0
+    # "unit_regions" | "exact": each anchor's own region of width 1 / BINS, no moving average; the
+    # paper's yardstick, for RetinaNet's classes alone
+    cfg.MODEL.GHM.CLS.DENSITY = "unit_regions"
 
     cfg.MODEL.GHM.REG = CN()
     cfg.MODEL.GHM.REG.BINS = 10

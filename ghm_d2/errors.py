@@ -32,6 +32,10 @@ class WeightsError(GHMError):
 
 
 class DivergedError(GHMError):
-    """A loss or gradient stopped being finite."""
+    """A loss or gradient stopped being finite; `what` says when and which, in brief."""
 
     exit_code = 4
+
+    def __init__(self, message: str, what: str = ""):
+        super().__init__(message)
+        self.what = what or message

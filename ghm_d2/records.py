@@ -1,5 +1,6 @@
 """What a run leaves behind as numbers: `RunRecord`, kept as run.json in the run's folder."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -13,6 +14,8 @@ from ghm_d2.errors import DataError
 
 RUN_FILE = "run.json"
 EVALUATION_FILE = "eval.json"
+COMPARISON_FILE = "comparison.json"
+ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -42,6 +45,10 @@ class RunRecord:
     metrics: dict[str, float | None] = field(default_factory=dict)  # keys AP_COLUMNS
     per_class: dict[str, float | None] = field(default_factory=dict)  # AP by class name
     best: dict[str, float] = field(default_factory=dict)  # "AP" and "iteration" of model_best
+    outcome: str = ""  # what a run that did not finish says: "diverged at iteration 312: ..."
+    gflops: float | None = None  # of one forward pass of one validation image (fvcore)
+    loss_ms: float | None = None  # the losses of one batch, forward and backward
+    loss_variation: float | None = None  # loss_cls: std / mean over the second half of training
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""
@@ -61,6 +68,113 @@ class RunRecord:
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?") from None
         except (ValueError, TypeError) as error:
             raise DataError(f"{file}: not the record of a run: {error}") from None
+
+
+@dataclass
+class ComparedSide:
+    """One side of a comparison: a configuration that is trained once a seed."""
+
+    name: str  # such as "GHM-C + SL1"; unique in the comparison
+    config: str
+    overrides: list[str] = field(default_factory=list)  # KEY VALUE in turn, the search's included
+    runs: list[str] = field(default_factory=list)  # a folder a seed, relative to the comparison's
+
+
+@dataclass
+class Pair:
+    """A difference a comparison is about: `side` minus `reference`, by side names."""
+
+    side: str
+    reference: str
+    question: str  # such as "GHM within the one-stage family"
+
+
+@dataclass
+class Trial:
+    """One run of the search for a side's setting, on a part of the training split."""
+
+    side: str
+    overrides: list[str]
+    AP: float | None
+    chosen: bool = False
+
+
+@dataclass
+class Comparison:
+    """What was compared, kept as comparison.json in the comparison's folder."""
+
+    name: str  # such as "two-stage vs one-stage"
+    question: str
+    dataset: str
+    budget: str
+    seeds: list[int]
+    sides: list[ComparedSide]
+    pairs: list[Pair]
+    command: str = ""
+    search: list[Trial] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write comparison.json into `folder`, whole or not at all."""
+        write_json(Path(folder) / COMPARISON_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Comparison":
+        """The comparison in `folder`.
+
+        Raises:
+            DataError: there is none, or it is not one.
+        """
+        file = Path(folder) / COMPARISON_FILE
+        try:
+            loaded = json.loads(file.read_text(encoding="utf-8"))
+            kinds = (("sides", ComparedSide), ("pairs", Pair), ("search", Trial))
+            parts = {key: [kind(**item) for item in loaded[key]] for key, kind in kinds}
+            return cls(**loaded | parts)
+        except FileNotFoundError:
+            raise DataError(f"{folder}: no {COMPARISON_FILE}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file}: not a comparison: {error!r}") from None
+
+
+class RunsTable:
+    """An append-only table of runs, a JSON object a line, that several processes may write.
+
+    A row: {"key": of the run, "folder": its name, "record": a RunRecord as a dict}.
+    """
+
+    def __init__(self, file: Path):
+        self.file = Path(file)
+
+    def append(self, row: dict) -> None:
+        """Add one row; it is on the disk when this returns."""
+        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "ab+") as table:
+            fcntl.flock(table, fcntl.LOCK_EX)  # until it is closed
+            if table.tell():
+                table.seek(-1, os.SEEK_END)
+                if table.read() != b"\n":  # a writer was killed within its row
+                    line = b"\n" + line
+            table.write(line)
+            table.flush()
+            os.fsync(table.fileno())
+
+    def rows(self) -> list[dict]:
+        """All rows, oldest first; what a killed writer left of one is passed over."""
+        if not self.file.is_file():
+            return []
+        rows = []
+        for line in self.file.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+                rows += [row] if {"key", "folder", "record"} <= row.keys() else []
+            except (ValueError, AttributeError):
+                continue
+        return rows
+
+    def latest(self, key: str) -> dict | None:
+        """The last row of the run `key`, if there is one."""
+        return next((row for row in reversed(self.rows()) if row["key"] == key), None)
 
 
 def find_records(folder: Path) -> list[RunRecord]:

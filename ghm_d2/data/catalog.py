@@ -7,6 +7,7 @@ process can resolve again: a saved configuration stays usable.
 import difflib
 import logging
 import os
+import re
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -54,6 +55,8 @@ def resolve(name_or_folder: str, split: str) -> str:
 def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True) -> None:
     """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
 
+    Where the classes are the ten digits, INPUT.RANDOM_FLIP becomes "none".
+
     dataset: a name or folder as for `resolve`: its train split becomes DATASETS.TRAIN and its val
     split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017", unless need_train is False, when
     the split that is named is the one to evaluate). Without it, each entry of
@@ -87,6 +90,15 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     cfg.DATASETS.CLASS_NAMES = tuple(classes)
     cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    if tuple(classes) == digits.CLASSES:
+        cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
+
+
+def data_label(registered: str) -> str:
+    """A short name of the data: the folder's, or the registered name without its split."""
+    if registered.endswith(".json"):
+        return Path(registered).parent.name
+    return re.sub(r"_(train|val|test)$", "", registered)
 
 
 def classes_of(name: str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ghm_d2 import __version__
-from ghm_d2.config import plain_config
+from ghm_d2.config import get_cfg, plain_config
 from ghm_d2.records import RunRecord, config_hash
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
@@ -33,13 +33,37 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
         method=method_name(cfg),
         network=network_name(cfg),
         dataset=dataset,
-        config_hash=_hash(cfg),
+        config_hash=experiment_hash(cfg),
         seed=cfg.SEED,
         device=_device_name(cfg.MODEL.DEVICE),
         code_version=_code_version(),
         packages=_versions(),
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def experiment_hash(cfg) -> str:
+    """A short name of the experiment: not of where it runs, where its data lie, or its seed.
+
+    Of the keys alone that differ from their defaults, so that a key added later with the old
+    behaviour as its default changes no name.
+    """
+    plain = plain_config(cfg)
+    for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
+        del plain[key]
+    del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
+    return config_hash(json.dumps(_changed(plain, plain_config(get_cfg())), sort_keys=True))
+
+
+def _changed(values: dict, defaults: dict) -> dict:
+    changed = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _changed(value, default), {}
+        if value != default:
+            changed[key] = value
+    return changed
 
 
 def method_name(cfg) -> str:
@@ -51,7 +75,9 @@ def method_name(cfg) -> str:
     else:
         return cfg.MODEL.META_ARCHITECTURE
     reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
-    return f"{name} {CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)} + {reg}"
+    cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
+    rpn = ", RPN GHM-C" if name != "RetinaNet" and cfg.MODEL.RPN.CLS_LOSS_TYPE == "ghm_c" else ""
+    return f"{name} {cls} + {reg}{rpn}"
 
 
 def network_name(cfg) -> str:
@@ -72,15 +98,6 @@ def peak_memory_mb(device: str) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _hash(cfg) -> str:
-    """Of what makes the experiment: not where it runs, where its data lie, or its seed."""
-    plain = plain_config(cfg)
-    for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
-        del plain[key]
-    del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
-    return config_hash(json.dumps(plain, sort_keys=True))
 
 
 def _code_version() -> str:

@@ -22,7 +22,8 @@ def diverged(model: nn.Module, batch: list[dict], what: str, iteration: int) -> 
     source = f", first in {where}" if where else ""
     files = ", ".join(str(item["file_name"]) for item in batch if "file_name" in item)
     images = f" (images: {files})" if files else ""
-    return DivergedError(f"iteration {iteration}: {what}{source}{images}; {REMEDY}")
+    happened = f"iteration {iteration}: {what}"
+    return DivergedError(f"{happened}{source}{images}; {REMEDY}", happened)
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ def train(
     """
     progress = progress or Progress()
     stop = StopOnSignal(progress)
-    trainer, checkpointer = _set_up(cfg, resume, progress)
+    trainer, checkpointer = set_up(cfg, resume, progress)
     folder = Path(cfg.OUTPUT_DIR)
     record = describe_run(cfg, trainer.model, dataset_label)
     before = RunRecord.read(folder) if resume and (folder / RUN_FILE).is_file() else None
@@ -172,8 +172,9 @@ def train(
             checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
             progress.message(f"saved {checkpointer.get_checkpoint_file()}; --resume continues")
         raise
-    except DivergedError:
+    except DivergedError as error:
         record.status = "diverged"
+        record.outcome = f"diverged at {error.what}"
         raise
     finally:
         stop.restore()
@@ -182,12 +183,14 @@ def train(
     return record, evaluations[0]
 
 
-def _set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer]:
+def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer]:
     """Build and load everything; nothing is written."""
     register_all()
     seed_all_rng(cfg.SEED)
     with _as_usage_errors():
         model = build_model(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            model.to(memory_format=torch.channels_last)  # a quarter less time a step
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
     checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
@@ -246,6 +249,7 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
     record.iterations = trainer.done
     record.peak_memory_mb = peak_memory_mb(device)
     record.best = best.best
+    record.loss_variation = _variation(trainer)
     if before:
         record.s_per_iter, record.train_seconds = before.s_per_iter, before.train_seconds
     if trainer.step_seconds:
@@ -255,6 +259,17 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
         last = evaluations[0]
         record.metrics, record.per_class = last.metrics, last.per_class
         record.ms_per_image = last.ms_per_image
+
+
+def _variation(trainer: GHMTrainer) -> float | None:
+    """Standard deviation over mean of loss_cls in the second half of the training."""
+    if "loss_cls" not in trainer.storage.histories():
+        return None
+    history = trainer.storage.history("loss_cls").values()
+    late = [value for value, iteration in history if 2 * iteration >= trainer.max_iter]
+    if len(late) < 2 or not statistics.fmean(late) > 0:
+        return None
+    return statistics.stdev(late) / statistics.fmean(late)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ghm_d2.losses.baselines import (
     softmax_ce_loss,
 )
 from ghm_d2.losses.density import GradientDensity, exact_gradient_density
-from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC, exact_ghm_c_loss
+from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC, exact_ghm_c_loss
 from ghm_d2.losses.ghm_r import GHMR
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "GHMC",
     "GHMR",
     "OHEM",
+    "ExactGHMC",
     "Focal",
     "GradientDensity",
     "SmoothL1",

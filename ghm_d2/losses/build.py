@@ -1,17 +1,33 @@
 """GHM losses from a configuration's MODEL.GHM."""
 
 from ghm_d2.errors import UsageError
-from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC
+from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
 
+DENSITIES = ("unit_regions", "exact")
 
-def build_ghm_c(cfg, num_levels: int = 1) -> GHMC:
-    """GHM-C over sigmoids, from MODEL.GHM.CLS."""
+
+def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
+    """GHM-C over sigmoids, from MODEL.GHM.CLS.
+
+    Raises:
+        UsageError: a value out of range; SCOPE "level_ema" with the exact density, which has no
+            moving average.
+    """
+    keys = cfg.MODEL.GHM.CLS
+    if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
+        return _build_exact(keys, cfg.MODEL.GHM.SCOPE)
     return _build(GHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
 
 
 def build_softmax_ghm_c(cfg) -> SoftmaxGHMC:
-    """GHM-C over a softmax, from MODEL.GHM.CLS."""
+    """GHM-C over a softmax, from MODEL.GHM.CLS.
+
+    Raises:
+        UsageError: a value out of range; the exact density, which is for sigmoids alone.
+    """
+    if cfg.MODEL.GHM.CLS.DENSITY != "unit_regions":
+        raise UsageError("MODEL.GHM.CLS.DENSITY: RetinaNet alone has the exact density")
     return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, 1)
 
 
@@ -29,6 +45,18 @@ def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")
     return value
+
+
+def _build_exact(keys, scope: str) -> ExactGHMC:
+    if scope not in ("level", "batch"):
+        raise UsageError(
+            "MODEL.GHM.SCOPE level_ema is of moving averages, which MODEL.GHM.CLS.DENSITY exact "
+            "has none of; choose level or batch"
+        )
+    try:
+        return ExactGHMC(1 / keys.BINS, loss_weight=keys.LOSS_WEIGHT, scope=scope)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"MODEL.GHM.CLS: {error}") from None
 
 
 def _build(kind, cfg, keys, num_levels: int, **extra):

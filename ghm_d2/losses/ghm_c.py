@@ -104,3 +104,32 @@ def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     loss, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
     density = exact_gradient_density(norm[valid], epsilon)
     return (loss[valid] / density).sum()
+
+
+class ExactGHMC(nn.Module):
+    """`exact_ghm_c_loss` in `GHMC`'s place: neither unit regions nor a moving average.
+
+    Args:
+        epsilon: length of the region around each gradient norm.
+        loss_weight: factor on the loss, > 0.
+        scope: "level": a density a feature level; "batch": one over all.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, epsilon: float, *, loss_weight: float = 1.0, scope: str = "level"):
+        super().__init__()
+        check_range("loss_weight", loss_weight, 0)
+        if scope not in ("level", "batch"):
+            raise ValueError(f"scope is one of level, batch, not {scope!r}")
+        self.epsilon, self.loss_weight, self.scope = epsilon, loss_weight, scope
+
+    def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """The losses of several feature levels, to be added up; arguments as in `GHMC`."""
+        if self.scope == "batch":
+            logits, labels = [torch.cat(list(logits))], [torch.cat(list(labels))]
+        return [
+            self.loss_weight * exact_ghm_c_loss(x, y, self.epsilon)
+            for x, y in zip(logits, labels, strict=True)
+        ]

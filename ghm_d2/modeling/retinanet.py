@@ -33,13 +33,15 @@ class GHMRetinaNet(RetinaNet):
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
         asl1_mu: float = 0.02,
+        box_reg_loss_weight: float = 1.0,
         **kwargs,
     ):
         """
         Args:
             cls_loss_type: "focal", "ce", "ohem" or "ghm_c".
-            ghm_c, ghm_r: `GHMC` and `GHMR`, where a loss type names them.
+            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
             asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
+            box_reg_loss_weight: factor on `loss_box_reg`.
             **kwargs: those of Detectron2's class; `box_reg_loss_type` may also be "asl1" or
                 "ghm_r".
 
@@ -53,6 +55,7 @@ class GHMRetinaNet(RetinaNet):
         self.ghm_c = ghm_c
         self.ghm_r = ghm_r
         self.asl1_mu = asl1_mu
+        self.box_reg_loss_weight = box_reg_loss_weight
         # MPS has no float64, the precision of Detectron2's Python number
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.register_buffer("loss_normalizer", torch.tensor(100.0, dtype=exact))
@@ -63,6 +66,7 @@ class GHMRetinaNet(RetinaNet):
         levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
         ret["cls_loss_type"] = cfg.MODEL.RETINANET.CLS_LOSS_TYPE
         ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
+        ret["box_reg_loss_weight"] = cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT
         if cfg.MODEL.RETINANET.CLS_LOSS_TYPE == "ghm_c":
             ret["ghm_c"] = build_ghm_c(cfg, levels)
         if cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE == "ghm_r":
@@ -71,8 +75,15 @@ class GHMRetinaNet(RetinaNet):
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
+        arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
         if self.cls_loss_type == "focal" and self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
-            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+            losses = super().losses(*arguments)
+        else:
+            losses = self._losses(*arguments)
+        losses["loss_box_reg"] = losses["loss_box_reg"] * self.box_reg_loss_weight
+        return losses
+
+    def _losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         gt_labels = torch.stack(gt_labels)  # (N, R)
         pos_mask = (gt_labels >= 0) & (gt_labels != self.num_classes)
         num_pos = pos_mask.sum()

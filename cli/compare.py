@@ -1,0 +1,168 @@
+"""ghm compare."""
+
+import shlex
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from ghm_d2.errors import UsageError
+
+from ._console import emit, out, tell, user_errors
+from ._options import Dataset, Device, Json, make_folder, pick_device
+
+
+class CompareCommand(TyperCommand):
+    """Takes the two words of `--set KEY VALUE` as the one value that Typer's list options have."""
+
+    def parse_args(self, ctx, args):
+        words, joined = list(args), []
+        while words:
+            word = words.pop(0)
+            if word == "--set" and len(words) > 1:
+                word = f"--set={words.pop(0)}={words.pop(0)}"
+            joined.append(word)
+        return super().parse_args(ctx, joined)
+
+
+def compare(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WHAT...",
+            help="density, losses, regression, two-stage vs one-stage, backbones, noise; "
+            "or A.yaml vs B.yaml [vs C.yaml ...].",
+        ),
+    ] = None,
+    dataset: Dataset = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each side, with the seeds 1 to N.")
+    ] = 3,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="quick: 300 iterations on two CPU cores; half or full: of the published schedule, "
+            "or of your configuration's. quick by default, full for your own configurations."
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="First find each side's learning rate and box loss weight by five short trials "
+            "each, on a part of the training split.",
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY VALUE", help="An override for all sides; repeatable."),
+    ] = None,
+    side: Annotated[
+        list[str] | None, typer.Option(help="Only this side; repeatable. All by default.")
+    ] = None,
+    optional: Annotated[
+        bool, typer.Option("--optional", help="The optional sides too, such as GHM-C on the RPN.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(help="Folder that all comparisons share: finished runs are reused.")
+    ] = Path("comparisons"),
+    device: Device = "auto",
+    launcher: Annotated[str, typer.Option(help="local, or submitit: a Slurm job a run.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the sides of a question with the same seeds, and report whether they differ.
+
+    Finished runs are never run again; what was cut off continues with the same command.
+    """
+    with user_errors():
+        from ghm_d2.experiments.suites import choose_sides, find_suite
+
+        if launcher not in ("local", "submitit"):
+            raise UsageError(f"--launcher is local or submitit, not {launcher!r}")
+        words = what or []
+        own = any(word.endswith((".yaml", ".yml")) for word in words)
+        budget = budget or ("full" if own else "quick")
+        suite = choose_sides(find_suite(words, budget), side or [], optional)
+        overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
+        make_folder(output)
+
+        from ._logs import quiet
+
+        quiet()
+        from ghm_d2.experiments.compare import Request
+
+        request = Request(
+            suite=suite,
+            dataset=dataset,
+            budget=budget,
+            seeds=tuple(range(1, seeds + 1)),
+            root=output.resolve(),
+            device=pick_device(device),
+            overrides=overrides,
+            search=search,
+            command=shlex.join(["ghm", *sys.argv[1:]]),
+        )
+        _compare(request, launcher, dry_run, as_json)
+
+
+def _compare(request, launcher: str, dry_run: bool, as_json: bool) -> None:
+    from ghm_d2.experiments.compare import compare, make_plan
+    from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher
+    from ghm_d2.reports.report import write_report
+
+    from ._progress import progress
+    from .report import show_report
+
+    with progress() as shown:
+        plan = make_plan(request, shown)
+    if dry_run:
+        emit(plan.as_dict(), as_json=as_json, human=lambda: _print_plan(plan))
+        return
+    if not as_json:
+        _print_plan(plan)
+    if launcher == "submitit":
+        longest = max(plan.seconds.values(), default=0)
+        start = SubmititLauncher(
+            request.root / "submitit",
+            minutes=60 + round(longest / 60 * 3),  # the limit of a job, not what it will take
+            gpus=int(request.device.startswith("cuda")),
+        )
+    else:
+        start = LocalLauncher(request.device)
+    with progress() as shown:
+        folder = compare(request, start, shown)
+    show_report(write_report(folder), as_json)
+
+
+def _key_value(pair: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise UsageError(f"--set takes KEY VALUE; {pair!r} has no value")
+    return key, value
+
+
+def _print_plan(plan) -> None:
+    from rich.table import Table
+
+    tell(f"{plan.suite.name} on {plan.dataset}: {plan.suite.question}")
+    table = Table("Side", "Runs", "Done", "Iterations", "Expected")
+    for name, runs in (("search", plan.trials), *_by_side(plan.runs)):
+        if runs:
+            left = sum(plan.seconds.get(run.key, 0) for run in runs)
+            done = sum(run.key in plan.done for run in runs)
+            cells = (len(runs), done, runs[0].iterations, timedelta(seconds=round(left)))
+            table.add_row(name, *map(str, cells))
+    out.print(table)
+    if "trials to come" in plan.seconds:
+        tell("The search's later trials depend on its first ones; the time below counts them in.")
+    total = timedelta(seconds=round(sum(plan.seconds.values())))
+    tell(f"Expected: {total} in all, one run after another, from a few timed steps")
+
+
+def _by_side(runs) -> list[tuple[str, list]]:
+    names = dict.fromkeys(run.side for run in runs)
+    return [(name, [run for run in runs if run.side == name]) for name in names]

@@ -1,0 +1,55 @@
+"""A part of the training split held out, so that a search never sees what is reported on."""
+
+import os
+import random
+from pathlib import Path
+
+from ghm_d2.data.coco_json import load_json, write_json
+from ghm_d2.data.output import new_folder
+from ghm_d2.errors import DataError, UsageError
+
+
+def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int = 0) -> None:
+    """Write a data set folder whose train and val are both of the registered split `train_name`.
+
+    The images are linked. A folder that is there already is kept.
+
+    Args:
+        train_name: registered with Detectron2, with a COCO JSON.
+        folder: becomes a folder as from `ghm data import`.
+        share: of the images that become val, in (0, 1); at least one, not all.
+        seed: of the draw.
+
+    Raises:
+        DataError: no COCO JSON, or fewer than two images.
+    """
+    from detectron2.data import MetadataCatalog
+
+    folder = Path(folder)
+    if (folder / "val.json").is_file():
+        return
+    metadata = MetadataCatalog.get(train_name)
+    if metadata.get("json_file") is None:
+        raise DataError(f"{train_name}: registered without a COCO JSON, so it cannot be divided")
+    coco = load_json(metadata.json_file)
+    ids = sorted(image["id"] for image in coco["images"])
+    if len(ids) < 2:
+        raise DataError(f"{train_name}: {len(ids)} images are too few to hold some out")
+    random.Random(seed).shuffle(ids)
+    held_out = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    try:
+        with new_folder(folder) as draft:
+            os.symlink(os.path.abspath(metadata.image_root), draft / "images")
+            write_json(draft / "train.json", _part(coco, set(ids) - held_out))
+            write_json(draft / "val.json", _part(coco, held_out))
+    except UsageError:
+        if not (folder / "val.json").is_file():
+            raise
+        # another process was quicker; what it wrote is the same
+
+
+def _part(coco: dict, ids: set[int]) -> dict:
+    return coco | {
+        "images": [image for image in coco["images"] if image["id"] in ids],
+        "annotations": [a for a in coco["annotations"] if a["image_id"] in ids],
+    }

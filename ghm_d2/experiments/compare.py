@@ -1,0 +1,252 @@
+"""One comparison: its plan, its search, its runs, and the record of what was compared."""
+
+import json
+import re
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghm_d2.engine.progress import Progress
+from ghm_d2.errors import EXIT_INTERRUPTED, DataError, GHMError, UsageError
+from ghm_d2.experiments.launch import BUSY, LOG_FILE, is_training
+from ghm_d2.experiments.plan import (
+    Plan,
+    Run,
+    expected_seconds,
+    make_run,
+    side_config,
+    side_dataset,
+)
+from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
+from ghm_d2.experiments.suites import Suite
+from ghm_d2.records import ComparedSide, Comparison, Pair, RunsTable, Trial, config_hash
+
+TABLE_FILE = "runs.jsonl"
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked to compare.
+
+    root: folder that comparisons share: the runs table, the runs, and a folder a comparison.
+    overrides: KEY VALUE in turn, of all sides.
+    """
+
+    suite: Suite
+    dataset: str | None
+    budget: str
+    seeds: tuple[int, ...]
+    root: Path
+    device: str
+    overrides: tuple[str, ...] = ()
+    search: bool = False
+    command: str = ""
+
+    @property
+    def table(self) -> RunsTable:
+        """Of all runs below `root`."""
+        return RunsTable(self.root / TABLE_FILE)
+
+    def folder(self, label: str) -> Path:
+        """Of this comparison; another question, data, side or setting has another folder."""
+        words = [self.suite.name, label, self.budget]
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")[:100]
+        rest = [[side.name for side in self.suite.sides], self.overrides, self.dataset]
+        return self.root / f"{slug}-{config_hash(json.dumps([*rest, self.search]))[:6]}"
+
+
+def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Run]:
+    """The runs of a comparison, one seed of all sides after another.
+
+    Args:
+        settings: overrides by side that a search chose.
+
+    Raises:
+        UsageError, DataError: a configuration or data set cannot be used.
+    """
+    runs = []
+    for seed in request.seeds:
+        for side in request.suite.sides:
+            config, own = side_config(side, request.budget)
+            chosen = settings.get(side.settings_of) or settings.get(side.name, ())
+            overrides = (*own, *request.overrides, *chosen)
+            dataset = side_dataset(side, request.dataset)
+            runs += [
+                make_run(request.root, side.name, config, overrides, dataset, seed, request.device)
+            ]
+    return runs
+
+
+def make_plan(request: Request, progress: Progress) -> Plan:
+    """What will run and how long it will take; the trials of a search first.
+
+    A trial that depends on others' results is counted as one with the side's own settings.
+    """
+    table = request.table
+    searches = _searches(request)
+    trials = [run for side in searches for _, run in side.trials(table)]
+    settings = {}
+    if searches and len(trials) == TRIALS * len(searches) and all(t.is_done(table) for t in trials):
+        settings, _ = search(searches, table, lambda runs: None)
+    runs = make_runs(request, settings)
+    done = {run.key for run in (*trials, *runs) if run.is_done(table)}
+    left = [run for run in (*trials, *runs) if run.key not in done]
+    seconds = expected_seconds(left, table, request.device, progress)
+    later = TRIALS * len(searches) - len(trials)
+    if later:
+        seconds["trials to come"] = later * max(seconds[run.key] for run in trials)
+    return Plan(request.suite, _label(request, runs), runs, trials, done, seconds)
+
+
+def compare(request: Request, launcher, progress: Progress) -> Path:
+    """Train what is not done yet, and record the comparison.
+
+    Returns:
+        the comparison's folder.
+
+    Raises:
+        UsageError, DataError, GHMError: a run failed; the same request continues.
+        KeyboardInterrupt: after Ctrl-C, checkpoints saved.
+    """
+    table = request.table
+    settings, trials = search(
+        _searches(request), table, lambda runs: _run_all(runs, launcher, table, progress)
+    )
+    runs = make_runs(request, settings)
+    folder = request.folder(_label(request, runs))
+    _record(request, runs, trials, folder)
+    _run_all(runs, launcher, table, progress)
+    return folder
+
+
+def _searches(request: Request) -> list[SideSearch]:
+    """Of each side that has a search of its own."""
+    if not request.search:
+        return []
+    names = {side.name for side in request.suite.sides}
+    found = []
+    for side in request.suite.sides:
+        if side.settings_of in names:
+            continue
+        config, own = side_config(side, request.budget)
+        dataset = side_dataset(side, request.dataset)
+        overrides = (*own, *request.overrides)
+        data = holdout(request.root, config, dataset)
+        found += [SideSearch(request.root, side.name, config, overrides, data, request.device)]
+    return found
+
+
+def _label(request: Request, runs: list[Run]) -> str:
+    """What the comparison's data are called; sides with noise of their own share digits."""
+    return "digits" if request.suite.sides[0].noise is not None else runs[0].label
+
+
+def _record(request: Request, runs: list[Run], trials: list[Trial], folder: Path) -> None:
+    sides = []
+    for side in request.suite.sides:
+        own = [run for run in runs if run.side == side.name]
+        folders = [f"../runs/{run.folder.name}" for run in own]
+        sides.append(ComparedSide(side.name, own[0].config, list(own[0].overrides), folders))
+    folder.mkdir(parents=True, exist_ok=True)
+    Comparison(
+        name=request.suite.name,
+        question=request.suite.question,
+        dataset=_label(request, runs),
+        budget=request.budget,
+        seeds=list(request.seeds),
+        sides=sides,
+        pairs=[Pair(*pair) for pair in request.suite.pairs],
+        command=request.command,
+        search=trials,
+    ).write(folder)
+
+
+def _run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> None:
+    """Run what is not done, and wait for what another comparison is at."""
+    watch = _Watch(runs, table, progress)
+    waiting = deque(run for run in runs if run.key not in watch.done)
+    jobs = []
+    try:
+        while waiting or jobs:
+            for _ in range(len(waiting)):
+                run = waiting.popleft()
+                if run.is_done(table):  # by another comparison
+                    watch.finished(run)
+                elif launcher.free and not is_training(run):
+                    jobs.append((run, launcher.start(run, table.file)))
+                else:
+                    waiting.append(run)
+            time.sleep(POLL_SECONDS)
+            for run, job in tuple(jobs):
+                code = job.poll()
+                if code is None:
+                    continue
+                jobs.remove((run, job))
+                if code == BUSY:
+                    waiting.append(run)
+                elif code:
+                    raise _failure(run, code)
+                else:
+                    watch.finished(run)
+            watch.update([run for run, _ in jobs])
+    finally:
+        for _, job in jobs:
+            job.stop()
+
+
+def _failure(run: Run, code: int) -> BaseException:
+    if code == EXIT_INTERRUPTED:
+        return KeyboardInterrupt()
+    kind = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}.get(code, GHMError)
+    log = run.folder / LOG_FILE
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    said = next((line for line in reversed(lines) if line.strip()), "it left no word")
+    how = f"was killed by signal {-code}" if code < 0 else "failed"
+    return kind(
+        f"{run.side}, seed {run.seed} {how}: {said.removeprefix('error: ')[:500]} "
+        f"(more in {log}); what is finished is kept, and the same command goes on from here"
+    )
+
+
+class _Watch:
+    """Tells a `Progress` how far all runs together are, in iterations."""
+
+    def __init__(self, runs: list[Run], table: RunsTable, progress: Progress):
+        self._runs = {run.key: run for run in runs}
+        self._progress = progress
+        self.done = {key for key, run in self._runs.items() if run.is_done(table)}
+
+    def finished(self, run: Run) -> None:
+        """A run has ended with a result."""
+        self.done.add(run.key)
+        record, ap = run.record(), None
+        ap = record.metrics.get("AP")
+        result = record.outcome or ("no AP" if ap is None else f"AP {ap:.1f}")
+        self._progress.message(
+            f"{len(self.done)} of {len(self._runs)}: {run.side}, seed {run.seed}: {result}"
+        )
+
+    def update(self, running: list[Run]) -> None:
+        """Look into the folders of the runs under way."""
+        done = sum(self._runs[key].iterations for key in self.done)
+        rows = [_last_row(run) for run in running]
+        done += sum(row.get("iteration", 0) for row in rows)
+        total = sum(run.iterations for run in self._runs.values())
+        self._progress.step(done, total, rows[0] if rows else {})
+
+
+def _last_row(run: Run) -> dict:
+    """The last whole training row of a run's metrics.jsonl."""
+    file = run.folder / "metrics.jsonl"
+    if not file.is_file():
+        return {}
+    for line in reversed(file.read_bytes()[-4096:].splitlines()):
+        try:
+            row = json.loads(line)
+            if "total_loss" in row:
+                return row
+        except ValueError:
+            continue
+    return {}

@@ -1,0 +1,217 @@
+"""Trains one run in a process of its own: on this machine, or as a job of `submitit`'s.
+
+A process of its own frees all memory, makes the peak a run's own, and takes no other run along
+when it dies.
+"""
+
+import fcntl
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+from ghm_d2.engine.progress import Progress
+from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
+from ghm_d2.experiments.plan import Run
+from ghm_d2.records import RunsTable
+
+LOG_FILE, LOCK_FILE = "log.txt", "lock"
+BUSY = 75  # exit code: another process is training this run
+
+
+def train_run(run: Run, table_file: Path, device: str) -> int:
+    """Train, analyse and enter one run; resumes it where it was cut off.
+
+    Returns:
+        0, BUSY, EXIT_INTERRUPTED, or the exit code of an error, which log.txt tells. A diverged
+        run is a result: 0.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends
+        except BlockingIOError:
+            return BUSY
+        table = RunsTable(table_file)
+        if run.is_done(table):
+            return 0
+        try:
+            _train(run, "cpu" if device == "auto" and not _has_cuda() else device)
+        except DivergedError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except GHMError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except Exception:
+            traceback.print_exc()
+            return 1
+        record = asdict(run.record())
+        table.append({"key": run.key, "folder": run.folder.name, "record": record})
+    return 0
+
+
+def is_training(run: Run) -> bool:
+    """Whether some process is at this run now."""
+    file = run.folder / LOCK_FILE
+    if not file.is_file():
+        return False
+    with open(file) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _train(run: Run, device: str) -> None:
+    from ghm_d2.engine.trainer import train
+
+    _quiet()
+    cfg = run.build_config("cuda" if device == "auto" else device)
+    cfg.OUTPUT_DIR = str(run.folder)
+    record = run.record()
+    if record is None or record.status != "finished":
+        record, _ = train(cfg, run.label, resume=True, progress=LogProgress())
+        for checkpoint in run.folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()  # model_final and model_best stay
+    if run.analyse:
+        from ghm_d2.engine.analysis import analyse, measure
+        from ghm_d2.engine.load import load_detector
+
+        model = load_detector(cfg, run.folder / "model_final.pth")
+        for name, value in measure(cfg, model).items():
+            setattr(record, name, value)
+        record.write(run.folder)
+        analyse(cfg, model, run.folder, LogProgress())
+
+
+class LogProgress(Progress):
+    """Leaves what a person should read in log.txt."""
+
+    def message(self, text):
+        print(text, flush=True)
+
+
+def _quiet() -> None:
+    warnings.simplefilter("ignore")
+    for name in ("detectron2", "fvcore"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class LocalLauncher:
+    """One run a device at a time: one after another on a CPU or one GPU, one on each of several."""
+
+    def __init__(self, device: str):
+        """
+        Args:
+            device: "cpu", "mps", "cuda" (all there are) or one, such as "cuda:1".
+        """
+        self.free = [device]
+        if device == "cuda":
+            import torch
+
+            self.free = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+    def start(self, run: Run, table_file: Path) -> "LocalJob":
+        """Start a run on a free device, which there must be one of."""
+        return LocalJob(run, table_file, self.free)
+
+
+class LocalJob:
+    """A run in a process of this machine."""
+
+    def __init__(self, run: Run, table_file: Path, free: list[str]):
+        self._free, self._device = free, free.pop(0)
+        spawn = multiprocessing.get_context("spawn")  # a forked CUDA does not work
+        arguments = (run, table_file, self._device)
+        self._process = spawn.Process(target=_in_process, args=arguments)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        code = self._process.exitcode
+        if code is not None and self._device:
+            self._free.append(self._device)
+            self._device = ""
+        return code
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end, and wait for it."""
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join()
+
+
+def _in_process(run: Run, table_file: Path, device: str) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(run.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(train_run(run, table_file, device))
+
+
+def _end_with_parent() -> None:
+    """A killed comparison leaves nothing running: the run saves a checkpoint and ends."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SubmititLauncher:
+    """Each run is a Slurm job, or a local one where there is no Slurm, through `submitit`.
+
+    Slurm's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...) say where jobs go.
+    """
+
+    def __init__(self, folder: Path, minutes: int, gpus: int):
+        """
+        Args:
+            folder: where submitit keeps its logs.
+            minutes: limit of a job.
+            gpus: of a job, 0 or 1.
+
+        Raises:
+            UsageError: submitit is not installed.
+        """
+        try:
+            import submitit
+        except ImportError:
+            raise UsageError("--launcher submitit needs: pip install submitit") from None
+        self._executor = submitit.AutoExecutor(folder=folder)
+        self._executor.update_parameters(name="ghm", timeout_min=minutes, gpus_per_node=gpus)
+        self.free = [None]  # there is always room in a queue
+
+    def start(self, run: Run, table_file: Path) -> "SubmititJob":
+        """Submit a run."""
+        return SubmititJob(self._executor.submit(train_run, run, table_file, "auto"))
+
+
+class SubmititJob:
+    """A run in a job of submitit's."""
+
+    def __init__(self, job):
+        self._job = job
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the job waits or runs."""
+        if not self._job.done():
+            return None
+        return 1 if self._job.exception() else self._job.result()
+
+    def stop(self) -> None:
+        """Cancel the job; it can be resumed."""
+        self._job.cancel()

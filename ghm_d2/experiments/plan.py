@@ -1,0 +1,244 @@
+"""From a suite to its runs: what each trains, its key and folder, and how long it will take."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghm_d2.config import check_config, find_config, load_config
+from ghm_d2.data.catalog import apply_to_config, data_label, digits_folder, validate
+from ghm_d2.data.digits import DigitsSpec
+from ghm_d2.data.fingerprint import fingerprint
+from ghm_d2.engine.describe import experiment_hash, method_name
+from ghm_d2.engine.progress import Progress
+from ghm_d2.engine.timing import time_steps
+from ghm_d2.errors import UsageError
+from ghm_d2.experiments.suites import BASES, Side, Suite
+from ghm_d2.records import ANALYSIS_FILE, RUN_FILE, RunRecord, RunsTable, config_hash
+
+QUICK_ITERATIONS = 300
+SET_UP_SECONDS = 15  # of a run: the model, the data and the analysis after it
+RESULTS = ("finished", "diverged")  # how a run ends that is never run again
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison, and everything that is needed to run it in another process."""
+
+    side: str
+    config: str  # a shipped configuration's name or an absolute path
+    overrides: tuple[str, ...]
+    dataset: str | None  # a name or an absolute path; None: the configuration's own
+    seed: int
+    label: str  # of the data, for the record
+    iterations: int
+    config_hash: str
+    key: str  # hash of configuration, data and seed
+    folder: Path
+    analyse: bool = True
+
+    @property
+    def command(self) -> str:
+        """What trains the same by hand."""
+        words = ["ghm", "train", "--config", self.config]
+        words += ["--dataset", self.dataset] if self.dataset else []
+        return shlex.join([*words, "--seed", str(self.seed), *self.overrides])
+
+    def build_config(self, device: str):
+        """The run's `CfgNode`, its data sets registered."""
+        return build_config(self.config, self.overrides, self.dataset, self.seed, device)
+
+    def record(self) -> RunRecord | None:
+        """What the run has left, if anything."""
+        return RunRecord.read(self.folder) if (self.folder / RUN_FILE).is_file() else None
+
+    def is_done(self, table: RunsTable) -> bool:
+        """Whether its result is on the table and in its folder."""
+        row = table.latest(self.key)
+        if row is None or row["record"]["status"] not in RESULTS or self.record() is None:
+            return False
+        diverged = row["record"]["status"] == "diverged"
+        return diverged or not self.analyse or (self.folder / ANALYSIS_FILE).is_file()
+
+
+@dataclass
+class Plan:
+    """What a comparison will run."""
+
+    suite: Suite
+    dataset: str  # its label
+    runs: list[Run]
+    trials: list[Run]  # of the search, which come first
+    done: set[str]  # keys
+    seconds: dict[str, float]  # expected, of what is not done, by key
+
+    def as_dict(self) -> dict:
+        """For `--dry-run --json`."""
+        return {
+            "comparison": self.suite.name,
+            "question": self.suite.question,
+            "dataset": self.dataset,
+            "sides": [side.name for side in self.suite.sides],
+            "expected_seconds": round(sum(self.seconds.values())),
+            "trials": [self._row(run) for run in self.trials],
+            "runs": [self._row(run) for run in self.runs],
+        }
+
+    def _row(self, run: Run) -> dict:
+        return {
+            "side": run.side,
+            "seed": run.seed,
+            "iterations": run.iterations,
+            "key": run.key,
+            "folder": str(run.folder),
+            "done": run.key in self.done,
+            "expected_seconds": round(self.seconds.get(run.key, 0)),
+            "command": run.command,
+        }
+
+
+def build_config(
+    config: str, overrides: Sequence[str], dataset: str | None, seed: int, device: str
+):
+    """A `CfgNode` ready to train, its data sets registered and checked.
+
+    Raises:
+        UsageError, DataError: as their names say.
+    """
+    cfg = load_config(config, overrides)
+    cfg.MODEL.DEVICE = device
+    cfg.SEED = seed
+    check_config(cfg)
+    apply_to_config(cfg, dataset)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        validate(name)
+    return cfg
+
+
+def side_config(side: Side, budget: str) -> tuple[str, tuple[str, ...]]:
+    """The configuration of a side, and the overrides that fit its schedule to the budget.
+
+    A shipped suite is quick by its quick configurations, else it is the published recipe, with
+    half its iterations for "half". Anyone's own configuration is "full" as it is written, "half"
+    with half its iterations, and "quick" with QUICK_ITERATIONS at most.
+    """
+    if side.config in BASES:
+        config = BASES[side.config][budget != "quick"]
+        factor = 0.5 if budget == "half" else 1.0
+    else:
+        config = str(find_config(side.config).resolve())
+        iterations = load_config(config).SOLVER.MAX_ITER
+        quick = min(1.0, QUICK_ITERATIONS / iterations)
+        factor = {"quick": quick, "half": 0.5, "full": 1.0}[budget]
+    return config, (*side.overrides, *scaled_schedule(load_config(config), factor))
+
+
+def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
+    """Overrides that make a schedule `factor` times as long."""
+    if factor == 1.0:
+        return ()
+    keys = (
+        "SOLVER.MAX_ITER",
+        "SOLVER.WARMUP_ITERS",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "TEST.EVAL_PERIOD",
+    )
+    words = []
+    for key in keys:
+        group, name = key.split(".")
+        value = cfg[group][name]
+        words += [key, str(max(1, round(value * factor)) if value > 0 else value)]
+    steps = tuple(max(1, round(step * factor)) for step in cfg.SOLVER.STEPS)
+    return (*words, "SOLVER.STEPS", str(steps))
+
+
+def side_dataset(side: Side, dataset: str | None) -> str | None:
+    """The data set of a side: the generated digits with its noise, or the comparison's.
+
+    Raises:
+        UsageError: a side brings its own data and another data set is asked for.
+    """
+    if side.noise is None:
+        is_path = dataset is not None and Path(dataset).exists()
+        return str(Path(dataset).resolve()) if is_path else dataset
+    if dataset not in (None, "digits"):
+        raise UsageError(
+            f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
+        )
+    return str(digits_folder(DigitsSpec(noise=side.noise)))
+
+
+def make_run(
+    root: Path,
+    side: str,
+    config: str,
+    overrides: Sequence[str],
+    dataset: str | None,
+    seed: int,
+    device: str,
+    analyse: bool = True,
+) -> Run:
+    """A run with its key, in a folder below `root`/runs.
+
+    Raises:
+        UsageError, DataError: the configuration or the data cannot be used.
+    """
+    cfg = build_config(config, overrides, dataset, seed, device)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    experiment = experiment_hash(cfg)
+    content = [experiment, cfg.MODEL.WEIGHTS, [fingerprint(name) for name in names], seed]
+    key = config_hash(json.dumps(content))
+    slug = re.sub(r"[^a-z0-9]+", "-", method_name(cfg).lower()).strip("-")
+    return Run(
+        side=side,
+        config=config,
+        overrides=tuple(overrides),
+        dataset=dataset,
+        seed=seed,
+        label=data_label(cfg.DATASETS.TRAIN[0]),
+        iterations=cfg.SOLVER.MAX_ITER,
+        config_hash=experiment,
+        key=key,
+        folder=root / "runs" / f"{slug}-s{seed}-{key}",
+        analyse=analyse,
+    )
+
+
+def expected_seconds(
+    runs: Sequence[Run], table: RunsTable, device: str, progress: Progress
+) -> dict[str, float]:
+    """What each run will take, by key: from finished runs of its configuration, or timed steps.
+
+    Runs that differ in their losses alone share one timing.
+    """
+    timings: dict[str, tuple[float, float]] = {}
+    by_config = {row["record"]["config_hash"]: row["record"] for row in table.rows()}
+    expected = {}
+    for run in progress.track(runs, "timing a few steps", len(runs)):
+        cfg = run.build_config(device)
+        known = by_config.get(run.config_hash)
+        kind = _kind_of_network(cfg)
+        if known and known["device"].startswith(device) and known["ms_per_image"]:
+            timing = known["s_per_iter"], known["ms_per_image"] / 1000
+        elif kind in timings:
+            timing = timings[kind]
+        else:
+            timing = timings[kind] = time_steps(cfg)
+        expected[run.key] = _seconds(cfg, *timing)
+    return expected
+
+
+def _kind_of_network(cfg) -> str:
+    model = {k: v for k, v in cfg.MODEL.items() if k not in ("GHM", "RETINANET", "WEIGHTS")}
+    return json.dumps([model, cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN], default=str)
+
+
+def _seconds(cfg, s_per_iter: float, s_per_image: float) -> float:
+    from detectron2.data import DatasetCatalog
+
+    iterations, period = cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD
+    evaluations = 1 + ((iterations - 1) // period if period > 0 else 0)
+    images = evaluations * len(DatasetCatalog.get(cfg.DATASETS.TEST[0]))
+    return SET_UP_SECONDS + iterations * s_per_iter + images * s_per_image
