@@ -112,10 +112,8 @@ def compare(
 def _compare(request, launcher: str, dry_run: bool, as_json: bool) -> None:
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher
-    from ghm_d2.reports.report import write_report
 
     from ._progress import progress
-    from .report import show_report
 
     with progress() as shown:
         plan = make_plan(request, shown)
@@ -135,6 +133,10 @@ def _compare(request, launcher: str, dry_run: bool, as_json: bool) -> None:
         start = LocalLauncher(request.device)
     with progress() as shown:
         folder = compare(request, start, shown)
+    from ghm_d2.reports.report import write_report
+
+    from .report import show_report
+
     show_report(write_report(folder), as_json)
 
 

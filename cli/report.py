@@ -7,30 +7,83 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ._console import emit, out, user_errors
-from ._options import Json
+from ghm_d2.errors import UsageError
+
+from ._console import emit, out, tell, user_errors
+from ._options import Json, make_folder
 
 TABLE_WIDTH = 150  # characters; in less the names break into syllables
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with runs in it, however deep.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(help="A comparison's folder, or one with runs in it, however deep.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; a comparison's own folder, or FOLDER/report."),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table in Markdown and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the table of all runs below a folder, from their run.json."""
+    """Write the report of a comparison, or of runs: report.html, report.md, runs.csv, pictures.
+
+    With --json, a comparison's numbers and the files written; of runs, their records alone, and
+    nothing is written without --output.
+    """
     with user_errors():
-        from ghm_d2.records import find_records
-        from ghm_d2.reports.tables import runs_markdown, runs_table
+        if markdown and (as_json or output is not None):
+            raise UsageError("--markdown prints a table and writes nothing: leave out the others")
+        if markdown:
+            out.print(_markdown(folder), markup=False, highlight=False, end="")
+        else:
+            _write(folder, output, as_json)
 
-        records = find_records(folder)
 
-        def human():
-            if markdown:
-                out.print(runs_markdown(records), markup=False, highlight=False, end="")
-            else:
-                # print() never goes beyond its console's own width
-                wide = Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)
-                wide.print(runs_table(records))
+def _markdown(folder: Path) -> str:
+    from ghm_d2.records import find_records
+    from ghm_d2.reports.report import read_report
+    from ghm_d2.reports.study import is_comparison
+    from ghm_d2.reports.tables import runs_markdown
 
-        emit([asdict(record) for record in records], as_json=as_json, human=human)
+    if is_comparison(folder):
+        return read_report(folder).markdown
+    return runs_markdown(find_records(folder))
+
+
+def _write(folder: Path, output: Path | None, as_json: bool) -> None:
+    from ghm_d2.records import find_records
+    from ghm_d2.reports.report import write_report
+    from ghm_d2.reports.study import is_comparison
+
+    records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder)]
+    if as_json and records is not None and output is None:
+        emit(records, as_json=True, human=None)
+        return
+    if output is not None:
+        make_folder(output)
+    written = write_report(folder, output)
+    if records is None:
+        show_report(written, as_json)
+    else:
+        emit(records, as_json=as_json, human=lambda: _show(written))
+
+
+def show_report(report, as_json: bool) -> None:
+    """Print a comparison's `Report`: tables, answer, and where it was written; or all as JSON."""
+    emit(report.to_json(), as_json=as_json, human=lambda: _show(report))
+
+
+def _show(report) -> None:
+    from ghm_d2.reports.tables import report_table
+
+    # print() never goes beyond its console's own width
+    wide = Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)
+    for table in (report.results, report.differences):
+        if table.rows:
+            wide.print(report_table(table))
+    for sentence in report.verdict:
+        tell(sentence)
+    tell(f"report: {report.files[0]}")

@@ -15,12 +15,20 @@ from ghm_d2.errors import DataError
 
 
 class GHMDatasetMapper(DatasetMapper):
-    """Detectron2's mapper; an image that cannot be read becomes an entry "error".
+    """Detectron2's mapper, with two differences.
 
-    An exception would reach the trainer from a worker process as a traceback in a string.
+    An image that cannot be read becomes an entry "error": an exception would reach the trainer
+    from a worker process as a traceback in a string. Boxes of whole numbers are scaled as others
+    are: Detectron2's resizing cuts their fractions off, so that targets are up to a pixel small.
     """
 
     def __call__(self, dataset_dict):
+        annotations = [
+            a | {"bbox": [float(v) for v in a["bbox"]]} if "bbox" in a else a
+            for a in dataset_dict.get("annotations", ())
+        ]
+        if annotations:
+            dataset_dict = dataset_dict | {"annotations": annotations}
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError:

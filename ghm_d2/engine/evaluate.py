@@ -4,6 +4,7 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from detectron2.evaluation import COCOEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
@@ -15,12 +16,18 @@ from ghm_d2.records import AP_COLUMNS, finite_or_none
 
 @dataclass
 class Evaluation:
-    """AP figures in percent (None where undefined), the detections, and the speed."""
+    """AP figures in percent (None where undefined), the detections, and the speed.
+
+    Attributes:
+        precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
+            each class, boxes of all sizes; -1 for a class without a box. None without truth.
+    """
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
     ms_per_image: float
     detections: list[dict] = field(repr=False)  # in COCO's result format
+    precision: np.ndarray | None = field(default=None, repr=False)
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
@@ -51,6 +58,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
         coco_eval.accumulate()
         coco_eval.summarize()
         names = self._metadata.get("thing_classes")
+        self.precision = coco_eval.eval["precision"][..., 0, -1]
         self._results["bbox"] = self._derive_coco_results(coco_eval, "bbox", class_names=names)
 
 
@@ -90,6 +98,7 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
         per_class=_per_class(results, evaluator._metadata.thing_classes),
         ms_per_image=1000 * sorted(seconds)[len(seconds) // 2],
         detections=getattr(evaluator, "detections", []),
+        precision=getattr(evaluator, "precision", None),
     )
 
 

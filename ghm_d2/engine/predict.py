@@ -13,6 +13,7 @@ from PIL import Image
 
 from ghm_d2.data.images import read_image
 from ghm_d2.data.show import contact_sheet
+from ghm_d2.engine.confusion import best_detections
 from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import DataError
 
@@ -65,25 +66,44 @@ def draw_beside_truth(
         file: where the PNG goes.
         count: images to draw.
     """
+    items = DatasetCatalog.get(dataset_name)
+    best = best_detections(items, detections)
+    least = best[-1]["score"] if best else 1.0
+    notes = [f"detections, scores from {least:.2f}"] * count
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet_beside_truth(dataset_name, items[:count], best, notes).save(file)
+
+
+def sheet_beside_truth(
+    dataset_name: str,
+    items: Sequence[dict],
+    detections: Sequence[dict],
+    notes: Sequence[str],
+    cell: int = 320,
+) -> Image.Image:
+    """A contact sheet of images, each with its boxes beside its detections.
+
+    Args:
+        dataset_name: registered with Detectron2.
+        items: its data set dicts of the images.
+        detections: in COCO's result format; those of other images are not drawn.
+        notes: what stands under each image's detections.
+        cell: longest side of a picture on the sheet, in px.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
     metadata = MetadataCatalog.get(dataset_name)
     to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
     names = {to_dataset_id[i]: name for i, name in enumerate(metadata.thing_classes)}
-    items = DatasetCatalog.get(dataset_name)
-    boxes = sum(len(item["annotations"]) for item in items)
-    best = sorted(detections, key=lambda d: -d["score"])[:boxes]
-    least = best[-1]["score"] if best else 1.0
     pictures = []
-    for item in items[:count]:
+    for item, note in zip(items, notes, strict=False):
         path = Path(item["file_name"])
         truth = [a | {"category_id": to_dataset_id[a["category_id"]]} for a in item["annotations"]]
         for annotation in truth:
             annotation["bbox"] = BoxMode.convert(
                 annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
             )
-        found = [d for d in best if d["image_id"] == item["image_id"]]
-        pictures += [
-            (path, f"{path.name}: ground truth", truth),
-            (path, f"detections, scores from {least:.2f}", found),
-        ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, names, columns=4).save(file)
+        found = [d for d in detections if d["image_id"] == item["image_id"]]
+        pictures += [(path, f"{path.name}: ground truth", truth), (path, note, found)]
+    return contact_sheet(pictures, names, columns=4, cell=cell)

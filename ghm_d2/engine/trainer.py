@@ -208,6 +208,7 @@ def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckp
     trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler)])
     if resuming:
         trainer.load_state_dict(loaded["trainer"])
+        progress.message(f"resuming after {start_iter} iterations")
     checkpointer.add_checkpointable("trainer", trainer)
     return trainer, checkpointer
 

@@ -112,12 +112,12 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
     """
     table = request.table
     settings, trials = search(
-        _searches(request), table, lambda runs: _run_all(runs, launcher, table, progress)
+        _searches(request), table, lambda runs: run_all(runs, launcher, table, progress)
     )
     runs = make_runs(request, settings)
     folder = request.folder(_label(request, runs))
     _record(request, runs, trials, folder)
-    _run_all(runs, launcher, table, progress)
+    run_all(runs, launcher, table, progress)
     return folder
 
 
@@ -163,7 +163,7 @@ def _record(request: Request, runs: list[Run], trials: list[Trial], folder: Path
     ).write(folder)
 
 
-def _run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> None:
+def run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> None:
     """Run what is not done, and wait for what another comparison is at."""
     watch = _Watch(runs, table, progress)
     waiting = deque(run for run in runs if run.key not in watch.done)

@@ -83,20 +83,21 @@ def _train(run: Run, device: str) -> None:
     _quiet()
     cfg = run.build_config("cuda" if device == "auto" else device)
     cfg.OUTPUT_DIR = str(run.folder)
-    record = run.record()
+    record, evaluation = run.record(), None
     if record is None or record.status != "finished":
-        record, _ = train(cfg, run.label, resume=True, progress=LogProgress())
+        record, evaluation = train(cfg, run.label, resume=True, progress=LogProgress())
         for checkpoint in run.folder.glob("model_[0-9]*.pth"):
             checkpoint.unlink()  # model_final and model_best stay
     if run.analyse:
-        from ghm_d2.engine.analysis import analyse, measure
+        from ghm_d2.engine.analysis import analyse
+        from ghm_d2.engine.cost import measure
         from ghm_d2.engine.load import load_detector
 
         model = load_detector(cfg, run.folder / "model_final.pth")
         for name, value in measure(cfg, model).items():
             setattr(record, name, value)
         record.write(run.folder)
-        analyse(cfg, model, run.folder, LogProgress())
+        analyse(cfg, model, run.folder, LogProgress(), evaluation)
 
 
 class LogProgress(Progress):

@@ -6,6 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ghm_d2.records import AP_COLUMNS, RunRecord
+from ghm_d2.reports import document
+from ghm_d2.reports.document import Best
 
 HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min")
@@ -16,15 +18,16 @@ def results_table(record: RunRecord, title: str | None = None) -> Table:
     return _table(HEADERS, [_results(record)], title, text_columns=2)
 
 
-def runs_table(records: Sequence[RunRecord]) -> Table:
-    """A row a run: the published columns, then data, seed, iterations and speed."""
-    return _table(RUN_HEADERS, [_run(r) for r in records], None, text_columns=2)
-
-
 def runs_markdown(records: Sequence[RunRecord]) -> str:
-    """`runs_table` as Markdown."""
-    lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *map(_run, records)]
+    """A row a run, as Markdown: the published columns, then data, seed, iterations and time."""
+    rows = [map(document.escape, _run(record)) for record in records]
+    lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def report_table(table: document.Table) -> Table:
+    """A report's table for a terminal."""
+    return _table(table.headers, table.rows, None, table.text_columns)
 
 
 def per_class_table(record: RunRecord) -> Table:
@@ -49,8 +52,12 @@ def _table(headers, rows, title, text_columns: int) -> Table:
         justify = "left" if is_text else "right"
         table.add_column(header, justify=justify, overflow="fold", no_wrap=not is_text)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_cell, row))
     return table
+
+
+def _cell(cell: str) -> str:
+    return f"[bold]{escape(cell)}[/]" if isinstance(cell, Best) else escape(cell)
 
 
 def _percent(value: float | None) -> str:

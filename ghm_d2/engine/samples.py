@@ -1,0 +1,242 @@
+"""What a detector's losses get: its predictions on training images beside its own targets."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import ROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.keypoint_head import BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
+from ghm_d2.kernels import reference
+from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
+from ghm_d2.losses.reduce import upcast
+
+# of an annotation that is in the data; the noise that leaves one out has nothing to weigh
+NOISE_KINDS = ("none", "class", "shift")
+# whose `training` decides what they return; the layers stay in evaluation mode
+_SWITCHES = (DenseDetector, GeneralizedRCNN, RPN, ROIHeads, BaseMaskRCNNHead, BaseKeypointRCNNHead)
+
+
+@dataclass
+class Samples:
+    """The samples of one batch. A row is an anchor (one-stage) or a sampled proposal.
+
+    Attributes:
+        logits: one-stage (N, R_l, K) a feature level, over sigmoids; two-stage one (R, K + 1),
+            over a softmax.
+        deltas: predicted boxes, (N, R_l, 4) a level; (R, 4 * K) or (R, 4).
+        labels: (rows,) int64; a class, K background, -1 ignored.
+        errors: (F, 4), predicted minus target deltas of the F foreground rows.
+        noise: (F,) int64, what ails the box that each was matched to: index of NOISE_KINDS.
+        losses: `loss_cls` and `loss_box_reg` of other logits and deltas of the same shapes; the
+            detector's own, moving averages included.
+        normalizer: by what a sum over samples was divided in the last call of `losses`.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    labels: Tensor
+    errors: Tensor
+    noise: Tensor
+    losses: Callable[[list[Tensor], list[Tensor]], dict[str, Tensor]]
+    normalizer: Callable[[], float]
+    softmax: bool
+
+    @property
+    def foreground(self) -> Tensor:
+        """Indices of the rows that were matched to a box, (F,)."""
+        classes = self.logits[0].shape[-1] - self.softmax
+        return ((self.labels >= 0) & (self.labels < classes)).nonzero().squeeze(1)
+
+    def rows(self, parts: list[Tensor]) -> Tensor:
+        """(rows, C), in the order of `labels`, of what is shaped as `logits` or `deltas` are."""
+        return torch.cat(parts, dim=-2).flatten(0, -2)
+
+    def norms(self) -> Tensor:
+        """The gradient norm of each valid sample of the classification, one-dimensional."""
+        kind = reference.softmax_samples if self.softmax else reference.sigmoid_samples
+        _, norm, valid = kind(upcast(self.rows(self.logits)), self.labels)
+        return norm[valid]
+
+    def cross_entropy(self, logits: list[Tensor]) -> Tensor:
+        """The sum over all samples: what the other classification losses are measured by."""
+        loss = softmax_ce_loss if self.softmax else bce_loss
+        return loss(self.rows(logits), self.labels, reduction="sum")
+
+
+def training_copy(model: nn.Module) -> nn.Module:
+    """A copy that gives losses, whose layers predict as in evaluation.
+
+    The densities of GHM go on averaging, in the copy alone.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, (*_SWITCHES, GradientDensity)):
+            module.training = True
+    return model
+
+
+def can_capture(model: nn.Module) -> bool:
+    """Whether `capture` knows the detector: a RetinaNet, or an R-CNN with one box predictor."""
+    return _head(model) is not None
+
+
+@torch.no_grad()
+def capture(model: nn.Module, batch: list[dict]) -> Samples:
+    """Run a `training_copy` on a batch of `read_batches`.
+
+    Proposals are drawn as in training, with a seed that is always the same.
+    """
+    head = _head(model)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _recorded(head) as calls, torch.random.fork_rng(devices), EventStorage():
+        torch.manual_seed(0)
+        model(batch)
+    (arguments,) = calls
+    if isinstance(model, RetinaNet):
+        return _of_retinanet(model, batch, *arguments)
+    return _of_box_predictor(head, *arguments)
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, RetinaNet):
+        return model
+    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    known = isinstance(predictor, FastRCNNOutputLayers)  # a cascade has a list of them
+    return predictor if known and not getattr(predictor, "use_sigmoid_ce", False) else None
+
+
+@contextmanager
+def _recorded(head: nn.Module) -> Iterator[list[tuple]]:
+    """Put the arguments of `head.losses` into a list instead of computing it."""
+    calls: list[tuple] = []
+
+    def losses(*arguments):
+        calls.append(arguments)
+        return {}
+
+    head.losses = losses
+    try:
+        yield calls
+    finally:
+        del head.losses
+
+
+def _of_retinanet(model, batch, anchors, logits, labels, deltas, boxes) -> Samples:
+    rows = torch.stack(labels)  # (N, R)
+    foreground = (rows >= 0) & (rows != model.num_classes)
+    all_anchors = type(anchors[0]).cat(anchors).tensor
+    targets = torch.stack([model.box2box_transform.get_deltas(all_anchors, b) for b in boxes])
+    # matched once more, with what ails a box in the place of its class
+    ailing = [item["instances"].to(model.device) for item in batch]
+    for instances in ailing:
+        instances.gt_classes = instances.gt_noise
+    noise, _ = model.label_anchors(anchors, ailing)
+
+    def losses(logits, deltas):
+        with EventStorage():
+            return model.losses(anchors, logits, labels, deltas, boxes)
+
+    return Samples(
+        logits=logits,
+        deltas=deltas,
+        labels=rows.flatten(),
+        errors=(torch.cat(deltas, dim=1) - targets)[foreground],
+        noise=torch.stack(noise)[foreground],
+        losses=losses,
+        normalizer=lambda: float(model.loss_normalizer),
+        softmax=False,
+    )
+
+
+def _of_box_predictor(predictor, predictions, proposals) -> Samples:
+    scores, deltas = predictions
+    labels = torch.cat([p.gt_classes for p in proposals])
+    foreground = (labels >= 0) & (labels < predictor.num_classes)
+    pred = deltas[foreground]
+    if deltas.shape[1] > 4:  # one box a class: take the true class's
+        by_class = pred.view(-1, predictor.num_classes, 4)
+        pred = by_class[torch.arange(len(pred), device=pred.device), labels[foreground]]
+    # proposals of an image without boxes have no fields of the truth, and are background
+    matched = [p[p.gt_classes < predictor.num_classes] for p in proposals if p.has("gt_boxes")]
+    boxes = Boxes.cat([p.proposal_boxes for p in matched]).tensor.to(pred)
+    truth = Boxes.cat([p.gt_boxes for p in matched]).tensor.to(pred)
+
+    def losses(logits, deltas):
+        with EventStorage():
+            return predictor.losses((logits[0], deltas[0]), proposals)
+
+    return Samples(
+        logits=[scores],
+        deltas=[deltas],
+        labels=labels,
+        errors=pred - predictor.box2box_transform.get_deltas(boxes, truth),
+        noise=torch.cat([labels[:0], *(p.gt_noise for p in matched)]),
+        losses=losses,
+        normalizer=lambda: float(max(labels.numel(), 1)),  # Detectron2 takes the mean
+        softmax=True,
+    )
+
+
+def training_items(cfg, count: int) -> list[dict]:
+    """Up to `count` data set dicts of DATASETS.TRAIN, spread evenly over it."""
+    items = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    step = max(1.0, len(items) / count)
+    return [items[int(i * step)] for i in range(min(count, len(items)))]
+
+
+def has_noise(items: list[dict]) -> bool:
+    """Whether an annotation says what ails it, as those of generated digits do."""
+    return any(a.get("noise") in NOISE_KINDS for item in items for a in item["annotations"])
+
+
+def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
+    """SOLVER.IMS_PER_BATCH images at a time, sized as in a test and without augmentation.
+
+    The instances have a field `gt_noise` beside Detectron2's: index of NOISE_KINDS.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    still = cfg.clone()
+    still.defrost()
+    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
+        (cfg.INPUT.MIN_SIZE_TEST,),
+        cfg.INPUT.MAX_SIZE_TEST,
+    )
+    still.INPUT.MIN_SIZE_TRAIN_SAMPLING, still.INPUT.RANDOM_FLIP = "choice", "none"
+    still.INPUT.CROP.ENABLED = False
+    mapper = GHMDatasetMapper(still, True)
+    size = cfg.SOLVER.IMS_PER_BATCH
+    for start in range(0, len(items), size):
+        batch = raise_on_bad_image([mapper(_coded(i)) for i in items[start : start + size]])
+        for item in batch:
+            codes = item["instances"].gt_classes
+            item["instances"].gt_classes = codes // len(NOISE_KINDS)
+            item["instances"].gt_noise = codes % len(NOISE_KINDS)
+        yield batch
+
+
+def _coded(item: dict) -> dict:
+    """The item with its annotations' noise within their class: mappers keep nothing else."""
+
+    def code(annotation):
+        noise = annotation.get("noise")  # somebody else's data may mean something else by it
+        kind = NOISE_KINDS.index(noise) if noise in NOISE_KINDS else 0
+        return annotation | {"category_id": annotation["category_id"] * len(NOISE_KINDS) + kind}
+
+    return item | {"annotations": [code(a) for a in item["annotations"]]}

@@ -1,0 +1,186 @@
+"""What stands in a report, in which order."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ghm_d2.errors import DataError
+from ghm_d2.records import ANALYSIS_FILE
+from ghm_d2.reports import model_figures, report_tables, training_figures
+from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
+from ghm_d2.reports.study import NOT_DONE, Run, Side, Study
+from ghm_d2.reports.summary import Summary
+
+Made = TypeVar("Made")
+
+
+def document_of(summary: Summary) -> Document:
+    """The whole report.
+
+    Raises:
+        DataError: a file of a run is not what its name says.
+    """
+    study = summary.study
+    comparison = study.comparison
+    title = f"{comparison.name} on {comparison.dataset}" if comparison.dataset else comparison.name
+    training, models = _training(study.sides), _models(study.sides)
+    sections = [
+        Section("Results", _results(summary)),
+        Section("Differences", _differences(summary)),
+        Section("Cost", _costs(summary)),
+        Section("Training", training),
+        Section("The trained models", models),
+        Section("Annotation noise", _noise(summary)),
+        Section("The worst images", _worst(study.sides)),
+        Section("How it was run", _how(study)),
+    ]
+    sections = [section for section in sections if section.blocks]
+    return Document(title, comparison.question, summary.verdict, sections)
+
+
+def progress_of(study: Study) -> str:
+    """How many of the planned runs finished, and which did not."""
+    missing = study.unfinished
+    text = f"{study.planned - len(missing)} of {study.planned} runs finished."
+    if missing:
+        listed = "; ".join(f"{side.name}, seed {run.seed}: {run.status}" for side, run in missing)
+        text += f" Not finished: {listed}."
+    return text
+
+
+def _results(summary: Summary) -> list[Block]:
+    text = (
+        "Mean over the seeds that finished, ± half the 95% t interval; AP in percent, at the end "
+        "of the training. Bold: the best mean of a column, whether or not a difference is shown."
+    )
+    if any(row.published for row in summary.rows):
+        text += " Published rows are other people's, of the same method and network."
+    notes = [progress_of(summary.study), *summary.study.notes]
+    table = report_tables.results_of(summary.rows)
+    return [table, Text(text, "note"), *(Text(note) for note in notes)]
+
+
+def _differences(summary: Summary) -> list[Block]:
+    if not summary.differences:
+        return []
+    text = (
+        "Side minus reference, of the same seeds, with the 95% t interval; the verdict is on AP. "
+        "A claim is made only where the interval excludes zero; that none is shown does not mean "
+        "that there is none."
+    )
+    return [report_tables.differences_of(summary.differences), Text(text, "note")]
+
+
+def _costs(summary: Summary) -> list[Block]:
+    text = (
+        "Means over the finished runs. s/iteration: median of a training, without evaluations; "
+        "ms/image: the network at inference, without loading; loss: forward and backward of the "
+        "losses of one batch; variation: standard deviation / mean of loss_cls over the second "
+        "half of the training."
+    )
+    devices = {record.device for side in summary.study.sides for record in side.records}
+    blocks = [report_tables.costs_of(summary.rows), Text(text, "note")]
+    if len(devices) > 1:
+        blocks.append(Text("The runs were not all made on one device: times do not compare."))
+    return blocks
+
+
+def _training(sides: list[Side]) -> list[Block]:
+    ap, loss = training_figures.learning_curves(sides), training_figures.loss_curves(sides)
+    blocks = [
+        ap or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
+        loss or Text("No loss curves: no run has left losses in metrics.jsonl."),
+    ]
+    return blocks + training_figures.density_figures(sides)
+
+
+def _models(sides: list[Side]) -> list[Block]:
+    """The figures made from analyses, with a line for whatever is missing."""
+    drawn = {
+        "gradient norms": lambda: model_figures.gradient_norms(sides, "cls"),
+        "gradient norms of boxes": lambda: model_figures.gradient_norms(sides, "reg"),
+        "effective gradients": lambda: model_figures.effective_gradients(sides, "cls"),
+        "effective gradients of boxes": lambda: model_figures.effective_gradients(sides, "reg"),
+        "precision and recall": lambda: model_figures.precision_recall(sides),
+        "a confusion matrix": lambda: model_figures.confusion(sides),
+    }
+    blocks, missing = [], []
+    for name, make in drawn.items():
+        picture = _checked(make)
+        if picture is None:
+            missing.append(name)
+        else:
+            blocks.append(picture)
+    if missing:
+        text = f"Left out, since no run's {ANALYSIS_FILE} has it: {', '.join(missing)}."
+        blocks.append(Text(text, "note"))
+    return blocks
+
+
+def _noise(summary: Summary) -> list[Block]:
+    if not summary.noise:
+        return []
+    picture = _checked(lambda: model_figures.noise_weights(summary.noise))
+    text = (
+        "Weight: what the loss makes of the gradient of the class score of the box's own class "
+        "(against cross entropy's), or of the box (against smooth L1's), over the anchors matched "
+        "to such boxes; 1 is the mean of all. Ratio: mean over the seeds, ± half its 95% t "
+        "interval; below 1 the spoilt annotations weigh less than the clean ones."
+    )
+    return [report_tables.noise_of(summary.noise), Text(text, "note"), picture]
+
+
+def _checked(make: Callable[[], Made]) -> Made:
+    """What `make` makes of an analysis. Raises: DataError where it is not of the known form."""
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{ANALYSIS_FILE} of a run is not of the known form ({error!r}); without the file the "
+            "report leaves its figures out"
+        ) from error
+
+
+def _worst(sides: list[Side]) -> list[Block]:
+    """A contact sheet a side, folded."""
+    blocks, missing = [], []
+    for i, side in enumerate(sides):
+        run = next((run for run in side.finished if run.worst), None)
+        if run and is_picture(run.worst):
+            caption = _checked(lambda run=run: _worst_caption(run))
+            blocks.append(Picture(f"worst_{i + 1}.jpg", run.worst, side.name, caption, folded=True))
+        else:
+            missing.append(side.name)
+    if missing and blocks:
+        blocks.append(Text(f"No pictures of: {', '.join(missing)}.", "note"))
+    return blocks or [Text("No run has left pictures of its worst images.", "note")]
+
+
+def _worst_caption(run: Run) -> str:
+    text = f"Seed {run.seed}. Truth beside detections, worst first."
+    rows = run.analysis.get("worst") or []
+    listed = "; ".join(f"{row['file_name']}: {row['missed']} / {row['false']}" for row in rows)
+    return f"{text} Objects missed / false detections: {listed}." if listed else text
+
+
+def _how(study: Study) -> list[Block]:
+    comparison = study.comparison
+    blocks: list[Block] = [Text(comparison.command, "code")] if comparison.command else []
+    facts = [
+        ("Data set", comparison.dataset),
+        ("Budget", comparison.budget),
+        ("Seeds", ", ".join(map(str, comparison.seeds))),
+    ]
+    blocks.append(report_tables.sides_of(study.sides))
+    if comparison.search:
+        text = (
+            "The setting of each side was searched first, on a part of the training split held "
+            "out for it; the validation images had no part in it."
+        )
+        blocks += [Text(text), report_tables.search_of(comparison.search)]
+    elif comparison.command:
+        blocks.append(Text("No setting was searched: each side ran as configured."))
+    blocks.append(report_tables.setting_of(study.sides, facts))
+    not_done = sum(run.status == NOT_DONE for side in study.sides for run in side.runs)
+    if not_done and comparison.command:
+        blocks.append(Text("The same command again does the runs that are not done.", "note"))
+    return blocks

@@ -1,0 +1,134 @@
+"""A report: a folder that can be mailed, made from the records of runs alone."""
+
+import csv
+import io
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ghm_d2.errors import UsageError
+from ghm_d2.records import AP_COLUMNS, RunRecord, write_atomically, write_text
+from ghm_d2.reports import document as documents
+from ghm_d2.reports.document import Table
+from ghm_d2.reports.report_tables import differences_of, results_of
+from ghm_d2.reports.study import Run, Study, is_comparison, read_study
+from ghm_d2.reports.summary import Summary
+
+HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
+# what runs.csv has in columns of its own, or not at all
+APART = ("seed", "status", "outcome", "packages", "metrics", "per_class", "best")
+RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, and the files it was written to."""
+
+    summary: Summary
+    files: tuple[Path, ...] = ()  # report.html first
+
+    @property
+    def verdict(self) -> list[str]:
+        """The answer, in sentences."""
+        return self.summary.verdict
+
+    @property
+    def results(self) -> Table:
+        """A row a side, in the published column order."""
+        return results_of(self.summary.rows)
+
+    @property
+    def differences(self) -> Table:
+        """A row a pair."""
+        return differences_of(self.summary.differences)
+
+    @property
+    def markdown(self) -> str:
+        """The tables of results and of differences."""
+        tables = [self.results] + ([self.differences] if self.differences.rows else [])
+        return "\n".join(documents.markdown_table(table) for table in tables)
+
+    def to_json(self) -> dict:
+        """What `Summary.to_json` gives, and "files"."""
+        return self.summary.to_json() | {"files": [str(file) for file in self.files]}
+
+
+def read_report(folder: Path) -> Report:
+    """The numbers and the answer alone, without drawing or writing anything.
+
+    Raises:
+        DataError: see `study.read_study`.
+    """
+    return Report(Summary(read_study(folder)))
+
+
+def write_report(folder: Path, output: Path | None = None) -> Report:
+    """Write report.html, report.md, runs.csv and the pictures, each whole or not at all.
+
+    The same records give the same bytes.
+
+    Args:
+        folder: of a comparison (comparison.json), finished or not; or one with runs in it, which
+            are then grouped by what was trained.
+        output: where to write; by default the comparison's folder, or FOLDER/report.
+
+    Raises:
+        DataError: there is neither in `folder`, or a file is not what its name says.
+        UsageError: `output` cannot be written.
+    """
+    from ghm_d2.reports.contents import document_of  # matplotlib takes a second
+
+    folder = Path(folder)
+    report = read_report(folder)
+    document = document_of(report.summary)
+    if output is None:
+        output = folder if is_comparison(folder) else folder / "report"
+    texts = {
+        HTML_FILE: documents.html(document),
+        MARKDOWN_FILE: documents.markdown(document),
+        RUNS_FILE: runs_csv(report.summary.study),
+    }
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        for picture in document.pictures:
+            data = picture.data
+            write_atomically(str(output / picture.file), lambda out, data=data: out.write(data))
+        for name, text in texts.items():
+            write_text(output / name, text)
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror}") from None
+    names = [*texts, *(picture.file for picture in document.pictures)]
+    return Report(report.summary, tuple(output / name for name in names))
+
+
+def runs_csv(study: Study) -> str:
+    """A row a planned run: side, seed, status, outcome, and the numbers of its record."""
+    runs = [(side, run) for side in study.sides for run in side.runs]
+    classes = sorted({name for _, run in runs if run.record for name in run.record.per_class})
+    header = ["side", "seed", "status", "outcome", *RECORD_FIELDS, *AP_COLUMNS]
+    header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(_harmless, header))
+    for side, run in runs:
+        cells = [side.name, run.seed, run.status, *_numbers(run, classes)]
+        writer.writerow(map(_harmless, cells))
+    return out.getvalue()
+
+
+def _numbers(run: Run, classes: list[str]) -> list:
+    record = run.record
+    if record is None:
+        return [""] * (1 + len(RECORD_FIELDS) + len(AP_COLUMNS) + 2 + len(classes))
+    return [
+        record.outcome,
+        *(getattr(record, name) for name in RECORD_FIELDS),
+        *(record.metrics.get(column) for column in AP_COLUMNS),
+        record.best.get("AP"),
+        record.best.get("iteration"),
+        *(record.per_class.get(name) for name in classes),
+    ]
+
+
+def _harmless(cell):
+    """A spreadsheet takes text that starts with one of these for a formula, and runs it."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell

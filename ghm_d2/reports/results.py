@@ -1,0 +1,111 @@
+"""A study's numbers: means of each side, paired differences, costs, and the weight of noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ghm_d2.records import AP_COLUMNS, Pair, RunRecord
+from ghm_d2.reports.published import Published, published_for
+from ghm_d2.reports.statistics import Estimate, estimate, paired_difference, verdict
+from ghm_d2.reports.study import Side, Study, part
+
+# kinds of spoilt annotations, and whose gradient is weighed, as the analysis calls them
+NOISE_KINDS = {"class": "wrong class", "shift": "shifted box"}
+NOISE_MEASURES = {"weight": "class score", "box_weight": "box"}
+
+
+def _loss_share(record: RunRecord) -> float | None:
+    if record.loss_ms is None or not record.s_per_iter:
+        return None
+    return record.loss_ms / 1000 / record.s_per_iter
+
+
+COSTS: dict[str, Callable[[RunRecord], float | None]] = {
+    "s_per_iter": lambda r: r.s_per_iter,
+    "ms_per_image": lambda r: r.ms_per_image,
+    "peak_memory_mb": lambda r: r.peak_memory_mb,
+    "parameters": lambda r: r.parameters or None,
+    "gflops": lambda r: r.gflops,
+    "loss_ms": lambda r: r.loss_ms,
+    "loss_share": _loss_share,  # of an iteration's time, 0..1
+    "loss_variation": lambda r: r.loss_variation,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A side's results: an estimate for each of `AP_COLUMNS` and `COSTS`, of its finished runs."""
+
+    side: Side
+    ap: dict[str, Estimate]
+    cost: dict[str, Estimate]
+    published: list[Published]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A pair's paired differences for each of `AP_COLUMNS`, and the verdict on AP."""
+
+    pair: Pair
+    seeds: list[int]  # finished on both sides
+    ap: dict[str, Estimate]
+
+    @property
+    def verdict(self) -> str:
+        """On AP; see `statistics.verdict`."""
+        return verdict(self.ap["AP"])
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """What a side's loss makes of spoilt annotations, by kind; the clean ones are "none".
+
+    measure: a key of `NOISE_MEASURES`. weight: effective over plain gradient, over the seeds.
+    ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in all runs.
+    """
+
+    side: Side
+    measure: str
+    weight: dict[str, Estimate]
+    ratio: dict[str, Estimate]
+    boxes: dict[str, int]
+
+
+def row_of(side: Side) -> Row:
+    """The results of `side`."""
+    records = [run.record for run in side.finished]
+    return Row(
+        side,
+        {column: estimate(side.values(column).values()) for column in AP_COLUMNS},
+        {name: estimate(map(cost, records)) for name, cost in COSTS.items()},
+        published_for(records[0]) if records else [],
+    )
+
+
+def difference_of(study: Study, pair: Pair) -> Difference:
+    """What separates the sides of `pair`."""
+    side, reference = study.side(pair.side), study.side(pair.reference)
+    done = {run.seed for run in reference.finished}
+    return Difference(
+        pair,
+        [run.seed for run in side.finished if run.seed in done],
+        {c: paired_difference(side.values(c), reference.values(c)) for c in AP_COLUMNS},
+    )
+
+
+def noise_of(side: Side) -> list[NoiseRow]:
+    """What the analyses of its runs say of noise, for each measure that they have."""
+    found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
+    kinds = ("none", *NOISE_KINDS)
+    boxes = {kind: sum(part(noise, kind, "boxes") or 0 for noise in found) for kind in kinds}
+    rows = []
+    for measure in NOISE_MEASURES:
+        weight = {k: estimate(part(noise, k, measure) for noise in found) for k in kinds}
+        ratio = {k: estimate(_ratio(noise, k, measure) for noise in found) for k in NOISE_KINDS}
+        if any(value.n for value in ratio.values()):
+            rows.append(NoiseRow(side, measure, weight, ratio, boxes))
+    return rows
+
+
+def _ratio(noise: dict, kind: str, measure: str) -> float | None:
+    weight, clean = part(noise, kind, measure), part(noise, "none", measure)
+    return weight / clean if weight is not None and clean else None

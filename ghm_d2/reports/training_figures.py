@@ -1,0 +1,166 @@
+"""Figures of how the sides trained: AP, the classification loss, the density's moving average."""
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from ghm_d2.reports.document import Picture
+from ghm_d2.reports.drawing import (
+    MOST_LINES,
+    OTHERS,
+    colour,
+    draw,
+    label_outside,
+    legend,
+    line_style,
+    log_scale,
+    numbers,
+    panels,
+)
+from ghm_d2.reports.study import FINISHED, Side
+
+Curve = tuple[list[int], list[float]]
+
+
+def learning_curves(sides: list[Side]) -> Picture | None:
+    """AP against iteration; None where no run was evaluated."""
+    caption = (
+        "Line: mean over the seeds that finished. Band: from the lowest to the highest of them, "
+        "not a confidence interval."
+    )
+    return _curves(sides, "bbox/AP", "learning.png", "AP on the validation images", caption, "AP")
+
+
+def loss_curves(sides: list[Side]) -> Picture | None:
+    """The classification loss against iteration; None where none was written."""
+    caption = (
+        "loss_cls, each point the median of 20 iterations, on a logarithmic scale; line and band "
+        "as above. The losses are different functions: compare how they fall and how steady they "
+        "are, not how high they stand."
+    )
+    return _curves(
+        sides,
+        "loss_cls",
+        "loss.png",
+        "Classification loss in training",
+        caption,
+        "loss_cls",
+        log=True,
+    )
+
+
+def _curves(
+    sides: list[Side], key: str, file: str, title: str, caption: str, label: str, log=False
+) -> Picture | None:
+    found = [(i, side, _by_seed(side, key)) for i, side in enumerate(sides)]
+    found = [(i, side, curves) for i, side, curves in found if curves]
+    if not found:
+        return None
+    if any(status != FINISHED for *_, curves in found for status, _ in curves):
+        caption += " Thin dotted lines: runs that did not finish."
+
+    def build() -> Figure:
+        if len(found) <= MOST_LINES:
+            figure, (axis,) = panels([""], height=3.8)
+            for i, _, curves in found:
+                _draw_side(axis, curves, colour(i), line_style(i))
+            legend(figure, [(side.name, colour(i), line_style(i)) for i, side, _ in found])
+            axes = [axis]
+        else:
+            figure, axes = panels([side.name for _, side, _ in found])
+            for axis, (i, _, curves) in zip(axes, found, strict=True):
+                for _, _, others in found:
+                    axis.plot(*_mean(others), color=OTHERS, linewidth=0.8)
+                _draw_side(axis, curves, colour(i), "-")
+        if log:
+            log_scale(axes)
+        label_outside(figure, "iteration", label)
+        return figure
+
+    if len(found) > MOST_LINES:
+        caption += " Grey: the means of the other sides."
+    return draw(file, title, caption, build)
+
+
+def _by_seed(side: Side, key: str) -> list[tuple[str, Curve]]:
+    """(status, curve) of each run that has one."""
+    curves = [(run.status, run.curve(key)) for run in side.runs if run.record]
+    return [(status, curve) for status, curve in curves if curve[0]]
+
+
+def _draw_side(axis, curves: list[tuple[str, Curve]], shade: str, style: str) -> None:
+    steps, low, mean, high = _spread(curves)
+    marker = "o" if len(steps) < 20 else None
+    axis.fill_between(steps, low, high, color=shade, alpha=0.18, linewidth=0)
+    axis.plot(steps, mean, color=shade, linestyle=style, marker=marker, markersize=3.5)
+    for status, curve in curves:
+        if status != FINISHED:
+            axis.plot(*curve, color=shade, linestyle=":", linewidth=1)
+
+
+def _mean(curves: list[tuple[str, Curve]]) -> tuple[list[int], list[float]]:
+    steps, _, mean, _ = _spread(curves)
+    return steps, mean
+
+
+def _spread(curves: list[tuple[str, Curve]]) -> tuple[list[int], list, list, list]:
+    """Iterations, and lowest, mean and highest value then, of the finished runs that have one."""
+    values: dict[int, list[float]] = {}
+    for status, (steps, points) in curves:
+        if status == FINISHED:
+            for step, point in zip(steps, points, strict=True):
+                values.setdefault(step, []).append(point)
+    steps = sorted(values)
+    rows = [values[step] for step in steps]
+    return steps, [min(r) for r in rows], [sum(r) / len(r) for r in rows], [max(r) for r in rows]
+
+
+def density_figures(sides: list[Side]) -> list[Picture]:
+    """The moving average over time of each side with a GHM loss; a picture for each kind of it."""
+    kinds: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    for side in sides:
+        run = next((run for run in side.finished if run.density), None)
+        for name in dict.fromkeys(row["density"] for row in run.density) if run else ():
+            rows = [row for row in run.density if row["density"] == name]
+            steps = np.array([row["iteration"] + 1 for row in rows])
+            # (T, M); of a moving average a feature level, their sum
+            ema = np.stack([np.nansum([numbers(level) for level in r["ema"]], 0) for r in rows])
+            kind, where = _kind(name)
+            kinds.setdefault(kind, []).append((side.name + where, steps, ema))
+    return [_density_figure(kind, kinds[kind]) for kind in sorted(kinds)]
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """The loss and its place of, such as, "proposal_generator.ghm_c.density"."""
+    kind = name.split(".")[-2] if "." in name else name
+    where = ", RPN" if "proposal_generator" in name else ""
+    return {"ghm_c": "GHM-C", "ghm_r": "GHM-R"}.get(kind, kind), where
+
+
+def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) -> Picture:
+    top = max(ema.max() for _, _, ema in found)
+    norm = LogNorm(max(top / 1e6, 0.1), max(top, 1.0))
+
+    def build() -> Figure:
+        figure, axes = panels([name for name, _, _ in found])
+        for axis, (_, steps, ema) in zip(axes, found, strict=True):
+            axis.grid(False)
+            edges = np.concatenate([[0], steps])
+            bins = np.linspace(0, 1, ema.shape[1] + 1)
+            shown = np.ma.masked_less(ema.T, norm.vmin)
+            drawn = axis.pcolormesh(edges, bins, shown, norm=norm, cmap="viridis")
+        height = 20 * axes[0].get_gridspec().nrows
+        label = "samples in the unit region"
+        bar = figure.colorbar(drawn, ax=axes, label=label, pad=0.02, aspect=height)
+        bar.minorticks_off()
+        label_outside(figure, "iteration", "gradient norm")
+        return figure
+
+    caption = (
+        f"{kind}: how many samples have a gradient norm of that size, as the moving average has "
+        "it, from the first iteration (left) to the last, for the first seed that finished. "
+        "White: none, or too few to draw. The brighter a row, the less each of its samples weighs."
+    )
+    slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in kind.lower())
+    title = f"The density's moving average over time, {kind}"
+    return draw(f"density_{slug}.png", title, caption, build)

@@ -1,0 +1,184 @@
+"""ghm compare as a user runs it: subprocesses that are killed, restarted and run side by side."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1")
+# long enough to be killed on the way
+LONGER = ("--set", "SOLVER.MAX_ITER", "200", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
+LONGER += ("--set", "TEST.EVAL_PERIOD", "100")
+
+
+@pytest.fixture(scope="module")
+def words(digits_folder, tiny):
+    """Words of a comparison of seconds, into a folder."""
+
+    def make(output, *what, seeds=1):
+        pairs = list(zip(tiny[::2], tiny[1::2], strict=True))
+        sets = [word for pair in (*pairs, ("TEST.EVAL_PERIOD", "2")) for word in ("--set", *pair)]
+        common = ["--dataset", digits_folder, "--output", output, "--seeds", seeds, *sets]
+        return [str(word) for word in ("compare", *what, *common)]
+
+    return make
+
+
+def start(words, **kwargs) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ghm_d2.cli", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **kwargs)
+
+
+def table(output: Path) -> list[dict]:
+    file = output / "runs.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for(what, process=None, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+@pytest.fixture(scope="module")
+def killed(words, tmp_path_factory) -> Path:
+    """The folder of a comparison that was killed in its second run and then run to its end."""
+    output = tmp_path_factory.mktemp("killed")
+    more = (*LONGER, "--json")
+    first = start([*words(output, *LOSSES), *more])
+    rows = wait_for(lambda: table(output), first)
+    wait_for(lambda: list((output / "runs").glob("*ghm-c*/model_0000009.pth")), first)
+    below = children(first.pid)
+    assert below, "the run is no process of its own"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    wait_for(lambda: not any(is_alive(pid) for pid in below))
+    assert len(table(output)) == 1, "the comparison was over before it was killed"
+    done = output / "runs" / rows[0]["folder"] / "model_final.pth"
+    (output / "before.json").write_text(json.dumps(done.stat().st_mtime_ns))
+    again = start([*words(output, *LOSSES), *more])
+    stdout, stderr = again.communicate(timeout=300)
+    assert again.returncode == 0, stderr
+    (output / "stdout.json").write_text(stdout)
+    return output
+
+
+def test_a_killed_comparison_repeats_no_finished_run(killed):
+    rows = table(killed)
+    assert len(rows) == 2 and len({row["key"] for row in rows}) == 2
+    before = json.loads((killed / "before.json").read_text())
+    final = killed / "runs" / rows[0]["folder"] / "model_final.pth"
+    assert final.stat().st_mtime_ns == before
+
+
+def test_a_killed_run_is_resumed(killed):
+    log = (killed / "runs" / table(killed)[1]["folder"] / "metrics.jsonl").read_text()
+    iterations = [json.loads(line)["iteration"] for line in log.splitlines()]
+    assert iterations == sorted(iterations)
+    record = table(killed)[1]["record"]
+    assert record["status"] == "finished" and record["iterations"] == 200
+    said = (killed / "runs" / table(killed)[1]["folder"] / "log.txt").read_text()
+    assert re.search(r"resuming after [1-9]\d* iterations", said)
+
+
+def test_the_end_is_a_report(killed):
+    folder = next(killed.glob("losses-*"))
+    assert {"comparison.json", "report.html", "report.md", "runs.csv"} <= set(os.listdir(folder))
+    assert list(folder.glob("*.png"))
+    value = json.loads((killed / "stdout.json").read_text())
+    assert "one seed" in json.dumps(value).lower()
+    record = table(killed)[0]["record"]
+    assert record["gflops"] > 0 and record["loss_ms"] > 0 and record["parameters"] > 0
+    assert record["s_per_iter"] > 0 and record["ms_per_image"] > 0 and record["peak_memory_mb"] > 0
+
+
+def test_two_comparisons_at_once_share_their_runs(words, tmp_path):
+    both = [start([*words(tmp_path, *LOSSES), "--json"]) for _ in range(2)]
+    ends = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    assert ends[0][0] == ends[1][0]
+    keys = [row["key"] for row in table(tmp_path)]
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_jobs_of_submitit(ghm, words, tmp_path):
+    done = ghm(*words(tmp_path, *LOSSES), "--launcher", "submitit", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(table(tmp_path)) == 2
+    assert list((tmp_path / "submitit").glob("*_result.pkl"))
+
+
+def test_a_diverged_side_is_a_result(ghm, words, tmp_path):
+    for name, rate in ("steady", "0.001"), ("wild", "1e30"):
+        text = f"_BASE_: quick/retinanet_focal.yaml\nSOLVER: {{BASE_LR: {rate}}}\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    sides = (tmp_path / "steady.yaml", "vs", tmp_path / "wild.yaml")
+    done = ghm(*words(tmp_path / "out", *sides))
+    assert done.returncode == 0, done.stderr
+    statuses = [row["record"]["status"] for row in table(tmp_path / "out")]
+    assert statuses == ["finished", "diverged"]
+    assert "diverged at iteration" in " ".join(done.stdout.split())
+
+
+def test_the_plan_is_json(ghm, words, tmp_path):
+    done = ghm(*words(tmp_path, "losses", seeds=2), "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["comparison"] == "losses" and plan["expected_seconds"] > 0
+    assert [run["seed"] for run in plan["runs"]] == [1] * 4 + [2] * 4
+    assert {run["iterations"] for run in plan["runs"]} == {4}
+    assert not any(run["done"] for run in plan["runs"])
+    assert all(run["expected_seconds"] > 0 for run in plan["runs"])
+    assert not (tmp_path / "runs").exists(), "a dry run trains nothing"
+
+
+def test_a_plan_tells_what_is_done(ghm, words, killed):
+    done = ghm(*words(killed, *LOSSES, seeds=2), *LONGER, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "SL1" in line]
+    assert len(lines) == 2
+    assert all([c.strip() for c in line.split("│")][2:4] == ["2", "1"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("what", "nearest"),
+    [
+        (["lossess"], "losses"),
+        (["two-stage", "vs", "one-stag"], "one-stage"),
+        (["losses", "--dataset", "digit"], "digits"),
+        (["losses", "--side", "focal"], "focal + SL1"),
+        (["quick/retinanet_focl.yaml", "vs", "quick/retinanet_ghm.yaml"], "retinanet_focal.yaml"),
+        (["losses", "--set", "MODEL.GHM.SCOPES", "batch"], "MODEL.GHM.SCOPE"),
+        (["losses", "--budget", "quik"], "quick"),
+        (["losses", "--launcher", "slurm"], "submitit"),
+        (["noise", "--dataset", "coco_2017"], "digits"),
+    ],
+)
+def test_what_is_unknown_names_the_nearest(ghm, tmp_path, what, nearest):
+    done = ghm("compare", *what, "--output", tmp_path, "--dry-run", "--json")
+    assert done.returncode == 2, done.stderr
+    assert nearest in done.stderr and done.stdout == ""

@@ -1,0 +1,183 @@
+"""The order in which runs are made, whatever happens to them; the runs themselves are pretended."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from ghm_d2.engine.progress import Progress
+from ghm_d2.errors import DataError, GHMError
+from ghm_d2.experiments import compare as module
+from ghm_d2.experiments.compare import Request, make_runs, run_all
+from ghm_d2.experiments.launch import BUSY, LOG_FILE
+from ghm_d2.experiments.suites import choose_sides, find_suite
+from ghm_d2.records import RunRecord, RunsTable
+
+
+@dataclass
+class Pretended:
+    """A launcher whose runs end at once, with the codes that `script` has for their sides."""
+
+    script: dict[str, list]
+    room: int = 1
+
+    def __post_init__(self):
+        self.free = [None] * self.room
+        self.started, self.stopped, self.most = [], [], 0
+
+    def start(self, run, table_file):
+        self.started.append((run.side, run.seed))
+        self.free.pop()
+        self.most = max(self.most, self.room - len(self.free))
+        return PretendedJob(self, run, table_file)
+
+
+class PretendedJob:
+    def __init__(self, launcher, run, table_file):
+        self.launcher, self.run, self.table_file = launcher, run, table_file
+
+    def poll(self):
+        codes = self.launcher.script.get(self.run.side, [])
+        code = codes.pop(0) if codes else 0
+        if code is None:
+            return None
+        self.launcher.free.append(None)
+        if code == 0:
+            enter(self.run, self.table_file)
+        return code
+
+    def stop(self):
+        self.launcher.stopped.append(self.run.side)
+
+
+def enter(run, table_file):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord("m", "n", "d", "h", run.seed, metrics={"AP": 1.0})
+    record.write(run.folder)
+    (run.folder / "analysis.json").write_text("{}")
+    RunsTable(table_file).append(
+        {"key": run.key, "folder": run.folder.name, "record": asdict(record)}
+    )
+
+
+class Heard(Progress):
+    def __init__(self):
+        self.messages, self.steps = [], []
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def step(self, iteration, max_iter, scalars):
+        self.steps.append((iteration, max_iter))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(module, "POLL_SECONDS", 0)
+
+
+@pytest.fixture
+def request_(digits_folder, tiny, tmp_path) -> Request:
+    suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", "GHM-C + SL1"])
+    return Request(suite, digits_folder, "quick", (1, 2), tmp_path, "cpu", tuple(tiny))
+
+
+@pytest.fixture
+def runs(request_):
+    return make_runs(request_, {})
+
+
+def test_all_sides_have_the_same_seeds(runs):
+    assert [(run.side, run.seed) for run in runs] == [
+        ("focal + SL1", 1),
+        ("GHM-C + SL1", 1),
+        ("focal + SL1", 2),
+        ("GHM-C + SL1", 2),
+    ]
+    assert len({run.key for run in runs}) == 4
+
+
+def test_settings_of_a_search_reach_their_side_and_those_that_share_it(request_):
+    suite = choose_sides(find_suite(["density"], "quick"), ["CE", "GHM-C", "M 5"])
+    request = Request(**{**vars(request_), "suite": suite})
+    chosen = {"GHM-C": ("SOLVER.BASE_LR", "0.5"), "CE": ("SOLVER.BASE_LR", "0.25")}
+    rates = {run.side: run.overrides[-1] for run in make_runs(request, chosen)}
+    assert rates == {"CE": "0.25", "GHM-C": "0.5", "M 5": "0.5"}
+
+
+def test_finished_runs_are_not_started_again(request_, runs):
+    enter(runs[1], request_.table.file)
+    launcher, heard = Pretended({}), Heard()
+    run_all(runs, launcher, request_.table, heard)
+    assert launcher.started == [("focal + SL1", 1), ("focal + SL1", 2), ("GHM-C + SL1", 2)]
+    assert heard.messages[-1] == "4 of 4: GHM-C + SL1, seed 2: AP 1.0"
+    assert heard.steps[-1] == (16, 16)
+    again = Pretended({})
+    run_all(runs, again, request_.table, Heard())
+    assert again.started == []
+
+
+def test_a_run_without_its_analysis_is_not_done(request_, runs):
+    enter(runs[0], request_.table.file)
+    (runs[0].folder / "analysis.json").unlink()
+    launcher = Pretended({})
+    run_all(runs[:1], launcher, request_.table, Heard())
+    assert launcher.started == [("focal + SL1", 1)]
+
+
+def test_as_many_at_once_as_there_is_room_for(request_, runs):
+    one, two = Pretended({}), Pretended({"focal + SL1": [None, None]}, room=2)
+    run_all(runs[:2], one, request_.table, Heard())
+    run_all(runs[2:], two, request_.table, Heard())
+    assert (one.most, two.most) == (1, 2)
+
+
+def test_a_run_that_another_comparison_is_at_waits(request_, runs):
+    launcher = Pretended({"focal + SL1": [BUSY, BUSY]})
+    run_all(runs[:2], launcher, request_.table, Heard())
+    assert launcher.started.count(("focal + SL1", 1)) == 3
+    assert all(run.is_done(request_.table) for run in runs[:2])
+
+
+def test_a_run_that_another_comparison_finishes_is_taken_over(request_, runs):
+    class Other(Pretended):
+        def start(self, run, table_file):
+            enter(runs[1], table_file)
+            return super().start(run, table_file)
+
+    launcher, heard = Other({}), Heard()
+    run_all(runs[:2], launcher, request_.table, heard)
+    assert launcher.started == [("focal + SL1", 1)] and len(heard.messages) == 2
+
+
+@pytest.mark.parametrize(("code", "kind"), [(3, DataError), (1, GHMError), (-9, GHMError)])
+def test_a_failed_run_stops_the_comparison_with_what_it_said(request_, runs, code, kind):
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / LOG_FILE).write_text("noise\nerror: image.jpg: cannot be read\n\n")
+    launcher = Pretended({"focal + SL1": [code], "GHM-C + SL1": [None] * 9}, room=2)
+    with pytest.raises(kind) as error:
+        run_all(runs[:2], launcher, request_.table, Heard())
+    assert type(error.value) is kind
+    assert "focal + SL1, seed 1" in str(error.value) and "image.jpg: cannot" in str(error.value)
+    assert launcher.stopped == ["GHM-C + SL1"]
+    assert ("signal 9" in str(error.value)) == (code == -9)
+
+
+def test_an_interrupted_run_interrupts(request_, runs):
+    with pytest.raises(KeyboardInterrupt):
+        run_all(runs[:1], Pretended({"focal + SL1": [130]}), request_.table, Heard())
+
+
+def test_another_question_or_setting_has_another_folder(request_):
+    def folder(**changes) -> Path:
+        return Request(**{**vars(request_), **changes}).folder("data")
+
+    names = {
+        folder(),
+        folder(overrides=("SOLVER.BASE_LR", "1")),
+        folder(search=True),
+        folder(budget="full"),
+        folder(suite=choose_sides(find_suite(["losses"], "quick"))),
+    }
+    assert len(names) == 5
+    assert folder(seeds=(1,)) == folder(), "more seeds complete the same comparison"

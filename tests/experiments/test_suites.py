@@ -1,0 +1,113 @@
+"""The questions, and how a command names them."""
+
+import pytest
+
+from ghm_d2.config import load_config
+from ghm_d2.errors import UsageError
+from ghm_d2.experiments.plan import side_config
+from ghm_d2.experiments.suites import BUDGETS, SUITES, choose_sides, find_suite
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SUITES)
+def test_every_side_is_a_configuration(name, budget):
+    suite = find_suite([name], budget)
+    loaded = {}
+    for side in suite.sides:
+        config, overrides = side_config(side, budget)
+        cfg = load_config(config, list(overrides))
+        loaded[side.name] = cfg.dump() + str(side.noise)
+        assert side.settings_of in ("", *(other.name for other in suite.sides))
+    assert len(set(loaded.values())) == len(suite.sides), "two sides are the same experiment"
+    for side, reference, question in suite.pairs:
+        assert {side, reference} <= loaded.keys() and question
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["two-stage", "vs", "one-stage"],
+        ["two-stage", "one-stage"],
+        ["one-stage", "vs", "two-stage"],
+        ["two-stage vs one-stage"],
+    ],
+)
+def test_families_are_named_with_and_without_vs(words):
+    suite = find_suite(words, "quick")
+    assert suite.name == "two-stage vs one-stage"
+    methods = {side.name for side in suite.sides if not side.optional}
+    assert len(methods) == 4
+    assert sum(name.startswith("Faster R-CNN") for name in methods) == 2
+    questions = [question for *_, question in suite.pairs]
+    assert any("within the two-stage family" in q for q in questions)
+    assert any("families compare" in q for q in questions)
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["loses"], "losses"),
+        (["two-stge", "vs", "one-stage"], "two-stage"),
+        (["two-stage"], "two-stage vs one-stage"),
+        (["losses", "vs", "regresion"], "regression"),
+        ([], "losses"),
+        (["a.yaml"], "at least two"),
+        (["a.yaml", "vs", "a.yaml"], "named twice"),
+    ],
+)
+def test_an_unknown_question_names_the_nearest(words, nearest):
+    with pytest.raises(UsageError, match=nearest):
+        find_suite(words, "quick")
+
+
+def test_an_unknown_budget_is_refused():
+    with pytest.raises(UsageError, match="quick, half, full"):
+        find_suite(["losses"], "quik")
+
+
+def test_sides_are_chosen_by_name():
+    suite = find_suite(["two-stage", "one-stage"], "quick")
+    assert len(choose_sides(suite).sides) == 4
+    everything = choose_sides(suite, optional=True)
+    assert {"Faster R-CNN GHM-C + GHM-R", "Faster R-CNN CE + GHM-R, RPN GHM-C"} <= {
+        side.name for side in everything.sides
+    }
+    two = choose_sides(suite, ["RetinaNet focal + SL1", "RetinaNet GHM-C + GHM-R"])
+    assert [side.name for side in two.sides] == ["RetinaNet focal + SL1", "RetinaNet GHM-C + GHM-R"]
+    assert len(two.pairs) == 1
+    with pytest.raises(UsageError, match="did you mean 'RetinaNet focal \\+ SL1'"):
+        choose_sides(suite, ["RetinaNet focal"])
+    with pytest.raises(UsageError, match="at least two sides"):
+        choose_sides(suite, ["RetinaNet focal + SL1"])
+
+
+def test_sides_without_a_pair_are_compared_with_the_first():
+    suite = choose_sides(find_suite(["losses"], "quick"), ["CE + SL1", "OHEM + SL1"])
+    assert [pair[:2] for pair in suite.pairs] == [("OHEM + SL1", "CE + SL1")]
+
+
+def test_own_configurations_are_named_by_their_files(tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    suite = find_suite([str(a), "vs", str(b)], "full")
+    assert [side.name for side in suite.sides] == ["a", "b"]
+    assert suite.pairs[0][:2] == ("b", "a")
+    other = tmp_path / "other" / "a.yaml"
+    suite = find_suite([str(a), str(other)], "full")
+    assert [side.name for side in suite.sides] == [str(a), str(other)]
+
+
+def test_a_budget_scales_anyones_schedule(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "_BASE_: quick/retinanet_focal.yaml\n"
+        "SOLVER: {MAX_ITER: 3000, STEPS: [2000], WARMUP_ITERS: 100}\nTEST: {EVAL_PERIOD: 0}\n"
+    )
+    side = find_suite([str(file), "quick/retinanet_ghm.yaml"], "quick").sides[0]
+
+    def solver(budget):
+        cfg = load_config(*side_config(side, budget))
+        return cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD
+
+    assert solver("full") == (3000, (2000,), 100, 0)
+    assert solver("half") == (1500, (1000,), 50, 0)
+    assert solver("quick") == (300, (200,), 10, 0)

@@ -1,0 +1,320 @@
+"""The report of a comparison: all of it, from whatever the runs have left."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_comparison import (
+    AP,
+    FOCAL,
+    GHM,
+    HOSTILE,
+    NETWORK,
+    PAIRS,
+    SL1,
+    write_run,
+)
+
+from ghm_d2.errors import DataError, UsageError
+from ghm_d2.records import AP_COLUMNS, Comparison, Pair
+from ghm_d2.reports.report import read_report, runs_csv, write_report
+
+FIGURES = {
+    "learning.png",
+    "loss.png",
+    "density_ghm_c.png",
+    "density_ghm_r.png",
+    "gradient_norms_cls.png",
+    "gradient_norms_reg.png",
+    "effective_gradient_cls.png",
+    "effective_gradient_reg.png",
+    "precision_recall.png",
+    "confusion.png",
+    "noise.png",
+    *(f"worst_{side}.jpg" for side in (1, 2, 3, 4)),
+}
+SECTIONS = [
+    "Results",
+    "Differences",
+    "Cost",
+    "Training",
+    "The trained models",
+    "Annotation noise",
+    "The worst images",
+    "How it was run",
+]
+SMALL = {name: AP[name] for name in (FOCAL, GHM)}
+SMALL_PAIRS = PAIRS[1:2]
+
+
+class Page(HTMLParser):
+    """Tags and the text of headings and cells of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self._open = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img"):
+            self._open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        self._open.remove(tag)
+
+    def handle_data(self, data):
+        for tag in self._open:
+            self.texts[tag][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(full_report) -> Page:
+    return Page(full_report.files[0].read_text(encoding="utf-8"))
+
+
+def text_of(report, name: str) -> str:
+    return (report.files[0].parent / name).read_text(encoding="utf-8")
+
+
+def test_everything_is_there_in_its_order(full_report, page):
+    names = [file.name for file in full_report.files]
+    assert names[:3] == ["report.html", "report.md", "runs.csv"]
+    assert set(names[3:]) == FIGURES
+    assert all(file.stat().st_size for file in full_report.files)
+    assert page.texts["h2"] == SECTIONS
+    headings = re.findall(r"^## (.*)$", text_of(full_report, "report.md"), re.M)
+    assert headings == ["Answer", *SECTIONS]
+
+
+def test_the_published_columns_come_first(page):
+    headers = page.texts["th"][:9]
+    assert headers == ["Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "Seeds"]
+
+
+def test_html_fetches_nothing_and_runs_nothing(page):
+    assert {tag for tag, _ in page.tags} <= {
+        *("html", "head", "meta", "link", "title", "style", "body", "main", "section", "h1", "h2"),
+        *("p", "pre", "div", "table", "thead", "tbody", "tr", "th", "td", "strong", "figure"),
+        *("img", "figcaption", "details", "summary"),
+    }
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == len(FIGURES)
+
+
+def test_hostile_names_are_shown_and_nothing_else(full_report, page):
+    shown = " ".join(HOSTILE.split())
+    assert shown in page.texts["title"][0] and shown in page.texts["h1"][0]
+    assert any(cell == f"{SL1} {shown}" for cell in page.texts["th"])
+    assert any(shown in text for text in page.texts["figcaption"])  # a worst image's name
+    text = text_of(full_report, "report.md")
+    code = "    ghm compare " + HOSTILE
+    assert code in text
+    assert "<" not in text.replace(code, "")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(columns) == 1, table
+
+
+def test_pictures_in_markdown_lie_beside_it(full_report):
+    named = re.findall(r"^!\[.*\]\((\S+)\)$", text_of(full_report, "report.md"), re.M)
+    assert set(named) == FIGURES
+
+
+def test_the_best_mean_of_a_column_is_bold(comparison):
+    report = read_report(comparison(analysis=False))
+    rows = {line.split(" | ")[0][2:]: line for line in report.markdown.splitlines()}
+    assert "**52.5 ± 1.5**" in rows["Faster R-CNN CE + GHM-R"]
+    assert "**" not in rows[SL1]
+
+
+def test_the_same_records_give_the_same_bytes(comparison, tmp_path):
+    folder = comparison(SMALL, SMALL_PAIRS, noise=True)
+    first = write_report(folder, tmp_path / "a").files
+    again = write_report(folder, tmp_path / "b").files
+    assert len(first) > 10
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_runs_csv_has_a_row_a_planned_run(comparison):
+    folder = comparison({SL1: (50.0, None), "=cmd()": (52.0, 53.0)}, [], analysis=False)
+    write_run(folder / "../runs/1_2", 1, "=cmd()", 2, 1.0, status="diverged", outcome="at 312")
+    rows = list(csv.DictReader(io.StringIO(runs_csv(read_report(folder).summary.study))))
+    assert [(row["seed"], row["status"], row["outcome"]) for row in rows] == [
+        ("1", "finished", ""),
+        ("2", "not done", ""),
+        ("1", "finished", ""),
+        ("2", "diverged", "at 312"),
+    ]
+    assert (rows[0]["AP"], rows[0]["AP of WBC"], rows[1]["AP"]) == ("50.0", "50.0", "")
+    assert set(AP_COLUMNS) | {"s_per_iter", "gflops", "loss_ms", "best AP"} <= set(rows[0])
+    # a spreadsheet would run it
+    assert rows[2]["side"] == rows[2]["method"] == "'=cmd()"
+
+
+def test_a_comparison_half_done(comparison):
+    folder = comparison({FOCAL: (47.0, 49.0, None), GHM: (48.0, None, None)}, SMALL_PAIRS)
+    report = write_report(folder)
+    text = text_of(report, "report.md")
+    assert f"3 of 6 runs finished. Not finished: {FOCAL}, seed 3: not done" in text
+    assert "The same command again does the runs that are not done." in text
+    assert (report.to_json()["planned"], report.to_json()["finished"]) == (6, 3)
+    assert "one seed: no claim" in report.verdict[0]
+
+
+def test_a_comparison_of_which_nothing_is_done(comparison):
+    folder = comparison({FOCAL: (None, None), GHM: (None, None)}, SMALL_PAIRS)
+    report = write_report(folder)
+    assert "0 of 4 runs finished" in text_of(report, "report.md")
+    assert "No learning curves" in text_of(report, "report.md")
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_what_no_analysis_has_is_left_out_in_one_line(comparison):
+    report = write_report(comparison(SMALL, SMALL_PAIRS, analysis=False))
+    assert {file.name for file in report.files[3:]} == {
+        *("learning.png", "loss.png", "density_ghm_c.png", "density_ghm_r.png")
+    }
+    text = text_of(report, "report.md")
+    assert "Left out, since no run's analysis.json has it: gradient norms" in text
+    assert "No run has left pictures of its worst images." in text
+    assert "## Annotation noise" not in text
+
+
+def test_an_analysis_without_boxes_is_drawn_without_them(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS)
+    for file in folder.parent.glob("runs/*/analysis.json"):
+        found = json.loads(file.read_text())
+        del found["gradient_norms"]["reg"], found["effective_gradient"]["reg"]
+        file.write_text(json.dumps(found))
+    report = write_report(folder)
+    names = {file.name for file in report.files}
+    assert "gradient_norms_cls.png" in names and "gradient_norms_reg.png" not in names
+
+
+@pytest.mark.parametrize("text", ["{", '{"confusion": {"matrix": [[1, 2]]}}'])
+def test_an_analysis_that_is_none_is_named(comparison, text):
+    folder = comparison(SMALL, SMALL_PAIRS)
+    (folder / "../runs/0_1/analysis.json").write_text(text)
+    with pytest.raises(DataError, match=r"analysis\.json"):
+        write_report(folder)
+
+
+def test_noise_is_told_in_numbers_and_in_a_picture(comparison):
+    report = read_report(comparison(SMALL, SMALL_PAIRS, noise=True))
+    rows = report.to_json()["noise"]
+    assert [(row["side"], row["measure"]) for row in rows] == [
+        *((FOCAL, "weight"), (FOCAL, "box_weight"), (GHM, "weight"), (GHM, "box_weight"))
+    ]
+    ghm = rows[2]
+    # weights 2.05, 2.10, 2.15 over the clean 2.0, by the made-up analysis
+    assert ghm["ratio"]["class"]["mean"] == pytest.approx(1.05)
+    assert ghm["ratio"]["class"]["n"] == 3
+    assert ghm["ratio"]["class"]["high"] == pytest.approx(1.05 + 0.0621, abs=1e-3)
+    assert ghm["boxes"] == {"none": 600, "class": 90, "shift": 120}
+
+
+def test_json_has_the_numbers(comparison):
+    found = read_report(comparison(analysis=False)).to_json()
+    row = found["rows"][0]
+    assert (row["side"], row["network"], row["AP"]["n"]) == (SL1, NETWORK, 3)
+    assert row["AP"]["low"] < row["AP"]["mean"] == 50.5 < row["AP"]["high"]
+    pair = found["pairs"][0]
+    assert pair["verdict"] == "higher" and pair["seeds"] == [1, 2, 3]
+    assert 0 < pair["AP"]["low"] < pair["AP"]["difference"] < pair["AP"]["high"]
+    cost = found["cost"][0]
+    assert cost["loss_share"]["mean"] == pytest.approx(25 / 1000 / 0.5)
+    json.dumps(found, allow_nan=False)
+
+
+def test_published_rows_stand_beside_coco_only(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    assert "published" not in read_report(folder).markdown
+    for seed in (1, 2, 3):
+        changes = {
+            "network": "ResNet-101-FPN",
+            "dataset": "coco_2017",
+            "iterations": 90_000,
+            "per_class": {str(i): 1.0 for i in range(80)},
+        }
+        write_run(folder / f"../runs/1_{seed}", 1, GHM, seed, 39.0, **changes)
+    lines = read_report(folder).markdown.splitlines()
+    beside = next(i for i, line in enumerate(lines) if line.startswith(f"| {GHM} "))
+    assert lines[beside + 1].startswith("| published: paper, test-dev | ResNet-101-FPN | 39.9 |")
+    assert "60.8" not in lines[beside]
+
+
+def test_how_it_was_run_is_told(full_report, page):
+    text = text_of(full_report, "report.md")
+    for words in ("quick/side0.yaml", "SOLVER.MAX_ITER 300", "SOLVER.BASE_LR 0.01", "hash0"):
+        assert words in text
+    assert "cpu (x86\\_64" not in text and "cpu (x86_64, 2 threads)" in text
+    assert page.texts["pre"] == [f"ghm compare {HOSTILE}"]
+
+
+def test_more_sides_than_colours(comparison):
+    """Then each has a panel; nothing fails, and no two sides look alike in one."""
+    ap = {f"GHM M {m}": (40.0 + m, 41.0 + m) for m in range(9)}
+    report = write_report(comparison(ap, [("GHM M 1", "GHM M 0", "")]))
+    assert {file.name for file in report.files} >= {"learning.png", "precision_recall.png"}
+
+
+def test_plain_runs_are_grouped_by_what_was_trained(tmp_path):
+    runs = [("a1", 0, FOCAL, 1, 47.0), ("a2", 0, FOCAL, 2, 48.0), ("b1", 1, GHM, 1, 49.0)]
+    runs += [("b2", 1, GHM, 2, 50.2), ("c1", 2, GHM, 1, 30.0), ("b3", 1, GHM, 1, 0.0)]
+    for name, side, method, seed, ap in runs:
+        write_run(tmp_path / name, side, method, seed, ap)
+    report = write_report(tmp_path)
+    assert report.files[0] == tmp_path / "report" / "report.html"
+    found = report.to_json()
+    sides = {row["side"]: row["AP"]["n"] for row in found["rows"]}
+    assert sides == {FOCAL: 2, f"{GHM} (hash1)": 2, f"{GHM} (hash2)": 1}
+    assert [pair["reference"] for pair in found["pairs"]] == [FOCAL, FOCAL]
+    assert found["pairs"][0]["verdict"] == "higher"
+    assert found["notes"] == ["b3: same configuration and seed as b1, left out"]
+    assert str(tmp_path) not in text_of(report, "report.html") + text_of(report, "report.md")
+
+
+def test_plain_runs_on_other_data_are_no_pair(tmp_path):
+    for name, dataset in (("a", "bccd"), ("b", "digits")):
+        write_run(tmp_path / name, 0, FOCAL, 1, 47.0, dataset=dataset)
+    report = read_report(tmp_path)
+    assert [row.side.name for row in report.summary.rows] == [
+        f"{FOCAL} (bccd)",
+        f"{FOCAL} (digits)",
+    ]
+    assert report.to_json()["pairs"] == []
+    assert "nothing to compare" in report.verdict[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pairs.append(Pair("no such side", FOCAL, "")), "no such side"),
+        (lambda c: c.sides.append(c.sides[0]), "two sides"),
+        (lambda c: c.seeds.pop(), "more runs"),
+    ],
+)
+def test_a_comparison_that_contradicts_itself_is_named(comparison, change, words):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    found = Comparison.read(folder)
+    change(found)
+    found.write(folder)
+    with pytest.raises(DataError, match=words):
+        read_report(folder)
+
+
+def test_where_nothing_can_be_written_is_named(comparison, tmp_path):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--output"):
+        write_report(folder, tmp_path / "file" / "report")

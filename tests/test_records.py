@@ -1,0 +1,90 @@
+"""The runs table: several writers, and what a killed one leaves."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ghm_d2.errors import DataError
+from ghm_d2.records import ComparedSide, Comparison, Pair, RunsTable, Trial
+
+WRITER = """
+import sys
+from ghm_d2.records import RunsTable
+table = RunsTable(sys.argv[1])
+for i in range(200):
+    table.append({"key": f"{sys.argv[2]}-{i}", "folder": "f", "record": {"text": "x" * 5000}})
+"""
+
+
+def row(key: str, **record) -> dict:
+    return {"key": key, "folder": key, "record": record}
+
+
+def test_two_processes_lose_nothing(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    command = [sys.executable, "-c", WRITER, str(file)]
+    writers = [subprocess.Popen([*command, name]) for name in "ab"]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert len(file.read_text().splitlines()) == 400
+    keys = [r["key"] for r in RunsTable(file).rows()]
+    assert sorted(keys) == sorted(f"{name}-{i}" for name in "ab" for i in range(200))
+
+
+def test_what_a_killed_writer_left_costs_no_other_row(tmp_path):
+    table = RunsTable(tmp_path / "runs.jsonl")
+    table.append(row("a"))
+    with open(table.file, "ab") as file:
+        file.write(json.dumps(row("cut")).encode()[:20])
+    assert [r["key"] for r in table.rows()] == ["a"]
+    table.append(row("b"))
+    assert [r["key"] for r in table.rows()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("line", ["[]", "7", '{"key": "x"}', "null", "\xff", '"key"'])
+def test_a_line_that_is_no_row_is_passed_over(tmp_path, line):
+    table = RunsTable(tmp_path / "runs.jsonl")
+    table.file.write_bytes(line.encode("latin-1") + b"\n")
+    table.append(row("a"))
+    assert [r["key"] for r in table.rows()] == ["a"]
+
+
+def test_the_last_row_of_a_run_counts(tmp_path):
+    table = RunsTable(tmp_path / "new" / "runs.jsonl")
+    assert table.rows() == [] and table.latest("a") is None
+    table.append(row("a", status="failed"))
+    table.append(row("b", status="failed"))
+    table.append(row("a", status="finished"))
+    assert table.latest("a")["record"]["status"] == "finished"
+    assert table.latest("c") is None
+
+
+def test_a_row_that_json_does_not_know_is_refused(tmp_path):
+    table = RunsTable(tmp_path / "runs.jsonl")
+    with pytest.raises(ValueError):
+        table.append(row("a", AP=float("nan")))
+    assert table.rows() == []
+
+
+def test_a_comparison_comes_back_as_it_was_written(tmp_path):
+    comparison = Comparison(
+        name="losses",
+        question="which?",
+        dataset="d",
+        budget="quick",
+        seeds=[1, 2],
+        sides=[ComparedSide("a", "a.yaml", ["SEED", "1"], ["../runs/x"])],
+        pairs=[Pair("a", "b", "a against b")],
+        command="ghm compare losses",
+        search=[Trial("a", ["SOLVER.BASE_LR", "1"], None, True)],
+    )
+    comparison.write(tmp_path)
+    assert Comparison.read(tmp_path) == comparison
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": 1}', '{"sides": [{"no": 1}]}', "null"])
+def test_what_is_no_comparison_is_refused_by_name(tmp_path, text):
+    (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(DataError, match=r"comparison\.json"):
+        Comparison.read(tmp_path)
