@@ -1,6 +1,7 @@
 """Logging: what libraries say goes into the run's log.txt, and nowhere else."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def log_to(folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Keep the libraries' log records and warnings to themselves."""
+    """Keep the libraries' log records and warnings to themselves, in child processes too."""
     warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     for name in ("detectron2", "fvcore"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -29,9 +29,9 @@ AP = {
     GHM: (48.0, 47.0, 49.5),
 }
 PAIRS = (
-    (GHM_R, SL1, "what GHM changes within the two-stage family"),
-    (GHM, FOCAL, "what GHM changes within the one-stage family"),
-    (SL1, FOCAL, "how the families compare, without GHM"),
+    (GHM_R, SL1, "what GHM changes within each family"),
+    (GHM, FOCAL, "what GHM changes within each family"),
+    (SL1, FOCAL, "how the families compare"),
 )
 # what a name may hold: markup, Markdown, a quote, a formula, matplotlib's mathematics
 HOSTILE = '<script>document.title="hit"</script> | "> <img src=x onerror=alert(1)> **b** $x^$ &amp;'

@@ -250,7 +250,7 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
     record.iterations = trainer.done
     record.peak_memory_mb = peak_memory_mb(device)
     record.best = best.best
-    record.loss_variation = _variation(trainer)
+    record.loss_variation = loss_variation(trainer)
     if before:
         record.s_per_iter, record.train_seconds = before.s_per_iter, before.train_seconds
     if trainer.step_seconds:
@@ -262,7 +262,7 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
         record.ms_per_image = last.ms_per_image
 
 
-def _variation(trainer: GHMTrainer) -> float | None:
+def loss_variation(trainer: GHMTrainer) -> float | None:
     """Standard deviation over mean of loss_cls in the second half of the training."""
     if "loss_cls" not in trainer.storage.histories():
         return None

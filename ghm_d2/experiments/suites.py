@@ -87,7 +87,7 @@ def _stages() -> Suite:
     focal, ghm = f"{one} focal + SL1", f"{one} GHM-C + GHM-R"
     sl1, ghm_r = f"{two} CE + SL1", f"{two} CE + GHM-R"
     cls, rpn = f"{two} GHM-C + GHM-R", f"{two} CE + GHM-R, RPN GHM-C"
-    within = "what GHM changes within the {} family"
+    within, between = "what GHM changes within each family", "how the families compare"
     return Suite(
         "two-stage vs one-stage",
         "RQ4: does GHM carry over from one-stage to two-stage detectors?",
@@ -102,12 +102,12 @@ def _stages() -> Suite:
             Side(ghm, "retinanet_ghm"),
         ),
         (
-            (ghm_r, sl1, within.format("two-stage")),
-            (cls, sl1, within.format("two-stage")),
-            (rpn, sl1, within.format("two-stage")),
-            (ghm, focal, within.format("one-stage")),
-            (sl1, focal, "how the families compare, without GHM"),
-            (ghm_r, ghm, "how the families compare, with GHM"),
+            (ghm_r, sl1, within),
+            (cls, sl1, within),
+            (rpn, sl1, within),
+            (ghm, focal, within),
+            (sl1, focal, between),
+            (ghm_r, ghm, between),
         ),
     )
 

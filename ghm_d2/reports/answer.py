@@ -6,6 +6,8 @@ from ghm_d2.reports.study import Run, Side
 
 # more questions than this are answered together, by what came out
 MOST_SENTENCES = 6
+# and more pairs of one question likewise
+MOST_PHRASES = 3
 
 
 def answer(differences: list[Difference], failures: list[str]) -> list[str]:
@@ -61,8 +63,8 @@ def interval(value: Estimate) -> str:
 def _on(question: str, differences: list[Difference]) -> str:
     """The answer to one question."""
     start = f"{_capital(question)}: " if question else ""
-    if len(differences) == 1:
-        return f"{start}{_phrase(differences[0])}."
+    if len(differences) <= MOST_PHRASES:
+        return f"{start}{'; '.join(map(_phrase, differences))}."
     return start + _by_verdict(differences)
 
 

@@ -11,7 +11,7 @@ def test_a_comparison_is_written_and_told(ghm, tmp_path):
     folder = build(tmp_path, AP, PAIRS[1:2], analysis=False)
     run = ghm("report", folder, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "48.0 ±" in run.stdout and "What GHM changes within the one-stage" in run.stdout
+    assert "48.0 ±" in run.stdout and "What GHM changes within each family" in run.stdout
     assert "report.html" in run.stdout.splitlines()[-1]
     assert (folder / "report.html").is_file() and (folder / "runs.csv").is_file()
 

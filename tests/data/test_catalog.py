@@ -145,6 +145,14 @@ def test_the_configuration_follows_the_data(build, tmp_path):
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 10
 
 
+def test_digits_are_not_mirrored_and_other_classes_are(build, tmp_path):
+    cfg = get_cfg()
+    apply_to_config(cfg, str(build.data(tmp_path / "d")))
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
+    apply_to_config(cfg, "digits")
+    assert cfg.INPUT.RANDOM_FLIP == "none"
+
+
 def test_a_saved_configuration_resolves_in_another_process(build, tmp_path):
     folder = build.data(tmp_path / "d")
     cfg = get_cfg()

@@ -74,6 +74,13 @@ def test_an_overflowing_gradient_stops_too(setup):
         trainer.run_step()
 
 
+def test_what_happened_is_told_in_brief_too(setup):
+    _, model = setup()
+    error = diverged(model, tiny_batch(3), "loss_cls is nan", 312)
+    assert error.what == "iteration 312: loss_cls is nan"
+    assert str(error).startswith(error.what) and len(str(error)) > len(error.what)
+
+
 def test_looking_for_the_fault_changes_no_moving_average(setup):
     _, model = setup()
     with EventStorage(0):

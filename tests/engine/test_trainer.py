@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ghm_d2.data.loaders import SkippingSampler
 from ghm_d2.engine.describe import describe_run
 from ghm_d2.engine.hooks import BestCheckpoint, MetricsWriter
 from ghm_d2.engine.optimizer import build_optimizer
-from ghm_d2.engine.trainer import GHMTrainer
+from ghm_d2.engine.trainer import GHMTrainer, loss_variation
 from ghm_d2.engine.weights import GHMCheckpointer
 from ghm_d2.errors import UsageError
 
@@ -103,6 +104,17 @@ def test_metrics_of_iterations_to_be_run_again_are_dropped(tmp_path):
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["iteration"] for row in kept] == [0, 1, 2]
     assert kept[-1] == {"iteration": 2, "loss": 0.5}
+
+
+def test_the_variation_of_the_loss_is_of_the_second_half():
+    trainer = GHMTrainer(config(), Quadratic(), [[{}]], build_optimizer(config(), Quadratic()))
+    trainer.max_iter = 4
+    with EventStorage(0) as trainer.storage:
+        assert loss_variation(trainer) is None
+        for value in (100.0, 50.0, 3.0, 1.0):
+            trainer.storage.put_scalar("loss_cls", value)
+            trainer.storage.step()
+    assert loss_variation(trainer) == pytest.approx(math.sqrt(2) / 2)
 
 
 @pytest.mark.parametrize("start", [0, 1, 5])

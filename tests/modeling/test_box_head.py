@@ -230,3 +230,8 @@ def test_bfloat16_step():
         losses = step(model, inputs((4, 3)))
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_exact_density_is_refused():
+    with pytest.raises(UsageError, match="DENSITY"):
+        predictor(cls="ghm_c", keys=["MODEL.GHM.CLS.DENSITY", "exact"])

@@ -18,7 +18,7 @@ from tiny_models import (
 )
 
 from ghm_d2.errors import UsageError
-from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, ohem_loss
+from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, exact_ghm_c_loss, ohem_loss
 from ghm_d2.losses.density import SCOPES
 from ghm_d2.modeling.retinanet import CLS_LOSSES, REG_LOSSES
 
@@ -110,6 +110,44 @@ def test_sums_are_divided_by_detectron2s_normalizer(cls):
         total = asl1_loss(deltas, target, 0.1, "sum")
         torch.testing.assert_close(losses["loss_box_reg"], total / normalizer)
         assert model.loss_normalizer.item() == pytest.approx(normalizer)
+
+
+@pytest.mark.parametrize(("cls", "reg"), [("focal", "smooth_l1"), ("ghm_c", "ghm_r")])
+def test_the_weight_of_the_box_loss_is_a_factor_on_it_alone(cls, reg):
+    plain, doubled = (
+        step(
+            ghm_retinanet(cls, reg, {"MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT": weight}),
+            inputs((4, 3)),
+        )
+        for weight in ("1.0", "2.0")
+    )
+    torch.testing.assert_close(doubled["loss_box_reg"], 2 * plain["loss_box_reg"])
+    torch.testing.assert_close(doubled["loss_cls"], plain["loss_cls"])
+
+
+@pytest.mark.parametrize("scope", ["level", "batch"])
+def test_the_exact_density_is_of_a_level_or_of_the_batch(scope):
+    keys = {"MODEL.GHM.CLS.DENSITY": "exact", "MODEL.GHM.SCOPE": scope}
+    model = ghm_retinanet("ghm_c", keys=keys | {"MODEL.GHM.CLS.BINS": "20"})
+    arguments, losses = recorded_losses(model, inputs((4, 3)), lambda b: step(model, b))
+    pairs = [level[:2] for level in split_levels(arguments)]
+    if scope == "batch":
+        pairs = [tuple(map(torch.cat, zip(*pairs, strict=True)))]
+    expected = sum(exact_ghm_c_loss(logits, labels, 1 / 20) for logits, labels in pairs)
+    torch.testing.assert_close(losses["loss_cls"], expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"MODEL.GHM.CLS.DENSITY": "exakt"}, "unit_regions, exact"),
+        ({"MODEL.GHM.CLS.DENSITY": "exact", "MODEL.GHM.SCOPE": "level_ema"}, "level or batch"),
+        ({"MODEL.GHM.CLS.DENSITY": "exact", "MODEL.GHM.CLS.BINS": "0"}, "MODEL.GHM.CLS"),
+    ],
+)
+def test_an_exact_density_that_cannot_be_had_is_refused(keys, words):
+    with pytest.raises(UsageError, match=words):
+        ghm_retinanet("ghm_c", keys=keys)
 
 
 @pytest.mark.parametrize("cls", CLS_LOSSES)
