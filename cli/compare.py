@@ -28,38 +28,44 @@ class CompareCommand(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
+What = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="WHAT...",
+        help="density, losses, regression, two-stage vs one-stage, backbones, noise; "
+        "or A.yaml vs B.yaml (vs C.yaml ...).",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="quick: 300 iterations on two CPU cores; half or full: of the published schedule, "
+        "or of your configuration's. quick by default, full for your own configurations."
+    ),
+]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search",
+        help="First find each side's learning rate and box loss weight by five short trials "
+        "each, on a part of the training split.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY VALUE", help="An override for all sides; repeatable."),
+]
+
+
 def compare(
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="WHAT...",
-            help="density, losses, regression, two-stage vs one-stage, backbones, noise; "
-            "or A.yaml vs B.yaml [vs C.yaml ...].",
-        ),
-    ] = None,
+    what: What = None,
     dataset: Dataset = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each side, with the seeds 1 to N.")
     ] = 3,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="quick: 300 iterations on two CPU cores; half or full: of the published schedule, "
-            "or of your configuration's. quick by default, full for your own configurations."
-        ),
-    ] = None,
-    search: Annotated[
-        bool,
-        typer.Option(
-            "--search",
-            help="First find each side's learning rate and box loss weight by five short trials "
-            "each, on a part of the training split.",
-        ),
-    ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY VALUE", help="An override for all sides; repeatable."),
-    ] = None,
+    budget: Budget = None,
+    search: Search = False,
+    set_: Set = None,
     side: Annotated[
         list[str] | None, typer.Option(help="Only this side; repeatable. All by default.")
     ] = None,
