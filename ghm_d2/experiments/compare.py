@@ -96,7 +96,8 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     seconds = expected_seconds(left, table, request.device, progress)
     later = TRIALS * len(searches) - len(trials)
     if later:
-        seconds["trials to come"] = later * max(seconds[run.key] for run in trials)
+        longest = max((seconds[run.key] for run in trials if run.key in seconds), default=0.0)
+        seconds["trials to come"] = later * longest
     return Plan(request.suite, _label(request, runs), runs, trials, done, seconds)
 
 
