@@ -11,8 +11,16 @@ from typer.core import TyperCommand
 
 from ghm_d2.errors import UsageError
 
-from ._console import emit, out, tell, user_errors
+from ._console import emit, err, out, user_errors
 from ._options import Dataset, Device, Json, make_folder, pick_device
+
+SET_BY_OPTIONS = {
+    "SEED": "--seeds",
+    "OUTPUT_DIR": "--output",
+    "MODEL.DEVICE": "--device",
+    "DATASETS.TRAIN": "--dataset",
+    "DATASETS.TEST": "--dataset",
+}
 
 
 class CompareCommand(TyperCommand):
@@ -94,6 +102,9 @@ def compare(
         budget = budget or ("full" if own else "quick")
         suite = choose_sides(find_suite(words, budget), side or [], optional)
         overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
+        for key in overrides[::2]:
+            if key in SET_BY_OPTIONS:
+                raise UsageError(f"{key} is what the option {SET_BY_OPTIONS[key]} sets")
         make_folder(output)
 
         from ._logs import quiet
@@ -101,21 +112,23 @@ def compare(
         quiet()
         from ghm_d2.experiments.compare import Request
 
+        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
         request = Request(
             suite=suite,
             dataset=dataset,
             budget=budget,
             seeds=tuple(range(1, seeds + 1)),
             root=output.resolve(),
-            device=pick_device(device),
+            device=pick_device("auto" if elsewhere else device),
             overrides=overrides,
             search=search,
             command=shlex.join(["ghm", *sys.argv[1:]]),
         )
-        _compare(request, launcher, dry_run, as_json)
+        _compare(request, device if elsewhere else None, dry_run, as_json)
 
 
-def _compare(request, launcher: str, dry_run: bool, as_json: bool) -> None:
+def _compare(request, job_device: str | None, dry_run: bool, as_json: bool) -> None:
+    """`job_device`: of submitit's jobs; None runs them here."""
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher
 
@@ -124,17 +137,13 @@ def _compare(request, launcher: str, dry_run: bool, as_json: bool) -> None:
     with progress() as shown:
         plan = make_plan(request, shown)
     if dry_run:
-        emit(plan.as_dict(), as_json=as_json, human=lambda: _print_plan(plan))
+        emit(plan.as_dict(), as_json=as_json, human=lambda: _print_plan(plan, out))
         return
-    if not as_json:
-        _print_plan(plan)
-    if launcher == "submitit":
-        longest = max(plan.seconds.values(), default=0)
-        start = SubmititLauncher(
-            request.root / "submitit",
-            minutes=60 + round(longest / 60 * 3),  # the limit of a job, not what it will take
-            gpus=int(request.device.startswith("cuda")),
-        )
+    _print_plan(plan, err if as_json else out)
+    if job_device:
+        longest = max(plan.seconds.get(run.key, 0) for run in (*plan.trials, *plan.runs))
+        minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
+        start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     else:
         start = LocalLauncher(request.device)
     with progress() as shown:
@@ -153,10 +162,13 @@ def _key_value(pair: str) -> tuple[str, str]:
     return key, value
 
 
-def _print_plan(plan) -> None:
+def _print_plan(plan, console) -> None:
     from rich.table import Table
 
-    tell(f"{plan.suite.name} on {plan.dataset}: {plan.suite.question}")
+    def say(text):
+        console.print(text, markup=False, highlight=False)
+
+    say(f"{plan.suite.name} on {plan.dataset}: {plan.suite.question}")
     table = Table("Side", "Runs", "Done", "Iterations", "Expected")
     for name, runs in (("search", plan.trials), *_by_side(plan.runs)):
         if runs:
@@ -164,11 +176,11 @@ def _print_plan(plan) -> None:
             done = sum(run.key in plan.done for run in runs)
             cells = (len(runs), done, runs[0].iterations, timedelta(seconds=round(left)))
             table.add_row(name, *map(str, cells))
-    out.print(table)
+    console.print(table)
     if "trials to come" in plan.seconds:
-        tell("The search's later trials depend on its first ones; the time below counts them in.")
+        say("The search's later trials depend on its first ones; the time below counts them in.")
     total = timedelta(seconds=round(sum(plan.seconds.values())))
-    tell(f"Expected: {total} in all, one run after another, from a few timed steps")
+    say(f"Expected: {total} in all, one run after another, from a few timed steps")
 
 
 def _by_side(runs) -> list[tuple[str, list]]:

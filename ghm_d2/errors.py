@@ -13,6 +13,10 @@ class GHMError(Exception):
     exit_code = 1
 
 
+class RunError(GHMError):
+    """A run of a comparison ended by a fault of ours, or was killed."""
+
+
 class UsageError(GHMError):
     """A wrong option, configuration key or value."""
 

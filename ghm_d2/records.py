@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from ghm_d2.errors import DataError
 
@@ -63,7 +63,7 @@ class RunRecord:
         """
         file = Path(folder) / RUN_FILE
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            return _typed(cls, json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?") from None
         except (ValueError, TypeError) as error:
@@ -78,6 +78,7 @@ class ComparedSide:
     config: str
     overrides: list[str] = field(default_factory=list)  # KEY VALUE in turn, the search's included
     runs: list[str] = field(default_factory=list)  # a folder a seed, relative to the comparison's
+    settings_of: str = ""  # the side whose search chose the overrides, where it was not its own
 
 
 @dataclass
@@ -126,14 +127,37 @@ class Comparison:
         """
         file = Path(folder) / COMPARISON_FILE
         try:
-            loaded = json.loads(file.read_text(encoding="utf-8"))
-            kinds = (("sides", ComparedSide), ("pairs", Pair), ("search", Trial))
-            parts = {key: [kind(**item) for item in loaded[key]] for key, kind in kinds}
-            return cls(**loaded | parts)
+            return _typed(cls, json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise DataError(f"{folder}: no {COMPARISON_FILE}") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{file}: not a comparison: {error!r}") from None
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{file}: not a comparison: {error}") from None
+
+
+def _typed(kind, value, where: str = ""):
+    """`value`, as JSON gave it, as `kind`: a dataclass, or a type of a dataclass's field.
+
+    Raises:
+        TypeError: it is something else; `where` it stands is named.
+    """
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{where or 'the whole'} is no object")
+        kinds = get_type_hints(kind)
+        return kind(**{k: _typed(kinds.get(k, object), v, k) for k, v in value.items()})
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        if isinstance(value, list):
+            return [_typed(item, v, where) for v in value]
+    elif get_origin(kind) is dict:
+        _, item = get_args(kind)
+        if isinstance(value, dict):
+            return {k: _typed(item, v, where) for k, v in value.items()}
+    elif not isinstance(value, float) or math.isfinite(value):
+        number = kind in (float, float | None) and isinstance(value, int)
+        if number or isinstance(value, kind):
+            return value
+    raise TypeError(f"{where} is {value!r:.40}")
 
 
 class RunsTable:
@@ -151,7 +175,7 @@ class RunsTable:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "ab+") as table:
             fcntl.flock(table, fcntl.LOCK_EX)  # until it is closed
-            if table.tell():
+            if table.seek(0, os.SEEK_END):
                 table.seek(-1, os.SEEK_END)
                 if table.read() != b"\n":  # a writer was killed within its row
                     line = b"\n" + line

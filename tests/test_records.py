@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ghm_d2.errors import DataError
-from ghm_d2.records import ComparedSide, Comparison, Pair, RunsTable, Trial
+from ghm_d2.records import ComparedSide, Comparison, Pair, RunRecord, RunsTable, Trial
 
 WRITER = """
 import sys
@@ -67,6 +67,28 @@ def test_a_row_that_json_does_not_know_is_refused(tmp_path):
     assert table.rows() == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": None},
+        {"metrics": {"AP": "high"}},
+        {"metrics": {"AP": float("nan")}},
+        {"method": 3},
+        {"iterations": None},
+        {"s_per_iter": "fast"},
+        {"packages": {"torch": 2}},
+        {"unknown": 1},
+    ],
+)
+def test_what_is_no_record_is_refused_by_name(tmp_path, change):
+    RunRecord("m", "n", "d", "h", 1, metrics={"AP": 1, "AP50": None}).write(tmp_path)
+    assert RunRecord.read(tmp_path).metrics == {"AP": 1, "AP50": None}
+    record = json.loads((tmp_path / "run.json").read_text()) | change
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"run\.json"):
+        RunRecord.read(tmp_path)
+
+
 def test_a_comparison_comes_back_as_it_was_written(tmp_path):
     comparison = Comparison(
         name="losses",
@@ -83,7 +105,41 @@ def test_a_comparison_comes_back_as_it_was_written(tmp_path):
     assert Comparison.read(tmp_path) == comparison
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sides": 1}', '{"sides": [{"no": 1}]}', "null"])
+GOOD = {
+    "name": "n",
+    "question": "q",
+    "dataset": "d",
+    "budget": "quick",
+    "seeds": [1],
+    "sides": [{"name": "a", "config": "c"}],
+    "pairs": [],
+}
+
+
+def test_what_the_next_ones_spoil_is_a_comparison(tmp_path):
+    (tmp_path / "comparison.json").write_text(json.dumps(GOOD))
+    assert Comparison.read(tmp_path).sides == [ComparedSide("a", "c")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "null"),
+        *(
+            json.dumps(GOOD | change)
+            for change in (
+                {"sides": 1},
+                {"sides": [{"no": 1}]},
+                {"sides": [{"name": "a", "config": "c", "runs": [5]}]},
+                {"sides": [{"name": "a", "config": "c", "overrides": None}]},
+                {"seeds": None},
+                {"question": None},
+                {"pairs": [{"side": "a", "reference": "a", "question": None}]},
+                {"search": [{"side": "a", "overrides": [], "AP": "high"}]},
+            )
+        ),
+    ],
+)
 def test_what_is_no_comparison_is_refused_by_name(tmp_path, text):
     (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(DataError, match=r"comparison\.json"):

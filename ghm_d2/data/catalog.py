@@ -52,6 +52,14 @@ def resolve(name_or_folder: str, split: str) -> str:
     raise _unknown(name, split)
 
 
+def is_registered(name: str) -> bool:
+    """Whether `resolve` takes `name` as a name, whatever folder there may be."""
+    from detectron2.data import DatasetCatalog
+
+    names = {name, *(f"{name}_{split}" for split in SPLITS)}
+    return name == DIGITS or name.startswith(f"{DIGITS}_") or bool(names & {*DatasetCatalog.list()})
+
+
 def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True) -> None:
     """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
 

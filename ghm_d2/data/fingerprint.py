@@ -1,9 +1,12 @@
-"""A name for the content of a data set, wherever it lies."""
+"""Names for the content of data sets and files, wherever they lie."""
 
 import hashlib
 import os
+from functools import lru_cache
+from pathlib import Path
 
 from ghm_d2.data.coco_json import load_json
+from ghm_d2.data.validate import stamp
 
 
 def fingerprint(name: str) -> str:
@@ -22,9 +25,28 @@ def fingerprint(name: str) -> str:
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None:
         return hashlib.sha256(name.encode()).hexdigest()[:12]
-    with open(metadata.json_file, "rb") as file:
-        content = hashlib.sha256(file.read())
-    for image in load_json(metadata.json_file)["images"]:
-        path = os.path.join(metadata.image_root, image["file_name"])
+    return _of_coco(metadata.json_file, metadata.image_root, stamp(metadata.json_file))
+
+
+def file_fingerprint(path: str) -> str:
+    """Twelve hexadecimal digits of a file's content; `path` itself where there is no such file."""
+    return _of_file(path, stamp(path)) if path and Path(path).is_file() else path
+
+
+# a plan asks for the same files once a run; COCO's take seconds
+@lru_cache(maxsize=16)
+def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
+    content = hashlib.sha256(Path(json_file).read_bytes())
+    for image in load_json(json_file)["images"]:
+        path = os.path.join(image_root, image["file_name"])
         content.update(f"{os.path.getsize(path) if os.path.isfile(path) else -1} ".encode())
+    return content.hexdigest()[:12]
+
+
+@lru_cache(maxsize=16)
+def _of_file(path: str, _stamp: tuple) -> str:
+    with open(path, "rb") as file:
+        content = hashlib.sha256()
+        while block := file.read(2**20):
+            content.update(block)
     return content.hexdigest()[:12]

@@ -12,7 +12,7 @@ from ghm_d2.errors import DataError, UsageError
 def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int = 0) -> None:
     """Write a data set folder whose train and val are both of the registered split `train_name`.
 
-    The images are linked. A folder that is there already is kept.
+    The images are linked. A folder that is there already is kept, its link mended if need be.
 
     Args:
         train_name: registered with Detectron2, with a COCO JSON.
@@ -26,9 +26,10 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
     from detectron2.data import MetadataCatalog
 
     folder = Path(folder)
-    if (folder / "val.json").is_file():
-        return
     metadata = MetadataCatalog.get(train_name)
+    if (folder / "val.json").is_file():
+        _link_again(folder / "images", metadata.image_root)
+        return
     if metadata.get("json_file") is None:
         raise DataError(f"{train_name}: registered without a COCO JSON, so it cannot be divided")
     coco = load_json(metadata.json_file)
@@ -46,6 +47,15 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
         if not (folder / "val.json").is_file():
             raise
         # another process was quicker; what it wrote is the same
+
+
+def _link_again(link: Path, image_root: str) -> None:
+    """The images may have been moved since."""
+    if link.exists():
+        return
+    unfinished = link.with_name(f".images.{os.getpid()}")
+    os.symlink(os.path.abspath(image_root), unfinished)
+    os.replace(unfinished, link)
 
 
 def _part(coco: dict, ids: set[int]) -> dict:

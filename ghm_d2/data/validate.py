@@ -13,7 +13,7 @@ IMPORT_HINT = "`ghm data import SOURCE --output FOLDER` makes it from COCO, Pasc
 
 def categories_of(json_file: str) -> list[tuple[int, str]]:
     """(id, name) of a COCO JSON's categories, sorted by id. Raises DataError where malformed."""
-    faults, categories, _ = _parse(json_file, _stamp(json_file))
+    faults, categories, _ = _parse(json_file, stamp(json_file))
     if categories is None:
         raise DataError(faults[0])
     return categories
@@ -21,7 +21,7 @@ def categories_of(json_file: str) -> list[tuple[int, str]]:
 
 def validate_json(json_file: str, image_root: str) -> None:
     """Raise DataError with the first fault and how many more, in one line; see catalog.validate."""
-    faults, _, names = _parse(json_file, _stamp(json_file))
+    faults, _, names = _parse(json_file, stamp(json_file))
     paths = (os.path.join(image_root, name) for name in names)
     gone = [f"{json_file}: no such image: {path}" for path in paths if not os.path.isfile(path)]
     faults = faults + gone
@@ -32,7 +32,8 @@ def validate_json(json_file: str, image_root: str) -> None:
         )
 
 
-def _stamp(path: str | Path) -> tuple[int, int]:
+def stamp(path: str | Path) -> tuple[int, int]:
+    """When a file was written and how large it is. Raises DataError where it cannot be read."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -41,7 +42,7 @@ def _stamp(path: str | Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def _parse(json_file: str, stamp: tuple) -> tuple[list[str], list | None, list[str]]:
+def _parse(json_file: str, _stamp: tuple) -> tuple[list[str], list | None, list[str]]:
     """(faults, categories, image names), cached by the file's time and size: parsing takes seconds.
 
     categories: (id, name) sorted by id, or None where the file is too malformed to tell.

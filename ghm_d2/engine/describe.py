@@ -35,7 +35,7 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
         dataset=dataset,
         config_hash=experiment_hash(cfg),
         seed=cfg.SEED,
-        device=_device_name(cfg.MODEL.DEVICE),
+        device=device_name(cfg.MODEL.DEVICE),
         code_version=_code_version(),
         packages=_versions(),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -117,9 +117,10 @@ def _code_version() -> str:
     return f"{__version__}+{found.stdout.strip()}"
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """As a record has it: a GPU's name, or the processor's kind and the threads used."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 

@@ -71,10 +71,10 @@ class GHMTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = raise_on_bad_image(next(self._data_loader_iter))
         data_seconds = time.perf_counter() - start
+        self.consistent = False  # the forward pass updates moving averages
         losses = self._losses(batch)
         self.optimizer.zero_grad()
         self._scaler.scale(sum(losses.values())).backward()
-        self.consistent = False
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         # under loss scaling an overflow is ordinary: the scaler skips the step
@@ -246,7 +246,7 @@ def _run(trainer: GHMTrainer, max_iter: int, stop: StopOnSignal) -> None:
 
 
 def _complete(record, before, trainer, best, evaluations, device) -> None:
-    """Enter what was measured; the legs of a resumed run are added up."""
+    """Enter what was measured; the legs of a resumed run that left a record are added up."""
     record.iterations = trainer.done
     record.peak_memory_mb = peak_memory_mb(device)
     record.best = best.best
@@ -263,10 +263,15 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
 
 
 def loss_variation(trainer: GHMTrainer) -> float | None:
-    """Standard deviation over mean of loss_cls in the second half of the training."""
+    """Standard deviation over mean of loss_cls in the second half of the training.
+
+    None where this process has not seen all of it, as after a late resume.
+    """
     if "loss_cls" not in trainer.storage.histories():
         return None
     history = trainer.storage.history("loss_cls").values()
+    if 2 * history[0][1] > trainer.max_iter:
+        return None
     late = [value for value, iteration in history if 2 * iteration >= trainer.max_iter]
     if len(late) < 2 or not statistics.fmean(late) > 0:
         return None

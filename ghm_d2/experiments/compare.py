@@ -4,11 +4,11 @@ import json
 import re
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ghm_d2.engine.progress import Progress
-from ghm_d2.errors import EXIT_INTERRUPTED, DataError, GHMError, UsageError
+from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, LOG_FILE, is_training
 from ghm_d2.experiments.plan import (
     Plan,
@@ -20,7 +20,15 @@ from ghm_d2.experiments.plan import (
 )
 from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
 from ghm_d2.experiments.suites import Suite
-from ghm_d2.records import ComparedSide, Comparison, Pair, RunsTable, Trial, config_hash
+from ghm_d2.records import (
+    COMPARISON_FILE,
+    ComparedSide,
+    Comparison,
+    Pair,
+    RunsTable,
+    Trial,
+    config_hash,
+)
 
 TABLE_FILE = "runs.jsonl"
 POLL_SECONDS = 1.0
@@ -49,12 +57,13 @@ class Request:
         """Of all runs below `root`."""
         return RunsTable(self.root / TABLE_FILE)
 
-    def folder(self, label: str) -> Path:
-        """Of this comparison; another question, data, side or setting has another folder."""
-        words = [self.suite.name, label, self.budget]
+    def folder(self) -> Path:
+        """Of this comparison; another question, configuration, data or search has another one."""
+        runs = make_runs(replace(self, seeds=(1,)), {})
+        words = [self.suite.name, label_of(self, runs), self.budget]
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")[:100]
-        rest = [[side.name for side in self.suite.sides], self.overrides, self.dataset]
-        return self.root / f"{slug}-{config_hash(json.dumps([*rest, self.search]))[:6]}"
+        name = config_hash(json.dumps([[run.key for run in runs], self.search]))
+        return self.root / f"{slug}-{name[:6]}"
 
 
 def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Run]:
@@ -98,7 +107,7 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     if later:
         longest = max((seconds[run.key] for run in trials if run.key in seconds), default=0.0)
         seconds["trials to come"] = later * longest
-    return Plan(request.suite, _label(request, runs), runs, trials, done, seconds)
+    return Plan(request.suite, label_of(request, runs), runs, trials, done, seconds)
 
 
 def compare(request: Request, launcher, progress: Progress) -> Path:
@@ -108,17 +117,16 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
         the comparison's folder.
 
     Raises:
-        UsageError, DataError, GHMError: a run failed; the same request continues.
+        UsageError, DataError, RunError: a run failed; the same request continues.
         KeyboardInterrupt: after Ctrl-C, checkpoints saved.
     """
     table = request.table
     settings, trials = search(
         _searches(request), table, lambda runs: run_all(runs, launcher, table, progress)
     )
-    runs = make_runs(request, settings)
-    folder = request.folder(_label(request, runs))
-    _record(request, runs, trials, folder)
-    run_all(runs, launcher, table, progress)
+    folder = request.folder()
+    _record(request, settings, trials, folder)
+    run_all(make_runs(request, settings), launcher, table, progress)
     return folder
 
 
@@ -139,22 +147,29 @@ def _searches(request: Request) -> list[SideSearch]:
     return found
 
 
-def _label(request: Request, runs: list[Run]) -> str:
+def label_of(request: Request, runs: list[Run]) -> str:
     """What the comparison's data are called; sides with noise of their own share digits."""
     return "digits" if request.suite.sides[0].noise is not None else runs[0].label
 
 
-def _record(request: Request, runs: list[Run], trials: list[Trial], folder: Path) -> None:
-    sides = []
+def _record(
+    request: Request, settings: dict[str, tuple[str, ...]], trials: list[Trial], folder: Path
+) -> None:
+    """Write comparison.json; the seeds of an earlier call stay in it."""
+    if (folder / COMPARISON_FILE).is_file():
+        seeds = {*Comparison.read(folder).seeds, *request.seeds}
+        request = replace(request, seeds=tuple(sorted(seeds)))
+    runs, sides = make_runs(request, settings), []
     for side in request.suite.sides:
         own = [run for run in runs if run.side == side.name]
         folders = [f"../runs/{run.folder.name}" for run in own]
-        sides.append(ComparedSide(side.name, own[0].config, list(own[0].overrides), folders))
+        shared = side.settings_of if side.settings_of in settings else ""
+        sides += [ComparedSide(side.name, own[0].config, list(own[0].overrides), folders, shared)]
     folder.mkdir(parents=True, exist_ok=True)
     Comparison(
         name=request.suite.name,
         question=request.suite.question,
-        dataset=_label(request, runs),
+        dataset=label_of(request, runs),
         budget=request.budget,
         seeds=list(request.seeds),
         sides=sides,
@@ -200,13 +215,14 @@ def run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> 
 def _failure(run: Run, code: int) -> BaseException:
     if code == EXIT_INTERRUPTED:
         return KeyboardInterrupt()
-    kind = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}.get(code, GHMError)
+    kind = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}.get(code, RunError)
     log = run.folder / LOG_FILE
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    said = next((line for line in reversed(lines) if line.strip()), "it left no word")
+    said = [line for line in lines if line.startswith("error: ")] or [x for x in lines if x.strip()]
+    last = said[-1] if said else "it left no word"
     how = f"was killed by signal {-code}" if code < 0 else "failed"
     return kind(
-        f"{run.side}, seed {run.seed} {how}: {said.removeprefix('error: ')[:500]} "
+        f"{run.side}, seed {run.seed} {how}: {last.removeprefix('error: ')[:500]} "
         f"(more in {log}); what is finished is kept, and the same command goes on from here"
     )
 

@@ -33,16 +33,17 @@ def train_run(run: Run, table_file: Path, device: str) -> int:
         run is a result: 0.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / LOCK_FILE, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends
-        except BlockingIOError:
+    with open(run.folder / LOCK_FILE, "a") as lock:
+        if not _take(lock):
             return BUSY
         table = RunsTable(table_file)
         if run.is_done(table):
             return 0
+        _log_to(run.folder / LOG_FILE)
+        for unfinished in run.folder.glob("*.tmp"):
+            unfinished.unlink()  # what a killed process was writing
         try:
-            _train(run, "cpu" if device == "auto" and not _has_cuda() else device)
+            _train(run, device)
         except DivergedError as error:
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
@@ -63,29 +64,48 @@ def is_training(run: Run) -> bool:
     file = run.folder / LOCK_FILE
     if not file.is_file():
         return False
-    with open(file) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with open(file, "a") as lock:
+        return not _take(lock)
 
 
-def _has_cuda() -> bool:
-    import torch
+def _take(lock) -> bool:
+    """Lock a file, open for writing as network file systems want it, until it is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UsageError(
+            f"{lock.name}: cannot be locked ({error.strerror}); choose an --output on a file "
+            "system with locks"
+        ) from None
+    return True
 
-    return torch.cuda.is_available()
+
+def _log_to(file: Path) -> None:
+    """Send what this process prints, its libraries' words included, to the end of a file."""
+    sys.stdout.flush()
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
 
 
 def _train(run: Run, device: str) -> None:
+    import torch
+
     from ghm_d2.engine.trainer import train
 
     _quiet()
-    cfg = run.build_config("cuda" if device == "auto" else device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg = run.build_config(device)
     cfg.OUTPUT_DIR = str(run.folder)
     record, evaluation = run.record(), None
-    if record is None or record.status != "finished":
-        record, evaluation = train(cfg, run.label, resume=True, progress=LogProgress())
+    weights = run.folder / "model_final.pth"
+    finished = record is not None and record.status == "finished"
+    if not finished or not weights.is_file():
+        resume = not finished  # without its weights, a finished run is made anew
+        record, evaluation = train(cfg, run.label, resume=resume, progress=LogProgress())
         for checkpoint in run.folder.glob("model_[0-9]*.pth"):
             checkpoint.unlink()  # model_final and model_best stay
     if run.analyse:
@@ -93,7 +113,7 @@ def _train(run: Run, device: str) -> None:
         from ghm_d2.engine.cost import measure
         from ghm_d2.engine.load import load_detector
 
-        model = load_detector(cfg, run.folder / "model_final.pth")
+        model = load_detector(cfg, weights)
         for name, value in measure(cfg, model).items():
             setattr(record, name, value)
         record.write(run.folder)
@@ -158,10 +178,7 @@ class LocalJob:
 
 
 def _in_process(run: Run, table_file: Path, device: str) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(run.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.setpgrp()  # Ctrl-C is the comparison's to hear: it asks the run to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(train_run(run, table_file, device))
 
@@ -178,12 +195,12 @@ class SubmititLauncher:
     Slurm's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...) say where jobs go.
     """
 
-    def __init__(self, folder: Path, minutes: int, gpus: int):
+    def __init__(self, folder: Path, minutes: int, device: str):
         """
         Args:
             folder: where submitit keeps its logs.
             minutes: limit of a job.
-            gpus: of a job, 0 or 1.
+            device: of a job: "cpu"; "cuda", for which it asks for a GPU; "auto", what it finds.
 
         Raises:
             UsageError: submitit is not installed.
@@ -193,12 +210,14 @@ class SubmititLauncher:
         except ImportError:
             raise UsageError("--launcher submitit needs: pip install submitit") from None
         self._executor = submitit.AutoExecutor(folder=folder)
+        gpus = int(device.startswith("cuda"))
         self._executor.update_parameters(name="ghm", timeout_min=minutes, gpus_per_node=gpus)
+        self._device = device
         self.free = [None]  # there is always room in a queue
 
     def start(self, run: Run, table_file: Path) -> "SubmititJob":
         """Submit a run."""
-        return SubmititJob(self._executor.submit(train_run, run, table_file, "auto"))
+        return SubmititJob(self._executor.submit(train_run, run, table_file, self._device))
 
 
 class SubmititJob:

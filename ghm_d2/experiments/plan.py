@@ -1,17 +1,25 @@
 """From a suite to its runs: what each trains, its key and folder, and how long it will take."""
 
 import json
+import multiprocessing
 import re
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ghm_d2.config import check_config, find_config, load_config
-from ghm_d2.data.catalog import apply_to_config, data_label, digits_folder, validate
+from ghm_d2.data.catalog import (
+    apply_to_config,
+    data_label,
+    digits_folder,
+    is_registered,
+    validate,
+)
 from ghm_d2.data.digits import DigitsSpec
-from ghm_d2.data.fingerprint import fingerprint
-from ghm_d2.engine.describe import experiment_hash, method_name
+from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
+from ghm_d2.engine.describe import device_name, experiment_hash, method_name
 from ghm_d2.engine.progress import Progress
 from ghm_d2.engine.timing import time_steps
 from ghm_d2.errors import UsageError
@@ -161,8 +169,9 @@ def side_dataset(side: Side, dataset: str | None) -> str | None:
         UsageError: a side brings its own data and another data set is asked for.
     """
     if side.noise is None:
-        is_path = dataset is not None and Path(dataset).exists()
-        return str(Path(dataset).resolve()) if is_path else dataset
+        if dataset is None or is_registered(dataset) or not Path(dataset).exists():
+            return dataset
+        return str(Path(dataset).resolve())  # for a process that runs elsewhere
     if dataset not in (None, "digits"):
         raise UsageError(
             f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
@@ -188,7 +197,9 @@ def make_run(
     cfg = build_config(config, overrides, dataset, seed, device)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)
-    content = [experiment, cfg.MODEL.WEIGHTS, [fingerprint(name) for name in names], seed]
+    weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED
+    content = [experiment, file_fingerprint(weights), [fingerprint(n) for n in names], seed]
+    content += [file_fingerprint(pretrained)] if Path(pretrained).is_file() else []
     key = config_hash(json.dumps(content))
     slug = re.sub(r"[^a-z0-9]+", "-", method_name(cfg).lower()).strip("-")
     return Run(
@@ -214,20 +225,32 @@ def expected_seconds(
     Runs that differ in their losses alone share one timing.
     """
     timings: dict[str, tuple[float, float]] = {}
-    by_config = {row["record"]["config_hash"]: row["record"] for row in table.rows()}
     expected = {}
-    for run in progress.track(runs, "timing a few steps", len(runs)):
-        cfg = run.build_config(device)
-        known = by_config.get(run.config_hash)
-        kind = _kind_of_network(cfg)
-        if known and known["device"].startswith(device) and known["ms_per_image"]:
-            timing = known["s_per_iter"], known["ms_per_image"] / 1000
-        elif kind in timings:
-            timing = timings[kind]
-        else:
-            timing = timings[kind] = time_steps(cfg)
-        expected[run.key] = _seconds(cfg, *timing)
+    spawn = multiprocessing.get_context("spawn")
+    # a process of its own, which takes its memory along when it ends
+    with ProcessPoolExecutor(1, spawn) as pool:
+        for run in progress.track(runs, "timing a few steps", len(runs)):
+            cfg = run.build_config(device)
+            kind = _kind_of_network(cfg)
+            if kind not in timings:
+                known = _known_timing(run, table, device_name(device))
+                timings[kind] = known or pool.submit(_time_steps, run, device).result()
+            expected[run.key] = _seconds(cfg, *timings[kind])
     return expected
+
+
+def _known_timing(run: Run, table: RunsTable, device: str) -> tuple[float, float] | None:
+    """Of a finished run of the same configuration on the same device."""
+    for row in table.rows():
+        record = row["record"]
+        same = (record["config_hash"], record["device"]) == (run.config_hash, device)
+        if same and record["s_per_iter"] and record["ms_per_image"]:
+            return record["s_per_iter"], record["ms_per_image"] / 1000
+    return None
+
+
+def _time_steps(run: Run, device: str) -> tuple[float, float]:
+    return time_steps(run.build_config(device))
 
 
 def _kind_of_network(cfg) -> str:

@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghm_d2.config import load_config
-from ghm_d2.data.catalog import apply_to_config, data_label
+from ghm_d2.data.catalog import apply_to_config, data_label, validate
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import Run, make_run, scaled_schedule
 from ghm_d2.records import RunsTable, Trial
 
-LR_FACTORS, WEIGHT_FACTORS = (0.5, 1.0, 2.0), (0.5, 2.0)
+LR_FACTORS, WEIGHT_FACTORS = (1.0, 0.5, 2.0), (0.5, 2.0)  # the configured rate wins a tie
+# by MODEL.META_ARCHITECTURE, where BBOX_REG_LOSS_WEIGHT is read
+WEIGHT_KEYS = {"GHMRetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_BOX_HEAD"}
 TRIALS = len(LR_FACTORS) + len(WEIGHT_FACTORS)  # a side
 SEED, ITERATIONS = 0, 0.5  # the seed of no compared run; the share of a run's iterations
 
@@ -38,13 +40,21 @@ class SideSearch:
             root: of the comparisons' folders.
             config, overrides: of the side; the search varies them.
             dataset: a folder from `holdout`.
+
+        Raises:
+            UsageError: a detector whose box loss has no weight.
         """
         self.side = side
         self._root, self._config, self._dataset, self._device = root, config, dataset, device
         cfg = load_config(config, list(overrides))
+        if cfg.MODEL.META_ARCHITECTURE not in WEIGHT_KEYS:
+            raise UsageError(
+                f"--search knows {' and '.join(WEIGHT_KEYS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
+                "with focal and smooth_l1 GHMRetinaNet trains as RetinaNet does"
+            )
         short = (*scaled_schedule(cfg, ITERATIONS), "TEST.EVAL_PERIOD", "0")
         self._overrides = (*overrides, *short)
-        part = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_BOX_HEAD"
+        part = WEIGHT_KEYS[cfg.MODEL.META_ARCHITECTURE]
         self._weight_key = f"MODEL.{part}.BBOX_REG_LOSS_WEIGHT"
         self._lr, self._weight = cfg.SOLVER.BASE_LR, cfg.MODEL[part].BBOX_REG_LOSS_WEIGHT
 
@@ -111,6 +121,7 @@ def holdout(root: Path, config: str, dataset: str | None) -> str:
     if len(cfg.DATASETS.TRAIN) > 1:
         raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
     name = cfg.DATASETS.TRAIN[0]
+    validate(name)
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)
     return str(folder.resolve())

@@ -1,16 +1,10 @@
 """What stands in a report, in which order."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from ghm_d2.errors import DataError
 from ghm_d2.records import ANALYSIS_FILE
 from ghm_d2.reports import model_figures, report_tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
-from ghm_d2.reports.study import NOT_DONE, Run, Side, Study
+from ghm_d2.reports.study import DENSITY_FILE, NOT_DONE, Run, Side, Study, checked
 from ghm_d2.reports.summary import Summary
-
-Made = TypeVar("Made")
 
 
 def document_of(summary: Summary) -> Document:
@@ -90,7 +84,7 @@ def _training(sides: list[Side]) -> list[Block]:
         ap or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
         loss or Text("No loss curves: no run has left losses in metrics.jsonl."),
     ]
-    return blocks + training_figures.density_figures(sides)
+    return blocks + checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
 
 
 def _models(sides: list[Side]) -> list[Block]:
@@ -105,7 +99,7 @@ def _models(sides: list[Side]) -> list[Block]:
     }
     blocks, missing = [], []
     for name, make in drawn.items():
-        picture = _checked(make)
+        picture = checked(make)
         if picture is None:
             missing.append(name)
         else:
@@ -119,7 +113,7 @@ def _models(sides: list[Side]) -> list[Block]:
 def _noise(summary: Summary) -> list[Block]:
     if not summary.noise:
         return []
-    picture = _checked(lambda: model_figures.noise_weights(summary.noise))
+    picture = checked(lambda: model_figures.noise_weights(summary.noise))
     text = (
         "Weight: what the loss makes of the gradient of the class score of the box's own class "
         "(against cross entropy's), or of the box (against smooth L1's), over the anchors matched "
@@ -129,24 +123,13 @@ def _noise(summary: Summary) -> list[Block]:
     return [report_tables.noise_of(summary.noise), Text(text, "note"), picture]
 
 
-def _checked(make: Callable[[], Made]) -> Made:
-    """What `make` makes of an analysis. Raises: DataError where it is not of the known form."""
-    try:
-        return make()
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{ANALYSIS_FILE} of a run is not of the known form ({error!r}); without the file the "
-            "report leaves its figures out"
-        ) from error
-
-
 def _worst(sides: list[Side]) -> list[Block]:
     """A contact sheet a side, folded."""
     blocks, missing = [], []
     for i, side in enumerate(sides):
         run = next((run for run in side.finished if run.worst), None)
         if run and is_picture(run.worst):
-            caption = _checked(lambda run=run: _worst_caption(run))
+            caption = checked(lambda run=run: _worst_caption(run))
             blocks.append(Picture(f"worst_{i + 1}.jpg", run.worst, side.name, caption, folded=True))
         else:
             missing.append(side.name)
@@ -173,9 +156,12 @@ def _how(study: Study) -> list[Block]:
     blocks.append(report_tables.sides_of(study.sides))
     if comparison.search:
         text = (
-            "The setting of each side was searched first, on a part of the training split held "
-            "out for it; the validation images had no part in it."
+            "The learning rate and the weight of the box loss were searched first, by the same "
+            "trials for each side that the table names, trained and judged on parts of the "
+            "training split."
         )
+        shared = [s for s in comparison.sides if s.settings_of]
+        text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
         blocks += [Text(text), report_tables.search_of(comparison.search)]
     elif comparison.command:
         blocks.append(Text("No setting was searched: each side ran as configured."))

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import (
@@ -21,6 +23,8 @@ from ghm_d2.records import (
 )
 
 FINISHED, NOT_DONE = "finished", "not done"
+DENSITY_FILE = "density.jsonl"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Run:
     @cached_property
     def density(self) -> list[dict]:
         """The rows of density.jsonl, by iteration. Raises: DataError: a line is no JSON."""
-        rows = _read(self.folder / "density.jsonl", _lines) or []
+        rows = _read(self.folder / DENSITY_FILE, _lines) or []
         return [row for row in rows if row.keys() >= {"iteration", "density", "ema"}]
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
@@ -141,6 +145,21 @@ def part(tree: dict, *keys: str):
     return tree
 
 
+def checked(make: Callable[[], Made], file: str = ANALYSIS_FILE) -> Made:
+    """What `make` makes of the runs' `file`.
+
+    Raises:
+        DataError: one is not of the known form.
+    """
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{file} of a run is not of the known form ({error!r}); without the file the report "
+            "leaves its figures out"
+        ) from error
+
+
 def is_comparison(folder: Path) -> bool:
     """Whether `folder` is that of a comparison, rather than one with runs in it."""
     return (Path(folder) / COMPARISON_FILE).is_file()
@@ -161,10 +180,18 @@ def _compared(folder: Path) -> Study:
     _check(comparison, folder / COMPARISON_FILE)
     sides = []
     for side in comparison.sides:
-        folders = [folder / name for name in side.runs]
+        folders = [_beside(folder, name) for name in side.runs]
         runs = [_run(seed, run) for seed, run in zip_longest(comparison.seeds, folders)]
         sides.append(Side(side.name, side.config, side.overrides, runs))
     return Study(comparison, sides)
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """The run's folder; a mailed comparison names none of the reader's own."""
+    run = folder / name
+    if not run.resolve().is_relative_to(folder.resolve().parent):
+        raise DataError(f"{folder / COMPARISON_FILE}: the run {name!r} lies elsewhere")
+    return run
 
 
 def _check(comparison: Comparison, file: Path) -> None:
@@ -242,7 +269,15 @@ def _against_first(names: list[str], datasets: list[str]) -> list[Pair]:
 
 
 def _lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """The objects among the lines; a killed training leaves half a line."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows += [row] if isinstance(row, dict) else []
+    return rows
 
 
 def _read(file: Path, parse):

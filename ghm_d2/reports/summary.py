@@ -12,7 +12,7 @@ from ghm_d2.reports.results import (
     noise_of,
     row_of,
 )
-from ghm_d2.reports.study import Study
+from ghm_d2.reports.study import Study, checked
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Summary:
     @cached_property
     def noise(self) -> list[NoiseRow]:
         """A row for each measure of each side whose annotations say what is wrong with them."""
-        return [row for side in self.study.sides for row in noise_of(side)]
+        return checked(lambda: [row for side in self.study.sides for row in noise_of(side)])
 
     @cached_property
     def failures(self) -> list[str]:

@@ -133,15 +133,33 @@ def test_jobs_of_submitit(ghm, words, tmp_path):
 
 
 def test_a_diverged_side_is_a_result(ghm, words, tmp_path):
+    """Though it comes first, and diverges within the steps that are timed for the plan."""
     for name, rate in ("steady", "0.001"), ("wild", "1e30"):
         text = f"_BASE_: quick/retinanet_focal.yaml\nSOLVER: {{BASE_LR: {rate}}}\n"
         (tmp_path / f"{name}.yaml").write_text(text)
-    sides = (tmp_path / "steady.yaml", "vs", tmp_path / "wild.yaml")
+    sides = (tmp_path / "wild.yaml", "vs", tmp_path / "steady.yaml")
     done = ghm(*words(tmp_path / "out", *sides))
     assert done.returncode == 0, done.stderr
     statuses = [row["record"]["status"] for row in table(tmp_path / "out")]
-    assert statuses == ["finished", "diverged"]
+    assert statuses == ["diverged", "finished"]
     assert "diverged at iteration" in " ".join(done.stdout.split())
+
+
+def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing_running(words, tmp_path):
+    process = start([*words(tmp_path, *LOSSES), *LONGER], start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("runs/*/model_0000009.pth")), process)
+    below = children(process.pid)
+    for pid in (process.pid, *below):  # as a terminal does, to all that have not left its group
+        if os.getpgid(pid) == process.pid:
+            os.kill(pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert not any(is_alive(pid) for pid in below)
+    (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json"))
+    (folder,) = tmp_path.glob("runs/*")
+    assert record["status"] == "interrupted"
+    assert (folder / "last_checkpoint").read_text() == f"model_{record['iterations'] - 1:07d}.pth"
 
 
 def test_the_plan_is_json(ghm, words, tmp_path):
@@ -176,6 +194,8 @@ def test_a_plan_tells_what_is_done(ghm, words, killed):
         (["losses", "--budget", "quik"], "quick"),
         (["losses", "--launcher", "slurm"], "submitit"),
         (["noise", "--dataset", "coco_2017"], "digits"),
+        (["losses", "--set", "SEED", "3"], "--seeds"),
+        (["losses", "--set", "MODEL.DEVICE", "cuda"], "--device"),
     ],
 )
 def test_what_is_unknown_names_the_nearest(ghm, tmp_path, what, nearest):

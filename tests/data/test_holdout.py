@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ghm_d2.data.catalog import classes_of, resolve, validate
-from ghm_d2.data.fingerprint import fingerprint
+from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import DataError
 
@@ -54,16 +54,44 @@ def test_one_image_cannot_be_divided(digits_folder, tmp_path):
 
 
 def test_the_fingerprint_follows_the_content_and_not_the_place(digits_folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(digits_folder, copy)
+    def train_of(name, change=lambda folder, coco: None):
+        shutil.copytree(digits_folder, tmp_path / name)
+        file = tmp_path / name / "train.json"
+        coco = json.loads(file.read_text())
+        change(tmp_path / name / "images", coco)
+        file.write_text(json.dumps(coco, separators=(",", ":")) + "\n")
+        return fingerprint(resolve(str(tmp_path / name), "train"))
+
+    def larger_image(folder, coco):
+        with open(folder / coco["images"][0]["file_name"], "ab") as image:
+            image.write(b"\0")
+
+    def moved_box(folder, coco):
+        coco["annotations"][0]["bbox"][0] += 1
+
     before = fingerprint(resolve(digits_folder, "train"))
-    assert fingerprint(resolve(str(copy), "train")) == before
-    assert fingerprint(resolve(str(copy), "val")) != before
-    coco = json.loads((copy / "train.json").read_text())
-    with open(copy / "images" / coco["images"][0]["file_name"], "ab") as image:
-        image.write(b"\0")
-    changed = fingerprint(resolve(str(copy), "train"))
-    assert changed != before
-    coco["annotations"][0]["bbox"][0] += 1
-    (copy / "train.json").write_text(json.dumps(coco))
-    assert fingerprint(resolve(str(copy), "train")) not in (before, changed)
+    assert train_of("copy") == before != fingerprint(resolve(digits_folder, "val"))
+    assert len({before, train_of("image", larger_image), train_of("box", moved_box)}) == 3
+    # the same file with another content, in one process
+    assert train_of("again") == before
+    (tmp_path / "again" / "train.json").write_text('{"images": []}')
+    assert fingerprint(resolve(digits_folder, "train")) == before
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    a.write_bytes(b"weights")
+    b.write_bytes(b"weights")
+    assert file_fingerprint(str(a)) == file_fingerprint(str(b)) != str(a)
+    b.write_bytes(b"others, longer")
+    assert file_fingerprint(str(a)) != file_fingerprint(str(b))
+    for name in ("", "pypi", "detectron2://x.pkl"):
+        assert file_fingerprint(name) == name
+
+
+def test_a_link_to_images_that_have_moved_is_mended(digits_folder, tmp_path):
+    shutil.copytree(digits_folder, tmp_path / "old")
+    write_holdout(resolve(str(tmp_path / "old"), "train"), tmp_path / "divided")
+    (tmp_path / "old").rename(tmp_path / "new")
+    write_holdout(resolve(str(tmp_path / "new"), "train"), tmp_path / "divided")
+    validate(resolve(str(tmp_path / "divided"), "train"))

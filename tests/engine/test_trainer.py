@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,3 +137,14 @@ def test_the_configuration_hash_is_of_the_experiment():
     model = Quadratic()
     hashes = [describe_run(c, model, "d").config_hash for c in (cfg, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_peak_memory_is_the_process_own():
+    """What Linux's getrusage tells of a child process starts at its parent's peak."""
+    code = "from ghm_d2.engine.describe import peak_memory_mb; print(peak_memory_mb('cpu'))"
+    parent = "import subprocess, sys, numpy; numpy.ones((250, 2**20)); "  # 2 GB, given back
+    done = subprocess.run(
+        [sys.executable, "-c", parent + f"subprocess.run([sys.executable, '-c', {code!r}])"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 50 < float(done.stdout) < 1500

@@ -1,17 +1,19 @@
 """The order in which runs are made, whatever happens to them; the runs themselves are pretended."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from ghm_d2.engine.describe import device_name
 from ghm_d2.engine.progress import Progress
-from ghm_d2.errors import DataError, GHMError
+from ghm_d2.errors import DataError, RunError
 from ghm_d2.experiments import compare as module
-from ghm_d2.experiments.compare import Request, make_runs, run_all
+from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs, run_all
 from ghm_d2.experiments.launch import BUSY, LOG_FILE
-from ghm_d2.experiments.suites import choose_sides, find_suite
-from ghm_d2.records import RunRecord, RunsTable
+from ghm_d2.experiments.plan import expected_seconds
+from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
+from ghm_d2.records import Comparison, RunRecord, RunsTable
 
 
 @dataclass
@@ -50,9 +52,10 @@ class PretendedJob:
         self.launcher.stopped.append(self.run.side)
 
 
-def enter(run, table_file):
+def enter(run, table_file, **measured):
     run.folder.mkdir(parents=True, exist_ok=True)
-    record = RunRecord("m", "n", "d", "h", run.seed, metrics={"AP": 1.0})
+    record = RunRecord("m", "n", "d", run.config_hash, run.seed, **measured)
+    record.metrics, record.device = {"AP": 1.0}, device_name("cpu")
     record.write(run.folder)
     (run.folder / "analysis.json").write_text("{}")
     RunsTable(table_file).append(
@@ -99,7 +102,7 @@ def test_all_sides_have_the_same_seeds(runs):
 
 def test_settings_of_a_search_reach_their_side_and_those_that_share_it(request_):
     suite = choose_sides(find_suite(["density"], "quick"), ["CE", "GHM-C", "M 5"])
-    request = Request(**{**vars(request_), "suite": suite})
+    request = replace(request_, suite=suite)
     chosen = {"GHM-C": ("SOLVER.BASE_LR", "0.5"), "CE": ("SOLVER.BASE_LR", "0.25")}
     rates = {run.side: run.overrides[-1] for run in make_runs(request, chosen)}
     assert rates == {"CE": "0.25", "GHM-C": "0.5", "M 5": "0.5"}
@@ -150,7 +153,7 @@ def test_a_run_that_another_comparison_finishes_is_taken_over(request_, runs):
     assert launcher.started == [("focal + SL1", 1)] and len(heard.messages) == 2
 
 
-@pytest.mark.parametrize(("code", "kind"), [(3, DataError), (1, GHMError), (-9, GHMError)])
+@pytest.mark.parametrize(("code", "kind"), [(3, DataError), (1, RunError), (-9, RunError)])
 def test_a_failed_run_stops_the_comparison_with_what_it_said(request_, runs, code, kind):
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / LOG_FILE).write_text("noise\nerror: image.jpg: cannot be read\n\n")
@@ -168,16 +171,66 @@ def test_an_interrupted_run_interrupts(request_, runs):
         run_all(runs[:1], Pretended({"focal + SL1": [130]}), request_.table, Heard())
 
 
-def test_another_question_or_setting_has_another_folder(request_):
+def test_another_question_or_setting_has_another_folder(request_, tmp_path):
     def folder(**changes) -> Path:
-        return Request(**{**vars(request_), **changes}).folder("data")
+        return replace(request_, **changes).folder()
+
+    def own(name, rate) -> Suite:
+        (tmp_path / name).mkdir()
+        for side in "ab":
+            text = f"_BASE_: quick/retinanet_ghm.yaml\nSOLVER: {{BASE_LR: {rate}}}\n"
+            (tmp_path / name / f"{side}.yaml").write_text(text)
+        return find_suite([f"{tmp_path / name}/a.yaml", f"{tmp_path / name}/b.yaml"], "full")
 
     names = {
         folder(),
-        folder(overrides=("SOLVER.BASE_LR", "1")),
+        folder(overrides=(*request_.overrides, "SOLVER.BASE_LR", "1")),
         folder(search=True),
-        folder(budget="full"),
         folder(suite=choose_sides(find_suite(["losses"], "quick"))),
+        folder(suite=own("x", 1)),
+        folder(suite=own("y", 2)),
     }
-    assert len(names) == 5
-    assert folder(seeds=(1,)) == folder(), "more seeds complete the same comparison"
+    assert len(names) == 6
+    assert folder(seeds=(1, 2, 3)) == folder(), "more seeds complete the same comparison"
+
+
+def test_fewer_seeds_take_none_from_the_comparison(request_):
+    for seeds in ((1, 2), (1,), (1, 2, 3)):
+        folder = compare(replace(request_, seeds=seeds), Pretended({}), Heard())
+    assert Comparison.read(folder).seeds == [1, 2, 3]
+    folder = compare(replace(request_, seeds=(1,)), Pretended({}), Heard())
+    comparison = Comparison.read(folder)
+    assert comparison.seeds == [1, 2, 3]
+    assert all((folder / run / "run.json").is_file() for s in comparison.sides for run in s.runs)
+
+
+def test_a_search_that_is_half_done_can_be_planned(request_, monkeypatch):
+    monkeypatch.setattr("ghm_d2.experiments.plan._known_timing", lambda *_: (1.0, 0.1))
+    request = replace(request_, search=True)
+    plan = make_plan(request, Heard())
+    assert len(plan.trials) == 6 and not plan.done and plan.seconds["trials to come"] > 0
+    for trial in plan.trials[:4]:
+        enter(trial, request.table.file)
+    assert len(make_plan(request, Heard()).done) == 4
+    for trial in plan.trials[4:]:
+        enter(trial, request.table.file)
+    later = make_plan(request, Heard())
+    assert len(later.trials) == 10 and "trials to come" not in later.seconds
+
+
+def test_runs_of_one_configuration_take_as_long_as_the_last(request_, runs):
+    enter(runs[0], request_.table.file, s_per_iter=1000.0, ms_per_image=1.0)
+    heard = Heard()
+    left = expected_seconds(runs[2:3], request_.table, "cpu", heard)
+    assert 4000 < left[runs[2].key] < 4100
+
+
+def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
+    suite = choose_sides(find_suite(["density"], "quick"), ["CE", "GHM-C", "M 5"])
+    request = replace(request_, suite=suite, search=True, seeds=(1,))
+    sides = Comparison.read(compare(request, Pretended({}), Heard())).sides
+    assert {side.name: side.settings_of for side in sides} == {
+        "CE": "",
+        "GHM-C": "",
+        "M 5": "GHM-C",
+    }

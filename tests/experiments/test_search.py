@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
 from ghm_d2.records import RunRecord, RunsTable
 
@@ -56,8 +57,8 @@ def test_the_best_rate_and_then_the_best_weight(tmp_path, divided, bench):
     chosen, trials = search([side_search(tmp_path, divided)], table, trainer(score))
     assert chosen == {"a": (LR, "0.002", WEIGHT, "2")}
     assert [trial.overrides for trial in trials] == [
-        [LR, "0.0005"],
         [LR, "0.001"],
+        [LR, "0.0005"],
         [LR, "0.002"],
         [LR, "0.002", WEIGHT, "0.5"],
         [LR, "0.002", WEIGHT, "2"],
@@ -71,12 +72,31 @@ def test_the_best_rate_and_then_the_best_weight(tmp_path, divided, bench):
 
 def test_equals_leave_the_first_and_divergence_loses(tmp_path, divided, bench):
     table, _, trainer = bench
-    scores = {"0.0005": None, "0.001": 0.0, "0.002": 0.0}
+    scores = {"0.001": None, "0.0005": 0.0, "0.002": 0.0}
     chosen, trials = search(
         [side_search(tmp_path, divided)], table, trainer(lambda words: scores[words[LR]])
     )
-    assert chosen == {"a": (LR, "0.001")}
+    assert chosen == {"a": (LR, "0.0005")}
     assert trials[0].AP is None
+
+
+def test_the_configured_rate_wins_a_tie(tmp_path, divided, bench):
+    table, _, trainer = bench
+    chosen, _ = search([side_search(tmp_path, divided)], table, trainer(lambda words: 7.0))
+    assert chosen == {"a": (LR, "0.001")}
+
+
+def test_a_detector_without_a_weight_of_its_box_loss_is_refused(tmp_path, divided):
+    with pytest.raises(UsageError, match="GHMRetinaNet"):
+        side_search(tmp_path, divided, overrides=("MODEL.META_ARCHITECTURE", "RetinaNet"))
+
+
+def test_data_that_cannot_be_divided_are_refused_as_in_training(tmp_path, digits_folder):
+    coco = json.loads((Path(digits_folder) / "train.json").read_text())
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(coco))
+    with pytest.raises(DataError, match="no such image"):
+        holdout(tmp_path / "out", RETINANET, str(tmp_path))
 
 
 def test_every_side_has_the_same_trials(tmp_path, divided, bench):
@@ -88,8 +108,8 @@ def test_every_side_has_the_same_trials(tmp_path, divided, bench):
     _, trials = search(sides, table, trainer(lambda words: 1.0))
     own = {name: [t.overrides for t in trials if t.side == name] for name in ("one", "two")}
     assert len(own["one"]) == len(own["two"]) == TRIALS
-    assert own["two"][0] == [LR, "0.05"]
-    assert own["two"][-1] == [LR, "0.05", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "2"]
+    assert own["two"][0] == [LR, "0.1"]
+    assert own["two"][-1] == [LR, "0.1", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "2"]
 
 
 def test_the_search_sees_training_images_alone(tmp_path, divided, digits_folder, bench):

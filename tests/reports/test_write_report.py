@@ -19,7 +19,7 @@ from made_comparison import (
 )
 
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.records import AP_COLUMNS, Comparison, Pair
+from ghm_d2.records import AP_COLUMNS, Comparison, Pair, Trial
 from ghm_d2.reports.report import read_report, runs_csv, write_report
 
 FIGURES = {
@@ -207,6 +207,51 @@ def test_an_analysis_that_is_none_is_named(comparison, text):
     (folder / "../runs/0_1/analysis.json").write_text(text)
     with pytest.raises(DataError, match=r"analysis\.json"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("analysis.json", '{"noise": {"none": {"weight": "x"}, "class": {"weight": 1}}}'),
+        ("density.jsonl", '{"iteration": 1, "density": "ghm_c.density", "ema": 7}'),
+        ("run.json", '{"method": 3}'),
+    ],
+)
+def test_a_file_of_another_form_is_named(comparison, file, text):
+    folder = comparison(SMALL, SMALL_PAIRS)
+    for run in (folder / "../runs").iterdir():
+        (run / file).write_text(text + "\n")
+    with pytest.raises(DataError, match=file.replace(".", r"\.")):
+        write_report(folder)
+
+
+def test_half_a_line_that_a_killed_training_left_is_passed_over(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    before = write_report(folder).files
+    for run in (folder / "../runs").iterdir():
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write('7\n{"iteration": 300, "bbox/A')
+    assert write_report(folder).files == before
+
+
+@pytest.mark.parametrize("name", ["/etc", "../../elsewhere", "../../../../etc"])
+def test_runs_that_lie_elsewhere_are_not_read(comparison, name):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    found = Comparison.read(folder)
+    found.sides[0].runs[0] = name
+    found.write(folder)
+    with pytest.raises(DataError, match="lies elsewhere"):
+        read_report(folder)
+
+
+def test_whose_settings_a_side_shares_is_told(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    found = Comparison.read(folder)
+    found.search = [Trial(FOCAL, ["SOLVER.BASE_LR", "1"], 5.0, True)]
+    found.sides[1].settings_of = FOCAL
+    found.write(folder)
+    write_report(folder)
+    assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
 
 
 def test_noise_is_told_in_numbers_and_in_a_picture(comparison):
