@@ -30,27 +30,57 @@ def report(
 ) -> None:
     """Write the report of a comparison, or of runs: report.html, report.md, runs.csv, pictures.
 
+    Of a folder with comparisons in it, the report of each, and one table of all their differences.
+
     With --json, a comparison's numbers and the files written; of runs, their records alone, and
     nothing is written without --output.
     """
     with user_errors():
         if markdown and (as_json or output is not None):
             raise UsageError("--markdown prints a table and writes nothing: leave out the others")
+        from ghm_d2.reports.study import find_comparisons, is_comparison
+
+        comparisons = [] if is_comparison(folder) else find_comparisons(folder)
+        if comparisons and output is not None:
+            raise UsageError(f"{folder} holds comparisons, whose reports stay in their folders")
         if markdown:
-            out.print(_markdown(folder), markup=False, highlight=False, end="")
+            out.print(_markdown(folder, comparisons), markup=False, highlight=False, end="")
+        elif comparisons:
+            _write_all(comparisons, as_json)
         else:
             _write(folder, output, as_json)
 
 
-def _markdown(folder: Path) -> str:
+def _markdown(folder: Path, comparisons: list[Path]) -> str:
     from ghm_d2.records import find_records
-    from ghm_d2.reports.report import read_report
+    from ghm_d2.reports.document import markdown_table
+    from ghm_d2.reports.report import overview, read_report
     from ghm_d2.reports.study import is_comparison
     from ghm_d2.reports.tables import runs_markdown
 
+    if comparisons:
+        return markdown_table(overview([read_report(f) for f in comparisons]))
     if is_comparison(folder):
         return read_report(folder).markdown
     return runs_markdown(find_records(folder))
+
+
+def _write_all(comparisons: list[Path], as_json: bool) -> None:
+    from ghm_d2.reports.report import overview, write_report
+    from ghm_d2.reports.tables import report_table
+
+    from ._progress import progress
+
+    with progress() as shown:
+        tracked = shown.track(comparisons, "writing reports", len(comparisons))
+        written = [write_report(folder) for folder in tracked]
+
+    def human():
+        _wide().print(report_table(overview(written)))
+        for report in written:
+            tell(f"report: {report.files[0]}")
+
+    emit([report.to_json() for report in written], as_json=as_json, human=human)
 
 
 def _write(folder: Path, output: Path | None, as_json: bool) -> None:
@@ -79,11 +109,15 @@ def show_report(report, as_json: bool) -> None:
 def _show(report) -> None:
     from ghm_d2.reports.tables import report_table
 
-    # print() never goes beyond its console's own width
-    wide = Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)
+    wide = _wide()
     for table in (report.results, report.differences):
         if table.rows:
             wide.print(report_table(table))
     for sentence in report.verdict:
         tell(sentence)
     tell(f"report: {report.files[0]}")
+
+
+def _wide() -> Console:
+    # print() never goes beyond its console's own width
+    return Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)

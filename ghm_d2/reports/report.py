@@ -9,7 +9,7 @@ from ghm_d2.errors import UsageError
 from ghm_d2.records import AP_COLUMNS, RunRecord, write_atomically, write_text
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.document import Table
-from ghm_d2.reports.report_tables import differences_of, results_of
+from ghm_d2.reports.report_tables import differences_of, overview_of, results_of
 from ghm_d2.reports.study import Run, Study, is_comparison, read_study
 from ghm_d2.reports.summary import Summary
 
@@ -59,6 +59,11 @@ def read_report(folder: Path) -> Report:
         DataError: see `study.read_study`.
     """
     return Report(Summary(read_study(folder)))
+
+
+def overview(reports: list[Report]) -> Table:
+    """A row for each pair of several comparisons."""
+    return overview_of(report.summary for report in reports)
 
 
 def write_report(folder: Path, output: Path | None = None) -> Report:

@@ -8,6 +8,7 @@ from ghm_d2.reports.document import Best, Table
 from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, Difference, NoiseRow, Row
 from ghm_d2.reports.statistics import Estimate
 from ghm_d2.reports.study import Side
+from ghm_d2.reports.summary import Summary
 from ghm_d2.reports.tables import HEADERS
 
 # header, key of `results.COSTS`, factor, decimals
@@ -58,6 +59,24 @@ def differences_of(differences: list[Difference]) -> Table:
     ]
     headers = ("Pair", "Question", "AP is", *DIFFERENCE_COLUMNS, "Seeds")
     return Table(headers, rows, text_columns=3)
+
+
+def overview_of(summaries: Iterable[Summary]) -> Table:
+    """A row for each pair of several comparisons: AP of both sides, and their difference."""
+    rows = []
+    for summary in summaries:
+        comparison = summary.study.comparison
+        ap = {
+            row.side.name: _percent(row.ap["AP"], len(row.side.finished), None)
+            for row in summary.rows
+        }
+        for d in summary.differences:
+            side, reference = d.pair.side, d.pair.reference
+            cells = (f"{comparison.name} on {comparison.dataset}", side, reference, d.verdict)
+            figures = (ap[side], ap[reference], _signed(d.ap["AP"]), str(len(d.seeds)))
+            rows.append((*cells, *figures))
+    headers = ("Comparison", "Side", "Against", "AP is", "AP", "AP against", "Difference", "Seeds")
+    return Table(headers, rows, text_columns=4)
 
 
 def costs_of(rows: list[Row]) -> Table:

@@ -165,6 +165,11 @@ def is_comparison(folder: Path) -> bool:
     return (Path(folder) / COMPARISON_FILE).is_file()
 
 
+def find_comparisons(folder: Path) -> list[Path]:
+    """The folders of all comparisons below `folder`, in the order of their paths."""
+    return sorted(file.parent for file in Path(folder).rglob(COMPARISON_FILE))
+
+
 def read_study(folder: Path) -> Study:
     """The comparison in `folder`; or the runs below it, grouped by what was trained.
 

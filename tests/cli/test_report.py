@@ -38,6 +38,23 @@ def test_markdown_prints_the_tables_and_writes_nothing(ghm, tmp_path):
     assert ghm("report", folder, "--markdown", "--json").returncode == 2
 
 
+def test_several_comparisons_make_one_table(ghm, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        build(tmp_path / name, AP, PAIRS[1:2], analysis=False)
+    run = ghm("report", tmp_path, "--markdown")
+    assert run.returncode == 0, run.stderr
+    header, _, *rows = run.stdout.splitlines()
+    assert header.startswith("| Comparison | Side | Against | AP is | AP |")
+    assert len(rows) == 2 and all(f"| {GHM} | {FOCAL} |" in row for row in rows)
+    assert all("49.0 ± 13.3" in row and "48.0 ± 12.7" in row for row in rows)
+    assert not list(tmp_path.rglob("report.*"))
+    run = ghm("report", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert len(list(tmp_path.rglob("report.html"))) == 2
+    assert ghm("report", tmp_path, "--output", tmp_path / "c").returncode == 2
+
+
 def test_plain_runs(ghm, tmp_path):
     write_run(tmp_path / "runs/a", 0, FOCAL, 1, 47.0)
     write_run(tmp_path / "runs/b", 1, GHM, 1, 48.0)
