@@ -49,6 +49,8 @@ class LiveProgress(Progress):
     def step(self, iteration, max_iter, scalars):
         if self._training is None:
             self._training = self._bar.add_task("training", total=max_iter, figures="")
+        elif iteration < self._bar.tasks[self._training].completed:  # another count has begun
+            self._bar.reset(self._training)
         self._bar.update(
             self._training, completed=iteration, total=max_iter, figures=figures(scalars)
         )
@@ -70,10 +72,12 @@ class PlainProgress(Progress):
     def __init__(self):
         self._last = time.monotonic()
         self._start = None
+        self._latest = 0
 
     def step(self, iteration, max_iter, scalars):
-        if self._start is None or iteration <= self._start[1]:  # another count has begun
+        if self._start is None or iteration < self._latest:  # another count has begun
             self._start = (time.monotonic(), iteration - 1)
+        self._latest = iteration
         if self._due() or iteration == max_iter:
             since, first = self._start
             left = (time.monotonic() - since) / (iteration - first) * (max_iter - iteration)
