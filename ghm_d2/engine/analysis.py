@@ -1,6 +1,7 @@
 """What a trained detector does, beyond its AP: written into the run's folder for the report."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from ghm_d2.engine.samples import (
     training_copy,
     training_items,
 )
-from ghm_d2.records import ANALYSIS_FILE, WORST_FILE, write_atomically, write_json
+from ghm_d2.records import ANALYSIS_FILE, WORST_FILE, write_atomically, write_text
 
 IMAGES = 40  # of the training set
 _IOUS = {"0.5": 0, "0.75": 5}  # in the evaluation's precision
@@ -88,7 +89,8 @@ def analyse(
     notes = [f"{e.missed} missed, {e.false} false" for e in worst]
     sheet = sheet_beside_truth(name, [e.item for e in worst], best, notes, _CELL)
     write_atomically(str(folder / WORST_FILE), lambda file: file.write(_jpeg(sheet)))
-    write_json(folder / ANALYSIS_FILE, found)
+    # thousands of numbers, which nobody reads line by line
+    write_text(folder / ANALYSIS_FILE, json.dumps(found, allow_nan=False) + "\n")
 
 
 def _precision_recall(precision: np.ndarray | None) -> dict:
