@@ -51,11 +51,8 @@ def wait_for(what, process=None, seconds=200):
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return listed.stdout.strip()[:1] not in ("", "Z")
 
 
 def children(pid: int) -> list[int]:
@@ -155,7 +152,7 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing_running(words, tmp_path):
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr and "Traceback" not in stderr
-    assert not any(is_alive(pid) for pid in below)
+    wait_for(lambda: not any(is_alive(pid) for pid in below))
     (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json"))
     (folder,) = tmp_path.glob("runs/*")
     assert record["status"] == "interrupted"
