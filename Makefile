@@ -43,7 +43,8 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 demo: setup
-	$(BIN)/ghm train --config configs/quick/retinanet_ghm.yaml --output runs/demo --overwrite --seed 1
+	$(BIN)/ghm train --config configs/quick/retinanet_ghm.yaml --output runs/demo --overwrite --seed 1 \
+	    SOLVER.MAX_ITER 400
 
 lint: setup
 	$(BIN)/ruff check .
