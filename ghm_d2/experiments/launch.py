@@ -60,11 +60,13 @@ def train_run(run: Run, table_file: Path, device: str) -> int:
 
 
 def is_training(run: Run) -> bool:
-    """Whether some process is at this run now."""
-    file = run.folder / LOCK_FILE
-    if not file.is_file():
-        return False
-    with open(file, "a") as lock:
+    """Whether some process is at this run now.
+
+    Raises:
+        UsageError: its folder is on a file system without locks.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOCK_FILE, "a") as lock:
         return not _take(lock)
 
 

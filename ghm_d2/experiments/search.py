@@ -2,7 +2,8 @@
 
 Each side tries three learning rates and then, at the best of them, two more weights of the box
 loss: five trials of half the iterations, trained on four fifths of the training images and judged
-by AP on the rest. AdamW takes no notice of a factor common to both losses, so one weight is enough.
+by AP on the rest. One weight is enough: a factor common to both losses is one of the learning rate
+under SGD, and of no effect under AdamW.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,6 @@
 """Runs in processes and jobs of their own, where they go wrong."""
 
+import errno
 import shutil
 
 import pytest
@@ -50,3 +51,14 @@ def test_each_gpu_takes_a_run(monkeypatch):
     assert LocalLauncher("cuda").free == ["cuda:0", "cuda:1", "cuda:2"]
     assert LocalLauncher("cuda:1").free == ["cuda:1"]
     assert LocalLauncher("cpu").free == ["cpu"]
+
+
+def test_a_file_system_without_locks_is_named_before_anything_starts(broken, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(UsageError, match=r"No locks available.*--output"):
+        compare.run_all(
+            [broken], LocalLauncher("cpu"), RunsTable(tmp_path / "runs.jsonl"), Progress()
+        )
