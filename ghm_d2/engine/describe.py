@@ -120,7 +120,7 @@ def _code_version() -> str:
 def device_name(device: str) -> str:
     """As a record has it: a GPU's name, or the processor's kind and the threads used."""
     if device.startswith("cuda"):
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 

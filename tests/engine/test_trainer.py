@@ -13,7 +13,7 @@ from torch import nn
 
 from ghm_d2.config import get_cfg
 from ghm_d2.data.loaders import SkippingSampler
-from ghm_d2.engine.describe import describe_run
+from ghm_d2.engine.describe import describe_run, device_name
 from ghm_d2.engine.hooks import BestCheckpoint, MetricsWriter
 from ghm_d2.engine.optimizer import build_optimizer
 from ghm_d2.engine.trainer import GHMTrainer, loss_variation
@@ -137,6 +137,12 @@ def test_the_configuration_hash_is_of_the_experiment():
     model = Quadratic()
     hashes = [describe_run(c, model, "d").config_hash for c in (cfg, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_gpu_is_recorded_by_its_name(monkeypatch):
+    names = {"cuda:1": "a big one"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.get)
+    assert device_name("cuda:1") == "a big one"
 
 
 def test_peak_memory_is_the_process_own():
