@@ -160,6 +160,7 @@ def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequ
                 "GHM-C": [3e4 * x / max(c, 1) for x, c in zip(g, counts, strict=True)],
             },
             "reg": {
+                "mu": 0.02,
                 "d": d,
                 "SL1": [min(9 * x, 1) for x in d],
                 "ASL1": [x / math.hypot(x, 0.02) for x in d],

@@ -26,6 +26,13 @@ def smooth_l1_beta(cfg) -> float:
     return cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA
 
 
+def box_coder_weights(cfg) -> tuple[float, ...]:
+    """What the deltas (dx, dy, dw, dh) of the detector that `cfg` describes are multiplied by."""
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        return tuple(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
+    return tuple(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
+
+
 def histogram(norms: Tensor) -> dict[str, list]:
     """`edges` and `counts` of 100 equal bins in [0, 1], of gradient norms of any shape."""
     return _histogram(_count(norms, HISTOGRAM_BINS))

@@ -200,8 +200,9 @@ def training_items(cfg, count: int) -> list[dict]:
 
 
 def has_noise(items: list[dict]) -> bool:
-    """Whether an annotation says what ails it, as those of generated digits do."""
-    return any(a.get("noise") in NOISE_KINDS for item in items for a in item["annotations"])
+    """Whether an annotation is known to be spoilt, as some of the generated digits are."""
+    spoilt = NOISE_KINDS[1:]
+    return any(a.get("noise") in spoilt for item in items for a in item["annotations"])
 
 
 def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:

@@ -41,12 +41,13 @@ def test_the_files_hold_what_the_report_reads(noisy, tmp_path):
 
     norms = found["gradient_norms"]
     assert norms["images"] == 7
-    assert norms["reg"]["mu"] == cfg.MODEL.GHM.REG.MU
+    assert norms["reg"]["mu"] == 0.02
     for kind in ("cls", "reg"):
         assert len(norms[kind]["edges"]) == len(norms[kind]["counts"]) + 1 == 101
         assert sum(norms[kind]["counts"]) > 0
     curves = found["effective_gradient"]
     assert list(curves["cls"]) == ["g", "CE", "focal", "GHM-C"]
+    assert curves["reg"].pop("mu") == cfg.MODEL.GHM.REG.MU
     assert list(curves["reg"]) == ["d", "SL1", "ASL1", "GHM-R"]
     assert {len(c) for c in curves["cls"].values()} == {100}
     assert {len(c) for c in curves["reg"].values()} == {201}
@@ -114,9 +115,24 @@ def test_a_histogram_is_of_all_images(detector, digits_folder):
     assert found["gradient_norms"]["cls"]["counts"] == expected.tolist()
 
 
+def test_box_norms_of_all_detectors_are_in_one_unit(noisy):
+    cfg, model = noisy
+    found = measure_gradients(cfg, model, Progress())
+    copy, errors = training_copy(model), []
+    for batch in read_batches(cfg, training_items(cfg, 7)):
+        errors += capture(copy, batch).errors.tolist()
+    weights = [10, 10, 5, 5] if hasattr(model, "roi_heads") else [1, 1, 1, 1]
+    d = np.array(errors) / weights
+    expected, _ = np.histogram(np.abs(d) / np.hypot(d, 0.02), bins=100, range=(0, 1))
+    counts = np.array(found["gradient_norms"]["reg"]["counts"])
+    assert counts.sum() == expected.sum()
+    # float32 puts a norm on an edge into one bin or the other
+    assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() <= 2
+
+
 def test_noise_is_left_out_where_annotations_do_not_tell(detector, digits_folder, monkeypatch):
     cfg, model = detector("retinanet_focal", digits_folder)
-    assert measure_gradients(cfg, model, Progress())["noise"]["shift"]["weight"] is None
+    assert "noise" not in measure_gradients(cfg, model, Progress())  # none is spoilt
     items = training_items(cfg, 6)
     for item in items:
         for annotation in item["annotations"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from ghm_d2.engine.noise import NoiseWeights, effective_over_plain
+from ghm_d2.engine.noise import NoiseWeights, foreground_gradients
 from ghm_d2.engine.samples import Samples
 from ghm_d2.losses import GHMC, GHMR, SmoothL1, bce_loss, focal_loss, ohem_loss, softmax_ce_loss
 
@@ -66,23 +66,28 @@ def test_cross_entropy_weighs_all_alike(loss, softmax):
 
 
 def test_focal_loss_by_its_derivative():
-    weights, _ = effective_over_plain(samples(lambda x, y: focal_loss(x, y, 0.25, 2.0, "sum")))
+    score, plain, _ = foreground_gradients(samples(lambda x, y: focal_loss(x, y, 0.25, 2.0, "sum")))
     # d/dx of -(1 - p)^2 log p, over that of -log p
     factors = [0.25 * ((1 - p) ** 2 - 2 * (1 - p) * p * math.log(p)) for p in FOREGROUND]
-    assert weights.tolist() == pytest.approx(factors, rel=1e-5)
+    assert (score / plain).tolist() == pytest.approx(factors, rel=1e-5)
     found = summary(samples(lambda x, y: focal_loss(x, y, 0.25, 2.0, "sum")))
-    mean = sum(factors) / 4
-    assert found["none"]["weight"] == pytest.approx(sum(factors[:2]) / 2 / mean, rel=1e-4)
+    norms = [1 - p for p in FOREGROUND]
+    focal = [f * g for f, g in zip(factors, norms, strict=True)]
+    mean = sum(focal) / sum(norms)
+    clean = (focal[0] + focal[1]) / (norms[0] + norms[1])
+    assert found["none"]["weight"] == pytest.approx(clean / mean, rel=1e-4)
     assert found["class"]["weight"] == pytest.approx(factors[3] / mean, rel=1e-4)
-    assert found["class"]["weight"] > 1.5, "focal loss takes an outlier for a hard sample"
+    assert found["class"]["weight"] > 2 * found["none"]["weight"], (
+        "focal loss takes an outlier for a hard sample"
+    )
 
 
 def test_ghm_c_by_its_density():
     # norms 0.1, 0.2, 0.7, 0.9 and twice 0.2: regions of a half hold 4 and 2 of them
-    weights, _ = effective_over_plain(samples(GHMC(bins=2, momentum=0.0)))
-    assert weights.tolist() == pytest.approx([1 / (2 * n) for n in (4, 4, 2, 2)])
+    score, plain, _ = foreground_gradients(samples(GHMC(bins=2, momentum=0.0)))
+    assert (score / plain).tolist() == pytest.approx([1 / (2 * n) for n in (4, 4, 2, 2)])
     found = summary(samples(GHMC(bins=2, momentum=0.0)))
-    mean = (1 / 4 + 1 / 4 + 1 / 2 + 1 / 2) / 4
+    mean = ((0.1 + 0.2) / 4 + (0.7 + 0.9) / 2) / (0.1 + 0.2 + 0.7 + 0.9)
     assert found["none"]["weight"] == pytest.approx(1 / 4 / mean, rel=1e-5)
     assert found["shift"]["weight"] == pytest.approx(1 / 2 / mean, rel=1e-5)
 

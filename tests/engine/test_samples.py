@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ghm_d2.engine.gradients import derivative
-from ghm_d2.engine.noise import effective_over_plain
+from ghm_d2.engine.noise import foreground_gradients
 from ghm_d2.engine.samples import (
     NOISE_KINDS,
     capture,
@@ -45,8 +45,9 @@ def test_their_losses_are_the_detectors(captured):
 
 def test_cross_entropy_and_smooth_l1_are_what_weights_are_measured_by(captured):
     _, _, _, samples = captured
-    weights, box = effective_over_plain(samples)
-    assert torch.allclose(weights, torch.ones(len(samples.foreground)), rtol=1e-4)
+    score, plain, box = foreground_gradients(samples)
+    assert len(score) == len(samples.foreground)
+    assert torch.allclose(score, plain, rtol=1e-4)
     slopes = derivative(SmoothL1(0.0 if samples.softmax else 0.1, "sum"), samples.errors)
     assert torch.allclose(box, slopes.sum(1), rtol=1e-4)
 
