@@ -1,5 +1,6 @@
 """One comparison: its plan, its search, its runs, and the record of what was compared."""
 
+import fcntl
 import json
 import re
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
-from ghm_d2.experiments.launch import BUSY, LOG_FILE, is_training
+from ghm_d2.experiments.launch import BUSY, LOCK_FILE, LOG_FILE, is_training
 from ghm_d2.experiments.plan import (
     Plan,
     Run,
@@ -125,7 +126,10 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
         _searches(request), table, lambda runs: run_all(runs, launcher, table, progress)
     )
     folder = request.folder()
-    _record(request, settings, trials, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other seeds of it may start now
+        _record(request, settings, trials, folder)
     run_all(make_runs(request, settings), launcher, table, progress)
     return folder
 
@@ -157,7 +161,10 @@ def _record(
 ) -> None:
     """Write comparison.json; the seeds of an earlier call stay in it."""
     if (folder / COMPARISON_FILE).is_file():
-        seeds = {*Comparison.read(folder).seeds, *request.seeds}
+        earlier = Comparison.read(folder)
+        if len(earlier.seeds) > len(request.seeds):  # its command is what does all runs
+            request = replace(request, command=earlier.command)
+        seeds = {*earlier.seeds, *request.seeds}
         request = replace(request, seeds=tuple(sorted(seeds)))
     runs, sides = make_runs(request, settings), []
     for side in request.suite.sides:
@@ -165,7 +172,6 @@ def _record(
         folders = [f"../runs/{run.folder.name}" for run in own]
         shared = side.settings_of if side.settings_of in settings else ""
         sides += [ComparedSide(side.name, own[0].config, list(own[0].overrides), folders, shared)]
-    folder.mkdir(parents=True, exist_ok=True)
     Comparison(
         name=request.suite.name,
         question=request.suite.question,

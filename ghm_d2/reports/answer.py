@@ -112,6 +112,7 @@ def _reach(differences: list[Difference]) -> str:
         return "A claim needs two seeds that finished on both sides."
     seeds = " or ".join(map(str, counts))
     text = f"Differences are of the same seeds, with 95% t intervals over {seeds} seeds"
+    text += ", for chance in training, not in the choice of images"
     if len(differences) > 1:
         text += "; the intervals are not corrected for the number of comparisons"
         text += f" ({len(differences)})"

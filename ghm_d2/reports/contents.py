@@ -66,10 +66,12 @@ def _differences(summary: Summary) -> list[Block]:
 
 def _costs(summary: Summary) -> list[Block]:
     text = (
-        "Means over the finished runs. s/iteration: median of a training, without evaluations; "
-        "ms/image: the network at inference, without loading; loss: forward and backward of the "
-        "losses of one batch; variation: standard deviation / mean of loss_cls over the second "
-        "half of the training."
+        "Means over the finished runs. s/iteration: median of a training, without evaluations, "
+        "data loading included (± half the 95% t interval); ms/image: the network at inference, "
+        "without loading; peak memory (2^20 bytes): of the whole process, evaluations included; "
+        "GFLOPs: multiply-adds of one image; loss: forward and backward of the detector's losses "
+        "of one batch, the RPN's left out; variation: standard deviation / mean of loss_cls over "
+        "the second half of the training."
     )
     devices = {record.device for side in summary.study.sides for record in side.records}
     blocks = [report_tables.costs_of(summary.rows), Text(text, "note")]
@@ -115,10 +117,13 @@ def _noise(summary: Summary) -> list[Block]:
         return []
     picture = checked(lambda: model_figures.noise_weights(summary.noise))
     text = (
-        "Weight: what the loss makes of the gradient of the class score of the box's own class "
-        "(against cross entropy's), or of the box (against smooth L1's), over the anchors matched "
-        "to such boxes; 1 is the mean of all. Ratio: mean over the seeds, ± half its 95% t "
-        "interval; below 1 the spoilt annotations weigh less than the clean ones."
+        "Weight: the share that the anchors matched to such boxes have of the loss's gradient, "
+        "over their share of the plain gradient: of the score of the annotated (spoilt: the "
+        "wrong) class against cross entropy's, of the box against smooth L1's. Cross entropy and "
+        "smooth L1 themselves have 1 throughout. A spoilt annotation's plain gradient is larger "
+        "than a clean one's; the weight says what the loss makes of that. Ratio: mean over the "
+        "seeds, ± half its 95% t interval, on the same boxes; below 1 the spoilt annotations "
+        "weigh less than the clean ones. Boxes that the noise left out have no weight to measure."
     )
     return [report_tables.noise_of(summary.noise), Text(text, "note"), picture]
 
@@ -162,11 +167,26 @@ def _how(study: Study) -> list[Block]:
         )
         shared = [s for s in comparison.sides if s.settings_of]
         text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
+        if shared:
+            text += " That favours the side that was searched."
         blocks += [Text(text), report_tables.search_of(comparison.search)]
     elif comparison.command:
         blocks.append(Text("No setting was searched: each side ran as configured."))
     blocks.append(report_tables.setting_of(study.sides, facts))
+    blocks += _versions(study.sides)
     not_done = sum(run.status == NOT_DONE for side in study.sides for run in side.runs)
     if not_done and comparison.command:
         blocks.append(Text("The same command again does the runs that are not done.", "note"))
     return blocks
+
+
+def _versions(sides: list[Side]) -> list[Block]:
+    """Which sides were trained by which code, where it was not one for all."""
+    made_by: dict[str, dict[str, None]] = {}
+    for side in sides:
+        for record in side.records:
+            made_by.setdefault(record.code_version, {})[side.name] = None
+    if len(made_by) < 2:
+        return []
+    listed = "; ".join(f"{version}: {', '.join(names)}" for version, names in made_by.items())
+    return [Text(f"The runs were made by several versions of ghm_d2. {listed}.")]

@@ -1,5 +1,7 @@
 """Figures of the trained models, from the analyses of their runs (analysis.json)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -18,11 +20,12 @@ from ghm_d2.reports.drawing import (
     plain,
 )
 from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, NoiseRow
-from ghm_d2.reports.study import Side, part
+from ghm_d2.reports.study import Run, Side, part
 
 CLS_CURVES, REG_CURVES = ("CE", "focal", "GHM-C"), ("SL1", "ASL1", "GHM-R")
 LOSS_COLOURS, LOSS_LINES = (COLOURS[6], COLOURS[4], COLOURS[2]), (":", "--", "-")
 PRECISION_AT = ("0.5", "0.75")
+PLAIN_NORM = "g = |p - t| over sigmoids, 1 - p of the true class over a softmax."
 MOST_CLASSES = 12  # a confusion matrix of more has no room for its numbers
 
 
@@ -36,7 +39,7 @@ def gradient_norms(sides: list[Side], part_of: str) -> Picture | None:
     found = [(i, s, run) for i, s in enumerate(sides) if (run := s.analysed(*keys))]
     if not found:
         return None
-    what = "g = |p - t|" if part_of == "cls" else "g = |d| / sqrt(d² + mu²)"
+    what = "g" if part_of == "cls" else "g = |d| / sqrt(d² + mu²)"
 
     def build() -> Figure:
         one = len(found) <= MOST_LINES
@@ -61,8 +64,11 @@ def gradient_norms(sides: list[Side], part_of: str) -> Picture | None:
         "Left: what the model is sure of, mostly background. Right: what it gets wrong, among "
         "it the annotations that are themselves wrong."
         if part_of == "cls"
-        else "Left: coordinates that fit. Right: outliers. Each side with its own mu."
+        else "Left: coordinates that fit. Right: outliers. d in deltas without the box coder's "
+        f"weights, {_mus(run for _, _, run in found)}."
     )
+    if part_of == "cls":
+        caption += f" {PLAIN_NORM}"
     title = {"cls": "classification", "reg": "box regression"}[part_of]
     return draw(f"gradient_norms_{part_of}.png", f"Gradient norms, {title}", caption, build)
 
@@ -77,8 +83,9 @@ def effective_gradients(sides: list[Side], part_of: str) -> Picture | None:
         return None
 
     def build() -> Figure:
+        titles = [s.name + _own_mu(part(run.analysis, *keys)) for s, run in found]
         # how far |d| goes hangs on the head's units: a side's own
-        figure, axes = panels([s.name for s, _ in found], share_x=part_of == "cls")
+        figure, axes = panels(titles, share_x=part_of == "cls")
         for axis, (_, run) in zip(axes, found, strict=True):
             curves = part(run.analysis, *keys)
             for i, name in enumerate(names):
@@ -89,7 +96,7 @@ def effective_gradients(sides: list[Side], part_of: str) -> Picture | None:
                     axis.plot(x, y, color=LOSS_COLOURS[i], linestyle=LOSS_LINES[i])
         log_scale(axes)
         legend(figure, list(zip(names, LOSS_COLOURS, LOSS_LINES, strict=True)))
-        x_label = {"g": "plain gradient norm g = |p - t|", "d": "distance |d|, in box deltas"}
+        x_label = {"g": "plain gradient norm g", "d": "distance |d|, in the head's own deltas"}
         label_outside(figure, x_label[x_key], "effective gradient (log scale)")
         return figure
 
@@ -97,11 +104,29 @@ def effective_gradients(sides: list[Side], part_of: str) -> Picture | None:
     caption = (
         f"What each loss would make of one sample's gradient on these trained models (first seed "
         f"that finished), scaled so that all samples together weigh as with {plain_loss}. Above "
-        f"{plain_loss}'s line a sample counts for more than with {plain_loss}, below it for less."
+        f"{plain_loss}'s line a sample counts for more than with {plain_loss}, below it for less. "
+    )
+    caption += (
+        "GHM-C by one density of these samples, all feature levels together and without moving "
+        "average, where a training has one a batch; focal loss of background samples. "
+        f"{PLAIN_NORM}"
+        if part_of == "cls"
+        else "ASL1 and GHM-R with the mu of each side's configuration, used by it or not; GHM-R "
+        "by one density of these samples, without moving average."
     )
     title = {"cls": "classification", "reg": "box regression"}[part_of]
     file = f"effective_gradient_{part_of}.png"
     return draw(file, f"Effective gradient of a sample, {title}", caption, build)
+
+
+def _mus(runs: Iterable[Run]) -> str:
+    """Such as "mu 0.02"."""
+    found = {part(run.analysis, "gradient_norms", "reg", "mu") for run in runs}
+    return f"mu {', '.join(f'{mu:g}' for mu in sorted(found))}"
+
+
+def _own_mu(curves: dict) -> str:
+    return f", mu {curves['mu']:g}" if "mu" in curves else ""
 
 
 def precision_recall(sides: list[Side]) -> Picture | None:
@@ -201,7 +226,8 @@ def noise_weights(rows: list[NoiseRow]) -> Picture:
 
     caption = (
         "Mean over the seeds that finished, with its 95% t interval. Left of 1 (dashed): the loss "
-        "gives the spoilt annotations less weight than the clean ones."
+        "makes less of the plain gradient (cross entropy's, smooth L1's) of spoilt annotations "
+        "than of that of clean ones."
     )
     return draw("noise.png", "Weight of spoilt annotations", caption, build)
 

@@ -85,6 +85,7 @@ def costs_of(rows: list[Row]) -> Table:
     for row in rows:
         means = [(row.cost[key].mean, factor, n) for _, key, factor, n in COST_COLUMNS]
         figures = ["-" if m is None else f"{m * factor:,.{n}f}" for m, factor, n in means]
+        figures[0] = _with_half_width(row.cost["s_per_iter"], 3)
         cells.append((row.side.name, *figures))
     return Table(("Method", *(column[0] for column in COST_COLUMNS)), cells)
 

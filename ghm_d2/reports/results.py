@@ -60,7 +60,7 @@ class NoiseRow:
     """What a side's loss makes of spoilt annotations, by kind; the clean ones are "none".
 
     measure: a key of `NOISE_MEASURES`. weight: effective over plain gradient, over the seeds.
-    ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in all runs.
+    ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in one run.
     """
 
     side: Side
@@ -96,7 +96,10 @@ def noise_of(side: Side) -> list[NoiseRow]:
     """What the analyses of its runs say of noise, for each measure that they have."""
     found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
     kinds = ("none", *NOISE_KINDS)
-    boxes = {kind: sum(part(noise, kind, "boxes") or 0 for noise in found) for kind in kinds}
+    if not found:
+        return []
+    # the same in all runs: the seed of a training is not that of its data
+    boxes = {kind: part(found[0], kind, "boxes") or 0 for kind in kinds}
     rows = []
     for measure in NOISE_MEASURES:
         weight = {k: estimate(part(noise, k, measure) for noise in found) for k in kinds}

@@ -150,7 +150,7 @@ def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) 
             shown = np.ma.masked_less(ema.T, norm.vmin)
             drawn = axis.pcolormesh(edges, bins, shown, norm=norm, cmap="viridis")
         height = 20 * axes[0].get_gridspec().nrows
-        label = "samples in the unit region"
+        label = "samples in the unit region, moving average"
         bar = figure.colorbar(drawn, ax=axes, label=label, pad=0.02, aspect=height)
         bar.minorticks_off()
         label_outside(figure, "iteration", "gradient norm")
@@ -158,7 +158,8 @@ def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) 
 
     caption = (
         f"{kind}: how many samples have a gradient norm of that size, as the moving average has "
-        "it, from the first iteration (left) to the last, for the first seed that finished. "
+        "it after the batch's last feature level, from the first iteration (left) to the last, "
+        "for the first seed that finished. "
         "White: none, or too few to draw. The brighter a row, the less each of its samples weighs."
     )
     slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in kind.lower())

@@ -196,9 +196,12 @@ def test_another_question_or_setting_has_another_folder(request_, tmp_path):
 
 def test_fewer_seeds_take_none_from_the_comparison(request_):
     for seeds in ((1, 2), (1,), (1, 2, 3)):
-        folder = compare(replace(request_, seeds=seeds), Pretended({}), Heard())
+        request = replace(request_, seeds=seeds, command=f"--seeds {len(seeds)}")
+        folder = compare(request, Pretended({}), Heard())
     assert Comparison.read(folder).seeds == [1, 2, 3]
-    folder = compare(replace(request_, seeds=(1,)), Pretended({}), Heard())
+    request = replace(request_, seeds=(1,), command="--seeds 1")
+    folder = compare(request, Pretended({}), Heard())
+    assert Comparison.read(folder).command == "--seeds 3", "which does what is not done"
     comparison = Comparison.read(folder)
     assert comparison.seeds == [1, 2, 3]
     assert all((folder / run / "run.json").is_file() for s in comparison.sides for run in s.runs)

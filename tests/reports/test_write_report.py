@@ -254,6 +254,17 @@ def test_whose_settings_a_side_shares_is_told(comparison):
     assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
 
 
+def test_runs_of_several_versions_are_told(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    told = "several versions of ghm_d2"
+    write_report(folder)
+    assert told not in (folder / "report.md").read_text()
+    write_run(folder / "../runs/1_2", 1, GHM, 2, 39.0, code_version="9.9")
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert told in text and f"9.9: {GHM}." in text
+
+
 def test_noise_is_told_in_numbers_and_in_a_picture(comparison):
     report = read_report(comparison(SMALL, SMALL_PAIRS, noise=True))
     rows = report.to_json()["noise"]
@@ -265,7 +276,7 @@ def test_noise_is_told_in_numbers_and_in_a_picture(comparison):
     assert ghm["ratio"]["class"]["mean"] == pytest.approx(1.05)
     assert ghm["ratio"]["class"]["n"] == 3
     assert ghm["ratio"]["class"]["high"] == pytest.approx(1.05 + 0.0621, abs=1e-3)
-    assert ghm["boxes"] == {"none": 600, "class": 90, "shift": 120}
+    assert ghm["boxes"] == {"none": 200, "class": 30, "shift": 40}
 
 
 def test_json_has_the_numbers(comparison):
