@@ -24,13 +24,16 @@ SET_BY_OPTIONS = {
 
 
 class CompareCommand(TyperCommand):
-    """Takes the two words of `--set KEY VALUE` as the one value that Typer's list options have."""
+    """Takes the two words of `--set KEY VALUE` as the one value that Typer's list options have.
+
+    `--set KEY=VALUE` is one already.
+    """
 
     def parse_args(self, ctx, args):
         words, joined = list(args), []
         while words:
             word = words.pop(0)
-            if word == "--set" and len(words) > 1:
+            if word == "--set" and len(words) > 1 and "=" not in words[0]:
                 word = f"--set={words.pop(0)}={words.pop(0)}"
             joined.append(word)
         return super().parse_args(ctx, joined)

@@ -126,7 +126,8 @@ def density_figures(sides: list[Side]) -> list[Picture]:
             # (T, M); of a moving average a feature level, their sum
             ema = np.stack([np.nansum([numbers(level) for level in r["ema"]], 0) for r in rows])
             kind, where = _kind(name)
-            kinds.setdefault(kind, []).append((side.name + where, steps, ema))
+            if ema.any():  # momentum 0 averages nothing
+                kinds.setdefault(kind, []).append((side.name + where, steps, ema))
     return [_density_figure(kind, kinds[kind]) for kind in sorted(kinds)]
 
 

@@ -192,6 +192,7 @@ def test_a_plan_tells_what_is_done(ghm, words, killed):
         (["losses", "--launcher", "slurm"], "submitit"),
         (["noise", "--dataset", "coco_2017"], "digits"),
         (["losses", "--set", "SEED", "3"], "--seeds"),
+        (["losses", "--set", "SEED=3", "--set", "SOLVER.BASE_LR", "1"], "SEED is what"),
         (["losses", "--set", "MODEL.DEVICE", "cuda"], "--device"),
     ],
 )

@@ -254,6 +254,15 @@ def test_whose_settings_a_side_shares_is_told(comparison):
     assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
 
 
+def test_no_average_no_picture_of_it(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS)
+    row = {"iteration": 0, "density": "ghm_c.density", "ema": [[0.0, 0.0]]}
+    for file in folder.glob("../runs/*/density.jsonl"):
+        file.write_text(json.dumps(row) + "\n")  # as momentum 0 leaves it
+    write_report(folder)
+    assert not list(folder.glob("density_*.png"))
+
+
 def test_runs_of_several_versions_are_told(comparison):
     folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
     told = "several versions of ghm_d2"
