@@ -66,13 +66,15 @@ def overview_of(summaries: Iterable[Summary]) -> Table:
     rows = []
     for summary in summaries:
         comparison = summary.study.comparison
+        name = f"{comparison.name} on {comparison.dataset}"
+        name += ", settings searched" if comparison.search else ""
         ap = {
             row.side.name: _percent(row.ap["AP"], len(row.side.finished), None)
             for row in summary.rows
         }
         for d in summary.differences:
             side, reference = d.pair.side, d.pair.reference
-            cells = (f"{comparison.name} on {comparison.dataset}", side, reference, d.verdict)
+            cells = (name, side, reference, d.verdict)
             figures = (ap[side], ap[reference], _signed(d.ap["AP"]), str(len(d.seeds)))
             rows.append((*cells, *figures))
     headers = ("Comparison", "Side", "Against", "AP is", "AP", "AP against", "Difference", "Seeds")

@@ -4,6 +4,8 @@ import json
 
 from made_comparison import FOCAL, GHM, PAIRS, build, write_run
 
+from ghm_d2.records import Comparison
+
 AP = {FOCAL: (47.0, 49.0), GHM: (48.0, 50.1)}
 
 
@@ -41,11 +43,15 @@ def test_markdown_prints_the_tables_and_writes_nothing(ghm, tmp_path):
 def test_several_comparisons_make_one_table(ghm, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        build(tmp_path / name, AP, PAIRS[1:2], analysis=False)
+        folder = build(tmp_path / name, AP, PAIRS[1:2], analysis=False)
+    unsearched = Comparison.read(folder)
+    unsearched.search = []
+    unsearched.write(folder)
     run = ghm("report", tmp_path, "--markdown")
     assert run.returncode == 0, run.stderr
     header, _, *rows = run.stdout.splitlines()
     assert header.startswith("| Comparison | Side | Against | AP is | AP |")
+    assert ["settings searched" in row for row in rows] == [True, False]
     assert len(rows) == 2 and all(f"| {GHM} | {FOCAL} |" in row for row in rows)
     assert all("49.0 ± 13.3" in row and "48.0 ± 12.7" in row for row in rows)
     assert not list(tmp_path.rglob("report.*"))
