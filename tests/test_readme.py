@@ -64,4 +64,4 @@ def test_reports_are_of_the_records(folder):
     assert all(table in text for table in report.markdown.split("\n\n"))
     assert all(escape(sentence) in text for sentence in report.verdict)
     assert (folder / "runs.csv").read_text(encoding="utf-8") == runs_csv(report.summary.study)
-    assert f"results/bccd/{folder.name}/report.md" in README
+    assert f"results/comparisons/{folder.name}/report.md" in README
