@@ -1,6 +1,5 @@
 """One comparison: its plan, its search, its runs, and the record of what was compared."""
 
-import fcntl
 import json
 import re
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
-from ghm_d2.experiments.launch import BUSY, LOCK_FILE, LOG_FILE, is_training
+from ghm_d2.experiments.launch import BUSY, LOCK_FILE, LOG_FILE, is_training, take
 from ghm_d2.experiments.plan import (
     Plan,
     Run,
@@ -128,7 +127,8 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
     folder = request.folder()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other seeds of it may start now
+        while not take(lock):  # other seeds of it start now
+            time.sleep(POLL_SECONDS)
         _record(request, settings, trials, folder)
     run_all(make_runs(request, settings), launcher, table, progress)
     return folder

@@ -34,7 +34,7 @@ def train_run(run: Run, table_file: Path, device: str) -> int:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / LOCK_FILE, "a") as lock:
-        if not _take(lock):
+        if not take(lock):
             return BUSY
         table = RunsTable(table_file)
         if run.is_done(table):
@@ -67,11 +67,18 @@ def is_training(run: Run) -> bool:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / LOCK_FILE, "a") as lock:
-        return not _take(lock)
+        return not take(lock)
 
 
-def _take(lock) -> bool:
-    """Lock a file, open for writing as network file systems want it, until it is closed."""
+def take(lock) -> bool:
+    """Lock a file, open for writing as network file systems want it, until it is closed.
+
+    Returns:
+        False where somebody else has it.
+
+    Raises:
+        UsageError: it is on a file system without locks.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

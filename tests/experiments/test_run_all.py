@@ -194,6 +194,18 @@ def test_another_question_or_setting_has_another_folder(request_, tmp_path):
     assert folder(seeds=(1, 2, 3)) == folder(), "more seeds complete the same comparison"
 
 
+def test_a_comparison_is_recorded_by_one_process_at_a_time(request_, monkeypatch):
+    file, asked = request_.folder() / "comparison.json", []
+
+    def take(lock):
+        asked.append(file.is_file())
+        return len(asked) > 2  # until then another process has it
+
+    monkeypatch.setattr("ghm_d2.experiments.compare.take", take)
+    compare(request_, Pretended({}), Heard())
+    assert asked == [False, False, False] and file.is_file()
+
+
 def test_fewer_seeds_take_none_from_the_comparison(request_):
     for seeds in ((1, 2), (1,), (1, 2, 3)):
         request = replace(request_, seeds=seeds, command=f"--seeds {len(seeds)}")
