@@ -1,6 +1,7 @@
 """A data set of a few tiny images, and the command line as a user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,9 @@ import pytest
 
 # so few threads that tests running side by side do not wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# a job in the background ignores Ctrl-C, and so would the commands that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a detector of seconds: random weights, images of 64 px, four iterations
 TINY = (
