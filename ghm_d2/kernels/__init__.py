@@ -1,0 +1,144 @@
+"""One entry to the kernels: `harmonized` and `focal` run the fastest twin for their tensors.
+
+"torch" is `reference`, plain PyTorch on any device, and the definition. Its twins read the logits
+once forward, and read them again and write the gradient backward, since
+
+    L = sum_k w_k sum_{i in region k} l_i        (w_k = 1 / (n S_k): paper, equation 8)
+
+needs counts and sums of losses of the unit regions only: "c" (`cpu`), and "triton" (`triton_ghm`).
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from ghm_d2.kernels import cpu, reference
+
+KERNELS = ("auto", "torch", "c", "triton")
+
+Weigh = Callable[[Tensor], Tensor]
+
+
+def harmonized(
+    samples: str,
+    levels: Sequence[Sequence[Tensor]],
+    bins: int,
+    weigh: Weigh,
+    *numbers: float,
+    kernel: str = "auto",
+) -> list[Tensor]:
+    """sum_i weights[region of i] * l_i of each feature level, a differentiable scalar each.
+
+    Args:
+        samples: "sigmoid", "softmax" or "asl1": `reference.<samples>_samples` says what they are.
+        levels: its tensors, of each level. The first is differentiated.
+        bins: number of unit regions.
+        weigh: from counts (L, bins) int64 to weights (L, bins), constants for the gradient.
+        numbers: its other arguments.
+        kernel: one of `KERNELS`; "auto" is the twin for the device where there is one.
+
+    Raises:
+        ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
+        RuntimeError: a kernel that is not there, or not for this device.
+    """
+    levels = [_agreeing(*tensors) for tensors in levels]
+    twin = _twin(kernel, levels[0])
+    if twin is None:
+        return _harmonized_by_reference(samples, levels, bins, weigh, numbers)
+    regions, gradient = getattr(twin, f"{samples}_regions"), getattr(twin, f"{samples}_grad")
+    with torch.no_grad():
+        counts, losses = zip(*(regions(*t, *numbers, bins) for t in levels), strict=True)
+        weights = weigh(torch.stack(counts))
+    return [
+        _Weighed.apply(gradient, numbers, loss, w, *tensors)
+        for loss, w, tensors in zip(losses, weights, levels, strict=True)
+    ]
+
+
+def focal(
+    logits: Tensor, labels: Tensor, alpha: float, gamma: float, *, kernel: str = "auto"
+) -> Tensor | None:
+    """The sum of the focal losses in rows that are not ignored; None where there is no twin."""
+    tensors = _agreeing(logits, labels)
+    twin = _twin(kernel, tensors)
+    return None if twin is None else _Focal.apply(twin, alpha, gamma, *tensors)
+
+
+def _agreeing(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The tensors of one level, made sure that no kernel reads beyond them."""
+    if x.dim() != 2:
+        raise ValueError(f"predictions are (N, K), not {tuple(x.shape)}")
+    for other in others:
+        if other.device != x.device:
+            raise ValueError(f"predictions are on {x.device}, but targets or labels on {other.device}")
+        if other.shape != x.shape[: other.dim()]:
+            raise ValueError(f"{tuple(other.shape)} do not belong to predictions {tuple(x.shape)}")
+    return x, *others
+
+
+def _twin(kernel: str, tensors: Sequence[Tensor]) -> ModuleType | None:
+    """The module that does it instead of `reference`, if one does."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
+    x, *others = tensors
+    floats = [t for t in others if t.is_floating_point()]
+    # which no twin differentiates, or converts
+    if kernel == "torch" or any(t.requires_grad or t.dtype != x.dtype for t in floats):
+        return None
+    if kernel in ("auto", "c") and x.device.type == "cpu" and cpu.available():
+        return cpu if x.dtype in (torch.float32, torch.float64) else None
+    if kernel == "triton" or (kernel == "auto" and x.device.type == "cuda"):
+        if find_spec("triton") is not None:
+            from ghm_d2.kernels import triton_ghm
+
+            if triton_ghm.available():
+                return triton_ghm
+    if kernel == "auto":
+        return None
+    raise RuntimeError(f"the kernel {kernel!r} is not there for {x.device}; see ghm doctor")
+
+
+def _harmonized_by_reference(samples, levels, bins, weigh, numbers) -> list[Tensor]:
+    of = [getattr(reference, f"{samples}_samples")(*tensors, *numbers) for tensors in levels]
+    index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in of]
+    weights = weigh(torch.stack([reference.histogram(i, bins) for i in index]))
+    return [
+        reference.harmonized_sum(loss, i, w)
+        for (loss, _, _), i, w in zip(of, index, weights, strict=True)
+    ]
+
+
+class _Weighed(Function):
+    """The sum of a level's losses, weighed by unit region."""
+
+    @staticmethod
+    def forward(ctx, gradient, numbers, losses, weights, *tensors):
+        ctx.gradient, ctx.numbers = gradient, numbers
+        ctx.save_for_backward(weights, *tensors)
+        return (weights * losses).sum().to(torch.promote_types(tensors[0].dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):
+        weights, *tensors = ctx.saved_tensors
+        # what the gradient is multiplied by goes into the weights: no pass of its own
+        gradient = ctx.gradient(*tensors, *ctx.numbers, weights * scale)
+        return (None,) * 4 + (gradient,) + (None,) * (len(tensors) - 1)
+
+
+class _Focal(Function):
+    @staticmethod
+    def forward(ctx, twin, alpha, gamma, logits, labels):
+        ctx.twin, ctx.parameters = twin, (alpha, gamma)
+        ctx.save_for_backward(logits, labels)
+        return twin.focal_sum(logits, labels, alpha, gamma)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):
+        return None, None, None, ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale), None

@@ -1,6 +1,6 @@
 """The losses GHM is compared with, from integer labels: 0..K-1 a class, K background, -1 ignored.
 
-Focal loss and smooth L1 are fvcore's.
+Smooth L1 is fvcore's, and so is focal loss where there is no kernel of our own for it.
 """
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 
+from ghm_d2 import kernels
 from ghm_d2.kernels import reference
 from ghm_d2.losses.reduce import check_range, reduce_loss, upcast
 
@@ -18,8 +19,16 @@ def bce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     Raises:
         ValueError: an unknown reduction.
     """
-    loss, _, valid = reference.sigmoid_samples(upcast(logits), labels)
-    return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
+    logits = upcast(logits)
+    if reduction in ("mean", "sum"):
+
+        def weigh(count: Tensor) -> Tensor:
+            samples = count.clamp(min=1) if reduction == "mean" else torch.ones_like(count)
+            return 1 / samples.to(logits.dtype)
+
+        return kernels.harmonized("sigmoid", [(logits, labels)], 1, weigh)[0]  # one region
+    loss, _, valid = reference.sigmoid_samples(logits, labels)
+    return reduce_loss(torch.where(valid, loss, 0), reduction)
 
 
 def softmax_ce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -39,13 +48,19 @@ def focal_loss(
     gamma: float = 2.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Focal loss (Lin et al., arXiv 1708.02002, equation 5) of (N, K) logits, by fvcore.
+    """Focal loss (Lin et al., arXiv 1708.02002, equation 5) of (N, K) logits.
+
+    The mean is over the samples of rows that are not ignored. alpha < 0 means no such factor.
 
     Raises:
         ValueError: an unknown reduction.
     """
     logits = upcast(logits)
     valid = (labels >= 0)[:, None].expand_as(logits)
+    if reduction in ("mean", "sum"):
+        total = kernels.focal(logits, labels, alpha, gamma)
+        if total is not None:
+            return total / valid.sum().clamp(min=1) if reduction == "mean" else total
     classes = logits.shape[1]
     target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
     loss = sigmoid_focal_loss(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ghm_d2 import kernels
 from ghm_d2.kernels import reference
 from ghm_d2.losses.density import GradientDensity, exact_gradient_density
 from ghm_d2.losses.reduce import check_range, upcast
@@ -15,24 +16,24 @@ class HarmonizedLoss(nn.Module):
 
     Args:
         loss_weight: factor on the loss, > 0.
+        kernel: "auto", or one of `kernels.KERNELS` by name.
         density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, **density):
+    def __init__(self, *, loss_weight: float = 1.0, kernel: str = "auto", **density):
         super().__init__()
         check_range("loss_weight", loss_weight, 0)
-        self.loss_weight = loss_weight
+        if kernel not in kernels.KERNELS:
+            raise ValueError(f"kernel is one of {', '.join(kernels.KERNELS)}, not {kernel!r}")
+        self.loss_weight, self.kernel = loss_weight, kernel
         self.density = GradientDensity(**density)
 
-    def harmonize(self, samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
-        """The loss of each level, a scalar each, from its (loss, norm, valid) samples."""
-        bins = self.density.bins
-        index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in samples]
-        weights = self.density(torch.stack([reference.histogram(i, bins) for i in index]))
-        return [
-            self.loss_weight * reference.harmonized_sum(loss, i, w)
-            for (loss, _, _), i, w in zip(samples, index, weights, strict=True)
-        ]
+    def harmonize(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> list[Tensor]:
+        """The loss of each level, a scalar each; arguments as of `kernels.harmonized`."""
+        losses = kernels.harmonized(
+            samples, levels, self.density.bins, self.density, *numbers, kernel=self.kernel
+        )
+        return [self.loss_weight * loss for loss in losses]
 
     def extra_repr(self) -> str:
         return f"loss_weight={self.loss_weight}"
@@ -62,8 +63,9 @@ class GHMC(HarmonizedLoss):
 
     def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
         """The losses of several feature levels, to be added up; arguments as in `forward`."""
-        pairs = zip(logits, labels, strict=True)
-        return self.harmonize([reference.sigmoid_samples(upcast(x), y) for x, y in pairs])
+        return self.harmonize(
+            "sigmoid", [(upcast(x), y) for x, y in zip(logits, labels, strict=True)]
+        )
 
 
 class SoftmaxGHMC(HarmonizedLoss):
@@ -82,7 +84,7 @@ class SoftmaxGHMC(HarmonizedLoss):
             logits: (N, K + 1).
             labels: (N,) int64; 0..K, -1 ignored.
         """
-        return self.harmonize([reference.softmax_samples(upcast(logits), labels)])[0]
+        return self.harmonize("softmax", [(upcast(logits), labels)])[0]
 
 
 def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:

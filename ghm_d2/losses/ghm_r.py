@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ghm_d2.kernels import reference
 from ghm_d2.losses.ghm_c import HarmonizedLoss
 from ghm_d2.losses.reduce import check_range, upcast
 
@@ -42,14 +41,19 @@ class GHMR(HarmonizedLoss):
         target: Sequence[Tensor],
         valid: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """The losses of several feature levels, to be added up; arguments as in `forward`."""
+        """The losses of several feature levels, to be added up; arguments as in `forward`.
+
+        Leading dimensions may be several.
+        """
         if valid is None:
             valid = [torch.ones_like(p, dtype=torch.bool) for p in pred]
         return self.harmonize(
+            "asl1",
             [
-                reference.asl1_samples(upcast(p), upcast(t), _as_mask(v, p), self.mu)
+                [x.reshape(-1, p.shape[-1]) for x in (upcast(p), upcast(t), _as_mask(v, p))]
                 for p, t, v in zip(pred, target, valid, strict=True)
-            ]
+            ],
+            self.mu,
         )
 
     def extra_repr(self) -> str:

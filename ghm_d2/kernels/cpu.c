@@ -1,0 +1,308 @@
+/* The CPU twins of kernels/reference.py, called through ctypes by kernels/cpu.py.
+ *
+ * Every function works through rows [begin, end) of contiguous arrays, in blocks that stay in the
+ * first-level cache. "_f" takes float, "_d" double: the second half of this file is compiled twice.
+ * s is the signed logit: s = x where the target is 0 and -x where it is 1, so that the loss is
+ * softplus(s) and the gradient norm g = sigmoid(s) for both (paper, section 3.1).
+ */
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 1024 /* elements */
+#define COPIES 8   /* of the tallies, so that neighbours in one region do not wait for each other */
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+/* the widest vectors of the processor that runs it, not of the one that built it */
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* The rows of K that elements [a, a + n) belong to; `first` is where one begins, which may lie
+ * before them. [FIRST, LAST) is the row's part of them. */
+#define FOR_ROWS(a, n, K) \
+    for (int64_t row = (a) / (K), first = row * (K) - (a); first < (n); row++, first += (K))
+#define FIRST (first < 0 ? 0 : first)
+#define LAST (first + K < n ? first + K : n)
+/* whether the row's label is a class, whose element is one of them */
+#define HAS_CLASS                                                                          \
+    (labels[row] >= 0 && labels[row] < K && first + labels[row] >= 0 && first + labels[row] < n)
+
+/* How many samples a unit region holds, and the sum of their losses: added to in one instruction. */
+typedef double tally __attribute__((vector_size(16)));
+
+/* e^x for x <= 0, within 2 ulp: e^r 2^n with |r| <= ln(2) / 2, polynomial of the Cephes library. */
+INLINE float exp_f(float x) {
+    x = x > -87.0f ? x : -87.0f; /* NaN as well */
+    float n = rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+/* log(1 + e) for e in [0, 1], within 2 ulp: e times a Chebyshev fit of log(1 + e) / e. */
+INLINE float log1p_f(float e) {
+    float y = -0.00317605701f;
+    y = y * e + 0.0195425265f;
+    y = y * e - 0.0563736111f;
+    y = y * e + 0.105436236f;
+    y = y * e - 0.152696669f;
+    y = y * e + 0.196632743f;
+    y = y * e - 0.249516159f;
+    y = y * e + 0.333297104f;
+    y = y * e - 0.499998927f;
+    return (y * e + 1.0f) * e;
+}
+
+/* No vectors in double precision: it is there for checks of gradients. */
+INLINE double exp_d(double x) { return exp(x); }
+INLINE double log1p_d(double e) { return log1p(e); }
+INLINE float root_f(float d, float mu) { return (float)sqrt((double)d * d + (double)mu * mu); }
+INLINE double root_d(double d, double mu) { return hypot(d, mu); }
+
+#define JOIN_(name, suffix) name##suffix
+#define JOIN(name, suffix) JOIN_(name, suffix)
+#define F(name) JOIN(name, SUFFIX)
+
+#define REAL float
+#define SUFFIX _f
+#include "cpu.c"
+#undef REAL
+#undef SUFFIX
+#define REAL double
+#define SUFFIX _d
+#include "cpu.c"
+
+#else
+
+/* The unit region of a gradient norm: floor(g M), the last one closed; 0 for NaN. */
+INLINE int32_t F(region)(REAL g, int32_t bins) {
+    REAL at = g * (REAL)bins;
+    at = at > 0 ? at : 0;
+    return at < (REAL)(bins - 1) ? (int32_t)at : bins - 1;
+}
+
+/* p = sigmoid(s); NaN where s is not finite. */
+INLINE REAL F(sigmoid)(REAL s, REAL e) {
+    return (s > 0 ? (REAL)1 : e) / (1 + e) + (s - s);
+}
+
+/* softplus(s); NaN where s is not finite. */
+INLINE REAL F(softplus)(REAL s, REAL e) {
+    return (s > 0 ? s : 0) + F(log1p)(e) + (s - s);
+}
+
+/* e^-|s|, of which both are made */
+INLINE REAL F(exp_abs)(REAL s) {
+    return F(exp)(s > 0 ? -s : s);
+}
+
+/* Turns the sign of elements [a, a + n) of (rows, K) at their row's class. */
+INLINE void F(turn)(REAL *s, const int64_t *labels, int64_t K, int64_t a, int n) {
+    FOR_ROWS(a, n, K)
+        if (HAS_CLASS) s[first + labels[row]] = -s[first + labels[row]];
+}
+
+/* Adds n samples to tallies (bins + 1, COPIES). */
+INLINE void F(count)(const int32_t *index, const REAL *loss, int n, tally *tallies) {
+    int i = 0;
+    for (; i + COPIES <= n; i += COPIES)
+#pragma GCC unroll 8
+        for (int j = 0; j < COPIES; j++)
+            tallies[index[i + j] * COPIES + j] += (tally){1, loss[i + j]};
+    for (; i < n; i++) tallies[index[i] * COPIES] += (tally){1, loss[i]};
+}
+
+/* Logits x (rows, K), labels (rows,): counts and sums of losses into tallies (bins + 1, COPIES), of
+ * which the last region is that of ignored rows. */
+CLONES void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                               int64_t K, int32_t bins, tally *tallies) {
+    REAL s[BLOCK], loss[BLOCK];
+    int32_t index[BLOCK];
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+        memcpy(s, x + a, n * sizeof *s);
+        F(turn)(s, labels, K, a, n);
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            REAL e = F(exp_abs)(s[i]);
+            loss[i] = F(softplus)(s[i], e);
+            index[i] = F(region)(F(sigmoid)(s[i], e), bins);
+        }
+        FOR_ROWS(a, n, K)
+            if (labels[row] < 0)
+                for (int64_t i = FIRST; i < LAST; i++) index[i] = bins;
+        F(count)(index, loss, n, tallies);
+    }
+}
+
+/* out = weights[region] (p - t); 0 in ignored rows. */
+CLONES void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                            int64_t K, int32_t bins, const REAL *weights, REAL *out) {
+    REAL s[BLOCK];
+    int32_t index[BLOCK];
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+        REAL *grad = out + a;
+        memcpy(s, x + a, n * sizeof *s);
+        F(turn)(s, labels, K, a, n);
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            s[i] = F(sigmoid)(s[i], F(exp_abs)(s[i]));
+            index[i] = F(region)(s[i], bins);
+        }
+        /* apart: no processor looks up faster than one at a time */
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) grad[i] = weights[index[i]] * s[i];
+        F(turn)(grad, labels, K, a, n);
+        FOR_ROWS(a, n, K)
+            if (labels[row] < 0)
+                for (int64_t i = FIRST; i < LAST; i++) grad[i] = 0;
+    }
+}
+
+/* The factor of each sample in focal loss: of targets, of others, 0 in ignored rows. */
+INLINE void F(focal_factors)(const int64_t *labels, int64_t K, int64_t a, int n, REAL others,
+                             REAL targets, REAL *factor) {
+    for (int i = 0; i < n; i++) factor[i] = others;
+    FOR_ROWS(a, n, K) {
+        if (HAS_CLASS) factor[first + labels[row]] = targets;
+        if (labels[row] < 0)
+            for (int64_t i = FIRST; i < LAST; i++) factor[i] = 0;
+    }
+}
+
+/* g^gamma softplus(s), where log(g) = -softplus(-s) */
+INLINE REAL F(focal)(REAL s, REAL e, REAL gamma) {
+    return F(exp)(-gamma * F(softplus)(-s, e)) * F(softplus)(s, e);
+}
+
+/* The sum of factor g^gamma l. */
+CLONES double F(focal_sum)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                           int64_t K, REAL gamma, REAL others, REAL targets) {
+    REAL s[BLOCK], factor[BLOCK];
+    double total = 0;
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+        memcpy(s, x + a, n * sizeof *s);
+        F(turn)(s, labels, K, a, n);
+        F(focal_factors)(labels, K, a, n, others, targets, factor);
+#pragma omp simd reduction(+ : total)
+        for (int i = 0; i < n; i++)
+            total += factor[i] ? factor[i] * F(focal)(s[i], F(exp_abs)(s[i]), gamma) : 0;
+    }
+    return total;
+}
+
+/* out = factor dl/dx = +-factor g^gamma (gamma (1 - g) l + g). */
+CLONES void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                          int64_t K, REAL gamma, REAL others, REAL targets, REAL *out) {
+    REAL s[BLOCK], factor[BLOCK];
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+        REAL *grad = out + a;
+        memcpy(s, x + a, n * sizeof *s);
+        F(turn)(s, labels, K, a, n);
+        F(focal_factors)(labels, K, a, n, others, -targets, factor);
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            REAL e = F(exp_abs)(s[i]), norm = F(sigmoid)(s[i], e);
+            REAL power = F(exp)(-gamma * F(softplus)(-s[i], e));
+            REAL slope = power * (gamma * (1 - norm) * F(softplus)(s[i], e) + norm);
+            grad[i] = factor[i] ? factor[i] * slope : 0;
+        }
+    }
+}
+
+/* The largest logit of a row, and the sum of e^(x - largest) without that of class y. */
+INLINE REAL F(softmax_row)(const REAL *x, int64_t K, int64_t y, REAL *largest) {
+    REAL top = x[0], poison = 0, rest = 0;
+#pragma omp simd reduction(max : top) reduction(+ : poison)
+    for (int64_t j = 0; j < K; j++) {
+        top = x[j] > top ? x[j] : top;
+        poison += x[j] - x[j];
+    }
+#pragma omp simd reduction(+ : rest)
+    for (int64_t j = 0; j < K; j++) rest += j == y ? 0 : F(exp)(x[j] - top);
+    *largest = top;
+    return rest + poison;
+}
+
+/* Logits x (rows, K), labels (rows,): a sample is a row, l = -log(p_y), g = 1 - p_y. */
+CLONES void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                               int64_t K, int32_t bins, tally *tallies) {
+    for (int64_t row = begin; row < end; row++) {
+        int64_t y = labels[row] < K ? labels[row] : K - 1;
+        if (y < 0) continue;
+        REAL top, rest = F(softmax_row)(x + row * K, K, y, &top);
+        double of_y = exp((double)(x[row * K + y] - top)), loss;
+        /* no cancellation where y is the largest, or far from it */
+        loss = of_y == 1 ? log1p(rest) : log(rest + of_y) - (double)(x[row * K + y] - top);
+        int32_t index = F(region)((REAL)(rest / (rest + of_y)), bins);
+        tallies[index * COPIES + row % COPIES] += (tally){1, loss};
+    }
+}
+
+/* out = weights[region] (softmax - one-hot); 0 in ignored rows. */
+CLONES void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+                            int64_t K, int32_t bins, const REAL *weights, REAL *out) {
+    for (int64_t row = begin; row < end; row++) {
+        int64_t y = labels[row] < K ? labels[row] : K - 1;
+        const REAL *of = x + row * K;
+        REAL *grad = out + row * K, top;
+        if (y < 0) {
+            memset(grad, 0, K * sizeof *grad);
+            continue;
+        }
+        REAL rest = F(softmax_row)(of, K, y, &top);
+        REAL total = rest + F(exp)(of[y] - top), norm = rest / total;
+        REAL weight = weights[F(region)(norm, bins)];
+#pragma omp simd
+        for (int64_t j = 0; j < K; j++) grad[j] = weight * (F(exp)(of[j] - top) / total);
+        grad[y] = -weight * norm;
+    }
+}
+
+/* pred, target, valid (rows, K): ASL1 and its gradient norm (paper, section 3.4). */
+CLONES void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid,
+                            int64_t begin, int64_t end, int64_t K, REAL mu, int32_t bins,
+                            tally *tallies) {
+    REAL loss[BLOCK];
+    int32_t index[BLOCK];
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            REAL d = valid[a + i] ? pred[a + i] - target[a + i] : 0, root = F(root)(d, mu);
+            /* root - mu, without its cancellation near 0 or overflow far from it */
+            loss[i] = d * (d / (root + mu)) + (d - d);
+            index[i] = valid[a + i] ? F(region)((d > 0 ? d : -d) / root, bins) : bins;
+        }
+        F(count)(index, loss, n, tallies);
+    }
+}
+
+/* out = weights[region] d / root; 0 where not valid. */
+CLONES void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t begin,
+                         int64_t end, int64_t K, REAL mu, int32_t bins, const REAL *weights,
+                         REAL *out) {
+    for (int64_t i = begin * K; i < end * K; i++) {
+        REAL d = valid[i] ? pred[i] - target[i] : 0, slope = d / F(root)(d, mu) + (d - d);
+        out[i] = valid[i] ? weights[F(region)(slope > 0 ? slope : -slope, bins)] * slope : 0;
+    }
+}
+
+#endif
