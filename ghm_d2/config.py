@@ -44,6 +44,8 @@ def add_ghm_config(cfg) -> None:
     cfg.MODEL.GHM.EMA_INIT = "zero"
     # Add up the counts of all processes, so that W of them give the gradient of one
     cfg.MODEL.GHM.SYNC = True
+    # "auto": the fastest that is there for the device | "torch" (plain PyTorch) | "c" | "triton"
+    cfg.MODEL.GHM.KERNEL = "auto"
 
     cfg.MODEL.GHM.CLS = CN()
     cfg.MODEL.GHM.CLS.BINS = 30  # unit regions M

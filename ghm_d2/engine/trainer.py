@@ -77,9 +77,7 @@ class GHMTrainer(SimpleTrainer):
         self._scaler.scale(sum(losses.values())).backward()
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        # under loss scaling an overflow is ordinary: the scaler skips the step
-        if not torch.isfinite(norm) and not self._scaler.is_enabled():
-            raise diverged(self.model, batch, f"the gradient's norm is {norm.item()}", self.iter)
+        self._check_finite(losses, norm, batch)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self._write_metrics(losses, data_seconds)
@@ -89,13 +87,18 @@ class GHMTrainer(SimpleTrainer):
     def _losses(self, batch) -> dict[str, torch.Tensor]:
         try:
             with torch.autocast(self._device, enabled=self._amp):
-                losses = self.model(batch)
+                return self.model(batch)
         except FloatingPointError:  # how Detectron2's RPN says it
             raise diverged(self.model, batch, "the proposals are not finite", self.iter) from None
+
+    def _check_finite(self, losses: dict[str, torch.Tensor], norm: torch.Tensor, batch) -> None:
+        """After the backward pass, so that a GPU is waited for once an iteration."""
         bad = [f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
+        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
+        if not bad and not torch.isfinite(norm) and not self._scaler.is_enabled():
+            bad = [f"the gradient's norm is {norm.item()}"]
         if bad:
             raise diverged(self.model, batch, ", ".join(bad), self.iter)
-        return losses
 
     def step_done(self) -> None:
         """To be called once the schedule has advanced."""

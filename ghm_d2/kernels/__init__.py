@@ -8,6 +8,7 @@ once forward, and read them again and write the gradient backward, since
 needs counts and sums of losses of the unit regions only: "c" (`cpu`), and "triton" (`triton_ghm`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
@@ -69,13 +70,27 @@ def focal(
     return None if twin is None else _Focal.apply(twin, alpha, gamma, *tensors)
 
 
+def update_density(counts: Tensor, ema: Tensor, num_updates: Tensor, **options) -> Tensor | None:
+    """As `cpu.update_density`; None where there is no twin for the tensors' device."""
+    twin = _twin("auto", (ema,)) if num_updates.is_contiguous() and ema.is_contiguous() else None
+    return None if twin is None else twin.update_density(counts, ema, num_updates, **options)
+
+
+def name_for(device: torch.device) -> str:
+    """Which kernel "auto" is for float32 on a device."""
+    twin = _twin("auto", (torch.empty(0, device=device),))
+    return "torch" if twin is None else "c" if twin is cpu else "triton"
+
+
 def _agreeing(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The tensors of one level, made sure that no kernel reads beyond them."""
     if x.dim() != 2:
         raise ValueError(f"predictions are (N, K), not {tuple(x.shape)}")
     for other in others:
         if other.device != x.device:
-            raise ValueError(f"predictions are on {x.device}, but targets or labels on {other.device}")
+            raise ValueError(
+                f"predictions are on {x.device}, but targets or labels on {other.device}"
+            )
         if other.shape != x.shape[: other.dim()]:
             raise ValueError(f"{tuple(other.shape)} do not belong to predictions {tuple(x.shape)}")
     return x, *others
@@ -93,14 +108,21 @@ def _twin(kernel: str, tensors: Sequence[Tensor]) -> ModuleType | None:
     if kernel in ("auto", "c") and x.device.type == "cpu" and cpu.available():
         return cpu if x.dtype in (torch.float32, torch.float64) else None
     if kernel == "triton" or (kernel == "auto" and x.device.type == "cuda"):
-        if find_spec("triton") is not None:
-            from ghm_d2.kernels import triton_ghm
-
-            if triton_ghm.available():
-                return triton_ghm
+        twin = _triton()
+        if twin is not None:
+            return twin
     if kernel == "auto":
         return None
     raise RuntimeError(f"the kernel {kernel!r} is not there for {x.device}; see ghm doctor")
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    if find_spec("triton") is None:
+        return None
+    from ghm_d2.kernels import triton_ghm
+
+    return triton_ghm if triton_ghm.available() else None
 
 
 def _harmonized_by_reference(samples, levels, bins, weigh, numbers) -> list[Tensor]:
@@ -141,4 +163,10 @@ class _Focal(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, scale):
-        return None, None, None, ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale), None
+        return (
+            None,
+            None,
+            None,
+            ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale),
+            None,
+        )

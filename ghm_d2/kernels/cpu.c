@@ -126,6 +126,13 @@ INLINE void F(count)(const int32_t *index, const REAL *loss, int n, tally *talli
     for (; i < n; i++) tallies[index[i] * COPIES] += (tally){1, loss[i]};
 }
 
+/* A loop by itself, since no processor looks numbers up faster than one at a time. */
+INLINE void F(weigh)(const int32_t *index, const REAL *slope, int n, const REAL *weights,
+                     REAL *out) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) out[i] = weights[index[i]] * slope[i];
+}
+
 /* Logits x (rows, K), labels (rows,): counts and sums of losses into tallies (bins + 1, COPIES), of
  * which the last region is that of ignored rows. */
 CLONES void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
@@ -164,9 +171,7 @@ CLONES void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t begin,
             s[i] = F(sigmoid)(s[i], F(exp_abs)(s[i]));
             index[i] = F(region)(s[i], bins);
         }
-        /* apart: no processor looks up faster than one at a time */
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) grad[i] = weights[index[i]] * s[i];
+        F(weigh)(index, s, n, weights, grad);
         F(turn)(grad, labels, K, a, n);
         FOR_ROWS(a, n, K)
             if (labels[row] < 0)
@@ -299,9 +304,41 @@ CLONES void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t 
 CLONES void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t begin,
                          int64_t end, int64_t K, REAL mu, int32_t bins, const REAL *weights,
                          REAL *out) {
-    for (int64_t i = begin * K; i < end * K; i++) {
-        REAL d = valid[i] ? pred[i] - target[i] : 0, slope = d / F(root)(d, mu) + (d - d);
-        out[i] = valid[i] ? weights[F(region)(slope > 0 ? slope : -slope, bins)] * slope : 0;
+    REAL slope[BLOCK];
+    int32_t index[BLOCK];
+    for (int64_t a = begin * K; a < end * K; a += BLOCK) {
+        int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            REAL d = valid[a + i] ? pred[a + i] - target[a + i] : 0;
+            slope[i] = d / F(root)(d, mu) + (d - d);
+            index[i] = valid[a + i] ? F(region)(slope[i] > 0 ? slope[i] : -slope[i], bins) : bins;
+        }
+        F(weigh)(index, slope, n, weights, out + a);
+    }
+}
+
+/* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
+ * ema, updates (rows, bins), a row for each level where `own`, else one for all. */
+void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
+                       int64_t *updates, REAL momentum, int32_t own, int32_t all_bins,
+                       int32_t from_first, int32_t debias, int32_t training, REAL world,
+                       REAL *weights) {
+    for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
+        REAL *average = ema + (own ? level * bins : 0), present = 0;
+        int64_t *times = updates + (own ? level * bins : 0);
+        for (int64_t k = 0; k < bins; k++) present += counts[k] > 0 || all_bins;
+        for (int64_t k = 0; k < bins; k++) {
+            REAL smooth = (REAL)counts[k];
+            if (counts[k] > 0 && momentum > 0 && training) {
+                int first = from_first && times[k] == 0;
+                times[k]++;
+                average[k] = first ? smooth : momentum * average[k] + (1 - momentum) * smooth;
+            }
+            if (momentum > 0 && times[k]) /* else a region first met in evaluation */
+                smooth = average[k] / (debias ? 1 - (REAL)pow(momentum, (double)times[k]) : 1);
+            weights[k] = counts[k] > 0 ? world / (present * smooth) : 0;
+        }
     }
 }
 

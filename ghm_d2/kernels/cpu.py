@@ -75,6 +75,44 @@ def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale
     return out
 
 
+def update_density(
+    counts: Tensor,
+    ema: Tensor,
+    num_updates: Tensor,
+    *,
+    momentum: float,
+    scope: str,
+    normalizer: str,
+    ema_init: str,
+    training: bool,
+    world: int,
+) -> Tensor:
+    """What `losses.density.GradientDensity` does after its counts are complete: (L, bins).
+
+    `ema` and `num_updates` are updated in place.
+    """
+    counts = counts.contiguous()
+    weights = torch.empty(counts.shape, dtype=ema.dtype)
+    choices = (
+        scope == "level_ema",
+        normalizer == "bins",
+        ema_init == "first",
+        ema_init == "debias",
+        training,
+    )
+    _c_function("update_density", ema)(
+        _pointer(counts),
+        *map(ctypes.c_int64, counts.shape),
+        _pointer(ema),
+        _pointer(num_updates),
+        _real(ema, momentum),
+        *map(ctypes.c_int32, choices),
+        _real(ema, world),
+        _pointer(weights),
+    )
+    return weights
+
+
 def _regions(name: str, inputs: tuple[Tensor, ...], numbers: list, bins: int):
     def tallies(part: int) -> list:
         return [ctypes.c_int32(bins), _pointer(totals[part])]
@@ -99,7 +137,7 @@ def _run(name: str, inputs: tuple[Tensor, ...], numbers: list, of_part=lambda pa
 
     Its arguments are the inputs, the rows [begin, end), `numbers` and `of_part` of the part.
     """
-    function = getattr(_library(), name + _SUFFIX[inputs[0].dtype])
+    function = _c_function(name, inputs[0])
     inputs = [x.contiguous() for x in inputs]
     pointers = [_pointer(x) for x in inputs]
     rows, parts = len(inputs[0]), _num_parts(inputs[0])
@@ -142,6 +180,10 @@ def _library() -> ctypes.CDLL | None:
     for suffix in _SUFFIX.values():
         getattr(library, "focal_sum" + suffix).restype = ctypes.c_double
     return library
+
+
+def _c_function(name: str, like: Tensor):
+    return getattr(_library(), name + _SUFFIX[like.dtype])
 
 
 def _pointer(x: Tensor) -> ctypes.c_void_p:

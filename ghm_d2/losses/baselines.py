@@ -13,8 +13,13 @@ from ghm_d2.kernels import reference
 from ghm_d2.losses.reduce import check_range, reduce_loss, upcast
 
 
-def bce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def bce_loss(
+    logits: Tensor, labels: Tensor, reduction: str = "mean", *, kernel: str = "auto"
+) -> Tensor:
     """Binary cross entropy of (N, K) logits; ignored rows are 0, and not counted in the mean.
+
+    Args:
+        kernel: of "mean" and "sum", one of `kernels.KERNELS`.
 
     Raises:
         ValueError: an unknown reduction.
@@ -26,7 +31,8 @@ def bce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
             samples = count.clamp(min=1) if reduction == "mean" else torch.ones_like(count)
             return 1 / samples.to(logits.dtype)
 
-        return kernels.harmonized("sigmoid", [(logits, labels)], 1, weigh)[0]  # one region
+        # one region for all
+        return kernels.harmonized("sigmoid", [(logits, labels)], 1, weigh, kernel=kernel)[0]
     loss, _, valid = reference.sigmoid_samples(logits, labels)
     return reduce_loss(torch.where(valid, loss, 0), reduction)
 
@@ -47,10 +53,15 @@ def focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
     reduction: str = "mean",
+    *,
+    kernel: str = "auto",
 ) -> Tensor:
     """Focal loss (Lin et al., arXiv 1708.02002, equation 5) of (N, K) logits.
 
     The mean is over the samples of rows that are not ignored. alpha < 0 means no such factor.
+
+    Args:
+        kernel: of "mean" and "sum", one of `kernels.KERNELS`.
 
     Raises:
         ValueError: an unknown reduction.
@@ -58,7 +69,7 @@ def focal_loss(
     logits = upcast(logits)
     valid = (labels >= 0)[:, None].expand_as(logits)
     if reduction in ("mean", "sum"):
-        total = kernels.focal(logits, labels, alpha, gamma)
+        total = kernels.focal(logits, labels, alpha, gamma, kernel=kernel)
         if total is not None:
             return total / valid.sum().clamp(min=1) if reduction == "mean" else total
     classes = logits.shape[1]

@@ -69,6 +69,7 @@ def _build(kind, cfg, keys, num_levels: int, **extra):
             normalizer=cfg.MODEL.GHM.NORMALIZER,
             ema_init=cfg.MODEL.GHM.EMA_INIT,
             sync=cfg.MODEL.GHM.SYNC,
+            kernel=cfg.MODEL.GHM.KERNEL,
             num_levels=num_levels,
             **extra,
         )

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ghm_d2 import kernels
 from ghm_d2.losses.reduce import check_range
 
 SCOPES = ("level", "level_ema", "batch")
@@ -91,31 +92,48 @@ class GradientDensity(nn.Module):
         if world > 1:
             counts = counts.clone()
             dist.all_reduce(counts)
-        smooth = torch.stack([self._update(i, row) for i, row in enumerate(counts)])
-        present = counts > 0
-        n = self.bins if self.normalizer == "bins" else present.sum(1, keepdim=True).clamp(min=1)
-        weights = torch.where(present, world / (n * smooth), 0)
+        weights = kernels.update_density(
+            counts,
+            self.ema,
+            self.num_updates,
+            momentum=self.momentum,
+            scope=self.scope,
+            normalizer=self.normalizer,
+            ema_init=self.ema_init,
+            training=self.training,
+            world=world,
+        )
+        if weights is None:
+            weights = self._weights(counts, world)
         return weights.expand(levels, -1)
 
-    def _update(self, level: int, counts: Tensor) -> Tensor:
+    def _weights(self, counts: Tensor, world: int) -> Tensor:
+        """What the kernels' `update_density` does, in plain PyTorch."""
+        present, new = counts > 0, counts.to(self.ema.dtype)
+        smooth = new
+        if self.momentum > 0:
+            rows = zip(present, new, strict=True)
+            smooth = torch.stack([self._update(i, *row) for i, row in enumerate(rows)])
+        n = self.bins if self.normalizer == "bins" else present.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(present, world / (n * smooth), 0)
+
+    def _update(self, level: int, present: Tensor, new: Tensor) -> Tensor:
         """S after this row's counts, (bins,); positive wherever the counts are."""
         row = level if self.scope == "level_ema" else 0
-        new = counts.to(self.ema.dtype)
-        present = counts > 0
-        if self.momentum == 0:
-            return new
         old, updates = self.ema[row], self.num_updates[row]
         if self.training:
             average = self.momentum * old + (1 - self.momentum) * new
             if self.ema_init == "first":
                 average = torch.where(updates == 0, new, average)
-            old = torch.where(present, average, old)
-            updates = updates + present
-            self.ema[row], self.num_updates[row] = old, updates
+            old.copy_(torch.where(present, average, old))
+            updates += present
+            smooth = old.clone()  # the next level goes on with `old`
+        else:  # a region first met in evaluation has no average yet
+            smooth = torch.where(updates == 0, new, old)
         if self.ema_init == "debias":
-            old = old / (1 - self.momentum ** updates.clamp(min=1).to(old.dtype))
-        # a region first met in evaluation has no average yet
-        return torch.where(updates == 0, new, old)
+            bias = 1 - self.momentum ** updates.clamp(min=1).to(old.dtype)
+            smooth = torch.where(updates == 0, smooth, smooth / bias)
+        return smooth
 
     def _world_size(self) -> int:
         on = self.sync and dist.is_available() and dist.is_initialized()

@@ -30,10 +30,12 @@ class HarmonizedLoss(nn.Module):
 
     def harmonize(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> list[Tensor]:
         """The loss of each level, a scalar each; arguments as of `kernels.harmonized`."""
-        losses = kernels.harmonized(
-            samples, levels, self.density.bins, self.density, *numbers, kernel=self.kernel
+        return kernels.harmonized(
+            samples, levels, self.density.bins, self._weigh, *numbers, kernel=self.kernel
         )
-        return [self.loss_weight * loss for loss in losses]
+
+    def _weigh(self, counts: Tensor) -> Tensor:
+        return self.loss_weight * self.density(counts)
 
     def extra_repr(self) -> str:
         return f"loss_weight={self.loss_weight}"

@@ -50,7 +50,7 @@ class GHMR(HarmonizedLoss):
         return self.harmonize(
             "asl1",
             [
-                [x.reshape(-1, p.shape[-1]) for x in (upcast(p), upcast(t), _as_mask(v, p))]
+                [x.reshape(-1, x.shape[-1]) for x in (upcast(p), upcast(t), _as_mask(v, p))]
                 for p, t, v in zip(pred, target, valid, strict=True)
             ],
             self.mu,

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from device_route import never_waiting
 from tiny_models import (
     CLASSES,
     assert_same_inference,
@@ -20,6 +22,7 @@ from tiny_models import (
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, exact_ghm_c_loss, ohem_loss
 from ghm_d2.losses.density import SCOPES
+from ghm_d2.modeling.labels import box_levels
 from ghm_d2.modeling.retinanet import CLS_LOSSES, REG_LOSSES
 
 LEVELS = 5
@@ -30,9 +33,71 @@ TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
 def test_without_ghm_it_is_detectron2s_own(reg):
     """Two steps, as the second depends on the normalizer's moving average."""
     theirs = retinanet(**{"MODEL.RETINANET.BBOX_REG_LOSS_TYPE": reg})
-    ours = ghm_retinanet("focal", reg)
+    ours = ghm_retinanet("focal", reg, {"MODEL.GHM.KERNEL": "torch"})
     assert_same_training(ours, theirs, [inputs(seed=1), inputs((0, 4), seed=2)])
     assert ours.loss_normalizer.item() == theirs.loss_normalizer != 100
+
+
+@pytest.mark.parametrize("reg", ["smooth_l1", "giou", "diou", "ciou"])
+def test_with_our_kernels_it_agrees_with_detectron2s_own(reg):
+    theirs = retinanet(**{"MODEL.RETINANET.BBOX_REG_LOSS_TYPE": reg})
+    ours = ghm_retinanet("focal", reg)
+    batches = [inputs(seed=1), inputs((0, 4), seed=2)]
+    assert_same_training(ours, theirs, batches, rtol=1e-4, atol=1e-6)
+    assert ours.loss_normalizer.item() == pytest.approx(theirs.loss_normalizer, rel=1e-12)
+
+
+@pytest.mark.parametrize("counts", [(4, 3), (0, 5), (0, 0)])
+def test_anchors_are_labelled_as_detectron2_does(counts):
+    model, batch = ghm_retinanet(), inputs(counts, seed=3)
+    arguments, _ = recorded_losses(model, batch, lambda b: step(model, b))
+    anchors, _, labels, _, boxes = arguments
+    instances = [item["instances"] for item in batch]
+    theirs = retinanet().label_anchors(anchors, instances)
+    for mine, expected in zip((*labels, *boxes), (*theirs[0], *theirs[1]), strict=True):
+        assert torch.equal(mine, expected)
+    assert any((y >= 0).any() and (y < 0).any() for y in labels) == any(counts)
+
+
+@pytest.mark.parametrize("reg", ["smooth_l1", "asl1", "ghm_r"])
+def test_the_box_loss_of_all_anchors_is_that_of_those_picked_out(reg, monkeypatch):
+    """What an accelerator computes, which nothing is picked out on."""
+    picked, dense = ghm_retinanet("ce", reg), ghm_retinanet("ce", reg)
+    for seed in (1, 2):
+        batch = inputs((4, 3), seed)
+        expected = step(picked, batch)["loss_box_reg"]
+        with monkeypatch.context() as patch:
+            of_all = lambda *args, dense: box_levels(*args, dense=True)  # noqa: E731
+            patch.setattr("ghm_d2.modeling.retinanet.box_levels", of_all)
+            loss = step(dense, batch)["loss_box_reg"]
+        torch.testing.assert_close(loss, expected)
+        mine, theirs = gradients(dense), gradients(picked)
+        for name, gradient in mine.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("cls", CLS_LOSSES)
+@pytest.mark.parametrize("reg", ["smooth_l1", "asl1", "ghm_r"])
+def test_losses_never_wait_for_the_device(cls, reg):
+    model, batch = ghm_retinanet(cls, reg), inputs((4, 3))
+    arguments, _ = recorded_losses(model, batch, lambda b: step(model, b))
+    anchors, *arguments = arguments
+    with never_waiting() as meta:
+        anchors = [Boxes(a.tensor.to(meta)) for a in anchors]
+        instances = [item["instances"].to(meta) for item in batch]
+        arguments = [
+            [x.detach().to(meta).requires_grad_(x.requires_grad) for x in part]
+            for part in arguments
+        ]
+        with EventStorage(1):
+            model.to(meta).label_anchors(anchors, instances)
+            losses = model.losses(anchors, *arguments)
+        sum(losses.values()).backward()
+
+
+def test_a_kernel_that_is_not_known_is_refused():
+    with pytest.raises(UsageError, match=r"MODEL\.GHM\.KERNEL is one of auto, torch"):
+        ghm_retinanet("ghm_c", keys={"MODEL.GHM.KERNEL": "cuda"})
 
 
 def test_its_own_focal_and_smooth_l1_agree_with_detectron2s():

@@ -109,8 +109,9 @@ def gradients(model):
     return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_training(ours, theirs, batches):
-    """Bit for bit the same losses and gradients, step after step of gradient descent.
+def assert_same_training(ours, theirs, batches, **tolerance):
+    """The same losses and gradients, step after step of gradient descent: bit for bit, or within
+    `tolerance`, `torch.testing.assert_close`'s.
 
     fvcore's focal loss is TorchScript, whose first runs round otherwise than the optimised ones.
     """
@@ -121,13 +122,17 @@ def assert_same_training(ours, theirs, batches):
             mine, expected = step(ours, batch, seed=i), step(theirs, batch, seed=i)
         assert mine.keys() == expected.keys()
         for name, loss in mine.items():
-            assert torch.equal(loss, expected[name].to(loss.dtype)), name
+            assert_same(loss, expected[name].to(loss.dtype), **tolerance)
         mine, expected = gradients(ours), gradients(theirs)
         assert mine.keys() == expected.keys() and mine
         for name, gradient in mine.items():
-            assert torch.equal(gradient, expected[name]), name
+            assert_same(gradient, expected[name], **tolerance)
         for model in (ours, theirs):
             torch.optim.SGD(model.parameters(), lr=0.01).step()
+
+
+def assert_same(mine, expected, rtol=0.0, atol=0.0):
+    torch.testing.assert_close(mine, expected, rtol=rtol, atol=atol)
 
 
 def assert_same_inference(ours, theirs):

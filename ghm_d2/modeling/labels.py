@@ -1,0 +1,101 @@
+"""What a RetinaNet's anchors are to learn: as Detectron2 says, without waiting for the device."""
+
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor
+
+
+def label_anchors(
+    anchors: list[Boxes], gt_instances: list[Instances], matcher: Matcher, num_classes: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The label of each anchor, and the box it is matched with, of each image.
+
+    Args:
+        anchors: of each feature level, R in all.
+        gt_instances: of each image.
+        matcher: whose thresholds, labels and low-quality matches count.
+        num_classes: K.
+
+    Returns:
+        gt_labels, (R,) int64 an image: 0..K-1 a class, K background, -1 ignored; gt_boxes,
+        (R, 4) an image, which mean something for anchors with a class only.
+    """
+    all_anchors = Boxes.cat(anchors)
+    pairs = [_label_image(all_anchors, gt, matcher, num_classes) for gt in gt_instances]
+    labels, boxes = zip(*pairs, strict=True)
+    return list(labels), list(boxes)
+
+
+def _label_image(anchors, gt, matcher, num_classes) -> tuple[Tensor, Tensor]:
+    if not len(gt):
+        background = gt.gt_classes.new_full((len(anchors),), num_classes)
+        return background, torch.zeros_like(anchors.tensor)
+    iou = pairwise_iou(gt.gt_boxes, anchors)  # (G, R)
+    best, index = iou.max(0)
+    matched = _match_labels(iou, best, matcher)
+    labels = torch.where(matched == 0, num_classes, gt.gt_classes[index])
+    return torch.where(matched == -1, -1, labels), gt.gt_boxes.tensor[index]
+
+
+def _match_labels(iou: Tensor, best: Tensor, matcher: Matcher) -> Tensor:
+    """1 foreground, 0 background, -1 ignored: (R,). Detectron2's matcher waits for the device
+    to check that no IoU is negative, and to list the low-quality matches."""
+    labels = torch.ones_like(best, dtype=torch.int8)
+    bounds = zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True)
+    for label, low, high in bounds:
+        labels.masked_fill_((best >= low) & (best < high), label)
+    if matcher.allow_low_quality_matches:
+        nearest = (iou == iou.max(1, keepdim=True).values).any(0)
+        labels.masked_fill_(nearest, 1)
+    return labels
+
+
+def box_levels(
+    anchors: list[Boxes],
+    transform: Box2BoxTransform,
+    pred_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    pos_mask: Tensor,
+    *,
+    dense: bool,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Predicted and true deltas, and which of them count, of each feature level.
+
+    To pick out foreground anchors waits for the device. What is dense is of all anchors, and the
+    true deltas of others are no numbers.
+
+    Args:
+        anchors, pred_deltas: a level each, the latter (N, R_l, 4).
+        transform: from boxes to deltas.
+        gt_boxes: an image each, (R, 4).
+        pos_mask: (N, R) bool, whether an anchor is foreground.
+        dense: do not pick out foreground anchors.
+
+    Returns:
+        pred, target (..., 4) and valid (...) of each level.
+    """
+    sizes = [len(a) for a in anchors]
+    boxes = torch.stack(gt_boxes).split(sizes, dim=1)
+    levels = []
+    for a, p, b, valid in zip(anchors, pred_deltas, boxes, pos_mask.split(sizes, 1), strict=True):
+        a = a.tensor.expand_as(b)
+        if not dense:
+            a, p, b, valid = a[valid], p[valid], b[valid], valid[valid]
+        levels.append((p, _deltas(a, b, transform.weights), valid))
+    return levels
+
+
+def _deltas(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """As `Box2BoxTransform.get_deltas`, which waits to see that every anchor has a width."""
+    corner, end = anchors.unflatten(-1, (2, 2)).unbind(-2)
+    gt_corner, gt_end = boxes.unflatten(-1, (2, 2)).unbind(-2)
+    size, gt_size = end - corner, gt_end - gt_corner
+    shift = (gt_corner + 0.5 * gt_size - (corner + 0.5 * size)) / size
+    (wx, wy, ww, wh), (dx, dy), (dw, dh) = (
+        weights,
+        shift.unbind(-1),
+        (gt_size / size).log().unbind(-1),
+    )
+    return torch.stack((wx * dx, wy * dy, ww * dw, wh * dh), dim=-1)

@@ -1,0 +1,330 @@
+"""The C twins against plain PyTorch, and what happens where they are not."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ghm_d2 import kernels
+from ghm_d2.engine.bench_tools import peak_bytes
+from ghm_d2.kernels import cpu
+from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, bce_loss, focal_loss
+from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+DTYPES = list(TOLERANCE)
+LOSSES = {"sigmoid": GHMC, "softmax": SoftmaxGHMC, "asl1": GHMR}
+
+needs_library = pytest.mark.skipif(not cpu.available(), reason="the C library is not built")
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Puts another result in the place of the loaded library, until the test ends."""
+    return lambda found: monkeypatch.setattr(cpu, "_library", lambda: found)
+
+
+def batch(samples, rows, columns, dtype=torch.float32, seed=0, spread=4.0):
+    """Tensors of one level: predictions first, with labels or valid masks of every sort."""
+    random = torch.Generator().manual_seed(seed)
+    pred = spread * torch.randn(rows, columns, generator=random, dtype=dtype)
+    if samples == "asl1":
+        target = torch.randn(rows, columns, generator=random, dtype=dtype)
+        valid = torch.rand(rows, columns, generator=random) < 0.8
+        return [pred, torch.where(valid, target, math.nan), valid]
+    classes = columns - (samples == "softmax")
+    return [pred, torch.randint(-1, classes + 1, (rows,), generator=random)]
+
+
+def run(samples, kernel, levels, steps=2, **options):
+    """Losses, gradients and moving average after some steps on the same levels."""
+    module = LOSSES[samples](kernel=kernel, **options)
+    if levels[0][0].dtype == torch.float64:
+        module.double()
+    for _ in range(steps):
+        leaves = [level[0].detach().requires_grad_() for level in levels]
+        others = [level[1:] for level in levels]
+        if samples == "softmax":
+            losses = [module(leaves[0], *others[0])]
+        else:
+            losses = module.levels(leaves, *zip(*others, strict=True))
+        gradients = torch.autograd.grad(sum(losses), leaves)
+    return losses, gradients, module.density.ema
+
+
+def assert_twins(samples, levels, **options):
+    tolerance = TOLERANCE[levels[0][0].dtype]
+    mine, expected = (run(samples, kernel, levels, **options) for kernel in ("c", "torch"))
+    for a, b in zip(mine[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-12)
+    for a, b in zip(mine[1], expected[1], strict=True):
+        largest = b.abs().max().item() if b.numel() else 0.0
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest)
+    torch.testing.assert_close(mine[2], expected[2], rtol=1e-6, atol=0)
+
+
+def test_the_library_is_built_where_a_compiler_is():
+    if shutil.which("cc") and sys.platform == "linux":
+        assert cpu.available()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", LOSSES)
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(0, 4), (1, 1), (5, 3), (257, 80), (1025, 1), (3, 1500), (2000, 81)]
+)
+def test_twins_agree(samples, rows, columns, dtype):
+    assert_twins(samples, [batch(samples, rows, columns, dtype)], momentum=0.75)
+
+
+@needs_library
+@pytest.mark.parametrize("samples", LOSSES)
+@pytest.mark.parametrize("bins", [1, 3, 30, 1000])
+def test_twins_agree_for_any_number_of_regions(samples, bins):
+    assert_twins(samples, [batch(samples, 500, 6)], bins=bins)
+
+
+@needs_library
+@pytest.mark.parametrize("samples", ["sigmoid", "asl1"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_twins_agree_over_levels(samples, scope):
+    levels = [batch(samples, rows, 8, seed=rows) for rows in (900, 200, 0, 7)]
+    assert_twins(samples, levels, steps=3, scope=scope, num_levels=4)
+
+
+@needs_library
+@pytest.mark.parametrize("samples", LOSSES)
+@pytest.mark.parametrize("spread", [1e-3, 30.0, 1e3])
+def test_twins_agree_on_logits_of_any_size(samples, spread):
+    assert_twins(samples, [batch(samples, 400, 5, spread=spread)])
+
+
+@needs_library
+@pytest.mark.parametrize("samples", LOSSES)
+@pytest.mark.parametrize("layout", ["transposed", "every_second", "expanded"])
+def test_twins_agree_on_tensors_that_are_not_contiguous(samples, layout):
+    pred, *others = batch(samples, 300, 6)
+    if layout == "transposed":
+        pred = pred.t().contiguous().t()
+    elif layout == "every_second":
+        pred = torch.stack([pred, pred], dim=2).flatten(1)[:, ::2]
+    else:
+        pred = pred[:1].expand(300, -1)
+    assert not pred.is_contiguous()
+    assert_twins(samples, [[pred, *others]])
+
+
+@needs_library
+@pytest.mark.parametrize("samples", LOSSES)
+def test_threads_share_the_rows(samples):
+    """Enough of them that more than one thread works; the counts are the same to the last."""
+    level = batch(samples, 40_001, 8, torch.float64)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(run(samples, "c", [level]))
+    finally:
+        torch.set_num_threads(before)
+    (one, one_gradient, one_ema), (three, three_gradient, three_ema) = results
+    torch.testing.assert_close(one, three, rtol=1e-12, atol=0)
+    assert torch.equal(one_gradient[0], three_gradient[0])
+    assert torch.equal(one_ema, three_ema)
+
+
+@needs_library
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("samples", LOSSES)
+def test_what_is_not_finite_gives_nan_and_is_counted(samples, bad):
+    level = batch(samples, 50, 4)
+    if samples == "asl1":
+        level[1:] = [torch.zeros(50, 4), torch.ones(50, 4, dtype=torch.bool)]
+    else:
+        level[1] = torch.zeros(50, dtype=torch.int64)
+    level[0][3, 2] = bad
+    module = LOSSES[samples](kernel="c", momentum=0.5)
+    assert module(*level).isnan()
+    assert 2 * module.density.ema.sum() == (50 if samples == "softmax" else 200)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.5), (1.0, 5.0), (-1, 0.0)])
+@pytest.mark.parametrize("spread", [0.1, 5.0, 50.0])
+def test_focal_loss_is_the_papers(alpha, gamma, spread, dtype):
+    logits, labels = batch("sigmoid", 700, 9, dtype, spread=spread)
+    mine, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss = focal_loss(mine, labels, alpha, gamma, "sum", kernel="c")
+    exact = focal_of_the_paper(theirs, labels, alpha, gamma)
+    torch.testing.assert_close(loss.double(), exact, rtol=TOLERANCE[dtype], atol=0)
+    (3 * loss).backward()
+    (3 * exact).backward()
+    largest = theirs.grad.abs().max().item()
+    torch.testing.assert_close(
+        mine.grad.double(), theirs.grad, rtol=1e-4, atol=TOLERANCE[dtype] * largest
+    )
+
+
+def focal_of_the_paper(logits, labels, alpha, gamma):
+    """The sum of -alpha_t (1 - p_t)^gamma log(p_t) (arXiv 1708.02002, equation 5)."""
+    valid = labels >= 0
+    is_class = F.one_hot(labels[valid], 10)[:, :-1].bool()
+    signed = torch.where(is_class, logits[valid], -logits[valid])
+    factor = torch.where(is_class, alpha, 1 - alpha) if alpha >= 0 else 1
+    return (factor * (-signed).sigmoid() ** gamma * -F.logsigmoid(signed)).sum()
+
+
+@needs_library
+@pytest.mark.parametrize("loss", ["bce", "focal", *LOSSES])
+def test_gradcheck(loss):
+    """In float64, far from the regions' edges for the step of the difference quotient."""
+    samples = loss if loss in LOSSES else "sigmoid"
+    pred, *others = batch(samples, 12, 3, torch.float64, spread=1.5)
+    if loss == "asl1":
+        others[0] = others[0].nan_to_num(0.0)
+    module = LOSSES[samples](kernel="c", bins=4, momentum=0.0).double()
+    function = {"bce": bce_loss, "focal": focal_loss}.get(loss, module)
+    leaf = pred.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: function(x, *others), leaf, eps=1e-7, atol=1e-6)
+
+
+@needs_library
+@pytest.mark.parametrize("samples", ["sigmoid", "softmax"])
+def test_no_memory_beyond_the_gradient_is_taken(samples):
+    logits, labels = batch(samples, 5_000, 80)
+    module, leaf = LOSSES[samples](kernel="c"), logits.requires_grad_()
+    peak = peak_bytes(lambda: torch.autograd.grad(module(leaf, labels), leaf), leaf.device)
+    assert peak <= 1.05 * leaf.nbytes
+    assert peak_bytes(lambda: module(leaf.detach(), labels), leaf.device) <= 0.05 * leaf.nbytes
+
+
+@needs_library
+def test_a_graph_may_be_walked_twice_and_what_it_needs_not_changed():
+    logits, labels = batch("sigmoid", 20, 3)
+    leaf = logits.requires_grad_()
+    x = leaf * 1
+    loss = GHMC(kernel="c")(x, labels)
+    first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    x.detach().mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_library
+@pytest.mark.parametrize("ema_init", EMA_INITS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_densities_agree(scope, normalizer, ema_init, momentum, library):
+    options = {"scope": scope, "normalizer": normalizer, "ema_init": ema_init, "num_levels": 3}
+    compiled, plain = (GradientDensity(7, momentum, **options) for _ in range(2))
+    built = cpu._library()
+    for step in range(6):
+        counts = torch.randint(-40, 60, (3, 7), generator=torch.Generator().manual_seed(step))
+        counts = counts.clamp(min=0)
+        for density in (compiled, plain):
+            density.train(step not in (0, 3))
+        mine = compiled(counts)
+        library(None)
+        torch.testing.assert_close(mine, plain(counts), rtol=1e-6, atol=0)
+        library(built)
+        torch.testing.assert_close(compiled.ema, plain.ema, rtol=1e-6, atol=0)
+        assert torch.equal(compiled.num_updates, plain.num_updates)
+
+
+@pytest.mark.parametrize("samples", LOSSES)
+def test_without_the_library_plain_pytorch_does_it(samples, library):
+    level = batch(samples, 100, 4)
+    expected = run(samples, "torch", [level])
+    library(None)
+    mine = run(samples, "auto", [level])
+    assert torch.equal(mine[0][0], expected[0][0]) and torch.equal(mine[1][0], expected[1][0])
+    with pytest.raises(RuntimeError, match="ghm doctor"):
+        run(samples, "c", [level])
+
+
+def test_a_library_older_than_its_source_is_not_used(tmp_path, monkeypatch):
+    """Nor is one that does not load."""
+    name = "_cpu" + cpu.EXTENSION_SUFFIXES[0]
+    (tmp_path / name).write_text("no library")
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
+    load = cpu._library.__wrapped__
+    with pytest.warns(UserWarning, match="install ghm_d2 again"):
+        assert load() is None
+    (tmp_path / "cpu.c").write_text("")
+    os.utime(tmp_path / name, (1, 1))
+    with pytest.warns(UserWarning, match=r"cpu\.c has changed"):
+        assert load() is None
+
+
+def test_tensors_that_do_not_belong_together_are_refused():
+    logits, labels = torch.zeros(6, 3), torch.zeros(6, dtype=torch.int64)
+    for wrong in (labels[:5], labels[:, None].expand(6, 4), labels.to("meta")):
+        with pytest.raises(ValueError):
+            GHMC()(logits, wrong)
+    for wrong in (torch.zeros(5, 4), torch.zeros(6, 3)):
+        with pytest.raises(ValueError):
+            GHMR()(torch.zeros(6, 4), wrong)
+    with pytest.raises(ValueError, match="kernel is one of auto, torch, c, triton"):
+        GHMC(kernel="cuda")
+    with pytest.raises(ValueError, match="kernel is one of"):
+        bce_loss(logits, labels, kernel="cuda")
+
+
+def test_labels_beyond_the_classes_read_nothing_beyond():
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 4, 2**62, -1, -(2**62), 2, 1])
+    background = torch.where((labels < 0) | (labels > 3), labels.clamp(-1, 3), labels)
+    assert torch.equal(GHMC()(logits, labels), GHMC()(logits, background))
+    assert torch.equal(focal_loss(logits, labels), focal_loss(logits, background))
+    assert SoftmaxGHMC()(logits, labels).isfinite()
+
+
+@needs_library
+def test_threads_of_the_caller_do_not_disturb_each_other():
+    level = batch("sigmoid", 30_000, 8)
+    expected = run("sigmoid", "c", [level], steps=1)
+    results = []
+    callers = [
+        threading.Thread(target=lambda: results.append(run("sigmoid", "c", [level], steps=1)))
+        for _ in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert all(torch.equal(r[1][0], expected[1][0]) for r in results) and len(results) == 4
+
+
+@needs_library
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_can_use_it_too():
+    """As workers of a data loader are forked; in a process of its own, since pytest is not."""
+    script = """
+import os, torch
+torch.set_num_threads(2)
+from ghm_d2.losses import GHMC
+x, y = torch.randn(40_000, 8), torch.zeros(40_000, dtype=torch.int64)
+GHMC(kernel="c")(x, y)
+child = os.fork()
+if child == 0:
+    GHMC(kernel="c")(x, y)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_the_kernel_is_named(library):
+    assert kernels.name_for(torch.device("meta")) == "torch"
+    library(None)
+    assert kernels.name_for(torch.device("cpu")) == "torch"
