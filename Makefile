@@ -10,12 +10,13 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test demo lint clean distclean
+.PHONY: help setup test demo bench lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and show results on the generated digits set"
 	@echo "make test       run the whole test suite (part of it: make test ARGS='-k losses')"
+	@echo "make bench      time the losses beside others' implementations (it adds mmdet to $(VENV))"
 	@echo "make setup      only install, into $(VENV) (the two above do it too)"
 	@echo "make lint       check style and formatting"
 	@echo "make clean      remove caches and build output; distclean removes $(VENV) too"
@@ -23,7 +24,8 @@ help:
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml constraints.txt tools/detectron2_wheel.py $(BIN)/python
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt ghm_d2/kernels/cpu.c \
+    tools/detectron2_wheel.py $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install pip setuptools
 	$(BIN)/python -m pip install --editable '.[test]'
@@ -46,6 +48,11 @@ demo: setup
 	$(BIN)/ghm train --config configs/quick/retinanet_ghm.yaml --output runs/demo --overwrite --seed 1 \
 	    SOLVER.MAX_ITER 400
 
+# Of mmdet only the file with its GHM losses is used, which needs none of what mmdet requires.
+bench: setup
+	$(BIN)/python -m pip install --quiet --no-deps mmdet==3.3.0
+	$(BIN)/ghm bench --growth $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +63,4 @@ clean:
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) ghm_d2/kernels/_cpu.*

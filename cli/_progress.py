@@ -85,9 +85,12 @@ class PlainProgress(Progress):
             self.message(f"iteration {iteration}/{max_iter}  ETA {eta}  {figures(scalars)}")
 
     def track(self, items, description, total):
+        start = time.monotonic()
         for done, item in enumerate(items):
             if done and self._due():
-                self.message(f"{description}: {done}/{total}")
+                left = (time.monotonic() - start) / done * (total - done)
+                eta = timedelta(seconds=round(left))
+                self.message(f"{description}: {done}/{total}  ETA {eta}")
             yield item
 
     def message(self, text):

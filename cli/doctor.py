@@ -73,7 +73,8 @@ def examine() -> list[Finding]:
     detectron2 = check_detectron2()
     optional = [look_up_optional(name, use) for name, use in OPTIONAL.items()]
     first = [packages.pop(name) for name in special]
-    return [check_python(), *first, detectron2, *packages.values(), *optional]
+    kernels = check_kernels()
+    return [check_python(), *first, detectron2, kernels, *packages.values(), *optional]
 
 
 def requirements() -> dict[str, str | None]:
@@ -172,6 +173,27 @@ def check_detectron2() -> Finding:
     finding.mend = None
     finding.detail = f"{detectron2_origin(finding.version, module)}; {compiled_ops(finding)}"
     return finding
+
+
+def check_kernels() -> Finding:
+    """Whether the C library of the losses was built."""
+    finding = Finding("loss kernels", None, needed=False)
+    kernels = try_import("ghm_d2.kernels", finding)
+    if kernels is None:
+        return finding
+    finding.detail = "C on the CPU"
+    if not kernels.cpu.available():
+        finding.status = "missing"
+        finding.detail = "not built, which takes gcc or clang: plain PyTorch instead, slower"
+        finding.mend = install_again()
+    return finding
+
+
+def install_again() -> str:
+    """How to install ghm_d2 anew, from a checkout where this is one."""
+    root = Path(__file__).resolve().parents[1]
+    words = ["--editable", str(root)] if (root / "setup.py").is_file() else ["ghm_d2"]
+    return pip("install", "--no-deps", "--force-reinstall", *words)
 
 
 def compiled_ops(finding: Finding) -> str:

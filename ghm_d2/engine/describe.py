@@ -36,8 +36,8 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
         config_hash=experiment_hash(cfg),
         seed=cfg.SEED,
         device=device_name(cfg.MODEL.DEVICE),
-        code_version=_code_version(),
-        packages=_versions(),
+        code_version=code_version(),
+        packages=versions(),
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
@@ -104,7 +104,7 @@ def peak_memory_mb(device: str) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _code_version() -> str:
+def code_version() -> str:
     """The version, and the commit in a checkout of the project."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
@@ -124,7 +124,8 @@ def device_name(device: str) -> str:
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

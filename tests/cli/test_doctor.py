@@ -120,6 +120,15 @@ def test_missing_optional_packages_are_no_failure(versions):
     assert found["opencv-python-headless"]["mend"]
 
 
+def test_loss_kernels_that_were_not_built_are_no_failure(modules):
+    cpu = types.SimpleNamespace(available=lambda: False)
+    modules["ghm_d2.kernels"] = types.SimpleNamespace(cpu=cpu)
+    code, found = report()
+    finding = found["loss kernels"]
+    assert code == 0 and finding["status"] == "missing"
+    assert "gcc" in finding["detail"] and "install --no-deps" in finding["mend"]
+
+
 def test_opencv_counts_under_any_of_its_names(versions):
     versions.update({**dict.fromkeys(doctor.OPENCV), "opencv-python": "4.12"})
     assert doctor.look_up_optional("opencv-python-headless", "masks").version == "4.12"

@@ -31,3 +31,13 @@ def test_the_eta_of_a_second_count_is_its_own(told):
     told(1000, 100, 100)
     told(1001, 0, 50)
     assert told(1021, 9, 50).startswith("iteration 9/50  ETA 0:01:22")  # 10 took 20 s
+
+
+def test_items_have_an_eta_too(monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    progress = _progress.PlainProgress()
+    monkeypatch.setattr(progress, "message", lines.append)
+    for _ in progress.track(range(10), "trying", 10):
+        now[0] += 12
+    assert lines[0] == "trying: 1/10  ETA 0:01:48"
