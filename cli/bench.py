@@ -1,11 +1,12 @@
 """`ghm bench`: the losses alone, and whole training steps."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import DataError, UsageError
 
 from ._console import emit, out, tell, user_errors
 from ._options import (
@@ -119,6 +120,31 @@ def step(
         _finish(result, output, as_json, _print_steps)
 
 
+@app.command(epilog="Example: ghm bench show results/bench/losses.json --markdown")
+def show(
+    file: Annotated[Path, typer.Argument(help="What --output wrote.")],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The ratios, or the steps, as a table in Markdown.")
+    ] = False,
+) -> None:
+    """Print the tables of a benchmark that was made before."""
+    from ghm_d2.reports.document import Table, markdown_table
+
+    with user_errors():
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            steps = {"losses": False, "steps": True}[result["what"]]
+            if markdown:
+                table = Table(*(_step_rows if steps else _ratio_rows)(result))
+                out.print(markdown_table(table), markup=False, highlight=False, end="")
+            else:
+                (_print_steps if steps else _print_losses)(result)
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{file} is not what ghm bench --output writes") from None
+
+
 def _refuse_options(context: typer.Context) -> None:
     command = context.invoked_subcommand
     for name in context.params:
@@ -170,8 +196,7 @@ def _print_losses(result: dict) -> None:
     if len(sizes) > 1:
         _print_growth(measured, sizes)
     if result["ratios"]:
-        rows = [(r["name"], _digits(r["value"]), *_aim(r)) for r in result["ratios"]]
-        _print_table(("ratio", "measured", "aim", "met"), rows)
+        _print_table(*_ratio_rows(result))
     for name, reason in result["missing"].items():
         tell(f"{name}: {reason}")
     for r in results:
@@ -214,7 +239,12 @@ def _print_growth(measured: list[dict], sizes: list[int]) -> None:
     _print_table(("loss", *(f"{n / 1e6:g}" for n in sizes)), rows)
 
 
-def _print_steps(result: dict) -> None:
+def _ratio_rows(result: dict) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows = [(r["name"], _digits(r["value"]), *_aim(r)) for r in result["ratios"]]
+    return ("ratio", "measured", "aim", "met"), rows
+
+
+def _step_rows(result: dict) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     of_ce, of_detectron2 = result["references"]
     rows = [
         (
@@ -227,10 +257,13 @@ def _print_steps(result: dict) -> None:
         )
         for side in result["sides"]
     ]
-    headers = ("losses", "s/step", "x CE", "x Detectron2", "loss ms", "peak MB")
+    return ("losses", "s/step", "x CE", "x Detectron2", "loss ms", "peak MB"), rows
+
+
+def _print_steps(result: dict) -> None:
     batch = f"{result['images_per_batch']} images a batch"
     tell(f"{result['config']} on {result['dataset']}, {batch}")
-    _print_table(headers, rows)
+    _print_table(*_step_rows(result))
     data = result["data"]
     share = f"{100 * data['share']:.1f} % of a step of {data['side']}"
     tell(f"waiting for data: {share}, DATALOADER.NUM_WORKERS {data['num_workers']}")

@@ -14,7 +14,7 @@ UPLOADS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
 
 class _RefuseUploads(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in UPLOADS and not isinstance(args[0], torch.Tensor):
+        if func in UPLOADS and not isinstance(args[func is torch.Tensor.new_tensor], torch.Tensor):
             raise RuntimeError(f"{func.__name__} uploads numbers to the device")
         return func(*args, **(kwargs or {}))
 

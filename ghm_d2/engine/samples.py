@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
+from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
-from ghm_d2.losses.reduce import upcast
 
 # of an annotation that is in the data; the noise that leaves one out has nothing to weigh
 NOISE_KINDS = ("none", "class", "shift")

@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ghm_d2.kernels import cpu, reference
+from ghm_d2.kernels.reference import upcast, wide
 
 KERNELS = ("auto", "torch", "c", "triton")
 
@@ -47,8 +48,10 @@ def harmonized(
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
         RuntimeError: a kernel that is not there, or not for this device.
     """
-    levels = [_agreeing(*tensors) for tensors in levels]
-    twin = _twin(kernel, levels[0])
+    levels = [_checked(*tensors) for tensors in levels]
+    twin = _common_twin(kernel, levels)
+    if twin is not _triton():  # which reads half precision as it is
+        levels = [tuple(map(upcast, tensors)) for tensors in levels]
     if twin is None:
         return _harmonized_by_reference(samples, levels, bins, weigh, numbers)
     regions, gradient = getattr(twin, f"{samples}_regions"), getattr(twin, f"{samples}_grad")
@@ -65,55 +68,71 @@ def focal(
     logits: Tensor, labels: Tensor, alpha: float, gamma: float, *, kernel: str = "auto"
 ) -> Tensor | None:
     """The sum of the focal losses in rows that are not ignored; None where there is no twin."""
-    tensors = _agreeing(logits, labels)
-    twin = _twin(kernel, tensors)
-    return None if twin is None else _Focal.apply(twin, alpha, gamma, *tensors)
+    tensors = _checked(logits, labels)
+    twin = _common_twin(kernel, [tensors])
+    if twin is None:
+        return None
+    if twin is cpu:
+        tensors = tuple(map(upcast, tensors))
+    return _Focal.apply(twin, alpha, gamma, *tensors)
 
 
-def update_density(counts: Tensor, ema: Tensor, num_updates: Tensor, **options) -> Tensor | None:
+def update_density(
+    counts: Tensor, ema: Tensor, num_updates: Tensor, *, kernel: str = "auto", **options
+) -> Tensor | None:
     """As `cpu.update_density`; None where there is no twin for the tensors' device."""
-    twin = _twin("auto", (ema,)) if num_updates.is_contiguous() and ema.is_contiguous() else None
+    contiguous = num_updates.is_contiguous() and ema.is_contiguous()
+    twin = _twin(kernel, ema) if contiguous and counts.device == ema.device else None
     return None if twin is None else twin.update_density(counts, ema, num_updates, **options)
 
 
 def name_for(device: torch.device) -> str:
     """Which kernel "auto" is for float32 on a device."""
-    twin = _twin("auto", (torch.empty(0, device=device),))
+    twin = _twin("auto", torch.empty(0, device=device))
     return "torch" if twin is None else "c" if twin is cpu else "triton"
 
 
-def _agreeing(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The tensors of one level, made sure that no kernel reads beyond them."""
+def _checked(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The tensors of one level, made sure that no kernel reads beyond them.
+
+    Others are labels (N,) int64 of x (N, K), or of its shape: a target, or a bool mask.
+    """
     if x.dim() != 2:
         raise ValueError(f"predictions are (N, K), not {tuple(x.shape)}")
     for other in others:
         if other.device != x.device:
-            raise ValueError(
-                f"predictions are on {x.device}, but targets or labels on {other.device}"
-            )
-        if other.shape != x.shape[: other.dim()]:
-            raise ValueError(f"{tuple(other.shape)} do not belong to predictions {tuple(x.shape)}")
+            raise ValueError(f"predictions are on {x.device}, but a target on {other.device}")
+        of_samples = other.is_floating_point() or other.dtype == torch.bool
+        if not of_samples and other.dtype != torch.int64:
+            raise ValueError(f"labels are int64, not {other.dtype}")
+        if other.shape != (x.shape if of_samples else x.shape[:1]):
+            raise ValueError(f"predictions are {tuple(x.shape)}, but a target {tuple(other.shape)}")
     return x, *others
 
 
-def _twin(kernel: str, tensors: Sequence[Tensor]) -> ModuleType | None:
+def _common_twin(kernel: str, levels: Sequence[Sequence[Tensor]]) -> ModuleType | None:
+    """The twin for all levels. None differentiates a target, or mixes precisions but half."""
+    twins = {_twin(kernel, x) for x, *_ in levels}
+    targets = [(x, t) for x, *others in levels for t in others if t.is_floating_point()]
+    if any(t.requires_grad or wide(t.dtype) != wide(x.dtype) for x, t in targets):
+        return None
+    return twins.pop() if len(twins) == 1 else None
+
+
+def _twin(kernel: str, x: Tensor) -> ModuleType | None:
     """The module that does it instead of `reference`, if one does."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
-    x, *others = tensors
-    floats = [t for t in others if t.is_floating_point()]
-    # which no twin differentiates, or converts
-    if kernel == "torch" or any(t.requires_grad or t.dtype != x.dtype for t in floats):
-        return None
-    if kernel in ("auto", "c") and x.device.type == "cpu" and cpu.available():
-        return cpu if x.dtype in (torch.float32, torch.float64) else None
-    if kernel == "triton" or (kernel == "auto" and x.device.type == "cuda"):
+    device, twin = x.device.type, None
+    if device == "cpu" and kernel in ("auto", "c") and cpu.available():
+        twin = cpu
+    elif (device == "cuda" and kernel == "auto") or kernel == "triton":
         twin = _triton()
-        if twin is not None:
-            return twin
-    if kernel == "auto":
-        return None
-    raise RuntimeError(f"the kernel {kernel!r} is not there for {x.device}; see ghm doctor")
+        if device != "cuda" and twin is not None and not twin.interpreted():
+            twin = None
+    if twin is None and kernel in ("c", "triton"):
+        raise RuntimeError(f"the kernel {kernel!r} is not there for {device}; see ghm doctor")
+    return twin
 
 
 @functools.cache
@@ -149,7 +168,8 @@ class _Weighed(Function):
     def backward(ctx, scale):
         weights, *tensors = ctx.saved_tensors
         # what the gradient is multiplied by goes into the weights: no pass of its own
-        gradient = ctx.gradient(*tensors, *ctx.numbers, weights * scale)
+        weights = weights.to(scale.dtype) * scale
+        gradient = ctx.gradient(*tensors, *ctx.numbers, weights)
         return (None,) * 4 + (gradient,) + (None,) * (len(tensors) - 1)
 
 

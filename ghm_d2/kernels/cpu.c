@@ -14,11 +14,13 @@
 #define BLOCK 1024 /* elements */
 #define COPIES 8   /* of the tallies, so that neighbours in one region do not wait for each other */
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-/* the widest vectors of the processor that runs it, not of the one that built it */
+/* The widest vectors of the processor that runs it, not of the one that built it. */
+#if !defined(__x86_64__) || !defined(__gnu_linux__) || defined(__clang__)
+#define CLONES
+#elif __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define CLONES
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -38,7 +40,7 @@ typedef double tally __attribute__((vector_size(16)));
 /* e^x for x <= 0, within 2 ulp: e^r 2^n with |r| <= ln(2) / 2, polynomial of the Cephes library. */
 INLINE float exp_f(float x) {
     x = x > -87.0f ? x : -87.0f; /* NaN as well */
-    float n = rintf(x * 1.44269504f);
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds, without a call */
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float y = 1.9875691500e-4f;
     y = y * r + 1.3981999507e-3f;

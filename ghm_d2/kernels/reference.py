@@ -13,6 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision; others as they are (so that gradcheck works)."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def upcast(x: Tensor) -> Tensor:
+    """`x` in the precision that `wide` gives."""
+    return x.to(wide(x.dtype))
+
+
 def sigmoid_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Binary cross entropy of each (anchor, class) pair; g = |p - t| (paper, section 3.1).
 

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from ghm_d2.kernels import reference
-from ghm_d2.losses.reduce import check_range, reduce_loss, upcast
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses.reduce import check_range, reduce_loss
 
 
 def asl1_loss(pred: Tensor, target: Tensor, mu: float = 0.02, reduction: str = "none") -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ghm_d2 import kernels
 from ghm_d2.kernels import reference
-from ghm_d2.losses.reduce import check_range, reduce_loss, upcast
+from ghm_d2.kernels.reference import upcast, wide
+from ghm_d2.losses.reduce import check_range, reduce_loss
 
 
 def bce_loss(
@@ -24,16 +25,15 @@ def bce_loss(
     Raises:
         ValueError: an unknown reduction.
     """
-    logits = upcast(logits)
     if reduction in ("mean", "sum"):
 
         def weigh(count: Tensor) -> Tensor:
             samples = count.clamp(min=1) if reduction == "mean" else torch.ones_like(count)
-            return 1 / samples.to(logits.dtype)
+            return 1 / samples.to(wide(logits.dtype))
 
         # one region for all
         return kernels.harmonized("sigmoid", [(logits, labels)], 1, weigh, kernel=kernel)[0]
-    loss, _, valid = reference.sigmoid_samples(logits, labels)
+    loss, _, valid = reference.sigmoid_samples(upcast(logits), labels)
     return reduce_loss(torch.where(valid, loss, 0), reduction)
 
 
@@ -66,13 +66,12 @@ def focal_loss(
     Raises:
         ValueError: an unknown reduction.
     """
-    logits = upcast(logits)
     valid = (labels >= 0)[:, None].expand_as(logits)
     if reduction in ("mean", "sum"):
         total = kernels.focal(logits, labels, alpha, gamma, kernel=kernel)
         if total is not None:
             return total / valid.sum().clamp(min=1) if reduction == "mean" else total
-    classes = logits.shape[1]
+    logits, classes = upcast(logits), logits.shape[1]
     target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
     loss = sigmoid_focal_loss(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
     return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)

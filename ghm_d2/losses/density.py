@@ -36,6 +36,7 @@ class GradientDensity(nn.Module):
         sync: add up the counts of all processes. The weights are then multiplied by their
             number, since DistributedDataParallel averages the gradients.
         num_levels: rows of the counts; needed for "level_ema" only.
+        kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
 
     Raises:
         ValueError: an argument out of its range, naming both.
@@ -51,6 +52,7 @@ class GradientDensity(nn.Module):
         ema_init: str = "zero",
         sync: bool = True,
         num_levels: int = 1,
+        kernel: str = "auto",
     ):
         super().__init__()
         check_range("bins", bins, 1, integer=True)
@@ -60,12 +62,13 @@ class GradientDensity(nn.Module):
             ("scope", scope, SCOPES),
             ("normalizer", normalizer, NORMALIZERS),
             ("ema_init", ema_init, EMA_INITS),
+            ("kernel", kernel, kernels.KERNELS),
         ):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
         self.bins, self.momentum = bins, momentum
         self.scope, self.normalizer = scope, normalizer
-        self.ema_init, self.sync = ema_init, sync
+        self.ema_init, self.sync, self.kernel = ema_init, sync, kernel
         rows = num_levels if scope == "level_ema" else 1
         self.register_buffer("ema", torch.zeros(rows, bins))
         self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
@@ -102,6 +105,7 @@ class GradientDensity(nn.Module):
             ema_init=self.ema_init,
             training=self.training,
             world=world,
+            kernel=self.kernel,
         )
         if weights is None:
             weights = self._weights(counts, world)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ghm_d2 import kernels
 from ghm_d2.kernels import reference
+from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses.density import GradientDensity, exact_gradient_density
-from ghm_d2.losses.reduce import check_range, upcast
+from ghm_d2.losses.reduce import check_range
 
 
 class HarmonizedLoss(nn.Module):
@@ -16,23 +17,19 @@ class HarmonizedLoss(nn.Module):
 
     Args:
         loss_weight: factor on the loss, > 0.
-        kernel: "auto", or one of `kernels.KERNELS` by name.
         density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, kernel: str = "auto", **density):
+    def __init__(self, *, loss_weight: float = 1.0, **density):
         super().__init__()
         check_range("loss_weight", loss_weight, 0)
-        if kernel not in kernels.KERNELS:
-            raise ValueError(f"kernel is one of {', '.join(kernels.KERNELS)}, not {kernel!r}")
-        self.loss_weight, self.kernel = loss_weight, kernel
+        self.loss_weight = loss_weight
         self.density = GradientDensity(**density)
 
     def harmonize(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> list[Tensor]:
         """The loss of each level, a scalar each; arguments as of `kernels.harmonized`."""
-        return kernels.harmonized(
-            samples, levels, self.density.bins, self._weigh, *numbers, kernel=self.kernel
-        )
+        bins, kernel = self.density.bins, self.density.kernel
+        return kernels.harmonized(samples, levels, bins, self._weigh, *numbers, kernel=kernel)
 
     def _weigh(self, counts: Tensor) -> Tensor:
         return self.loss_weight * self.density(counts)
@@ -65,9 +62,7 @@ class GHMC(HarmonizedLoss):
 
     def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
         """The losses of several feature levels, to be added up; arguments as in `forward`."""
-        return self.harmonize(
-            "sigmoid", [(upcast(x), y) for x, y in zip(logits, labels, strict=True)]
-        )
+        return self.harmonize("sigmoid", list(zip(logits, labels, strict=True)))
 
 
 class SoftmaxGHMC(HarmonizedLoss):
@@ -86,7 +81,7 @@ class SoftmaxGHMC(HarmonizedLoss):
             logits: (N, K + 1).
             labels: (N,) int64; 0..K, -1 ignored.
         """
-        return self.harmonize("softmax", [(upcast(logits), labels)])[0]
+        return self.harmonize("softmax", [(logits, labels)])[0]
 
 
 def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.losses.ghm_c import HarmonizedLoss
-from ghm_d2.losses.reduce import check_range, upcast
+from ghm_d2.losses.reduce import check_range
 
 
 class GHMR(HarmonizedLoss):
@@ -50,7 +50,7 @@ class GHMR(HarmonizedLoss):
         return self.harmonize(
             "asl1",
             [
-                [x.reshape(-1, x.shape[-1]) for x in (upcast(p), upcast(t), _as_mask(v, p))]
+                [x.reshape(-1, x.shape[-1]) for x in (p, t, _as_mask(v, p))]
                 for p, t, v in zip(pred, target, valid, strict=True)
             ],
             self.mu,

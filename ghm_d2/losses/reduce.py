@@ -1,12 +1,6 @@
-"""What every loss here does with precision and with reductions."""
+"""What every loss here does with reductions and with arguments."""
 
-import torch
 from torch import Tensor
-
-
-def upcast(x: Tensor) -> Tensor:
-    """float32 for half precision; float32 and float64 as they are (so that gradcheck works)."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:

@@ -25,6 +25,10 @@ def test_losses_as_json_and_as_a_file(ghm, tmp_path):
         ("GHM-R", 80),
     ]
     assert all(r["seconds"] > 0 and r["memory"] > 0 for r in found["results"])
+    shown, markdown = ghm("bench", "show", file), ghm("bench", "show", file, "--markdown")
+    assert "200 anchors x 80 classes" in shown.stdout and "kernel" in shown.stdout
+    assert markdown.stdout.startswith("| ratio | measured | aim | met |")
+    assert "| GHM-C / torch BCE, time |" in markdown.stdout
     assert {r["name"] for r in found["ratios"]} == {
         "GHM-C / torch BCE, time",
         "GHM-C, extra memory / gradient",
@@ -63,6 +67,15 @@ def test_mistakes_get_a_remedy(ghm, words, said):
     done = ghm("bench", *words)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"what": "losses"}', '{"what": []}'])
+def test_a_file_that_is_no_benchmark_is_refused(ghm, tmp_path, text):
+    file = tmp_path / "bench.json"
+    if text is not None:
+        file.write_text(text)
+    done = ghm("bench", "show", file)
+    assert done.returncode == 3 and str(file) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_it(ghm):

@@ -1,0 +1,226 @@
+"""GHM's sums and gradients as Triton kernels: the twins of `reference`, for CUDA.
+
+Each loss takes two passes. `*_regions` reads the inputs once and adds up, by unit region, the
+samples and their plain losses; the density turns the counts into weights, and the loss is
+`(weights * losses).sum()`. `*_grad` reads the inputs again and writes the gradient. Nothing of
+the size of contiguous inputs is kept in between, and nothing waits for the device.
+
+The arithmetic is float32, or float64 where an input is. Sums are float64 and, without atomic
+operations, the same in every run. A logit or delta that is not finite makes its sample's loss and
+its gradient NaN, and never an index fault; in an ignored sample it does nothing.
+
+This module needs the package `triton`, which some platforms lack: import it only where
+`importlib.util.find_spec("triton")` finds one. On CPU tensors the kernels run in Triton's
+interpreter, if TRITON_INTERPRET=1 was set before Triton was imported.
+
+Equations are those of Li, Liu and Wang, AAAI 2019, arXiv 1811.05181.
+"""
+
+import functools
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from ghm_d2.kernels.triton_density import density_kernel
+from ghm_d2.kernels.triton_samples import (
+    asl1_grad_kernel,
+    asl1_regions_kernel,
+    sigmoid_grad_kernel,
+    sigmoid_regions_kernel,
+    softmax_grad_kernel,
+    softmax_regions_kernel,
+)
+
+BLOCK = 1024  # samples that a program handles at a time
+COMPARISONS = 16384  # at most, between a block's samples and the unit regions: registers
+TILE = 2048  # logits of a softmax that a program handles at a time, or one row
+PROGRAMS_PER_MULTIPROCESSOR = 12  # that add up: a multiple of the few that run at once
+
+
+def available() -> bool:
+    """Whether the kernels can run: on CUDA, or anywhere in Triton's interpreter."""
+    return interpreted() or torch.cuda.is_available()
+
+
+def sigmoid_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Samples and binary cross entropy by unit region; a sample is one (row, column) pair.
+
+    l = BCE(x, t) and g = |p - t| (section 3.1). With one bin it is the plain BCE.
+
+    Args:
+        logits: (N, K) floating point.
+        labels: (N,) int64; 0..K-1 a class, K background, negative ignored.
+        bins: number of unit regions M.
+
+    Returns:
+        counts: (bins,) int64. losses: (bins,) float64, sums of l.
+    """
+    return _regions(
+        sigmoid_regions_kernel, (logits, labels), logits.numel(), bins, **_sigmoid(logits)
+    )
+
+
+def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """weights[region] * (p - t) of each sample, 0 in ignored rows.
+
+    Args:
+        logits, labels: those of `sigmoid_regions`.
+        weights: (bins,) floating point, on their device.
+
+    Returns:
+        of the shape and dtype of `logits`, contiguous.
+    """
+    return _grad(sigmoid_grad_kernel, (logits, labels), logits.numel(), weights, **_sigmoid(logits))
+
+
+def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The focal loss (Lin et al., arXiv 1708.02002, equation 5) of all samples, added up.
+
+    Args:
+        logits, labels: as for `sigmoid_regions`.
+        alpha: factor of foreground, 1 - alpha that of background; negative: neither.
+        gamma: at least 0.
+
+    Returns:
+        0-dim; float32, or float64 for such logits.
+    """
+    options = _sigmoid(logits, alpha, gamma)
+    _, losses = _regions(sigmoid_regions_kernel, (logits, labels), logits.numel(), 1, **options)
+    return losses[0].to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale: Tensor) -> Tensor:
+    """`scale`, 0-dim, times the gradient of `focal_sum`; otherwise as `sigmoid_grad`."""
+    options, weights = _sigmoid(logits, alpha, gamma), scale.reshape(1)
+    return _grad(sigmoid_grad_kernel, (logits, labels), logits.numel(), weights, **options)
+
+
+def softmax_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Samples and cross entropy by unit region; a sample is one row.
+
+    l = CE(x, y) and g = 1 - p_y, half the L1 norm of its gradient. Logits are (N, K + 1),
+    labels 0..K, or negative where ignored. Otherwise as `sigmoid_regions`.
+    """
+    return _regions(softmax_regions_kernel, (logits, labels), len(logits), bins, **_softmax(logits))
+
+
+def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """weights[region] * (softmax - onehot) of each row; otherwise as `sigmoid_grad`."""
+    return _grad(softmax_grad_kernel, (logits, labels), len(logits), weights, **_softmax(logits))
+
+
+def asl1_regions(
+    pred: Tensor, target: Tensor, valid: Tensor, mu: float, bins: int
+) -> tuple[Tensor, Tensor]:
+    """Samples and ASL1 by unit region; a sample is one coordinate.
+
+    l = sqrt(d^2 + mu^2) - mu (equation 9), g = |d| / sqrt(d^2 + mu^2), with d = pred - target.
+
+    Args:
+        pred, target: (N, 4) floating point.
+        valid: (N, 4) bool. Where not, `pred` and `target` may be anything.
+        mu: > 0, in the unit of `pred`.
+        bins: number of unit regions M.
+
+    Returns:
+        counts: (bins,) int64. losses: (bins,) float64, sums of l.
+    """
+    return _regions(asl1_regions_kernel, (pred, target, valid), pred.numel(), bins, MU=float(mu))
+
+
+def asl1_grad(pred: Tensor, target: Tensor, valid: Tensor, mu: float, weights: Tensor) -> Tensor:
+    """weights[region] * d / sqrt(d^2 + mu^2) of each coordinate, 0 where not valid.
+
+    Arguments are those of `asl1_regions`; weights and result as in `sigmoid_grad`.
+    """
+    return _grad(asl1_grad_kernel, (pred, target, valid), pred.numel(), weights, MU=float(mu))
+
+
+def update_density(
+    counts: Tensor, ema: Tensor, num_updates: Tensor, *, momentum: float, scope: str,
+    normalizer: str, ema_init: str, training: bool, world: int,
+) -> Tensor:  # fmt: skip
+    """What `GradientDensity` does after its counts are complete (section 3.3), in one launch.
+
+    Args:
+        counts: (L, bins) int64, samples by level and unit region; one row if scope is "batch".
+        ema, num_updates: (rows, bins), contiguous; its buffers, updated in place if `training`.
+            There are at least L rows if scope is "level_ema".
+        momentum, scope, normalizer, ema_init: its arguments.
+        world: number of processes that were counted, a factor on the weights.
+
+    Returns:
+        (L, bins) of the dtype of `ema`: weights beta / N of a sample; 0 where there is none.
+    """
+    levels, bins = counts.shape
+    programs = levels if scope == "level_ema" else 1
+    weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)
+    _launch(
+        density_kernel, programs, weights, counts.contiguous(), ema, num_updates,
+        LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
+        MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0,
+        NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, WORLD=world,
+    )  # fmt: skip
+    return weights
+
+
+def _sigmoid(logits, alpha=-1, gamma=0):
+    # floats, since 2 and 2.0 would be compiled apart
+    return {"COLUMNS": logits.shape[1], "ALPHA": float(alpha), "GAMMA": float(gamma)}
+
+
+def _softmax(logits):
+    """A program handles whole rows, of as many columns as a power of two."""
+    columns = logits.shape[1]
+    width = triton.next_power_of_2(columns)
+    return {
+        "COLUMNS": columns,
+        "WIDTH": width,
+        "BLOCK": min(max(TILE // width, 1), 64),
+        "num_warps": min(max(width // 1024, 4), 16),
+    }
+
+
+def _regions(kernel, tensors, samples, bins, **options):
+    """Counts and losses of each unit region, from the partial sums of each program."""
+    device = tensors[0].device
+    slots = triton.next_power_of_2(bins + 1)
+    # at least a sample for each of a program's 128 threads
+    options.setdefault("BLOCK", min(BLOCK, max(COMPARISONS // slots, 128)))
+    programs = min(triton.cdiv(samples, options["BLOCK"]), _most_programs(device))
+    counts = torch.empty(programs, slots, dtype=torch.int64, device=device)
+    sums = torch.empty(programs, slots, dtype=torch.float64, device=device)
+    tensors = [t.contiguous() for t in tensors]
+    _launch(kernel, programs, counts, sums, *tensors, samples, BINS=bins, SLOTS=slots, **options)
+    return counts[:, :bins].sum(0), sums[:, :bins].sum(0)
+
+
+def _grad(kernel, tensors, samples, weights, **options):
+    """A gradient of the shape and dtype of the first tensor."""
+    options.setdefault("BLOCK", BLOCK)
+    programs = triton.cdiv(samples, options["BLOCK"])
+    gradient = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    tensors = [t.contiguous() for t in (weights, *tensors)]
+    _launch(kernel, programs, gradient, *tensors, samples, BINS=len(weights), **options)
+    return gradient
+
+
+def _launch(kernel, programs, out, *arguments, **options):
+    if programs:
+        with torch.cuda.device_of(out):
+            kernel[(programs,)](out, *arguments, **options)
+
+
+@functools.cache
+def _most_programs(device):
+    if interpreted():
+        return 2  # so that tests meet more than one
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return PROGRAMS_PER_MULTIPROCESSOR * processors
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
+    return not isinstance(density_kernel, triton.JITFunction)

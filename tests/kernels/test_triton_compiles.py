@@ -1,0 +1,109 @@
+"""The Triton kernels without their interpreter, and without a GPU."""
+
+import importlib
+
+import pytest
+import torch
+
+from ghm_d2 import kernels
+from ghm_d2.losses import bce_loss
+
+triton = pytest.importorskip("triton", reason="no Triton for this platform")
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+SCALE = torch.ones(())
+
+
+class Compile:
+    """In a kernel's place: compiles what would be launched."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *args, num_warps=4, **constants):
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        names = self.kernel.arg_names
+        assert sorted([*names[: len(args)], *constants]) == sorted(names)
+        signature = dict.fromkeys(names, "constexpr")
+        for name, value in zip(names, args, strict=False):
+            if isinstance(value, torch.Tensor):
+                signature[name] = "*" + TYPES[value.dtype]
+            elif value == 1:  # as a launch does
+                constants[name] = 1
+            else:
+                signature[name] = "i32"
+        source = ASTSource(self.kernel, signature, constants)
+        options = {"num_warps": num_warps}
+        result = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+        assert result.asm["cubin"]
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """`triton_ghm` as it would be on a GPU, with `Compile` for its kernels."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    module = importlib.import_module("ghm_d2.kernels.triton_ghm")
+    monkeypatch.setattr(module, "_most_programs", lambda device: 4)
+    for name, kernel in list(vars(module).items()):
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(module, name, Compile(kernel))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "bins"),
+    [
+        (torch.float32, 40, 30),
+        (torch.bfloat16, 40, 30),
+        (torch.float64, 40, 30),
+        (torch.half, 1, 1),
+    ],
+    ids=str,
+)
+def test_passes_compile(compiled, dtype, rows, bins):
+    """The interpreter accepts more than the compiler does."""
+    x, labels = torch.zeros(rows, rows, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+    weights = torch.ones(bins)
+    compiled.sigmoid_regions(x, labels, bins), compiled.sigmoid_grad(x, labels, weights)
+    compiled.softmax_regions(x, labels, bins), compiled.softmax_grad(x, labels, weights)
+    compiled.asl1_regions(x, x, x == 0, 0.02, bins), compiled.asl1_grad(x, x, x == 0, 0.02, weights)
+
+
+@pytest.mark.parametrize("gamma", [1.5, 2])
+def test_focal_loss_compiles(compiled, gamma):
+    x, labels = torch.zeros(40, 5), torch.zeros(40, dtype=torch.int64)
+    compiled.focal_sum(x, labels, 0.25, gamma), compiled.focal_grad(x, labels, 0.25, gamma, SCALE)
+
+
+def test_large_sizes_compile(compiled):
+    labels = torch.zeros(40, dtype=torch.int64)
+    compiled.sigmoid_regions(torch.zeros(40, 5), labels, 100)
+    compiled.softmax_regions(torch.zeros(40, 3000), labels, 100)
+
+
+@pytest.mark.parametrize("ema_init", ["zero", "first", "debias"])
+def test_density_compiles(compiled, ema_init):
+    counts = torch.zeros(2, 30, dtype=torch.int64)
+    compiled.update_density(
+        counts, torch.zeros(2, 30), counts, momentum=0.75, scope="level_ema",
+        normalizer="valid_bins", ema_init=ema_init, training=True, world=1,
+    )  # fmt: skip
+
+
+def test_without_cuda_there_is_no_such_kernel(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(kernels, "_triton", kernels._triton.__wrapped__)  # not what was cached
+    with pytest.raises(RuntimeError, match="'triton' is not there for cpu; see ghm doctor"):
+        bce_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), kernel="triton")
