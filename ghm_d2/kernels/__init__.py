@@ -16,7 +16,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ghm_d2.kernels import cpu, reference
 from ghm_d2.kernels.reference import upcast, wide
@@ -48,9 +47,10 @@ def harmonized(
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
         RuntimeError: a kernel that is not there, or not for this device.
     """
-    levels = [_checked(*tensors) for tensors in levels]
+    check = _checked_deltas if samples == "asl1" else _checked_logits
+    levels = [check(*tensors) for tensors in levels]
     twin = _common_twin(kernel, levels)
-    if twin is not _triton():  # which reads half precision as it is
+    if twin in (None, cpu):  # Triton's kernels read half precision as it is
         levels = [tuple(map(upcast, tensors)) for tensors in levels]
     if twin is None:
         return _harmonized_by_reference(samples, levels, bins, weigh, numbers)
@@ -68,9 +68,9 @@ def focal(
     logits: Tensor, labels: Tensor, alpha: float, gamma: float, *, kernel: str = "auto"
 ) -> Tensor | None:
     """The sum of the focal losses in rows that are not ignored; None where there is no twin."""
-    tensors = _checked(logits, labels)
+    tensors = _checked_logits(logits, labels)
     twin = _common_twin(kernel, [tensors])
-    if twin is None:
+    if twin is None or not gamma >= 0:
         return None
     if twin is cpu:
         tensors = tuple(map(upcast, tensors))
@@ -80,59 +80,85 @@ def focal(
 def update_density(
     counts: Tensor, ema: Tensor, num_updates: Tensor, *, kernel: str = "auto", **options
 ) -> Tensor | None:
-    """As `cpu.update_density`; None where there is no twin for the tensors' device."""
-    contiguous = num_updates.is_contiguous() and ema.is_contiguous()
-    twin = _twin(kernel, ema) if contiguous and counts.device == ema.device else None
-    return None if twin is None else twin.update_density(counts, ema, num_updates, **options)
+    """As `cpu.update_density`; None where there is no twin for the tensors."""
+    state = ema, num_updates
+    fits = (
+        all(t.is_contiguous() and t.shape == ema.shape for t in state)
+        and all(t.device == ema.device for t in (counts, num_updates))
+        and counts.dtype == num_updates.dtype == torch.int64
+        and counts.shape[1] == ema.shape[1]
+    )
+    twin = twin_for(kernel, ema.device) if fits else None
+    return None if twin is None else twin.update_density(counts, *state, **options)
 
 
 def name_for(device: torch.device) -> str:
-    """Which kernel "auto" is for float32 on a device."""
-    twin = _twin("auto", torch.empty(0, device=device))
+    """Which kernel "auto" is on a device."""
+    twin = twin_for("auto", device)
     return "torch" if twin is None else "c" if twin is cpu else "triton"
 
 
-def _checked(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The tensors of one level, made sure that no kernel reads beyond them.
+def twin_for(kernel: str, device: torch.device) -> ModuleType | None:
+    """The module that does what `reference` defines, if another one does.
 
-    Others are labels (N,) int64 of x (N, K), or of its shape: a target, or a bool mask.
+    Raises:
+        ValueError: an unknown kernel.
+        RuntimeError: a kernel that is not there, or not for this device.
     """
-    if x.dim() != 2:
-        raise ValueError(f"predictions are (N, K), not {tuple(x.shape)}")
-    for other in others:
-        if other.device != x.device:
-            raise ValueError(f"predictions are on {x.device}, but a target on {other.device}")
-        of_samples = other.is_floating_point() or other.dtype == torch.bool
-        if not of_samples and other.dtype != torch.int64:
-            raise ValueError(f"labels are int64, not {other.dtype}")
-        if other.shape != (x.shape if of_samples else x.shape[:1]):
-            raise ValueError(f"predictions are {tuple(x.shape)}, but a target {tuple(other.shape)}")
-    return x, *others
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
+    twin = None
+    if device.type == "cpu" and kernel in ("auto", "c") and cpu.available():
+        twin = cpu
+    elif (device.type == "cuda" and kernel == "auto") or kernel == "triton":
+        twin = _triton()
+        if device.type != "cuda" and twin is not None and not twin.interpreted():
+            twin = None
+    if twin is None and kernel in ("c", "triton"):
+        raise RuntimeError(f"the kernel {kernel!r} is not there for {device.type}; see ghm doctor")
+    return None if _is_traced() else twin
+
+
+def _is_traced() -> bool:
+    """Whether operations are recorded or transformed, which what is no operation escapes."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def _common_twin(kernel: str, levels: Sequence[Sequence[Tensor]]) -> ModuleType | None:
     """The twin for all levels. None differentiates a target, or mixes precisions but half."""
-    twins = {_twin(kernel, x) for x, *_ in levels}
+    twins = {twin_for(kernel, x.device) for x, *_ in levels}
     targets = [(x, t) for x, *others in levels for t in others if t.is_floating_point()]
     if any(t.requires_grad or wide(t.dtype) != wide(x.dtype) for x, t in targets):
         return None
     return twins.pop() if len(twins) == 1 else None
 
 
-def _twin(kernel: str, x: Tensor) -> ModuleType | None:
-    """The module that does it instead of `reference`, if one does."""
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
-    device, twin = x.device.type, None
-    if device == "cpu" and kernel in ("auto", "c") and cpu.available():
-        twin = cpu
-    elif (device == "cuda" and kernel == "auto") or kernel == "triton":
-        twin = _triton()
-        if device != "cuda" and twin is not None and not twin.interpreted():
-            twin = None
-    if twin is None and kernel in ("c", "triton"):
-        raise RuntimeError(f"the kernel {kernel!r} is not there for {device}; see ghm doctor")
-    return twin
+def _checked_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensors of a level, made sure that no kernel reads beyond them."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels are integers, not {labels.dtype}")
+    _check_shape("labels", labels, logits, logits.shape[:1])
+    return logits, labels.long()
+
+
+def _checked_deltas(pred: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check_shape("targets", target, pred, pred.shape)
+    _check_shape("valid", valid, pred, pred.shape)
+    return pred, target if target.is_floating_point() else target.to(pred.dtype), valid.bool()
+
+
+def _check_shape(name: str, given: Tensor, pred: Tensor, shape: torch.Size) -> None:
+    if pred.dim() != 2 or given.shape != shape:
+        raise ValueError(
+            f"predictions are (N, K), not {tuple(pred.shape)} with {name} {tuple(given.shape)}"
+        )
+    if given.device != pred.device:
+        raise ValueError(f"predictions are on {pred.device}, but {name} on {given.device}")
 
 
 @functools.cache
@@ -154,6 +180,12 @@ def _harmonized_by_reference(samples, levels, bins, weigh, numbers) -> list[Tens
     ]
 
 
+def _refuse_to_be_differentiated() -> None:
+    # once_differentiable gives a constant where the incoming gradient is one
+    if torch.is_grad_enabled():
+        raise RuntimeError("a gradient that is to be differentiated needs kernel='torch'")
+
+
 class _Weighed(Function):
     """The sum of a level's losses, weighed by unit region."""
 
@@ -164,8 +196,8 @@ class _Weighed(Function):
         return (weights * losses).sum().to(torch.promote_types(tensors[0].dtype, torch.float32))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, scale):
+        _refuse_to_be_differentiated()
         weights, *tensors = ctx.saved_tensors
         # what the gradient is multiplied by goes into the weights: no pass of its own
         weights = weights.to(scale.dtype) * scale
@@ -181,12 +213,7 @@ class _Focal(Function):
         return twin.focal_sum(logits, labels, alpha, gamma)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, scale):
-        return (
-            None,
-            None,
-            None,
-            ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale),
-            None,
-        )
+        _refuse_to_be_differentiated()
+        gradient = ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale)
+        return None, None, None, gradient, None

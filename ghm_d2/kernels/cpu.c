@@ -14,6 +14,12 @@
 #define BLOCK 1024 /* elements */
 #define COPIES 8   /* of the tallies, so that neighbours in one region do not wait for each other */
 
+#ifndef SOURCE
+#define SOURCE "" /* this file's SHA-256, from setup.py */
+#endif
+const char ghm_source[65] = SOURCE;
+const int32_t ghm_copies = COPIES;
+
 /* The widest vectors of the processor that runs it, not of the one that built it. */
 #if !defined(__x86_64__) || !defined(__gnu_linux__) || defined(__clang__)
 #define CLONES
@@ -181,14 +187,15 @@ CLONES void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t begin,
     }
 }
 
-/* The factor of each sample in focal loss: of targets, of others, 0 in ignored rows. */
+/* The factor of each sample in focal loss: of targets, of others, 0 in ignored rows, whose
+ * logits become 0 too: they may be no numbers. */
 INLINE void F(focal_factors)(const int64_t *labels, int64_t K, int64_t a, int n, REAL others,
-                             REAL targets, REAL *factor) {
+                             REAL targets, REAL *factor, REAL *s) {
     for (int i = 0; i < n; i++) factor[i] = others;
     FOR_ROWS(a, n, K) {
         if (HAS_CLASS) factor[first + labels[row]] = targets;
         if (labels[row] < 0)
-            for (int64_t i = FIRST; i < LAST; i++) factor[i] = 0;
+            for (int64_t i = FIRST; i < LAST; i++) factor[i] = s[i] = 0;
     }
 }
 
@@ -206,10 +213,10 @@ CLONES double F(focal_sum)(const REAL *x, const int64_t *labels, int64_t begin, 
         int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
         memcpy(s, x + a, n * sizeof *s);
         F(turn)(s, labels, K, a, n);
-        F(focal_factors)(labels, K, a, n, others, targets, factor);
+        F(focal_factors)(labels, K, a, n, others, targets, factor, s);
 #pragma omp simd reduction(+ : total)
         for (int i = 0; i < n; i++)
-            total += factor[i] ? factor[i] * F(focal)(s[i], F(exp_abs)(s[i]), gamma) : 0;
+            total += factor[i] * F(focal)(s[i], F(exp_abs)(s[i]), gamma);
     }
     return total;
 }
@@ -223,13 +230,13 @@ CLONES void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t begin, i
         REAL *grad = out + a;
         memcpy(s, x + a, n * sizeof *s);
         F(turn)(s, labels, K, a, n);
-        F(focal_factors)(labels, K, a, n, others, -targets, factor);
+        F(focal_factors)(labels, K, a, n, others, -targets, factor, s);
 #pragma omp simd
         for (int i = 0; i < n; i++) {
             REAL e = F(exp_abs)(s[i]), norm = F(sigmoid)(s[i], e);
             REAL power = F(exp)(-gamma * F(softplus)(-s[i], e));
             REAL slope = power * (gamma * (1 - norm) * F(softplus)(s[i], e) + norm);
-            grad[i] = factor[i] ? factor[i] * slope : 0;
+            grad[i] = factor[i] * slope;
         }
     }
 }
@@ -266,7 +273,7 @@ CLONES void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t beg
 /* out = weights[region] (softmax - one-hot); 0 in ignored rows. */
 CLONES void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                             int64_t K, int32_t bins, const REAL *weights, REAL *out) {
-    for (int64_t row = begin; row < end; row++) {
+    for (int64_t row = begin; row < end && K; row++) {
         int64_t y = labels[row] < K ? labels[row] : K - 1;
         const REAL *of = x + row * K;
         REAL *grad = out + row * K, top;
@@ -323,7 +330,7 @@ CLONES void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *va
 /* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
  * ema, updates (rows, bins), a row for each level where `own`, else one for all. */
 void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
-                       int64_t *updates, REAL momentum, int32_t own, int32_t all_bins,
+                       int64_t *updates, double momentum, int32_t own, int32_t all_bins,
                        int32_t from_first, int32_t debias, int32_t training, REAL world,
                        REAL *weights) {
     for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
@@ -335,10 +342,11 @@ void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL
             if (counts[k] > 0 && momentum > 0 && training) {
                 int first = from_first && times[k] == 0;
                 times[k]++;
-                average[k] = first ? smooth : momentum * average[k] + (1 - momentum) * smooth;
+                average[k] = (REAL)(momentum * average[k] + (1 - momentum) * smooth);
+                if (first) average[k] = smooth;
             }
             if (momentum > 0 && times[k]) /* else a region first met in evaluation */
-                smooth = average[k] / (debias ? 1 - (REAL)pow(momentum, (double)times[k]) : 1);
+                smooth = (REAL)(average[k] / (debias ? 1 - pow(momentum, (double)times[k]) : 1));
             weights[k] = counts[k] > 0 ? world / (present * smooth) : 0;
         }
     }

@@ -9,6 +9,7 @@ float32 and float64. The library is built when the project is installed, where a
 
 import ctypes
 import functools
+import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SUFFIX = {torch.float32: "_f", torch.float64: "_d"}  # of the C functions
-_COPIES = 8  # as in cpu.c
+_REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
+# of the C functions: p pointer, l int64, i int32, d double, r float or double
+_ARGUMENTS = {
+    "sigmoid_regions": "pplllip",
+    "sigmoid_grad": "pplllipp",
+    "softmax_regions": "pplllip",
+    "softmax_grad": "pplllipp",
+    "asl1_regions": "ppplllrip",
+    "asl1_grad": "ppplllripp",
+    "focal_sum": "pplllrrr",
+    "focal_grad": "pplllrrrp",
+    "update_density": "pllppdiiiiirp",
+}
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
 _ALONE = 1 << 16  # elements that are no work for more than one thread
 
 
@@ -30,48 +43,50 @@ def available() -> bool:
 
 def sigmoid_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """Of (anchor, class) pairs, as `reference.sigmoid_samples` makes them: logits (N, K)."""
-    return _regions("sigmoid_regions", (logits, labels), [_columns(logits)], bins)
+    return _regions("sigmoid_regions", (logits, labels), (), bins)
 
 
 def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """weights[region] * (p - t), (N, K); 0 in ignored rows."""
-    return _grad("sigmoid_grad", (logits, labels), [_columns(logits)], weights)
+    return _grad("sigmoid_grad", (logits, labels), (), weights)
 
 
 def softmax_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """Of rows, as `reference.softmax_samples` makes them: logits (N, K + 1)."""
-    return _regions("softmax_regions", (logits, labels), [_columns(logits)], bins)
+    return _regions("softmax_regions", (logits, labels), (), bins)
 
 
 def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """weights[region] * (softmax - one-hot), (N, K + 1); 0 in ignored rows."""
-    return _grad("softmax_grad", (logits, labels), [_columns(logits)], weights)
+    return _grad("softmax_grad", (logits, labels), (), weights)
 
 
 def asl1_regions(
     pred: Tensor, target: Tensor, valid: Tensor, mu: float, bins: int
 ) -> tuple[Tensor, Tensor]:
     """Of coordinates, as `reference.asl1_samples` makes them: all (N, 4)."""
-    return _regions("asl1_regions", (pred, target, valid), [_columns(pred), _real(pred, mu)], bins)
+    return _regions("asl1_regions", (pred, target, valid), (mu,), bins)
 
 
 def asl1_grad(pred: Tensor, target: Tensor, valid: Tensor, mu: float, weights: Tensor) -> Tensor:
     """weights[region] * d / sqrt(d^2 + mu^2), (N, 4); 0 where not valid."""
-    return _grad("asl1_grad", (pred, target, valid), [_columns(pred), _real(pred, mu)], weights)
+    return _grad("asl1_grad", (pred, target, valid), (mu,), weights)
 
 
 def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The focal loss of all (anchor, class) pairs in rows that are not ignored, added up."""
-    parameters = [_columns(logits), *_focal_parameters(logits, alpha, gamma)]
-    sums = _run("focal_sum", (logits, labels), parameters)
+    """The focal loss of all (anchor, class) pairs in rows that are not ignored, added up.
+
+    gamma is at least 0; alpha below 0 means no such factor.
+    """
+    sums = _run("focal_sum", (logits, labels), (gamma, *_focal_factors(alpha)))
     return torch.tensor(sum(sums), dtype=logits.dtype)
 
 
 def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale: Tensor) -> Tensor:
     """`scale` times the gradient of `focal_sum`, (N, K)."""
     out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    parameters = _focal_parameters(logits, alpha, gamma, scale.item())
-    _run("focal_grad", (logits, labels), [_columns(logits), *parameters, _pointer(out)])
+    factors = (scale.item() * factor for factor in _focal_factors(alpha))
+    _run("focal_grad", (logits, labels), (gamma, *factors, out))
     return out
 
 
@@ -89,70 +104,75 @@ def update_density(
 ) -> Tensor:
     """What `losses.density.GradientDensity` does after its counts are complete: (L, bins).
 
-    `ema` and `num_updates` are updated in place.
+    `ema` and `num_updates` (contiguous) are updated in place.
     """
-    counts = counts.contiguous()
     weights = torch.empty(counts.shape, dtype=ema.dtype)
-    choices = (
-        scope == "level_ema",
-        normalizer == "bins",
-        ema_init == "first",
-        ema_init == "debias",
-        training,
-    )
-    _c_function("update_density", ema)(
-        _pointer(counts),
-        *map(ctypes.c_int64, counts.shape),
-        _pointer(ema),
-        _pointer(num_updates),
-        _real(ema, momentum),
-        *map(ctypes.c_int32, choices),
-        _real(ema, world),
-        _pointer(weights),
-    )
+    state = (counts.contiguous(), *counts.shape, ema, num_updates)
+    starts = ema_init == "first", ema_init == "debias"
+    choices = (scope == "level_ema", normalizer == "bins", *starts, training)
+    function = _function("update_density", ema.dtype)
+    _call(function, (*state, momentum, *choices, world, weights))
     return weights
 
 
-def _regions(name: str, inputs: tuple[Tensor, ...], numbers: list, bins: int):
-    def tallies(part: int) -> list:
-        return [ctypes.c_int32(bins), _pointer(totals[part])]
-
-    totals = torch.zeros(_num_parts(inputs[0]), bins + 1, _COPIES, 2, dtype=torch.float64)
-    _run(name, inputs, numbers, tallies)
-    count, loss = totals.sum((0, 2))[:bins].unbind(1)
+def _regions(name: str, inputs: tuple[Tensor, ...], numbers: tuple, bins: int):
+    shape = _num_parts(inputs[0]), bins + 1, _copies(), 2
+    tallies = torch.zeros(shape, dtype=torch.float64)
+    _run(name, inputs, (*numbers, bins), tallies)
+    count, loss = tallies.sum((0, 2))[:bins].unbind(1)
     return count.long(), loss
 
 
-def _grad(name: str, inputs: tuple[Tensor, ...], numbers: list, weights: Tensor) -> Tensor:
+def _grad(name: str, inputs: tuple[Tensor, ...], numbers: tuple, weights: Tensor) -> Tensor:
     out = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     # the region after the last is that of ignored samples
-    weights = torch.cat([weights, weights.new_zeros(1)]).to(out.dtype)
-    bins = ctypes.c_int32(len(weights) - 1)
-    _run(name, inputs, [*numbers, bins, _pointer(weights), _pointer(out)])
+    table = torch.cat([weights, weights.new_zeros(1)]).to(out.dtype)
+    _run(name, inputs, (*numbers, len(weights), table, out))
     return out
 
 
-def _run(name: str, inputs: tuple[Tensor, ...], numbers: list, of_part=lambda part: ()) -> list:
+def _run(name: str, inputs: tuple[Tensor, ...], rest: tuple, of_parts: Tensor | None = None):
     """Calls the C function with a part of the rows in each thread; gives what the calls returned.
 
-    Its arguments are the inputs, the rows [begin, end), `numbers` and `of_part` of the part.
+    Its arguments are the inputs, the rows [begin, end), the number of columns, `rest`, and the
+    part's own of `of_parts`.
     """
-    function = _c_function(name, inputs[0])
-    inputs = [x.contiguous() for x in inputs]
-    pointers = [_pointer(x) for x in inputs]
-    rows, parts = len(inputs[0]), _num_parts(inputs[0])
+    function = _function(name, inputs[0].dtype)
+    inputs = tuple(x.contiguous() for x in inputs)
+    (rows, columns), parts = inputs[0].shape, _num_parts(inputs[0])
 
     def call(part: int):
-        begin, end = rows * part // parts, rows * (part + 1) // parts
-        bounds = ctypes.c_int64(begin), ctypes.c_int64(end)
-        return function(*pointers, *bounds, *numbers, *of_part(part))
+        bounds = rows * part // parts, rows * (part + 1) // parts
+        own = () if of_parts is None else (of_parts[part],)
+        return _call(function, (*inputs, *bounds, columns, *rest, *own))
 
-    others = [_threads().submit(call, part) for part in range(1, parts)]
+    try:
+        others = [_threads().submit(call, part) for part in range(1, parts)]
+    except RuntimeError:  # the interpreter is about to end
+        return [call(part) for part in range(parts)]
     return [call(0), *(other.result() for other in others)]
+
+
+def _call(function, arguments: tuple):
+    # A thread holds the tensors that it works on, so that an interrupt of another one of them,
+    # which waits for it, takes nothing away.
+    return function(*(_address(a) if isinstance(a, Tensor) else a for a in arguments))
+
+
+def _address(x: Tensor) -> int:
+    address = x.data_ptr()
+    if not address and x.numel():
+        raise RuntimeError(f"{type(x).__name__} has no memory: use kernel='torch'")
+    return address
 
 
 def _num_parts(x: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), x.numel() // _ALONE))
+
+
+def _focal_factors(alpha: float) -> tuple[float, float]:
+    """Of samples with target 0 and with target 1."""
+    return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
 
 
 @functools.cache
@@ -171,34 +191,25 @@ def _library() -> ctypes.CDLL | None:
     if not path.exists():
         return None
     try:
-        if source.exists() and source.stat().st_mtime > path.stat().st_mtime:
-            raise OSError(f"{source.name} has changed since")
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        built_from = (ctypes.c_char * 64).in_dll(library, "ghm_source").value.decode()
+        if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != built_from:
+            raise OSError("it was built from another cpu.c")
+    except (OSError, ValueError) as error:
         warnings.warn(f"{path.name} is not used ({error}): install ghm_d2 again", stacklevel=2)
         return None
-    for suffix in _SUFFIX.values():
-        getattr(library, "focal_sum" + suffix).restype = ctypes.c_double
+    for name, letters in _ARGUMENTS.items():
+        for suffix, real in _REAL.values():
+            function = getattr(library, name + suffix)
+            function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
+            function.restype = ctypes.c_double if name == "focal_sum" else None
     return library
 
 
-def _c_function(name: str, like: Tensor):
-    return getattr(_library(), name + _SUFFIX[like.dtype])
+def _function(name: str, dtype: torch.dtype):
+    return getattr(_library(), name + _REAL[dtype][0])
 
 
-def _pointer(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
-
-
-def _columns(x: Tensor) -> ctypes.c_int64:
-    return ctypes.c_int64(x.shape[1])
-
-
-def _real(like: Tensor, value: float):
-    return (ctypes.c_float if like.dtype == torch.float32 else ctypes.c_double)(value)
-
-
-def _focal_parameters(like: Tensor, alpha: float, gamma: float, scale: float = 1.0) -> list:
-    """gamma, and the factors of samples with target 0 and 1; no alpha where it is negative."""
-    others, targets = (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
-    return [_real(like, value) for value in (gamma, scale * others, scale * targets)]
+@functools.cache
+def _copies() -> int:
+    return ctypes.c_int32.in_dll(_library(), "ghm_copies").value

@@ -1,5 +1,8 @@
 """GHM losses from a configuration's MODEL.GHM."""
 
+import torch
+
+from ghm_d2 import kernels
 from ghm_d2.errors import UsageError
 from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
@@ -36,6 +39,19 @@ def build_ghm_r(cfg, num_levels: int = 1) -> GHMR:
     return _build(GHMR, cfg, cfg.MODEL.GHM.REG, num_levels, mu=cfg.MODEL.GHM.REG.MU)
 
 
+def check_kernel(cfg) -> str:
+    """MODEL.GHM.KERNEL, if there is such a kernel for MODEL.DEVICE.
+
+    Raises:
+        UsageError: there is not.
+    """
+    try:
+        kernels.twin_for(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"MODEL.GHM.KERNEL: {error}") from None
+    return cfg.MODEL.GHM.KERNEL
+
+
 def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
     """`value` if it is one of `known`.
 
@@ -69,7 +85,7 @@ def _build(kind, cfg, keys, num_levels: int, **extra):
             normalizer=cfg.MODEL.GHM.NORMALIZER,
             ema_init=cfg.MODEL.GHM.EMA_INIT,
             sync=cfg.MODEL.GHM.SYNC,
-            kernel=cfg.MODEL.GHM.KERNEL,
+            kernel=check_kernel(cfg),
             num_levels=num_levels,
             **extra,
         )

@@ -84,9 +84,12 @@ class GradientDensity(nn.Module):
             (L, bins) of the dtype of `ema`; 0 where this batch has no sample.
 
         Raises:
-            ValueError: more levels than `num_levels`, where each has its own average.
+            ValueError: counts of another number of regions; more levels than `num_levels`, where
+                each has its own average.
         """
         levels = len(counts)
+        if counts.shape != (levels, self.bins):
+            raise ValueError(f"counts are (L, {self.bins}), not {tuple(counts.shape)}")
         if self.scope == "level_ema" and levels > len(self.ema):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
         if self.scope == "batch":

@@ -10,9 +10,8 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.kernels import KERNELS
 from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
-from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_loss_type
+from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
 from ghm_d2.modeling.labels import box_levels, label_anchors
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
@@ -81,7 +80,7 @@ class GHMRetinaNet(RetinaNet):
         ret["cls_loss_type"] = cfg.MODEL.RETINANET.CLS_LOSS_TYPE
         ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
         ret["box_reg_loss_weight"] = cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT
-        ret["kernel"] = check_loss_type("MODEL.GHM.KERNEL", cfg.MODEL.GHM.KERNEL, KERNELS)
+        ret["kernel"] = check_kernel(cfg)
         if cfg.MODEL.RETINANET.CLS_LOSS_TYPE == "ghm_c":
             ret["ghm_c"] = build_ghm_c(cfg, levels)
         if cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE == "ghm_r":
@@ -162,8 +161,11 @@ class GHMRetinaNet(RetinaNet):
         levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
         if self.box_reg_loss_type == "ghm_r":
             return sum(self.ghm_r.levels(*zip(*levels, strict=True)))
-        # where there is no box the difference is none, and so are the loss and its gradient
-        pairs = [(p, torch.where(valid[..., None], t, p.detach())) for p, t, valid in levels]
+        # without a box there is no difference, and no loss and gradient, whatever is predicted
+        pairs = [
+            (torch.where(valid[..., None], p, 0), torch.where(valid[..., None], t, 0))
+            for p, t, valid in levels
+        ]
         if self.box_reg_loss_type == "asl1":
             total = sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in pairs)
         else:

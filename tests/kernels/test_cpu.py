@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ghm_d2 import kernels
 from ghm_d2.engine.bench_tools import peak_bytes
@@ -252,32 +254,146 @@ def test_without_the_library_plain_pytorch_does_it(samples, library):
         run(samples, "c", [level])
 
 
-def test_a_library_older_than_its_source_is_not_used(tmp_path, monkeypatch):
+@needs_library
+def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
     """Nor is one that does not load."""
     name = "_cpu" + cpu.EXTENSION_SUFFIXES[0]
-    (tmp_path / name).write_text("no library")
+    folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
     monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
-    load = cpu._library.__wrapped__
-    with pytest.warns(UserWarning, match="install ghm_d2 again"):
+    shutil.copy(folder / name, tmp_path)
+    shutil.copy(folder / "cpu.c", tmp_path)
+    assert load() is not None
+    with (tmp_path / "cpu.c").open("a") as source:
+        source.write("/* */")
+    with pytest.warns(UserWarning, match=r"built from another cpu\.c"):
         assert load() is None
-    (tmp_path / "cpu.c").write_text("")
-    os.utime(tmp_path / name, (1, 1))
-    with pytest.warns(UserWarning, match=r"cpu\.c has changed"):
+    (tmp_path / name).write_text("no library")
+    with pytest.warns(UserWarning, match="install ghm_d2 again"):
         assert load() is None
 
 
 def test_tensors_that_do_not_belong_together_are_refused():
     logits, labels = torch.zeros(6, 3), torch.zeros(6, dtype=torch.int64)
-    for wrong in (labels[:5], labels[:, None].expand(6, 4), labels.to("meta")):
-        with pytest.raises(ValueError):
-            GHMC()(logits, wrong)
-    for wrong in (torch.zeros(5, 4), torch.zeros(6, 3)):
+    others = labels[:5], labels[0], labels[:, None].expand(6, 3), labels.to("meta"), labels.float()
+    for wrong in others:
+        for loss in (GHMC(), SoftmaxGHMC(), bce_loss, focal_loss):
+            with pytest.raises(ValueError):
+                loss(logits, wrong)
+    for wrong in (torch.zeros(5, 4), torch.zeros(6, 3), torch.zeros(6)):
         with pytest.raises(ValueError):
             GHMR()(torch.zeros(6, 4), wrong)
     with pytest.raises(ValueError, match="kernel is one of auto, torch, c, triton"):
         GHMC(kernel="cuda")
     with pytest.raises(ValueError, match="kernel is one of"):
         bce_loss(logits, labels, kernel="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_labels_and_targets_may_be_any_integers(dtype):
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 2
+    for loss in (GHMC(momentum=0.0), SoftmaxGHMC(momentum=0.0), bce_loss, focal_loss):
+        assert torch.equal(loss(logits, labels.to(dtype)), loss(logits, labels))
+    target = labels[:, None].expand(40, 3)
+    module = GHMR(momentum=0.0)
+    if dtype != torch.bool:
+        assert torch.equal(module(logits, target.to(dtype)), module(logits, target.float()))
+
+
+def test_levels_of_several_sorts_are_all_computed_alike():
+    """Precisions, and targets that want a gradient."""
+    levels = [batch("asl1", 30, 4, seed=seed) for seed in (1, 2)]
+    double = [[t.double() if t.is_floating_point() else t for t in levels[1]], levels[1]]
+    wanted = [levels[0], [levels[1][0], levels[1][1].nan_to_num().requires_grad_(), levels[1][2]]]
+    mixed = [levels[0], [levels[1][0].double(), *levels[1][1:]]]
+    for given in (double, wanted, mixed):
+        results = []
+        for kernel in ("auto", "torch"):
+            losses = GHMR(kernel=kernel).levels(*zip(*given, strict=True))
+            results.append([loss.double() for loss in losses])
+        torch.testing.assert_close(*results, rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(GHMR().levels(*zip(*wanted, strict=True))[1], wanted[1][1])
+    assert gradient.abs().sum() > 0
+
+
+@needs_library
+@pytest.mark.parametrize("wrong", ["bins", "dtype", "device"])
+def test_densities_take_no_other_counts_than_theirs(wrong):
+    density, counts = GradientDensity(5, 0.5), torch.ones(1, 5, dtype=torch.int64)
+    if wrong == "bins":
+        with pytest.raises(ValueError, match="counts are"):
+            density(torch.ones(1, 9, dtype=torch.int64))
+    elif wrong == "dtype":
+        expected = GradientDensity(5, 0.5)(counts)
+        torch.testing.assert_close(density(counts.to(torch.int32)), expected)
+    else:
+        with pytest.raises(RuntimeError):
+            density(counts.to("meta"))
+
+
+@needs_library
+def test_a_gradient_that_is_to_be_differentiated_is_refused():
+    logits, labels = batch("sigmoid", 20, 3)
+    for loss in (GHMC(), bce_loss, focal_loss):
+        leaf = logits.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="kernel='torch'"):
+            torch.autograd.grad(loss(leaf, labels), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        bce_loss(leaf, labels, kernel="torch"), leaf, create_graph=True
+    )
+    assert gradient.requires_grad
+
+
+@needs_library
+@pytest.mark.parametrize("samples", LOSSES)
+def test_what_is_traced_is_plain_pytorch(samples):
+    """A transform of functions here, fake tensors there; no address is taken of either."""
+    level = batch(samples, 20, 3)
+    if samples == "asl1":
+        level[1] = level[1].nan_to_num()
+    module = LOSSES[samples](momentum=0.0)
+    leaf = level[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(module(leaf, *level[1:]), leaf)
+    mine = torch.func.grad(lambda x: module(x, *level[1:]))(level[0])
+    torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-7)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert module(*(mode.from_tensor(t) for t in level)).shape == ()
+
+
+@needs_library
+def test_an_average_of_nearly_no_movement_is_exact():
+    density = GradientDensity(2, 0.99999).double()
+    for _ in range(3):
+        density(torch.tensor([[1000, 0]]))
+    assert density.ema[0, 0].item() == pytest.approx(1000 * (1 - 0.99999**3), rel=1e-9)
+
+
+@needs_library
+def test_focal_loss_hides_no_nan_behind_a_factor_of_zero():
+    logits = torch.tensor([[math.nan, 0.0]])
+    assert focal_loss(logits, torch.tensor([2]), alpha=1.0, kernel="c").isnan()
+    assert focal_loss(logits, torch.tensor([-1]), alpha=1.0, reduction="sum", kernel="c") == 0
+
+
+@needs_library
+def test_an_interrupt_takes_nothing_from_threads_that_still_work(monkeypatch):
+    goes_on, done, held = threading.Event(), threading.Event(), []
+
+    def call(_function, arguments):
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        goes_on.wait(30)
+        held.extend(a for a in arguments if isinstance(a, torch.Tensor))
+        done.set()
+
+    monkeypatch.setattr(cpu, "_call", call)
+    monkeypatch.setattr(cpu, "_num_parts", lambda x: 2)
+    logits, labels = batch("sigmoid", 10, 3)
+    with pytest.raises(KeyboardInterrupt):
+        cpu.sigmoid_grad(logits, labels, torch.ones(4))
+    goes_on.set()
+    assert done.wait(30)
+    assert [t.shape for t in held] == [(10, 3), (10,), (5,), (10, 3)]
 
 
 def test_labels_beyond_the_classes_read_nothing_beyond():

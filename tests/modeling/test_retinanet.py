@@ -95,9 +95,32 @@ def test_losses_never_wait_for_the_device(cls, reg):
         sum(losses.values()).backward()
 
 
-def test_a_kernel_that_is_not_known_is_refused():
-    with pytest.raises(UsageError, match=r"MODEL\.GHM\.KERNEL is one of auto, torch"):
-        ghm_retinanet("ghm_c", keys={"MODEL.GHM.KERNEL": "cuda"})
+@pytest.mark.parametrize("cls", ["focal", "ghm_c"])
+@pytest.mark.parametrize(("kernel", "said"), [("cuda", "one of auto"), ("triton", "ghm doctor")])
+def test_a_kernel_that_is_not_there_is_refused(cls, kernel, said, monkeypatch):
+    monkeypatch.setattr("ghm_d2.kernels._triton", lambda: None)
+    with pytest.raises(UsageError, match=f"MODEL.GHM.KERNEL: .*{said}"):
+        ghm_retinanet(cls, keys={"MODEL.GHM.KERNEL": kernel})
+
+
+@pytest.mark.parametrize("reg", ["smooth_l1", "asl1", "ghm_r"])
+def test_what_background_anchors_predict_does_not_reach_the_dense_box_loss(reg):
+    model = ghm_retinanet("ce", reg)
+    arguments, _ = recorded_losses(model, inputs((4, 3)), lambda b: step(model, b))
+    anchors, logits, labels, deltas, boxes = arguments
+    background = (torch.stack(labels) == CLASSES).nonzero()[0]
+    assert background[1] < deltas[0].shape[1]
+    losses = []
+    for bad in (0.0, float("inf"), float("nan")):
+        spoilt = [d.detach().clone() for d in deltas]
+        spoilt[0][tuple(background)] = bad
+        with EventStorage(), pytest.MonkeyPatch.context() as patch:
+            of_all = lambda *args, dense: box_levels(*args, dense=True)  # noqa: E731
+            patch.setattr("ghm_d2.modeling.retinanet.box_levels", of_all)
+            model = ghm_retinanet("ce", reg)
+            losses.append(model.losses(anchors, logits, labels, spoilt, boxes)["loss_box_reg"])
+    assert losses[0].isfinite() and torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
 
 
 def test_its_own_focal_and_smooth_l1_agree_with_detectron2s():
