@@ -267,7 +267,10 @@ def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
         source.write("/* */")
     with pytest.warns(UserWarning, match=r"built from another cpu\.c"):
         assert load() is None
-    (tmp_path / name).write_text("no library")
+    # another file, since the first is loaded
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "other" / "cpu.py"))
+    (tmp_path / "other" / name).write_text("no library")
     with pytest.warns(UserWarning, match="install ghm_d2 again"):
         assert load() is None
 
