@@ -66,12 +66,14 @@ def focal_loss(
     Raises:
         ValueError: an unknown reduction.
     """
-    valid = (labels >= 0)[:, None].expand_as(logits)
+    classes = logits.shape[1]
     if reduction in ("mean", "sum"):
         total = kernels.focal(logits, labels, alpha, gamma, kernel=kernel)
         if total is not None:
-            return total / valid.sum().clamp(min=1) if reduction == "mean" else total
-    logits, classes = upcast(logits), logits.shape[1]
+            samples = (labels >= 0).sum() * classes
+            return total / samples.clamp(min=1) if reduction == "mean" else total
+    logits, labels = upcast(logits), labels.long()
+    valid = (labels >= 0)[:, None].expand_as(logits)
     target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
     loss = sigmoid_focal_loss(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
     return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
