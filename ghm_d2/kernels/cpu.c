@@ -1,7 +1,8 @@
 /* The CPU twins of kernels/reference.py, called through ctypes by kernels/cpu.py.
  *
- * Every function works through rows [begin, end) of contiguous arrays, in blocks that stay in the
- * first-level cache. "_f" takes float, "_d" double: the second half of this file is compiled twice.
+ * Rows of contiguous arrays are shared out to `parts` threads, those of OpenMP that torch uses too,
+ * so that none waits for a core that another spins on. A `_part` works through rows [begin, end) in
+ * blocks that stay in the first-level cache. "_f" takes float, "_d" double: the second half of this file is compiled twice.
  * s is the signed logit: s = x where the target is 0 and -x where it is 1, so that the loss is
  * softplus(s) and the gradient norm g = sigmoid(s) for both (paper, section 3.1).
  */
@@ -9,6 +10,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define BLOCK 1024 /* elements */
@@ -18,7 +20,6 @@
 #define SOURCE "" /* this file's SHA-256, from setup.py */
 #endif
 const char ghm_source[65] = SOURCE;
-const int32_t ghm_copies = COPIES;
 
 /* The widest vectors of the processor that runs it, not of the one that built it. */
 #if !defined(__x86_64__) || !defined(__gnu_linux__) || defined(__clang__)
@@ -28,6 +29,7 @@ const int32_t ghm_copies = COPIES;
 #else
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
+#define HIDDEN __attribute__((visibility("hidden")))
 #define INLINE static inline __attribute__((always_inline))
 
 /* The rows of K that elements [a, a + n) belong to; `first` is where one begins, which may lie
@@ -39,6 +41,11 @@ const int32_t ghm_copies = COPIES;
 /* whether the row's label is a class, whose element is one of them */
 #define HAS_CLASS                                                                          \
     (labels[row] >= 0 && labels[row] < K && first + labels[row] >= 0 && first + labels[row] < n)
+
+/* The loop over parts, and a part's rows. */
+#define FOR_PARTS \
+    _Pragma("omp parallel for num_threads(parts) if (parts > 1)") for (int part = 0; part < parts; part++)
+#define PART rows * part / parts, rows *(part + 1) / parts
 
 /* How many samples a unit region holds, and the sum of their losses: added to in one instruction. */
 typedef double tally __attribute__((vector_size(16)));
@@ -78,8 +85,28 @@ INLINE float log1p_f(float e) {
 /* No vectors in double precision: it is there for checks of gradients. */
 INLINE double exp_d(double x) { return exp(x); }
 INLINE double log1p_d(double e) { return log1p(e); }
-INLINE float root_f(float d, float mu) { return (float)sqrt((double)d * d + (double)mu * mu); }
 INLINE double root_d(double d, double mu) { return hypot(d, mu); }
+
+/* sqrt(d^2 + mu^2), whose squares neither overflow nor vanish */
+INLINE float root_f(float d, float mu) {
+    float size = d > 0 ? d : -d, larger = size > mu ? size : mu;
+    float unit = larger > 1e15f ? 1e15f : larger < 1e-15f ? 1e-15f : 1.0f;
+    float of_unit = larger > 1e15f ? 1e-15f : larger < 1e-15f ? 1e15f : 1.0f;
+    d *= of_unit, mu *= of_unit;
+    return unit * sqrtf(d * d + mu * mu);
+}
+
+/* Adds the tallies (parts, bins + 1, COPIES) up, without the ignored samples'; NaN without any. */
+static void add_up(tally *tallies, int32_t parts, int32_t bins, int64_t *counts, double *losses) {
+    for (int64_t k = 0; k < bins; k++) {
+        tally sum = {0, tallies ? 0 : NAN}; /* there was no memory for them */
+        for (int64_t part = 0; tallies && part < parts; part++)
+            for (int j = 0; j < COPIES; j++) sum += tallies[(part * (bins + 1) + k) * COPIES + j];
+        counts[k] = (int64_t)sum[0];
+        losses[k] = sum[1];
+    }
+    free(tallies);
+}
 
 #define JOIN_(name, suffix) name##suffix
 #define JOIN(name, suffix) JOIN_(name, suffix)
@@ -143,7 +170,7 @@ INLINE void F(weigh)(const int32_t *index, const REAL *slope, int n, const REAL 
 
 /* Logits x (rows, K), labels (rows,): counts and sums of losses into tallies (bins + 1, COPIES), of
  * which the last region is that of ignored rows. */
-CLONES void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN void F(sigmoid_regions_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                                int64_t K, int32_t bins, tally *tallies) {
     REAL s[BLOCK], loss[BLOCK];
     int32_t index[BLOCK];
@@ -165,7 +192,7 @@ CLONES void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t beg
 }
 
 /* out = weights[region] (p - t); 0 in ignored rows. */
-CLONES void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN void F(sigmoid_grad_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                             int64_t K, int32_t bins, const REAL *weights, REAL *out) {
     REAL s[BLOCK];
     int32_t index[BLOCK];
@@ -205,7 +232,7 @@ INLINE REAL F(focal)(REAL s, REAL e, REAL gamma) {
 }
 
 /* The sum of factor g^gamma l. */
-CLONES double F(focal_sum)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN double F(focal_sum_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                            int64_t K, REAL gamma, REAL others, REAL targets) {
     REAL s[BLOCK], factor[BLOCK];
     double total = 0;
@@ -222,7 +249,7 @@ CLONES double F(focal_sum)(const REAL *x, const int64_t *labels, int64_t begin, 
 }
 
 /* out = factor dl/dx = +-factor g^gamma (gamma (1 - g) l + g). */
-CLONES void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN void F(focal_grad_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                           int64_t K, REAL gamma, REAL others, REAL targets, REAL *out) {
     REAL s[BLOCK], factor[BLOCK];
     for (int64_t a = begin * K; a < end * K; a += BLOCK) {
@@ -256,7 +283,7 @@ INLINE REAL F(softmax_row)(const REAL *x, int64_t K, int64_t y, REAL *largest) {
 }
 
 /* Logits x (rows, K), labels (rows,): a sample is a row, l = -log(p_y), g = 1 - p_y. */
-CLONES void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN void F(softmax_regions_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                                int64_t K, int32_t bins, tally *tallies) {
     for (int64_t row = begin; row < end; row++) {
         int64_t y = labels[row] < K ? labels[row] : K - 1;
@@ -271,7 +298,7 @@ CLONES void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t beg
 }
 
 /* out = weights[region] (softmax - one-hot); 0 in ignored rows. */
-CLONES void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
+CLONES HIDDEN void F(softmax_grad_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
                             int64_t K, int32_t bins, const REAL *weights, REAL *out) {
     for (int64_t row = begin; row < end && K; row++) {
         int64_t y = labels[row] < K ? labels[row] : K - 1;
@@ -291,7 +318,7 @@ CLONES void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t begin,
 }
 
 /* pred, target, valid (rows, K): ASL1 and its gradient norm (paper, section 3.4). */
-CLONES void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid,
+CLONES HIDDEN void F(asl1_regions_part)(const REAL *pred, const REAL *target, const uint8_t *valid,
                             int64_t begin, int64_t end, int64_t K, REAL mu, int32_t bins,
                             tally *tallies) {
     REAL loss[BLOCK];
@@ -310,7 +337,7 @@ CLONES void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t 
 }
 
 /* out = weights[region] d / root; 0 where not valid. */
-CLONES void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t begin,
+CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t begin,
                          int64_t end, int64_t K, REAL mu, int32_t bins, const REAL *weights,
                          REAL *out) {
     REAL slope[BLOCK];
@@ -326,6 +353,64 @@ CLONES void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *va
         F(weigh)(index, slope, n, weights, out + a);
     }
 }
+
+/* --- what Python calls --- */
+
+#define MAKE_TALLIES \
+    tally *tallies = calloc((size_t)parts * (bins + 1) * COPIES, sizeof *tallies);
+#define TALLIES tallies + (int64_t)part * (bins + 1) * COPIES
+
+/* counts, losses: (bins,). */
+void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
+                        int32_t parts, int32_t bins, int64_t *counts, double *losses) {
+    MAKE_TALLIES
+    if (tallies) FOR_PARTS F(sigmoid_regions_part)(x, labels, PART, K, bins, TALLIES);
+    add_up(tallies, parts, bins, counts, losses);
+}
+
+void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                     int32_t bins, const REAL *weights, REAL *out) {
+    FOR_PARTS F(sigmoid_grad_part)(x, labels, PART, K, bins, weights, out);
+}
+
+/* sums: (parts,). */
+void F(focal_sum)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                  REAL gamma, REAL others, REAL targets, double *sums) {
+    FOR_PARTS sums[part] = F(focal_sum_part)(x, labels, PART, K, gamma, others, targets);
+}
+
+void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                   REAL gamma, REAL others, REAL targets, REAL *out) {
+    FOR_PARTS F(focal_grad_part)(x, labels, PART, K, gamma, others, targets, out);
+}
+
+void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
+                        int32_t parts, int32_t bins, int64_t *counts, double *losses) {
+    MAKE_TALLIES
+    if (tallies) FOR_PARTS F(softmax_regions_part)(x, labels, PART, K, bins, TALLIES);
+    add_up(tallies, parts, bins, counts, losses);
+}
+
+void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                     int32_t bins, const REAL *weights, REAL *out) {
+    FOR_PARTS F(softmax_grad_part)(x, labels, PART, K, bins, weights, out);
+}
+
+void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
+                     int64_t K, int32_t parts, REAL mu, int32_t bins, int64_t *counts,
+                     double *losses) {
+    MAKE_TALLIES
+    if (tallies) FOR_PARTS F(asl1_regions_part)(pred, target, valid, PART, K, mu, bins, TALLIES);
+    add_up(tallies, parts, bins, counts, losses);
+}
+
+void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
+                  int64_t K, int32_t parts, REAL mu, int32_t bins, const REAL *weights, REAL *out) {
+    FOR_PARTS F(asl1_grad_part)(pred, target, valid, PART, K, mu, bins, weights, out);
+}
+
+#undef MAKE_TALLIES
+#undef TALLIES
 
 /* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
  * ema, updates (rows, bins), a row for each level where `own`, else one for all. */

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -22,17 +21,18 @@ from torch import Tensor
 _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
 # of the C functions: p pointer, l int64, i int32, d double, r float or double
 _ARGUMENTS = {
-    "sigmoid_regions": "pplllip",
-    "sigmoid_grad": "pplllipp",
-    "softmax_regions": "pplllip",
-    "softmax_grad": "pplllipp",
-    "asl1_regions": "ppplllrip",
-    "asl1_grad": "ppplllripp",
-    "focal_sum": "pplllrrr",
-    "focal_grad": "pplllrrrp",
+    "sigmoid_regions": "pplliipp",
+    "sigmoid_grad": "pplliipp",
+    "softmax_regions": "pplliipp",
+    "softmax_grad": "pplliipp",
+    "asl1_regions": "ppplliripp",
+    "asl1_grad": "ppplliripp",
+    "focal_sum": "ppllirrrp",
+    "focal_grad": "ppllirrrp",
     "update_density": "pllppdiiiiirp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
+_PROCESS = os.getpid()
 _ALONE = 1 << 16  # elements that are no work for more than one thread
 
 
@@ -78,15 +78,16 @@ def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Ten
 
     gamma is at least 0; alpha below 0 means no such factor.
     """
-    sums = _run("focal_sum", (logits, labels), (gamma, *_focal_factors(alpha)))
-    return torch.tensor(sum(sums), dtype=logits.dtype)
+    sums = torch.zeros(_num_parts(logits), dtype=torch.float64)
+    _run("focal_sum", (logits, labels), gamma, *_focal_factors(alpha), sums)
+    return sums.sum().to(logits.dtype)
 
 
 def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale: Tensor) -> Tensor:
     """`scale` times the gradient of `focal_sum`, (N, K)."""
     out = torch.empty_like(logits, memory_format=torch.contiguous_format)
     factors = (scale.item() * factor for factor in _focal_factors(alpha))
-    _run("focal_grad", (logits, labels), (gamma, *factors, out))
+    _run("focal_grad", (logits, labels), gamma, *factors, out)
     return out
 
 
@@ -110,53 +111,37 @@ def update_density(
     state = (counts.contiguous(), *counts.shape, ema, num_updates)
     starts = ema_init == "first", ema_init == "debias"
     choices = (scope == "level_ema", normalizer == "bins", *starts, training)
-    function = _function("update_density", ema.dtype)
-    _call(function, (*state, momentum, *choices, world, weights))
+    _call("update_density", ema.dtype, *state, momentum, *choices, world, weights)
     return weights
 
 
-def _regions(name: str, inputs: tuple[Tensor, ...], numbers: tuple, bins: int):
-    shape = _num_parts(inputs[0]), bins + 1, _copies(), 2
-    tallies = torch.zeros(shape, dtype=torch.float64)
-    _run(name, inputs, (*numbers, bins), tallies)
-    count, loss = tallies.sum((0, 2))[:bins].unbind(1)
-    return count.long(), loss
+def _regions(
+    name: str, inputs: tuple[Tensor, ...], numbers: tuple, bins: int
+) -> tuple[Tensor, Tensor]:
+    counts = torch.empty(bins, dtype=torch.int64)
+    losses = torch.empty(bins, dtype=torch.float64)
+    _run(name, inputs, *numbers, bins, counts, losses)
+    return counts, losses
 
 
 def _grad(name: str, inputs: tuple[Tensor, ...], numbers: tuple, weights: Tensor) -> Tensor:
     out = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     # the region after the last is that of ignored samples
     table = torch.cat([weights, weights.new_zeros(1)]).to(out.dtype)
-    _run(name, inputs, (*numbers, len(weights), table, out))
+    _run(name, inputs, *numbers, len(weights), table, out)
     return out
 
 
-def _run(name: str, inputs: tuple[Tensor, ...], rest: tuple, of_parts: Tensor | None = None):
-    """Calls the C function with a part of the rows in each thread; gives what the calls returned.
-
-    Its arguments are the inputs, the rows [begin, end), the number of columns, `rest`, and the
-    part's own of `of_parts`.
-    """
-    function = _function(name, inputs[0].dtype)
-    inputs = tuple(x.contiguous() for x in inputs)
-    (rows, columns), parts = inputs[0].shape, _num_parts(inputs[0])
-
-    def call(part: int):
-        bounds = rows * part // parts, rows * (part + 1) // parts
-        own = () if of_parts is None else (of_parts[part],)
-        return _call(function, (*inputs, *bounds, columns, *rest, *own))
-
-    try:
-        others = [_threads().submit(call, part) for part in range(1, parts)]
-    except RuntimeError:  # the interpreter is about to end
-        return [call(part) for part in range(parts)]
-    return [call(0), *(other.result() for other in others)]
+def _run(name: str, inputs: tuple[Tensor, ...], *rest) -> None:
+    """Calls the C function of inputs with rows and columns, shared out to threads."""
+    x = inputs[0]
+    inputs = [t.contiguous() for t in inputs]
+    _call(name, x.dtype, *inputs, *x.shape, _num_parts(x), *rest)
 
 
-def _call(function, arguments: tuple):
-    # A thread holds the tensors that it works on, so that an interrupt of another one of them,
-    # which waits for it, takes nothing away.
-    return function(*(_address(a) if isinstance(a, Tensor) else a for a in arguments))
+def _call(name: str, dtype: torch.dtype, *arguments) -> None:
+    function = getattr(_library(), name + _REAL[dtype][0])
+    function(*(_address(a) if isinstance(a, Tensor) else a for a in arguments))
 
 
 def _address(x: Tensor) -> int:
@@ -167,21 +152,17 @@ def _address(x: Tensor) -> int:
 
 
 def _num_parts(x: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), x.numel() // _ALONE))
+    return 1 if _forked() else max(1, min(torch.get_num_threads(), x.numel() // _ALONE))
+
+
+def _forked() -> bool:
+    """Whether this process is a fork of another, whose threads of OpenMP it does not have."""
+    return os.getpid() != _PROCESS
 
 
 def _focal_factors(alpha: float) -> tuple[float, float]:
     """Of samples with target 0 and with target 1."""
     return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "ghm")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
 
 
 @functools.cache
@@ -202,14 +183,5 @@ def _library() -> ctypes.CDLL | None:
         for suffix, real in _REAL.values():
             function = getattr(library, name + suffix)
             function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
-            function.restype = ctypes.c_double if name == "focal_sum" else None
+            function.restype = None
     return library
-
-
-def _function(name: str, dtype: torch.dtype):
-    return getattr(_library(), name + _REAL[dtype][0])
-
-
-@functools.cache
-def _copies() -> int:
-    return ctypes.c_int32.in_dll(_library(), "ghm_copies").value

@@ -32,7 +32,8 @@ class HarmonizedLoss(nn.Module):
         return kernels.harmonized(samples, levels, bins, self._weigh, *numbers, kernel=kernel)
 
     def _weigh(self, counts: Tensor) -> Tensor:
-        return self.loss_weight * self.density(counts)
+        weights = self.density(counts)
+        return weights if self.loss_weight == 1 else self.loss_weight * weights
 
     def extra_repr(self) -> str:
         return f"loss_weight={self.loss_weight}"

@@ -375,27 +375,6 @@ def test_focal_loss_hides_no_nan_behind_a_factor_of_zero():
     assert focal_loss(logits, torch.tensor([-1]), alpha=1.0, reduction="sum", kernel="c") == 0
 
 
-@needs_library
-def test_an_interrupt_takes_nothing_from_threads_that_still_work(monkeypatch):
-    goes_on, done, held = threading.Event(), threading.Event(), []
-
-    def call(_function, arguments):
-        if threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-        goes_on.wait(30)
-        held.extend(a for a in arguments if isinstance(a, torch.Tensor))
-        done.set()
-
-    monkeypatch.setattr(cpu, "_call", call)
-    monkeypatch.setattr(cpu, "_num_parts", lambda x: 2)
-    logits, labels = batch("sigmoid", 10, 3)
-    with pytest.raises(KeyboardInterrupt):
-        cpu.sigmoid_grad(logits, labels, torch.ones(4))
-    goes_on.set()
-    assert done.wait(30)
-    assert [t.shape for t in held] == [(10, 3), (10,), (5,), (10, 3)]
-
-
 def test_labels_beyond_the_classes_read_nothing_beyond():
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 3, 4, 2**62, -1, -(2**62), 2, 1])
