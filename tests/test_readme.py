@@ -65,3 +65,10 @@ def test_reports_are_of_the_records(folder):
     assert all(escape(sentence) in text for sentence in report.verdict)
     assert (folder / "runs.csv").read_text(encoding="utf-8") == runs_csv(report.summary.study)
     assert f"results/comparisons/{folder.name}/report.md" in README
+
+
+@pytest.mark.parametrize("name", ["losses", "steps"])
+def test_the_benchmarks_are_those_in_results(ghm, name):
+    file = f"results/bench/{name}.json"
+    shown = ghm("bench", "show", ROOT / file, "--markdown")
+    assert shown.stdout.count("\n") > 5 and shown.stdout in README and file in README
