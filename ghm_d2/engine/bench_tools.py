@@ -5,7 +5,6 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -121,7 +120,7 @@ def environment(device: torch.device) -> dict:
     return {
         "machine": machine,
         "kernel": kernels.name_for(device),
-        "packages": describe.versions() | _more_versions(),
+        "packages": describe.versions(*MORE_PACKAGES),
         "code_version": describe.code_version(),
     }
 
@@ -131,13 +130,3 @@ def _cpu_model() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _more_versions() -> dict[str, str]:
-    found = {}
-    for name in MORE_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

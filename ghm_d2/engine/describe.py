@@ -124,10 +124,10 @@ def device_name(device: str) -> str:
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, the packages that results depend on, and `more` of them."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -87,6 +87,7 @@ def update_density(
         and all(t.device == ema.device for t in (counts, num_updates))
         and counts.dtype == num_updates.dtype == torch.int64
         and counts.shape[1] == ema.shape[1]
+        and wide(ema.dtype) == ema.dtype
     )
     twin = twin_for(kernel, ema.device) if fits else None
     return None if twin is None else twin.update_density(counts, *state, **options)
