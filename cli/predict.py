@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ghm_d2.detectors import num_classes
 from ghm_d2.errors import DataError
 
 from ._console import emit, tell, user_errors
@@ -47,8 +48,7 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
     set_device(cfg, device, [])
     model = load_detector(cfg, weights)
     # weights from elsewhere do not tell the names of their classes
-    most = max(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    names = dict(enumerate(cfg.DATASETS.CLASS_NAMES or map(str, range(most))))
+    names = dict(enumerate(cfg.DATASETS.CLASS_NAMES or map(str, range(num_classes(cfg)))))
     with progress() as shown:
         found = predict(model, cfg, images, shown, threshold)
     for image, detections, name in zip(images, found, _picture_names(images), strict=True):

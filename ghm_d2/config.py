@@ -1,4 +1,4 @@
-"""Every configuration key this project adds, and the loader for configuration files.
+"""The loader for configuration files, and what it checks.
 
 A configuration file is data: it is parsed with YAML's safe loader. The one exception is a file
 inside the installed Detectron2, whose own RetinaNet base evaluates an expression.
@@ -12,71 +12,29 @@ from pathlib import Path
 
 import yaml
 
+from ghm_d2.defaults import add_ghm_config
+from ghm_d2.detectors import TWO_STAGE
 from ghm_d2.errors import UsageError
 
 BASE_KEY = "_BASE_"
-
-
-def add_ghm_config(cfg) -> None:
-    """Add this project's keys, with their defaults, to a Detectron2 `CfgNode`, in place."""
-    from detectron2.config import CfgNode as CN
-
-    # "focal" | "ce" | "ohem" | "ghm_c"
-    cfg.MODEL.RETINANET.CLS_LOSS_TYPE = "focal"
-    # MODEL.RETINANET.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
-    # factor on the box loss, whatever its type; the ROI heads' key of this name is Detectron2's
-    cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT = 1.0
-    # "ce" | "ghm_c"
-    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE = "ce"
-    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains "asl1" | "ghm_r"
-    # "ce" | "ghm_c"; read by MODEL.PROPOSAL_GENERATOR.NAME "GHMRPN"
-    cfg.MODEL.RPN.CLS_LOSS_TYPE = "ce"
-
-    cfg.MODEL.GHM = CN()
-    # What one density spans: "level" (one a feature level, all updating one moving average in
-    # turn, as in the authors' code) | "level_ema" (a moving average of its own for each level) |
-    # "batch" (one density over all levels, as in the paper's equations)
-    cfg.MODEL.GHM.SCOPE = "level"
-    # What the loss is divided by: "valid_bins" (unit regions with a sample in this batch) | "bins"
-    cfg.MODEL.GHM.NORMALIZER = "valid_bins"
-    # How the moving average starts: "zero" (parity; the first losses are up to
-    # 1 / (1 - MOMENTUM) too large) | "first" (at the first count) | "debias" (as Adam corrects it)
-    cfg.MODEL.GHM.EMA_INIT = "zero"
-    # Add up the counts of all processes, so that W of them give the gradient of one
-    cfg.MODEL.GHM.SYNC = True
-    # "auto": the fastest that is there for the device | "torch" (plain PyTorch) | "c" | "triton"
-    cfg.MODEL.GHM.KERNEL = "auto"
-
-    cfg.MODEL.GHM.CLS = CN()
-    cfg.MODEL.GHM.CLS.BINS = 30  # unit regions M
-    cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
-    cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0
-    # "unit_regions" | "exact": each anchor's own region of width 1 / BINS, no moving average; the
-    # paper's yardstick, for RetinaNet's classes alone
-    cfg.MODEL.GHM.CLS.DENSITY = "unit_regions"
-
-    cfg.MODEL.GHM.REG = CN()
-    cfg.MODEL.GHM.REG.BINS = 10
-    cfg.MODEL.GHM.REG.MOMENTUM = 0.7
-    cfg.MODEL.GHM.REG.LOSS_WEIGHT = 10.0
-    cfg.MODEL.GHM.REG.MU = 0.02  # of ASL1, in box deltas: where it turns from quadratic to linear
-
-    # Where an FPN's levels above the backbone's come from: "LastLevelP6P7" | "LastLevelMaxPool"
-    # | "" (none); read by MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
-    cfg.MODEL.FPN.TOP_BLOCK = "LastLevelP6P7"
-    cfg.MODEL.TIMM = CN()
-    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
-    # "" (random) | "timm" (timm's hub) | "pypi" (the package for tf_efficientnet_lite0) | a file
-    cfg.MODEL.TIMM.PRETRAINED = ""
-    cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # the feature maps that feed the FPN
-    cfg.MODEL.TIMM.FREEZE_BN = True  # batch norm's statistics and affine parameters stay fixed
-    cfg.MODEL.TIMM.FREEZE_AT = 0  # number of first stages whose parameters stay fixed
-
-    # filled in from the data; a run's config.yaml thus tells what the classes of its weights are
-    cfg.DATASETS.CLASS_NAMES = ()
-
-    cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" | "ADAMW"
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE gains "full_model": the norm over all parameters together
+_OF_OURS = ("asl1", "ghm_r")
+# (group and key of a loss type, its values of ours, what must have which value to read them)
+_READERS = (
+    ("RETINANET", "CLS_LOSS_TYPE", ("ce", "ohem", "ghm_c"), "META_ARCHITECTURE", "GHMRetinaNet"),
+    ("RETINANET", "BBOX_REG_LOSS_TYPE", _OF_OURS, "META_ARCHITECTURE", "GHMRetinaNet"),
+    ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
+    ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", _OF_OURS, "ROI_HEADS.NAME", "GHMROIHeads"),
+    ("RPN", "CLS_LOSS_TYPE", ("ghm_c",), "PROPOSAL_GENERATOR.NAME", "GHMRPN"),
+    ("YOLOV3", "OBJ_LOSS_TYPE", ("ghm_c",), "META_ARCHITECTURE", "YOLOv3"),
+    *(
+        row
+        for group, arch in (("YOLOV3", "YOLOv3"), ("SSD", "SSD"), ("FCOS", "GHMFCOS"))
+        for row in (
+            (group, "CLS_LOSS_TYPE", ("ghm_c",), "META_ARCHITECTURE", arch),
+            (group, "BBOX_REG_LOSS_TYPE", _OF_OURS, "META_ARCHITECTURE", arch),
+        )
+    ),
+)
 
 
 def get_cfg():
@@ -153,25 +111,12 @@ def check_config(cfg) -> None:
     if not solver.BASE_LR > 0:
         raise UsageError(f"SOLVER.BASE_LR is above 0, not {solver.BASE_LR}")
     model = cfg.MODEL
-    of_ours = ("asl1", "ghm_r")
-    two_stage = model.META_ARCHITECTURE == "GeneralizedRCNN"
-    checks = (
-        (
-            "RETINANET",
-            "CLS_LOSS_TYPE",
-            ("ce", "ohem", "ghm_c"),
-            "META_ARCHITECTURE",
-            "GHMRetinaNet",
-        ),
-        ("RETINANET", "BBOX_REG_LOSS_TYPE", of_ours, "META_ARCHITECTURE", "GHMRetinaNet"),
-        ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
-        ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", of_ours, "ROI_HEADS.NAME", "GHMROIHeads"),
-        ("RPN", "CLS_LOSS_TYPE", ("ghm_c",), "PROPOSAL_GENERATOR.NAME", "GHMRPN"),
-    )
-    for group, key, types, reader, needed in checks:
-        used = two_stage == (group != "RETINANET")
+    two_stage = model.META_ARCHITECTURE == TWO_STAGE
+    # one stage may carry the settings of two and the other way round, as bases do
+    read = {"RETINANET": not two_stage, "ROI_BOX_HEAD": two_stage, "RPN": two_stage}
+    for group, key, types, reader, needed in _READERS:
         value, found = model[group][key], _get(model, reader)
-        if used and value in types and found != needed:
+        if read.get(group, True) and value in types and found != needed:
             raise UsageError(
                 f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"
             )

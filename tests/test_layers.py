@@ -2,7 +2,7 @@
 
 cli -> reports, experiments -> engine -> modeling, data -> losses -> kernels
 
-config, records and errors are leaves that anyone may import; register imports modeling; reports
+config, defaults, detectors, records and errors are leaves that anyone may import; register imports modeling; reports
 see records only, and neither torch nor Detectron2.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"version", "config", "configs", "records", "errors"}
+LEAVES = {"version", "config", "configs", "defaults", "detectors", "records", "errors"}
 BELOW_ENGINE = {"modeling", "data", "losses", "kernels", "register"}
 ALLOWED = {
     "cli": {"reports", "experiments", "engine", *BELOW_ENGINE, *LEAVES},
@@ -26,7 +26,9 @@ ALLOWED = {
     "data": {"losses", "kernels", *LEAVES},
     "losses": {"kernels", *LEAVES},
     "kernels": LEAVES,
-    "config": {"configs", "errors"},
+    "config": {"configs", "defaults", "detectors", "errors"},
+    "defaults": set(),
+    "detectors": set(),
     "records": {"errors", "version"},
     "configs": set(),
     "errors": set(),

@@ -13,12 +13,20 @@ from torch import nn
 
 from ghm_d2 import __version__
 from ghm_d2.config import get_cfg, plain_config
+from ghm_d2.detectors import TWO_STAGE, detector_name, loss_keys
 from ghm_d2.records import RunRecord, config_hash
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
-CLS_NAMES = {"focal": "focal", "ce": "CE", "ohem": "OHEM", "ghm_c": "GHM-C"}
+CLS_NAMES = {
+    "focal": "focal",
+    "ce": "CE",
+    "ohem": "OHEM",
+    "mining": "mining",
+    "ghm_c": "GHM-C",
+}
 REG_NAMES = {
     "smooth_l1": "SL1",
+    "l2": "L2",
     "giou": "GIoU",
     "diou": "DIoU",
     "ciou": "CIoU",
@@ -68,21 +76,32 @@ def _changed(values: dict, defaults: dict) -> dict:
 
 def method_name(cfg) -> str:
     """Such as "RetinaNet GHM-C + GHM-R"."""
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        name, keys = "RetinaNet", cfg.MODEL.RETINANET
-    elif cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        name, keys = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN", cfg.MODEL.ROI_BOX_HEAD
-    else:
-        return cfg.MODEL.META_ARCHITECTURE
+    name, keys = detector_name(cfg), loss_keys(cfg)
+    if keys is None:
+        return name
     reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
     cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
-    rpn = ", RPN GHM-C" if name != "RetinaNet" and cfg.MODEL.RPN.CLS_LOSS_TYPE == "ghm_c" else ""
-    return f"{name} {cls} + {reg}{rpn}"
+    return f"{name} {cls} + {reg}{_other_loss(cfg)}"
+
+
+def _other_loss(cfg) -> str:
+    """Of the detector's other classifier, where it is not as the first."""
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE == TWO_STAGE and model.RPN.CLS_LOSS_TYPE == "ghm_c":
+        return ", RPN GHM-C"
+    yolo = model.YOLOV3
+    if model.META_ARCHITECTURE == "YOLOv3" and yolo.OBJ_LOSS_TYPE != yolo.CLS_LOSS_TYPE:
+        return f", objectness {CLS_NAMES.get(yolo.OBJ_LOSS_TYPE, yolo.OBJ_LOSS_TYPE)}"
+    return ""
 
 
 def network_name(cfg) -> str:
     """Such as "ResNeXt-101-32x8d-FPN"."""
     backbone = cfg.MODEL.BACKBONE.NAME
+    if "darknet" in backbone:
+        # two convolutions a block and one more a stage, the stem, and its own classifier
+        depths = cfg.MODEL.DARKNET.DEPTHS
+        return f"DarkNet-{2 * sum(depths) + len(depths) + 2}"
     fpn = "-FPN" if "fpn" in backbone else ""
     if "timm" in backbone:
         return cfg.MODEL.TIMM.NAME + fpn

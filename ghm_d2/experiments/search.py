@@ -13,13 +13,14 @@ from ghm_d2.config import load_config
 from ghm_d2.data.catalog import apply_to_config, data_label, validate
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
+from ghm_d2.detectors import DETECTORS
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import Run, make_run, scaled_schedule
 from ghm_d2.records import RunsTable, Trial
 
 LR_FACTORS, WEIGHT_FACTORS = (1.0, 0.5, 2.0), (0.5, 2.0)  # the configured rate wins a tie
 # by MODEL.META_ARCHITECTURE, where BBOX_REG_LOSS_WEIGHT is read
-WEIGHT_KEYS = {"GHMRetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_BOX_HEAD"}
+WEIGHT_KEYS = {arch: d.group for arch, d in DETECTORS.items() if arch != "RetinaNet"}
 TRIALS = len(LR_FACTORS) + len(WEIGHT_FACTORS)  # a side
 SEED, ITERATIONS = 0, 0.5  # the seed of no compared run; the share of a run's iterations
 
@@ -50,7 +51,7 @@ class SideSearch:
         cfg = load_config(config, list(overrides))
         if cfg.MODEL.META_ARCHITECTURE not in WEIGHT_KEYS:
             raise UsageError(
-                f"--search knows {' and '.join(WEIGHT_KEYS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
+                f"--search knows {', '.join(WEIGHT_KEYS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
                 "with focal and smooth_l1 GHMRetinaNet trains as RetinaNet does"
             )
         short = (*scaled_schedule(cfg, ITERATIONS), "TEST.EVAL_PERIOD", "0")

@@ -1,0 +1,62 @@
+"""The meta-architectures that commands know, and where their configuration keys are."""
+
+from dataclasses import dataclass
+
+TWO_STAGE = "GeneralizedRCNN"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One value of MODEL.META_ARCHITECTURE.
+
+    group: of MODEL, the keys CLS_LOSS_TYPE, BBOX_REG_LOSS_TYPE and BBOX_REG_LOSS_WEIGHT stand in.
+    classes: of MODEL, the group that NUM_CLASSES stands in.
+    """
+
+    name: str
+    group: str
+    classes: str
+
+
+DETECTORS = {
+    "RetinaNet": Detector("RetinaNet", "RETINANET", "RETINANET"),
+    "GHMRetinaNet": Detector("RetinaNet", "RETINANET", "RETINANET"),
+    TWO_STAGE: Detector("Faster R-CNN", "ROI_BOX_HEAD", "ROI_HEADS"),
+    "YOLOv3": Detector("YOLOv3", "YOLOV3", "YOLOV3"),
+    "SSD": Detector("SSD", "SSD", "SSD"),
+    "GHMFCOS": Detector("FCOS", "FCOS", "FCOS"),
+}
+
+
+def loss_keys(cfg):
+    """The `CfgNode` with the loss types of MODEL.META_ARCHITECTURE; None of an unknown one."""
+    detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
+    return cfg.MODEL[detector.group] if detector else None
+
+
+def detector_name(cfg) -> str:
+    """As tables have it: such as "Mask R-CNN" or "DSSD"; an unknown architecture's own name."""
+    arch = cfg.MODEL.META_ARCHITECTURE
+    if with_masks(cfg):
+        return "Mask R-CNN"
+    if arch == "SSD" and cfg.MODEL.SSD.DECONV_CHANNELS:
+        return "DSSD"
+    return DETECTORS[arch].name if arch in DETECTORS else arch
+
+
+def with_masks(cfg) -> bool:
+    """Whether the detector learns and predicts masks: Mask R-CNN."""
+    return cfg.MODEL.META_ARCHITECTURE == TWO_STAGE and cfg.MODEL.MASK_ON
+
+
+def set_num_classes(cfg, number: int) -> None:
+    """Enter the number of classes wherever a detector reads it, in place."""
+    for group in {detector.classes for detector in DETECTORS.values()}:
+        cfg.MODEL[group].NUM_CLASSES = number
+
+
+def num_classes(cfg) -> int:
+    """Of MODEL.META_ARCHITECTURE; of an unknown one, the largest number there is."""
+    detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
+    groups = [detector.classes] if detector else {d.classes for d in DETECTORS.values()}
+    return max(cfg.MODEL[group].NUM_CLASSES for group in groups)
