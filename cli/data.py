@@ -201,7 +201,7 @@ def _print_import(report: dict) -> None:
         _line(f"{len(report['clipped'])} boxes clipped to their image, the first: ")
         _line(f"  {report['clipped'][0]}")
     dropped = report["dropped"]
-    plural = {"image": "images", "box": "boxes", "annotation": "annotations"}
+    plural = {"image": "images", "box": "boxes", "mask": "masks", "annotation": "annotations"}
     counts = {text: sum(d["what"] == what for d in dropped) for what, text in plural.items()}
     _line("dropped: " + (", ".join(f"{n} {t}" for t, n in counts.items() if n) or "nothing"))
     _lines([f"{d['split']} {d['what']}: {d['file']}: {d['detail']}" for d in dropped])

@@ -54,6 +54,7 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
         result = evaluate(model, cfg, name, shown)
     record = describe_run(cfg, model, data_label(name))
     record.metrics, record.per_class = result.metrics, result.per_class
+    record.mask_metrics = result.mask_metrics
     record.ms_per_image = result.ms_per_image
     record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
     if output:

@@ -44,6 +44,8 @@ class RunRecord:
     train_seconds: float | None = None  # without evaluations
     metrics: dict[str, float | None] = field(default_factory=dict)  # keys AP_COLUMNS
     per_class: dict[str, float | None] = field(default_factory=dict)  # AP by class name
+    # of masks, keys AP_COLUMNS; empty where the detector has none, and the others are of boxes
+    mask_metrics: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # what a run that did not finish says: "diverged at iteration 312: ..."
     gflops: float | None = None  # of one forward pass of one validation image (fvcore)

@@ -67,10 +67,20 @@ def test_a_row_that_json_does_not_know_is_refused(tmp_path):
     assert table.rows() == []
 
 
+def test_a_record_of_before_there_were_masks_is_read(tmp_path):
+    RunRecord("m", "n", "d", "h", 1, metrics={"AP": 1.0}).write(tmp_path)
+    old = json.loads((tmp_path / "run.json").read_text())
+    assert old.pop("mask_metrics") == {}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert RunRecord.read(tmp_path).mask_metrics == {}
+    assert RunRecord.read(tmp_path).metrics == {"AP": 1.0}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"metrics": None},
+        {"mask_metrics": {"AP": "high"}},
         {"metrics": {"AP": "high"}},
         {"metrics": {"AP": float("nan")}},
         {"method": 3},

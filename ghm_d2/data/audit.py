@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghm_d2.data.coco_json import box_fault, hashable, outside, safe_name, show_box
+from ghm_d2.data.masks import mask_fault
 from ghm_d2.errors import DataError
 
 
@@ -30,7 +31,7 @@ def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     split: "train", "val" or "test": the latter may have no annotations.
     json_name: what problems of the whole file are filed under.
     Covers what Detectron2's loader and COCO's evaluation need, which both fail late and without
-    a file name: ids, fields, categories, boxes, names that leave the image folder.
+    a file name: ids, fields, categories, boxes, masks, names that leave the image folder.
     """
     lists = ("images", "annotations", "categories")
     if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in lists):
@@ -113,14 +114,21 @@ def _annotation(annotation: dict, image, categories: set, split: str, file: str)
     fault = box_fault(bbox)
     if fault:
         yield Problem("bad-box", split, name, f"{what}: {fault}")
-    elif _whole(image.get("width"), 1) and _whole(image.get("height"), 1):
-        over = outside(bbox, image["width"], image["height"])
+    if not _whole(image.get("width"), 1) or not _whole(image.get("height"), 1):
+        return
+    sides = image["width"], image["height"]
+    if not fault:
+        over = outside(bbox, *sides)
         if over > 1:
-            size = f"{image['width']} x {image['height']}"
+            size = f"{sides[0]} x {sides[1]}"
             wholly = math.isinf(over)
             by = "wholly" if wholly else f"by {over:.6g} px"
             detail = f"{what}: box {show_box(bbox)} is {by} outside the image of {size}"
             yield Problem("outside", split, name, detail, "error" if wholly else "warning")
+    mask = annotation.get("segmentation")
+    fault = mask_fault(mask, *sides) if mask else None  # [] and null stand for none
+    if fault:
+        yield Problem("bad-mask", split, name, f"{what}: {fault}")
 
 
 def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> Iterator[Problem]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from ghm_d2.data import digits
 from ghm_d2.data.coco_json import SPLITS, image_root
 from ghm_d2.data.output import new_folder
-from ghm_d2.data.validate import IMPORT_HINT, categories_of, validate_json
+from ghm_d2.data.validate import IMPORT_HINT, categories_of, require_masks, validate_json
+from ghm_d2.detectors import set_num_classes, with_masks
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
     data alone, for evaluation where they may not exist; the classes must then be those of
     DATASETS.CLASS_NAMES, if it is set.
-    Raises: as `resolve`, UsageError where no data set is named, DataError where classes differ.
+    Raises: as `resolve`, UsageError where no data set is named, DataError where classes differ, or
+    where MODEL.MASK_ON needs masks that are not there.
     """
     if dataset is not None:
         base = _without_split(dataset) if need_train else dataset
@@ -96,10 +98,19 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
             f"{_difference(classes, trained)}"
         )
     cfg.DATASETS.CLASS_NAMES = tuple(classes)
-    cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    set_num_classes(cfg, len(classes))
     if tuple(classes) == digits.CLASSES:
         cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
+    for name in names if with_masks(cfg) else ():
+        _require_masks(name, cfg.INPUT.MASK_FORMAT)
+
+
+def _require_masks(name: str, mask_format: str) -> None:
+    from detectron2.data import MetadataCatalog
+
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file is not None:
+        require_masks(json_file, mask_format)
 
 
 def data_label(registered: str) -> str:

@@ -17,7 +17,8 @@ def scene(rng: np.random.Generator, spec, scans) -> tuple[np.ndarray, list[tuple
     """Draw one image.
 
     scans: images (n, 8, 8) in 0..1, digits (n,), indices (n,).
-    Returns: uint8 (height, width, 3), and for each digit (digit, scan index, (x, y, w, h)).
+    Returns: uint8 (height, width, 3), and for each digit (digit, scan index, (x, y, w, h), ink):
+    which of the box's pixels are the digit's, (h, w) bool.
     """
     low, high = spec.image_size
     width, height = (int(v) for v in rng.integers(low, high + 1, 2))
@@ -34,7 +35,7 @@ def scene(rng: np.random.Generator, spec, scans) -> tuple[np.ndarray, list[tuple
         box = _place(rng, alpha, width, height, [p[2] for p in placed])
         if box is not None:
             _paint(rng, canvas, alpha, box)
-            placed.append((int(digits[pick]), int(indices[pick]), box))
+            placed.append((int(digits[pick]), int(indices[pick]), box, alpha >= _INK))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), placed
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ghm_d2.data import masks
+
 KINDS = ("class", "shift", "missing")
 # A shifted box still touches its object, and no evaluation at IoU 0.5 would call it a hit.
 _SHIFTED_IOU = (0.1, 0.5)
@@ -11,7 +13,8 @@ def spoil(rng: np.random.Generator, annotation: dict, rates: dict, width: int, h
     """Return the annotation with at most one kind of noise, drawn with probabilities `rates`.
 
     Every call draws the same amounts from `rng`, so the other annotations of an image stay the
-    same whatever the rates are.
+    same whatever the rates are. A shifted box takes its mask along, shifted and scaled alike, as
+    somebody's mistake would; its area is the new box's. A wrong class keeps its mask.
     """
     own = np.random.default_rng(rng.integers(2**63))
     draw, kind = own.random(), "none"
@@ -30,6 +33,7 @@ def spoil(rng: np.random.Generator, annotation: dict, rates: dict, width: int, h
             "bbox": box,
             "area": box[2] * box[3],
             "true_bbox": annotation["bbox"],
+            "segmentation": masks.moved(annotation["segmentation"], annotation["bbox"], box),
             "noise": kind,
         }
     return annotation | {"noise": kind}

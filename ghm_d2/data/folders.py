@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ghm_d2.data import images
 from ghm_d2.data.coco_json import box_fault, outside, show_box, write_json
+from ghm_d2.data.masks import mask_fault, polygon_fault
 from ghm_d2.data.output import IMPORT_REPORT, new_folder
 from ghm_d2.data.read_coco import find_coco, read_coco
 from ghm_d2.data.read_voc import find_voc, read_voc
@@ -43,8 +44,8 @@ def import_folder(
     data set's images are. track: as in `check.check`.
 
     Category ids are 1..K in the order of the class names; boxes are [x, y, w, h] in px, clipped
-    to the image. An image without boxes is kept as background. The output is the same whenever
-    the source is.
+    to the image. A mask that cannot be used is dropped, and its box kept. An image without boxes
+    is kept as background. The output is the same whenever the source is.
 
     Returns the report, which is also left as `import_report.json`: format, names, splits (images,
     boxes, background images), dropped (split, what, file, detail), clipped (boxes that left the
@@ -163,14 +164,28 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
         bbox = _clip(bbox, probe)
         entry = {"category_id": box.category + 1, "bbox": bbox, "area": bbox[2] * bbox[3]}
         entry |= {"iscrowd": 0} | box.extra
-        if item.relative and "segmentation" in entry:
-            sides = (probe.width, probe.height)
-            entry["segmentation"] = [
-                [round(v * sides[i % 2], 3) for i, v in enumerate(outline)]
-                for outline in entry["segmentation"]
-            ]
+        if "segmentation" in entry:
+            entry["segmentation"], fault = _judge_mask(entry["segmentation"], item.relative, probe)
+            if fault:
+                dropped.append(Dropped(split, "mask", item.where, f"{box.where}: {fault}"))
+            if not entry["segmentation"]:
+                del entry["segmentation"]
         annotations.append(entry)
     return image, annotations
+
+
+def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | None]:
+    """What of a segmentation can be used, in px, and why the rest of it cannot."""
+    sides = (probe.width, probe.height)
+    if relative:
+        mask = [[round(v * sides[i % 2], 3) for i, v in enumerate(outline)] for outline in mask]
+    fault = mask_fault(mask, *sides)
+    if not fault:
+        return mask, None
+    usable = []
+    if isinstance(mask, list):  # of an object in several parts the good ones stay
+        usable = [polygon for polygon in mask if not polygon_fault(polygon, *sides)]
+    return usable if not mask_fault(usable, *sides) else None, fault
 
 
 def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:

@@ -25,7 +25,7 @@ def find_coco(folder: Path) -> list[Path]:
 def read_coco(folder: Path, images: Path | None = None) -> Source:
     """Read a COCO folder; `images` says where the images are if the usual places are not it.
 
-    Crowd flags, areas and valid segmentations are kept, and image ids where they are integers.
+    Crowd flags, areas and segmentations are kept, and image ids where they are integers.
     Classes are in the order of the category ids; splits with other categories add theirs.
     Raises: DataError with the file for malformed JSON, for two files of one split, for names
     that leave the folder, and where no image at all is found.
@@ -136,23 +136,6 @@ def _box(entry: dict, number: int, categories: dict) -> Box:
     area = entry.get("area")
     if is_finite(area) and area > 0:
         box.extra["area"] = area
-    segmentation = _segmentation(entry.get("segmentation"))
-    if segmentation:
-        box.extra["segmentation"] = segmentation
+    if entry.get("segmentation"):
+        box.extra["segmentation"] = entry["segmentation"]
     return box
-
-
-def _segmentation(value: Any):
-    """Polygons or an RLE, as Detectron2 accepts them: it leaves out a box with any other."""
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        sound = isinstance(size, list) and len(size) == 2 and isinstance(counts, list | str)
-        return value if sound and all(isinstance(v, int) and v > 0 for v in size) else None
-    if not isinstance(value, list):
-        return None
-    return [
-        p
-        for p in value
-        if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0
-        and all(is_finite(v) for v in p)
-    ]  # fmt: skip

@@ -4,15 +4,18 @@ import colorsys
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ghm_d2.data import images
 from ghm_d2.data.audit import audit
 from ghm_d2.data.coco_json import box_fault, hashable, load_json
+from ghm_d2.data.masks import decode, mask_fault
 from ghm_d2.errors import DataError
 
 _PAPER, _INK = (24, 26, 30), (225, 227, 232)
 _MARGIN, _CAPTION = 8, 18
+_FILL = 110  # opacity of a mask, of 255
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -33,8 +36,9 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw a grid of pictures.
 
-    pictures: (file, caption, COCO annotations with `bbox` in px and `category_id`). Annotations
-        that the generated noise spoilt say how; missing ones are drawn in white.
+    pictures: (file, caption, COCO annotations with `bbox` in px and `category_id`). A
+        `segmentation` is filled in. Annotations that the generated noise spoilt say how; missing
+        ones are drawn in white.
     names: category id -> name. cell: longest side of a picture on the sheet, in px.
     Raises: DataError naming the file of a picture that cannot be decoded.
     """
@@ -80,6 +84,7 @@ def pick(json_file: str, root: str, count: int) -> tuple[list, dict[int, str]]:
 def _tile(path, caption, annotations, names, palette, cell) -> Image.Image:
     picture = Image.fromarray(images.read_image(path))
     scale = min(cell / max(picture.size), 4.0)
+    original = picture.size
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
@@ -88,6 +93,7 @@ def _tile(path, caption, annotations, names, palette, cell) -> Image.Image:
         colour = palette.get(annotation["category_id"], _INK)
         if annotation.get("noise") == "missing":
             colour = (255, 255, 255)
+        _fill(picture, annotation.get("segmentation"), original, colour)
         x, y, w, h = (v * scale for v in annotation["bbox"])
         # Never inverted, however small the box becomes; thin lines leave small objects visible.
         frame = (x, y, max(x, x + w - 1), max(y, y + h - 1))
@@ -102,6 +108,14 @@ def _tile(path, caption, annotations, names, palette, cell) -> Image.Image:
         caption = caption[1:]  # the end of a path says more than its start
     line.text((tile.width / 2, size[1] + 3), caption, _INK, font, anchor="ma")
     return tile
+
+
+def _fill(picture: Image.Image, mask, original: tuple[int, int], colour) -> None:
+    """Tint a mask; one that is none of an image of size `original` is left out."""
+    if not mask or mask_fault(mask, *original):
+        return
+    opacity = Image.fromarray(decode(mask, original[1], original[0]) * np.uint8(_FILL))
+    picture.paste(colour, (0, 0), opacity.resize(picture.size, Image.Resampling.NEAREST))
 
 
 def _label(draw, font, text, corner, colour, size) -> None:

@@ -41,7 +41,7 @@ class Item:
 
 
 class Dropped(NamedTuple):
-    """One thing left out: `what` is "box", "image" or "annotation"; `file` is the file to mend."""
+    """One thing left out: `what` is "box", "mask", "image" or "annotation"; mend `file`."""
 
     split: str
     what: str

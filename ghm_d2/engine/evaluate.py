@@ -10,6 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
 
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.detectors import with_masks
 from ghm_d2.engine.progress import Progress
 from ghm_d2.records import AP_COLUMNS, finite_or_none
 
@@ -19,6 +20,8 @@ class Evaluation:
     """AP figures in percent (None where undefined), the detections, and the speed.
 
     Attributes:
+        metrics, per_class: of boxes.
+        mask_metrics: of masks, with the keys of `metrics`; empty where the detector has none.
         precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
             each class, boxes of all sizes; -1 for a class without a box. None without truth.
     """
@@ -26,20 +29,20 @@ class Evaluation:
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
     ms_per_image: float
-    detections: list[dict] = field(repr=False)  # in COCO's result format
+    detections: list[dict] = field(repr=False)  # in COCO's result format, masks as RLEs
+    mask_metrics: dict[str, float | None] = field(default_factory=dict)
     precision: np.ndarray | None = field(default=None, repr=False)
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator of boxes whose AP is computed by faster-coco-eval.
+    """Detectron2's evaluator of boxes, and masks, whose AP is computed by faster-coco-eval.
 
     A data set without a detection has AP 0 where it has boxes, rather than NaN.
     """
 
-    def __init__(self, dataset_name: str, distributed: bool = True):
-        super().__init__(
-            dataset_name, tasks=("bbox",), distributed=distributed, use_fast_impl=False
-        )
+    def __init__(self, dataset_name: str, distributed: bool = True, masks: bool = False):
+        tasks = ("bbox", "segm") if masks else ("bbox",)
+        super().__init__(dataset_name, tasks=tasks, distributed=distributed, use_fast_impl=False)
 
     def _eval_predictions(self, predictions, img_ids=None):
         detections = list(itertools.chain(*[p["instances"] for p in predictions]))
@@ -49,33 +52,41 @@ class FasterCOCOEvaluator(COCOEvaluator):
         self.detections = detections
         if not self._do_evaluation:
             return
-        truth = COCO(self._coco_api.dataset)
-        found = truth.loadRes(detections) if detections else _no_detections(self._coco_api.dataset)
-        coco_eval = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
-        if img_ids is not None:
-            coco_eval.params.imgIds = img_ids
-        coco_eval.evaluate()
-        coco_eval.accumulate()
-        coco_eval.summarize()
         names = self._metadata.get("thing_classes")
-        self.precision = coco_eval.eval["precision"][..., 0, -1]
-        self._results["bbox"] = self._derive_coco_results(coco_eval, "bbox", class_names=names)
+        for task in self._tasks:
+            coco_eval = _coco_eval(self._coco_api.dataset, detections, task, img_ids)
+            if task == "bbox":
+                self.precision = coco_eval.eval["precision"][..., 0, -1]
+            self._results[task] = self._derive_coco_results(coco_eval, task, class_names=names)
 
 
-def _no_detections(dataset: dict) -> COCO:
-    return COCO(dataset | {"annotations": []})
+def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COCOeval_faster:
+    truth = COCO(dataset)
+    other = "segmentation" if task == "bbox" else "bbox"  # what the areas must not be taken from
+    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # they are written into
+    found = truth.loadRes(own) if own else COCO(dataset | {"annotations": []})
+    coco_eval = COCOeval_faster(truth, found, task, print_function=lambda *_: None)
+    if img_ids is not None:
+        coco_eval.params.imgIds = img_ids
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    return coco_eval
 
 
 @torch.no_grad()
 def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
-    """Run `model` over the whole data set `dataset_name` and compute COCO's AP of its boxes.
+    """Run `model` over the whole data set `dataset_name` and compute COCO's AP of what it finds.
+
+    Of its boxes, and of its masks where it has some.
 
     The model is left in the mode (training or evaluation) it was in.
 
     Raises:
         DataError: an image cannot be read.
     """
-    evaluator = FasterCOCOEvaluator(dataset_name)
+    masks = with_masks(cfg)
+    evaluator = FasterCOCOEvaluator(dataset_name, masks=masks)
     evaluator.reset()
     loader = build_test_loader(cfg, dataset_name)
     was_training = model.training
@@ -92,14 +103,20 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
             evaluator.process(batch, outputs)
     finally:
         model.train(was_training)
-    results = evaluator.evaluate().get("bbox", {})
+    everything = evaluator.evaluate()
+    results = everything.get("bbox", {})
     return Evaluation(
-        metrics={name: finite_or_none(results.get(name, float("nan"))) for name in AP_COLUMNS},
+        metrics=_metrics(results),
+        mask_metrics=_metrics(everything.get("segm", {})) if masks else {},
         per_class=_per_class(results, evaluator._metadata.thing_classes),
         ms_per_image=1000 * sorted(seconds)[len(seconds) // 2],
         detections=getattr(evaluator, "detections", []),
         precision=getattr(evaluator, "precision", None),
     )
+
+
+def _metrics(results: dict[str, float]) -> dict[str, float | None]:
+    return {name: finite_or_none(results.get(name, float("nan"))) for name in AP_COLUMNS}
 
 
 def _per_class(results: dict[str, float], names: list[str]) -> dict[str, float | None]:

@@ -158,7 +158,8 @@ def train(
             return  # the last step failed
         evaluations[:] = [evaluate(trainer.model, cfg, cfg.DATASETS.TEST[0], progress)]
         metrics = evaluations[0].metrics
-        scalars = {f"bbox/{k}": v for k, v in metrics.items() if v is not None}
+        both = (("bbox", metrics), ("segm", evaluations[0].mask_metrics))
+        scalars = {f"{what}/{k}": v for what, m in both for k, v in m.items() if v is not None}
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)
         best.update(metrics["AP"], trainer.done)
 
@@ -262,6 +263,7 @@ def _complete(record, before, trainer, best, evaluations, device) -> None:
     if evaluations:
         last = evaluations[0]
         record.metrics, record.per_class = last.metrics, last.per_class
+        record.mask_metrics = last.mask_metrics
         record.ms_per_image = last.ms_per_image
 
 

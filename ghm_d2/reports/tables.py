@@ -14,13 +14,16 @@ RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min")
 
 
 def results_table(record: RunRecord, title: str | None = None) -> Table:
-    """One run, in the published column order."""
-    return _table(HEADERS, [_results(record)], title, text_columns=2)
+    """One run, in the published column order; a second row has the masks where there are some."""
+    return _table(HEADERS, _results(record), title, text_columns=2)
 
 
 def runs_markdown(records: Sequence[RunRecord]) -> str:
-    """A row a run, as Markdown: the published columns, then data, seed, iterations and time."""
-    rows = [map(document.escape, _run(record)) for record in records]
+    """A row a run, as Markdown: the published columns, then data, seed, iterations and time.
+
+    A run with masks has a second row, of their AP.
+    """
+    rows = [map(document.escape, row) for record in records for row in _run(record)]
     lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -36,13 +39,16 @@ def per_class_table(record: RunRecord) -> Table:
     return _table(("Class", "AP"), rows, None, text_columns=1)
 
 
-def _results(r: RunRecord) -> tuple[str, ...]:
-    return (r.method, r.network, *(_percent(r.metrics.get(c)) for c in AP_COLUMNS))
+def _results(r: RunRecord) -> list[tuple[str, ...]]:
+    rows = [(r.method, r.metrics)]
+    if r.mask_metrics:
+        rows = [(f"{r.method} (boxes)", r.metrics), (f"{r.method} (masks)", r.mask_metrics)]
+    return [(name, r.network, *(_percent(m.get(c)) for c in AP_COLUMNS)) for name, m in rows]
 
 
-def _run(r: RunRecord) -> tuple[str, ...]:
+def _run(r: RunRecord) -> list[tuple[str, ...]]:
     minutes = "-" if r.train_seconds is None else f"{r.train_seconds / 60:.1f}"
-    return (*_results(r), r.dataset, str(r.seed), str(r.iterations), minutes)
+    return [(*row, r.dataset, str(r.seed), str(r.iterations), minutes) for row in _results(r)]
 
 
 def _table(headers, rows, title, text_columns: int) -> Table:

@@ -245,6 +245,64 @@ def test_validate_says_so_where_a_known_data_set_is_not_there():
         validate("coco_2017_val")
 
 
+def masked(build, folder, mask, split="val"):
+    """A folder whose annotations have masks, the last of `split` the given one."""
+    splits = {"train": build.coco(), "val": build.coco(("c.png",))}
+    for coco in splits.values():
+        for annotation in coco["annotations"]:
+            annotation["segmentation"] = [[3, 4, 23, 4, 23, 14]]
+    splits[split]["annotations"][-1]["segmentation"] = mask
+    return str(build.data(folder, **splits))
+
+
+def mask_cfg(mask_format="bitmask"):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "GeneralizedRCNN", True
+    cfg.INPUT.MASK_FORMAT = mask_format
+    return cfg
+
+
+RLE = {"size": [48, 64], "counts": [500, 20, 48 * 64 - 520]}
+
+
+@pytest.mark.parametrize("mask", [[], None, {}])
+@pytest.mark.parametrize(("split", "first"), [("train", "2 of b.png"), ("val", "1 of c.png")])
+def test_masks_that_are_not_there_are_named_before_training(build, tmp_path, mask, split, first):
+    folder = masked(build, tmp_path / "d", mask, split)
+    words = rf"{split}\.json: annotation {first} has no segmentation.*MODEL.MASK_ON False"
+    with pytest.raises(DataError, match=words):
+        apply_to_config(mask_cfg(), folder)
+    cfg = mask_cfg()
+    cfg.MODEL.MASK_ON = False
+    apply_to_config(cfg, folder)
+    cfg = mask_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "GHMRetinaNet"  # which has no masks, whatever MASK_ON says
+    apply_to_config(cfg, folder)
+
+
+def test_evaluation_needs_masks_of_the_data_it_is_about(build, tmp_path):
+    folder = masked(build, tmp_path / "d", None, "train")
+    apply_to_config(mask_cfg(), folder, need_train=False)
+    with pytest.raises(DataError, match=r"train\.json"):
+        apply_to_config(mask_cfg(), f"{folder}/train.json", need_train=False)
+
+
+def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
+    for mask_format in ("polygon", "bitmask"):
+        polygons = masked(build, tmp_path / mask_format, [[1, 2, 30, 4, 5, 30]])
+        apply_to_config(mask_cfg(mask_format), polygons)
+    folder = masked(build, tmp_path / "rle", RLE)
+    apply_to_config(mask_cfg(), folder)
+    with pytest.raises(UsageError, match=r"annotation 1 of c\.png is an RLE.*MASK_FORMAT bitmask"):
+        apply_to_config(mask_cfg("polygon"), folder)
+
+
+def test_validate_refuses_a_hostile_mask(build, tmp_path):
+    folder = masked(build, tmp_path / "d", {"size": [10**6, 10**6], "counts": "x"})
+    with pytest.raises(DataError, match=r"c\.png: annotation 1: segmentation is an RLE of size"):
+        validate(resolve(folder, "val"))
+
+
 def test_locate_finds_the_splits_of_folders_and_names(build, tmp_path):
     folder = build.data(tmp_path / "d")
     assert locate(str(folder)) == {

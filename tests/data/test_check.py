@@ -42,6 +42,12 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
         ({"category_id": 3}, "unknown-category", "error", "unknown category 3"),
         ({"category_id": [1]}, "unknown-category", "error", "unknown category"),
         ({"ignore": 1}, "ignore-flag", "error", "refuses"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "bad-mask", "error", "three points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "error", "finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "error", "far outside the image"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-mask", "error", "size [9, 9]"),
+        ({"segmentation": {"size": [48, 64], "counts": "x"}}, "bad-mask", "error", "add up"),
+        ({"segmentation": "mask"}, "bad-mask", "error", "neither"),
     ],
 )
 def test_a_bad_annotation_is_named_with_its_image(build, tmp_path, change, kind, severity, words):
@@ -51,6 +57,13 @@ def test_a_bad_annotation_is_named_with_its_image(build, tmp_path, change, kind,
     problems = [f for f in found(report) if f[0] != "unused-category"]
     assert [(k, s) for k, s, _ in problems] == [(kind, severity)]
     assert problems[0][2].startswith("b.png: annotation 2: ") and words in problems[0][2]
+
+
+def test_masks_and_their_absence_are_no_problem(build, tmp_path):
+    coco = build.coco()
+    coco["annotations"][0]["segmentation"] = [[3, 4, 23, 4, 23, 14]]
+    coco["annotations"][1]["segmentation"] = []
+    assert run(build.data(tmp_path / "d", train=coco), "train").problems == []
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd", "id"])

@@ -41,6 +41,8 @@ def survives(call):
 def test_a_coco_json_with_odd_values(build, tmp_path, seed):
     rng = random.Random(seed)
     coco = build.coco()
+    coco["annotations"][0]["segmentation"] = [[3, 4, 23, 4, 23, 14], [3, 4, 9, 4, 9, 8]]
+    coco["annotations"][1]["segmentation"] = {"size": [48, 64], "counts": [500, 20, 48 * 64 - 520]}
     folder = build.data(tmp_path / "d", train=coco, val=build.coco(("v.png",)))
     for _ in range(2):
         *path, last = rng.choice(list(places(coco)))

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -5,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from ghm_d2.data.check import check
 from ghm_d2.data.digits import DigitsSpec, generate, write
@@ -85,6 +87,65 @@ def test_boxes_are_tight_around_the_ink():
         assert ink[y : y + h, x : x + w].sum() == ink.sum() > 0
         ink = (np.abs(sample.image - without.image.astype(float)) > 10).any(2)[y : y + h, x : x + w]
         assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
+
+
+def test_pictures_and_boxes_are_those_of_the_first_version():
+    """What was measured on them stays comparable: this is of the version without masks."""
+    content = hashlib.sha256()
+    for split in ("train", "val"):
+        for sample in generate(replace(SMALL, noise=0.5), split):
+            content.update(sample.image.tobytes())
+            content.update(repr([(a["bbox"], a["area"]) for a in sample.annotations]).encode())
+    assert content.hexdigest() == "2301fefef34c40d32d521e80d10555ffc8aa882b2e0ab2d36a093a6efa6075da"
+
+
+def box_of(mask):
+    ys, xs = np.nonzero(mask)
+    left, top = xs.min(), ys.min()
+    return [left, top, xs.max() - left + 1, ys.max() - top + 1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.9])
+def test_masks_are_as_large_as_their_boxes(noise):
+    """Those of shifted boxes too, which move along."""
+    spec = replace(SMALL, train=40, noise=noise)
+    for sample in generate(spec, "train"):
+        for annotation in sample.annotations + sample.missing:
+            assert annotation["segmentation"]["counts"].isascii()
+            mask = coco_mask.decode(annotation["segmentation"])
+            assert mask.shape == sample.image.shape[:2]
+            assert box_of(mask) == annotation["bbox"]
+
+
+def test_masks_are_the_ink_with_its_holes():
+    """Of one digit a picture, against the same picture without it."""
+    from scipy import ndimage
+
+    spec = replace(SMALL, train=60, objects=(1, 1), side=(30, 40), clutter=(0, 0))
+    empty = generate(replace(spec, objects=(0, 0)), "train")
+    holes = {}
+    for sample, without in zip(generate(spec, "train"), empty, strict=True):
+        (annotation,) = sample.annotations
+        x, y, w, h = annotation["bbox"]
+        mask = coco_mask.decode(annotation["segmentation"]).astype(bool)
+        change = np.abs(sample.image - without.image.astype(float)).max(2)
+        opacity = change / change.max()  # the background is nearly even
+        assert (mask == (opacity >= 0.4))[y : y + h, x : x + w].mean() > 0.95
+        parts = ndimage.label(~mask)[1]  # the surroundings are one
+        holes.setdefault(annotation["category_id"] - 1, []).append(parts - 1)
+    assert np.mean([n >= 1 for n in holes[0]]) > 0.7
+    assert np.mean([n >= 1 for n in holes[1]]) < 0.3
+
+
+def test_a_wrong_class_keeps_its_mask_and_a_shifted_box_moves_it():
+    clean, spoilt = (
+        annotations(replace(SMALL, train=30, noise_class=share, noise_shift=share))[0]
+        for share in (0.0, 0.5)
+    )
+    for before, after in zip(clean, spoilt, strict=True):
+        same = before["segmentation"] == after["segmentation"]
+        assert same == (after["noise"] == "class")
+        assert after["area"] == after["bbox"][2] * after["bbox"][3]
 
 
 def test_every_digit_occurs_and_is_labelled_by_itself_plus_one():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pycocotools import mask as coco_mask
 
 from ghm_d2.data.folders import import_folder
 from ghm_d2.errors import DataError, UsageError
@@ -270,6 +271,49 @@ def test_coco_categories_become_contiguous_and_crowds_are_kept(build, tmp_path):
     assert (crowd["id"], crowd["iscrowd"], crowd["area"]) == (1, 1, 55.5)
     assert outlined["segmentation"] == [[3, 4, 23, 4, 23, 14]]
     assert [i["id"] for i in result["images"]] == [1, 2]
+    told = [(d["split"], d["what"], d["detail"]) for d in report["dropped"]]
+    assert [t[:2] for t in told] == [("train", "mask"), ("val", "mask")]
+    assert told[0][2].startswith("annotation 2: segmentation has a polygon")
+
+
+def test_coco_masks_stay_as_they_are(build, tmp_path):
+    """Polygons of several parts, a list of counts, the text that stands for one, and none."""
+    square = [[3, 4, 23, 4, 23, 14, 3, 14], [3.5, 4, 9, 4.25, 9, 8]]
+    listed = {"size": [48, 64], "counts": [244, 10, 134, 8, 48 * 64 - 396]}
+    packed = {"size": [48, 64], "counts": coco_mask.frPyObjects(listed, 48, 64)["counts"].decode()}
+    found = build.coco(("a.png", "b.png", "c.png", "d.png"))
+    for annotation, mask in zip(found["annotations"], (square, listed, packed, []), strict=True):
+        annotation["segmentation"] = mask
+    build.data(tmp_path / "coco", train=found, val=build.coco(("v.png",)))
+    report = import_folder(tmp_path / "coco", tmp_path / "out")
+    assert report["dropped"] == []
+    kept = [a.get("segmentation") for a in load(tmp_path / "out", "train")[0]["annotations"]]
+    assert kept == [square, listed, packed, None]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[3, 4, float("nan"), 4, 23, 14]],
+        [[3, 4, 1e300, 4, 23, 14]],
+        [3, 4, 23, 4, 23, 14],
+        {"size": [48000, 64000], "counts": "PPYo0"},
+        {"size": [48, 64], "counts": "~~~~"},
+        {"size": [48, 64], "counts": [48 * 64 + 5]},
+        {"counts": []},
+        "polygon",
+    ],
+)
+def test_a_mask_that_is_none_is_dropped_and_its_box_kept(build, tmp_path, mask):
+    found = build.coco()
+    found["annotations"][1]["segmentation"] = mask
+    build.data(tmp_path / "coco", train=found, val=build.coco(("v.png",)))
+    report = import_folder(tmp_path / "coco", tmp_path / "out")
+    assert [(d["what"], d["file"]) for d in report["dropped"]] == [("mask", "train.json")]
+    boxes = load(tmp_path / "out", "train")[0]["annotations"]
+    assert len(boxes) == 2 and not any("segmentation" in box for box in boxes)
+    with pytest.raises(DataError, match="annotation 2: segmentation"):
+        import_folder(tmp_path / "coco", tmp_path / "strict", strict=True)
 
 
 def test_coco_in_its_own_layout_is_found(build, tmp_path):

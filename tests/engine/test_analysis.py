@@ -156,6 +156,19 @@ def test_an_evaluation_at_hand_is_not_run_again(detector, digits_folder, tmp_pat
     assert (tmp_path / WORST_FILE).stat().st_size < size, "the picture is made to fit"
 
 
+def test_a_mask_rcnn_is_analysed_by_its_boxes(detector, noisy_folder, tmp_path):
+    words = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
+    cfg, model = detector("mask_rcnn_ghm_r", noisy_folder, *words)
+    evaluation = evaluate(model, cfg, cfg.DATASETS.TEST[0], Progress())
+    assert evaluation.mask_metrics.keys() == evaluation.metrics.keys()
+    analyse(cfg, model, tmp_path, Progress(), evaluation)
+    found = json.loads((tmp_path / ANALYSIS_FILE).read_text())
+    assert {"gradient_norms", "noise", "precision_recall", "confusion", "worst"} <= found.keys()
+    boxes_alone, faster = detector("faster_rcnn_ghm_r", noisy_folder, *words)
+    faster.load_state_dict(model.state_dict(), strict=False)
+    assert measure_gradients(boxes_alone, faster, Progress())["noise"] == found["noise"]
+
+
 class Blind(torch.nn.Module):
     """A detector of another kind, which finds nothing."""
 

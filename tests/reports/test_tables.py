@@ -6,7 +6,7 @@ import pytest
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import RunRecord, find_records, write_json
-from ghm_d2.reports.tables import RUN_HEADERS, runs_markdown
+from ghm_d2.reports.tables import RUN_HEADERS, results_table, runs_markdown
 
 
 def record(**changes) -> RunRecord:
@@ -30,6 +30,19 @@ def test_markdown_has_the_published_columns_first():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:8] == ["41.3", "70.0", "40.0", "-", "1.0", "2.0"]
     assert cells[8:] == ["cells", "5", "300", "1.5"]
+
+
+def test_masks_have_a_row_of_their_own():
+    masks = {"AP": 30.04, "AP50": 60.0, "AP75": None, "APs": None, "APm": 1.0, "APl": 2.0}
+    run = record(method="Mask R-CNN CE + SL1", mask_metrics=masks)
+    columns = [[*column.cells] for column in results_table(run).columns]
+    assert columns[0] == ["Mask R-CNN CE + SL1 (boxes)", "Mask R-CNN CE + SL1 (masks)"]
+    assert columns[2:5] == [["41.3", "30.0"], ["70.0", "60.0"], ["40.0", "-"]]
+    _, _, boxes, of_masks, last = runs_markdown([run, record()]).splitlines()
+    assert "(boxes)" in boxes and "41.3" in boxes
+    assert "(masks)" in of_masks and "30.0" in of_masks and "41.3" not in of_masks
+    assert "(boxes)" not in last
+    assert len(results_table(record()).rows) == 1
 
 
 def test_records_survive_the_disk(tmp_path):
