@@ -2,25 +2,61 @@
 
 import itertools
 
+from detectron2.config import configurable
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, filter_empty_instances
 from detectron2.data.samplers import TrainingSampler
 
+from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
 from ghm_d2.errors import DataError
 
 
 class GHMDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, with two differences.
+    """Detectron2's mapper, with three differences.
 
-    An image that cannot be read becomes an entry "error": an exception would reach the trainer
-    from a worker process as a traceback in a string. Boxes of whole numbers are scaled as others
-    are: Detectron2's resizing cuts their fractions off, so that targets are up to a pixel small.
+    It augments as `build_augmentations` says; of SSD's crop only objects whose centre is inside
+    stay. An image that cannot be read becomes an entry "error": an exception would reach the
+    trainer from a worker process as a traceback in a string. Boxes of whole numbers are scaled as
+    others are: Detectron2's resizing cuts their fractions off, so that targets are up to a pixel
+    small.
     """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations,
+        centred_only: bool = False,
+        tight_boxes: bool = False,
+        **kwargs,
+    ):
+        """
+        Args:
+            centred_only: drop what `centred` leaves out.
+            tight_boxes: boxes are those of what is left of the masks.
+            augmentations, **kwargs: those of Detectron2's class.
+        """
+        super().__init__(is_train, augmentations=augmentations, **kwargs)
+        self.augmentations = AugmentationsWithBoxes(augmentations)
+        self.centred_only = centred_only
+        self.tight_boxes = tight_boxes
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        ret = super().from_config(cfg, is_train)
+        ret["augmentations"] = build_augmentations(cfg, is_train)
+        ret["centred_only"] = is_train and cfg.INPUT.AUGMENTATION == "ssd"
+        # as after Detectron2's own crop, whose way of it fails where no object is left
+        ret["tight_boxes"] = ret.pop("recompute_boxes") or (
+            ret["centred_only"] and cfg.MODEL.MASK_ON
+        )
+        return ret
 
     def __call__(self, dataset_dict):
         annotations = [
@@ -30,6 +66,9 @@ class GHMDatasetMapper(DatasetMapper):
         if annotations:
             dataset_dict = dataset_dict | {"annotations": annotations}
         try:
+            if self.is_train:
+                objects = [a for a in annotations if not a.get("iscrowd", 0)]
+                self.augmentations.boxes = boxes_of(objects)
             return super().__call__(dataset_dict)
         except SizeMismatchError:
             error = "its size is not the one that the annotations give"
@@ -37,6 +76,16 @@ class GHMDatasetMapper(DatasetMapper):
             error = f"cannot be read: {fault}"
         kept = {k: dataset_dict[k] for k in ("width", "height") if k in dataset_dict}
         return kept | {"error": f"{dataset_dict['file_name']}: {error}"}
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        if self.centred_only:
+            inside = centred(dataset_dict["annotations"], transforms, image_shape)
+            dataset_dict["annotations"] = inside
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        instances = dataset_dict["instances"]
+        if self.tight_boxes and instances.has("gt_masks"):
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            dataset_dict["instances"] = filter_empty_instances(instances)
 
 
 def raise_on_bad_image(batch: list[dict]) -> list[dict]:

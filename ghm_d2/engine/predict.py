@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from ghm_d2.data.augment import build_augmentations
 from ghm_d2.data.images import read_image
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.engine.confusion import best_detections
@@ -30,19 +30,20 @@ def predict(
 
     Returns:
         for each file a list of {"image_id": index of the file, "category_id": index of the
-        class, "bbox": [x, y, width, height] in px, "score"}.
+        class, "bbox": [x, y, width, height] in px, "score"}, and of a detector with masks
+        "segmentation", an RLE.
 
     Raises:
         DataError: an image cannot be read.
     """
-    resize = T.ResizeShortestEdge(
-        [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-    )
+    (resize,) = build_augmentations(cfg, False)
+    # of the shorter side nothing would be left
+    longest = cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.RESIZE == "shortest_edge" else float("inf")
     found = []
     for i, file in enumerate(progress.track(files, "predicting", len(files))):
         image = convert_PIL_to_numpy(Image.fromarray(read_image(file)), cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
-        if min(height, width) * cfg.INPUT.MAX_SIZE_TEST < max(height, width):
+        if min(height, width) * longest < max(height, width):
             raise DataError(f"{file}: a picture of {width} x {height} px cannot be resized")
         image = resize.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
@@ -83,6 +84,8 @@ def sheet_beside_truth(
 ) -> Image.Image:
     """A contact sheet of images, each with its boxes beside its detections.
 
+    Masks are drawn where the detections have some.
+
     Args:
         dataset_name: registered with Detectron2.
         items: its data set dicts of the images.
@@ -96,6 +99,7 @@ def sheet_beside_truth(
     metadata = MetadataCatalog.get(dataset_name)
     to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
     names = {to_dataset_id[i]: name for i, name in enumerate(metadata.thing_classes)}
+    masks = any("segmentation" in d for d in detections)
     pictures = []
     for item, note in zip(items, notes, strict=False):
         path = Path(item["file_name"])
@@ -104,6 +108,8 @@ def sheet_beside_truth(
             annotation["bbox"] = BoxMode.convert(
                 annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
             )
+            if not masks:
+                annotation.pop("segmentation", None)
         found = [d for d in detections if d["image_id"] == item["image_id"]]
         pictures += [(path, f"{path.name}: ground truth", truth), (path, note, found)]
     return contact_sheet(pictures, names, columns=4, cell=cell)

@@ -220,7 +220,7 @@ def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
         cfg.INPUT.MAX_SIZE_TEST,
     )
     still.INPUT.MIN_SIZE_TRAIN_SAMPLING, still.INPUT.RANDOM_FLIP = "choice", "none"
-    still.INPUT.CROP.ENABLED = False
+    still.INPUT.CROP.ENABLED, still.INPUT.AUGMENTATION = False, ""
     mapper = GHMDatasetMapper(still, True)
     size = cfg.SOLVER.IMS_PER_BATCH
     for start in range(0, len(items), size):

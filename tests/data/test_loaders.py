@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from ghm_d2.config import get_cfg
 from ghm_d2.data.loaders import GHMDatasetMapper
@@ -24,3 +25,28 @@ def test_boxes_are_scaled_exactly(tmp_path, kind):
     boxes = GHMDatasetMapper(cfg, True)(item)["instances"].gt_boxes.tensor
     np.testing.assert_allclose(boxes.numpy(), [[9.5, 9.5, 18.05, 18.05]], rtol=1e-6)
     assert type(annotation["bbox"][0]) is kind, "the data set itself was changed"
+
+
+def test_polygons_and_rles_become_masks_that_follow_the_image(tmp_path):
+    """The same square as both, in one image of 40 px that becomes 80; an image without objects."""
+    file = tmp_path / "image.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file)
+    square = np.zeros((40, 40), np.uint8)
+    square[10:20, 4:30] = 1
+    rle = coco_mask.encode(np.asfortranarray(square))
+    polygon = [[4, 10, 30, 10, 30, 20, 4, 20]]
+    annotations = [
+        {"bbox": [4, 10, 26, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
+        | {"segmentation": mask}
+        for mask in (polygon, rle, rle | {"counts": rle["counts"].decode()})
+    ]
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "bitmask"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (80,), "none"
+    item = {"file_name": str(file), "height": 40, "width": 40, "annotations": annotations}
+    instances = GHMDatasetMapper(cfg, True)(item)["instances"]
+    expected = np.kron(square, np.ones((2, 2)))
+    assert len(instances) == 3
+    for mask in instances.gt_masks.tensor.numpy():
+        assert (mask != expected).mean() < 0.01  # a row or a column, by where a pixel's middle is
+    assert len(GHMDatasetMapper(cfg, True)(item | {"annotations": []})["instances"]) == 0
