@@ -12,6 +12,7 @@ from torch import nn
 
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weight_files import read_weights, state_dict_of
+from ghm_d2.modeling.yolov3 import darknet_weights
 from ghm_d2.records import write_atomically
 
 LAST_CHECKPOINT = "last_checkpoint"
@@ -51,8 +52,9 @@ class GHMCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with every file read as data and written atomically.
 
     Accepts what Detectron2's does: local paths, http(s):// and detectron2:// addresses, the model
-    zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; and .safetensors. No file is
-    executed (see `ghm_d2.modeling.weight_files`).
+    zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; .safetensors; and darknet's
+    .weights and .conv.74, for models with its layers. No file is executed (see
+    `ghm_d2.modeling.weight_files`).
 
     Attributes:
         report: the `LoadReport` of the last `load`, None before it.
@@ -164,6 +166,8 @@ class GHMCheckpointer(DetectionCheckpointer):
         return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(darknet_weights.ENDINGS):
+            return {"model": darknet_weights.read_darknet_weights(filename, self.model)}
         loaded = read_weights(filename)
         if filename.endswith(".pyth"):  # pycls
             state = state_dict_of(loaded, filename, ("model_state",))

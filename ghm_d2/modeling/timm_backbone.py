@@ -85,6 +85,11 @@ class TimmBackbone(Backbone):
         if freeze_bn:
             freeze_batch_norm(self.body)
 
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride; see above."""
+        return max(self.strides)
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps (N, C, H / stride, W / stride) by name, from images (N, C, H, W)."""
         maps = dict(zip(map(_feature_name, self.strides), self.body(images), strict=True))
@@ -92,6 +97,26 @@ class TimmBackbone(Backbone):
         if self._channels_last:
             maps = {name: x.permute(0, 3, 1, 2).contiguous() for name, x in maps.items()}
         return maps
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+    """A timm model's own feature maps, for detectors that bring their neck with them.
+
+    Reads MODEL.TIMM.*; the outputs are "res<n>" of stride 2**n, and the pictures must be scaled
+    as for `build_timm_fpn_backbone`.
+
+    Raises:
+        UsageError, WeightsError: what `TimmBackbone` raises.
+    """
+    return TimmBackbone(
+        cfg.MODEL.TIMM.NAME,
+        tuple(cfg.MODEL.TIMM.STRIDES),
+        cfg.MODEL.TIMM.PRETRAINED,
+        cfg.MODEL.TIMM.FREEZE_BN,
+        cfg.MODEL.TIMM.FREEZE_AT,
+        input_shape.channels,
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -111,14 +136,7 @@ def build_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     strides = tuple(cfg.MODEL.TIMM.STRIDES)
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UsageError(f"MODEL.TIMM.STRIDES {strides}: each must be twice the one before it")
-    bottom_up = TimmBackbone(
-        cfg.MODEL.TIMM.NAME,
-        strides,
-        cfg.MODEL.TIMM.PRETRAINED,
-        cfg.MODEL.TIMM.FREEZE_BN,
-        cfg.MODEL.TIMM.FREEZE_AT,
-        input_shape.channels,
-    )
+    bottom_up = build_timm_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     return FPN(
         bottom_up=bottom_up,

@@ -1,0 +1,122 @@
+"""DarkNet-53 as a Detectron2 backbone (Redmon and Farhadi, arXiv 1804.02767, table 1)."""
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from ghm_d2.errors import UsageError
+from ghm_d2.modeling.freeze import freeze_batch_norm
+
+FINEST_OUTPUT = 3  # "res3", of stride 8
+
+
+def conv_block(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, norm: str = "BN"
+) -> Conv2d:
+    """A convolution without bias, batch norm and LeakyReLU(0.1); a bias where `norm` is ""."""
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=nn.LeakyReLU(0.1, inplace=True),
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
+class ResidualBlock(nn.Module):
+    """1x1 to half the channels, 3x3 back to all, added to the input."""
+
+    def __init__(self, channels: int, norm: str = "BN"):
+        super().__init__()
+        self.conv1 = conv_block(channels, channels // 2, 1, norm=norm)
+        self.conv2 = conv_block(channels // 2, channels, 3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return x + self.conv2(self.conv1(x))
+
+
+class DarkNet(Backbone):
+    """A stem and stages that each halve the size and double the channels.
+
+    Stage n, "res<n>", has stride 2**n, as Detectron2 names maps; the outputs are those of stride 8
+    and more: of DarkNet-53 "res3" (256 channels), "res4" (512) and "res5" (1024).
+
+    The layers are defined in the order of darknet's cfg files, which `darknet_weights` goes by.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        stem_channels: int = 32,
+        depths: tuple[int, ...] = (1, 2, 8, 8, 4),
+        norm: str = "BN",
+        freeze_at: int = 0,
+    ):
+        """
+        Args:
+            in_channels: of the pictures.
+            stem_channels: doubled by each stage.
+            depths: residual blocks a stage, of at least three stages.
+            norm: see Detectron2's `get_norm`.
+            freeze_at: number of first stages, the stem among them, whose parameters and batch
+                norm statistics stay fixed.
+
+        Raises:
+            UsageError: `depths` or `freeze_at` out of range.
+        """
+        super().__init__()
+        if len(depths) < FINEST_OUTPUT or min(depths) < 0:
+            raise UsageError(
+                f"MODEL.DARKNET.DEPTHS {tuple(depths)}: residual blocks of at least "
+                f"{FINEST_OUTPUT} stages; DarkNet-53 has (1, 2, 8, 8, 4)"
+            )
+        if freeze_at not in range(len(depths) + 2):
+            raise UsageError(f"MODEL.DARKNET.FREEZE_AT is 0 to {len(depths) + 1}, not {freeze_at}")
+        self.stem = conv_block(in_channels, stem_channels, 3, norm=norm)
+        channels, self.stages = stem_channels, [f"res{i + 1}" for i in range(len(depths))]
+        for name, depth in zip(self.stages, depths, strict=True):
+            halving = conv_block(channels, 2 * channels, 3, stride=2, norm=norm)
+            channels *= 2
+            blocks = [ResidualBlock(channels, norm) for _ in range(depth)]
+            self.add_module(name, nn.Sequential(halving, *blocks))
+        for part in [self.stem, *(getattr(self, name) for name in self.stages)][:freeze_at]:
+            freeze_batch_norm(part.requires_grad_(False))
+
+        strides = {name: 2 ** (i + 1) for i, name in enumerate(self.stages)}
+        self._out_features = self.stages[FINEST_OUTPUT - 1 :]
+        self._out_feature_strides = {name: strides[name] for name in self._out_features}
+        self._out_feature_channels = {
+            name: stem_channels * strides[name] for name in self._out_features
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride: other sizes would not give maps that double exactly."""
+        return 2 ** len(self.stages)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (N, C, H / stride, W / stride) by name, from images (N, 3, H, W)."""
+        x, maps = self.stem(images), {}
+        for name in self.stages:
+            maps[name] = x = getattr(self, name)(x)
+        return {name: maps[name] for name in self._out_features}
+
+
+@BACKBONE_REGISTRY.register()
+def build_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
+    """A `DarkNet` from MODEL.DARKNET.*.
+
+    Raises:
+        UsageError: see `DarkNet`.
+    """
+    keys = cfg.MODEL.DARKNET
+    return DarkNet(
+        input_shape.channels, keys.STEM_CHANNELS, tuple(keys.DEPTHS), keys.NORM, keys.FREEZE_AT
+    )

@@ -1,0 +1,120 @@
+"""YOLOv3's predictions at several scales (arXiv 1804.02767, section 2.3; darknet's yolov3.cfg)."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, ShapeSpec
+from torch import Tensor, nn
+
+from ghm_d2.errors import UsageError
+from ghm_d2.modeling.yolov3.darknet import conv_block
+
+BOX_AND_OBJECTNESS = 5  # x, y, w, h and objectness, before the classes
+
+
+class YOLOv3Head(nn.Module):
+    """From the coarsest map to the finest: convolutions, predictions, a route to the next.
+
+    The layers are defined in the order of yolov3.cfg, which `darknet_weights` goes by.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: Sequence[int],
+        num_anchors: Sequence[int],
+        num_classes: int,
+        norm: str = "BN",
+        prior_prob: float = 0.01,
+    ):
+        """
+        Args:
+            in_channels: of the backbone's maps, the finest first, as in the two below.
+            channels: C of each level, of its 1x1 convolutions; its 3x3 convolutions have 2C.
+            num_anchors: A, priors of each level.
+            num_classes: K.
+            norm: see Detectron2's `get_norm`.
+            prior_prob: objectness at the start. darknet's is 0.5, which makes the first losses of
+                the many background priors some hundred times as large; 0.01 as in RetinaNet.
+        """
+        super().__init__()
+        levels, routed = [], 0
+        sizes = list(zip(in_channels, channels, num_anchors, strict=True))
+        for map_channels, c, a in reversed(sizes):
+            levels.append(_Level(map_channels, routed, c, a, num_classes, norm, prior_prob))
+            routed = c
+        self.levels = nn.ModuleList(levels)  # the coarsest first
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """(N, A * (5 + K), H, W) a level, from maps (N, C, H, W), the finest first.
+
+        Of each prior: x, y (before the sigmoid), w, h, objectness and class logits, darknet's
+        order.
+        """
+        predictions, coarser = [], None
+        for level, x in zip(self.levels, reversed(features), strict=True):
+            prediction, coarser = level(x, coarser)
+            predictions.append(prediction)
+        return predictions[::-1]
+
+
+def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[int]]:
+    """The strides and channels of the maps that MODEL.YOLOV3, `keys`, names.
+
+    Raises:
+        UsageError: a map that the backbone does not give, lists of different lengths, strides
+            that do not double, or priors without an area.
+    """
+    names = list(keys.IN_FEATURES)
+    unknown = [name for name in names if name not in shapes]
+    if unknown or not names:
+        raise UsageError(
+            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)}: the backbone gives {', '.join(shapes)}"
+        )
+    for key in ("CHANNELS", "ANCHORS"):
+        if len(keys[key]) != len(names):
+            raise UsageError(
+                f"MODEL.YOLOV3.{key} has {len(keys[key])} levels and IN_FEATURES {len(names)}; "
+                "give as many, the finest first"
+            )
+    strides = [shapes[name].stride for name in names]
+    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        raise UsageError(
+            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)} have strides {strides}; each must be twice "
+            "the one before it"
+        )
+    for shape in itertools.chain.from_iterable(keys.ANCHORS):
+        if len(shape) != 2 or not min(shape) > 0:
+            raise UsageError(f"MODEL.YOLOV3.ANCHORS are (width, height) in px above 0, not {shape}")
+    return strides, [shapes[name].channels for name in names]
+
+
+class _Level(nn.Module):
+    """One scale; `routed` is the number of the coarser level's channels, 0 for the coarsest."""
+
+    def __init__(self, map_channels, routed, c, num_anchors, num_classes, norm, prior_prob):
+        super().__init__()
+        self.route = conv_block(routed, c, 1, norm=norm) if routed else None
+        convs = [conv_block(map_channels + (c if routed else 0), c, 1, norm=norm)]
+        for _ in range(2):
+            convs += [conv_block(c, 2 * c, 3, norm=norm), conv_block(2 * c, c, 1, norm=norm)]
+        self.convs = nn.Sequential(*convs)
+        self.branch = conv_block(c, 2 * c, 3, norm=norm)
+        size = BOX_AND_OBJECTNESS + num_classes
+        self.pred = Conv2d(2 * c, num_anchors * size, kernel_size=1)
+        nn.init.normal_(self.pred.weight, std=0.01)
+        nn.init.zeros_(self.pred.bias)
+        with torch.no_grad():
+            bias = self.pred.bias.view(num_anchors, size)
+            bias[:, BOX_AND_OBJECTNESS - 1] = -math.log((1 - prior_prob) / prior_prob)
+
+    def forward(self, x: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The predictions, and what is routed to the next level."""
+        if coarser is not None:
+            upsampled = F.interpolate(self.route(coarser), scale_factor=2.0, mode="nearest")
+            x = torch.cat([upsampled, x], dim=1)
+        x = self.convs(x)
+        return self.pred(self.branch(x)), x

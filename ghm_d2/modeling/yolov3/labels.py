@@ -1,0 +1,149 @@
+"""YOLOv3's priors, what each is to learn, and the numbers it learns it in."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor
+
+
+class PriorGenerator(DefaultAnchorGenerator):
+    """Detectron2's anchors, of given widths and heights, at the centre of each cell.
+
+    Args:
+        shapes: (width, height) in px of each level's priors.
+        strides: px a cell, of each level.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[Sequence[float]]], strides: Sequence[int]):
+        super().__init__(sizes=shapes, aspect_ratios=[[1.0]], strides=list(strides), offset=0.5)
+
+    def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
+        """(A, 4) boxes around (0, 0); `sizes` are pairs, and `aspect_ratios` has no part in it."""
+        half = torch.tensor(sizes, dtype=torch.float32) / 2
+        return torch.cat([-half, half], dim=1)
+
+
+class _Priors(NamedTuple):
+    """The P priors of all levels; each field has a row for each."""
+
+    shape: Tensor  # (P, 2) width and height in px
+    stride: Tensor  # (P, 1) of its level
+    grid: Tensor  # (P, 2) columns and rows of its level
+    step: Tensor  # (P,) anchors a cell of its level
+    first: Tensor  # (P,) index of its first anchor, among all R
+
+
+@torch.no_grad()
+def label_priors(
+    anchors: list[Boxes],
+    generator: PriorGenerator,
+    gt_instances: list[Instances],
+    num_classes: int,
+    ignore_iou: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The label of each anchor, and the box it is matched with, of each image.
+
+    Of each object one anchor is positive (arXiv 1804.02767, section 2.1): that of the prior, among
+    all levels', whose shape overlaps the object's the most, at the cell that the object's centre
+    lies in. Other anchors that overlap an object by more than `ignore_iou` are ignored, and all
+    else is background. "Overlap" is the anchor's here, as in the paper's words ("if the bounding
+    box prior is not the best but does overlap..."); darknet's code takes the predicted box, whose
+    labels change with the weights: two losses could not be compared on the same targets.
+
+    Where two objects have one anchor in common the later one has it, as in darknet. A centre on
+    the border or outside belongs to the nearest cell. Boxes without an area are no objects.
+
+    Args:
+        anchors: of each level of `generator`, R in all.
+        gt_instances: of each image.
+        num_classes: K.
+        ignore_iou: at most 1.
+
+    Returns:
+        gt_labels, (R,) int64 an image: 0..K-1 a class, K background, -1 ignored; gt_boxes,
+        (R, 4) an image, which mean something for anchors with a class only.
+    """
+    priors, all_anchors = _priors(anchors, generator), Boxes.cat(anchors)
+    pairs = [_label(all_anchors, priors, gt, num_classes, ignore_iou) for gt in gt_instances]
+    labels, boxes = zip(*pairs, strict=True)
+    return list(labels), list(boxes)
+
+
+def _priors(anchors: list[Boxes], generator: PriorGenerator) -> _Priors:
+    rows, first = [], 0
+    for level, stride, a in zip(anchors, generator.strides, generator.num_anchors, strict=True):
+        corner, end = level.tensor[:a].split(2, dim=1)
+        # the last anchor's centre tells how many cells there are, without waiting for the device
+        last = level.tensor[-1].view(2, 2).mean(0)
+        grid = (last / stride + 0.5).round().long()
+        index = torch.arange(a, device=corner.device)
+        column = corner.new_full((a, 1), stride)
+        rows.append((end - corner, column, grid.expand(a, 2), index * 0 + a, first + index))
+        first += len(level)
+    return _Priors(*(torch.cat(field) for field in zip(*rows, strict=True)))
+
+
+def _label(anchors, priors, gt, num_classes, ignore_iou) -> tuple[Tensor, Tensor]:
+    if not len(gt):
+        background = gt.gt_classes.new_full((len(anchors),), num_classes)
+        return background, torch.zeros_like(anchors.tensor)
+    boxes = gt.gt_boxes.tensor
+    size = boxes[:, 2:] - boxes[:, :2]
+    valid = (size > 0).all(1) & boxes.isfinite().all(1)  # (G,)
+    slot = _anchor_of(boxes, size, priors)
+    slot = torch.where(valid, slot, len(anchors))  # one row more, for those without an anchor
+    owner = slot.new_full((len(anchors) + 1,), -1)
+    objects = torch.arange(len(gt), device=slot.device)
+    owner = owner.scatter_reduce(0, slot, objects, "amax")[:-1]  # (R,) the last object, or -1
+
+    iou = torch.where(valid[:, None], pairwise_iou(gt.gt_boxes, anchors), 0)  # (G, R)
+    others = torch.where(iou.amax(0) > ignore_iou, -1, num_classes)
+    index = owner.clamp(min=0)
+    return torch.where(owner >= 0, gt.gt_classes[index], others), boxes[index]
+
+
+def _anchor_of(boxes: Tensor, size: Tensor, priors: _Priors) -> Tensor:
+    """(G,) index of the anchor that each box of (G, 4) belongs to."""
+    common = torch.minimum(size[:, None], priors.shape).prod(-1)  # (G, P), same centre
+    union = size.prod(1)[:, None] + priors.shape.prod(1) - common
+    best = (common / union).argmax(1)
+    centre = boxes.view(-1, 2, 2).mean(1)
+    cell = (centre / priors.stride[best]).floor().long().clamp(min=0)
+    cell = torch.minimum(cell, priors.grid[best] - 1)
+    column, row = cell.unbind(1)
+    return priors.first[best] + (row * priors.grid[best, 0] + column) * priors.step[best]
+
+
+def box_values(predictions: Tensor) -> Tensor:
+    """(..., 4): sigma(tx), sigma(ty), tw and th of raw predictions (..., 4 or more)."""
+    return torch.cat([predictions[..., :2].sigmoid(), predictions[..., 2:4]], dim=-1)
+
+
+def encode_boxes(anchors: Tensor, boxes: Tensor, stride: int) -> Tensor:
+    """What `box_values` of the predictions is to be: (..., 4), arXiv 1804.02767, section 2.1.
+
+    Args:
+        anchors, boxes: (..., 4) in px. Of a box without an area the result is no number.
+        stride: px a cell.
+
+    Returns:
+        the centre within the cell, in cells and within [0, 1], and the logarithm of width and
+        height over the anchor's.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    cell = anchors.unflatten(-1, (2, 2)).mean(-2) / stride - 0.5
+    centre = boxes.unflatten(-1, (2, 2)).mean(-2) / stride
+    gt_size = boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([(centre - cell).clamp(0, 1), (gt_size / size).log()], dim=-1)
+
+
+def anchor_deltas(values: Tensor, anchors: Tensor, stride: int) -> Tensor:
+    """`box_values` (..., 4) as the deltas of Detectron2's `Box2BoxTransform` of weights 1.
+
+    That clamps the logarithms at log(1000 / 16): a box has at most 62.5 times its prior's sides.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    return torch.cat([(values[..., :2] - 0.5) * stride / size, values[..., 2:]], dim=-1)

@@ -1,0 +1,254 @@
+"""YOLOv3 (Redmon and Farhadi, arXiv 1804.02767) with a choice of losses."""
+
+from functools import partial
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor, nn
+
+from ghm_d2.errors import UsageError
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses import asl1_loss, bce_loss
+from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.modeling.dense import LOG_PERIOD
+from ghm_d2.modeling.yolov3.box_loss import box_loss, half_squared_error
+from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels
+from ghm_d2.modeling.yolov3.labels import (
+    PriorGenerator,
+    anchor_deltas,
+    box_values,
+    encode_boxes,
+    label_priors,
+)
+
+CLS_LOSSES = ("ce", "ghm_c")  # of objectness too
+REG_LOSSES = ("l2", "smooth_l1", "asl1", "ghm_r")
+
+
+@META_ARCH_REGISTRY.register()
+class YOLOv3(DenseDetector):
+    """YOLOv3 on any backbone whose maps' strides double.
+
+    The losses "ce", "l2", "smooth_l1" and "asl1" are sums divided by the number of images, as in
+    darknet; GHM losses normalise themselves. Nothing waits for the device but the number of
+    positive anchors that is logged every 20 iterations.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str],
+        anchor_generator: PriorGenerator,
+        num_classes: int,
+        pixel_mean,
+        pixel_std,
+        ignore_iou: float = 0.5,
+        obj_loss_type: str = "ce",
+        cls_loss_type: str = "ce",
+        box_reg_loss_type: str = "l2",
+        box_reg_loss_weight: float = 1.0,
+        smooth_l1_beta: float = 0.1,
+        asl1_mu: float = 0.02,
+        ghm_obj: nn.Module | None = None,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        kernel: str = "auto",
+        test_score_thresh: float = 0.005,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.45,
+        max_detections_per_image: int = 100,
+        input_format: str = "RGB",
+    ):
+        """
+        Args:
+            backbone, head_in_features: the maps that feed the head, the finest first.
+            head: gives (N, A * (5 + K), H, W) a level; see `YOLOv3Head`.
+            anchor_generator: the priors of each level.
+            num_classes: K.
+            pixel_mean, pixel_std: of each channel.
+            ignore_iou: see `label_priors`.
+            obj_loss_type, cls_loss_type: "ce" or "ghm_c".
+            box_reg_loss_type: "l2", "smooth_l1", "asl1" or "ghm_r".
+            box_reg_loss_weight: factor on `loss_box_reg`.
+            smooth_l1_beta, asl1_mu: of those two, in cells and in logarithms of sides.
+            ghm_obj, ghm_c, ghm_r: `GHMC` of the objectness, `GHMC` of the classes and `GHMR`,
+                where a loss type names them.
+            kernel: of cross entropy, one of `kernels.KERNELS`.
+            test_score_thresh: of objectness times class probability.
+            test_topk_candidates: before non-maximum suppression, of each level.
+            test_nms_thresh: IoU.
+            max_detections_per_image: after it.
+            input_format: "RGB" or "BGR", for drawing.
+
+        Raises:
+            UsageError: an unknown loss type, or `ignore_iou` outside [0, 1].
+        """
+        super().__init__(
+            backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        check_loss_type("MODEL.YOLOV3.OBJ_LOSS_TYPE", obj_loss_type, CLS_LOSSES)
+        check_loss_type("MODEL.YOLOV3.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
+        check_loss_type("MODEL.YOLOV3.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        if not 0 <= ignore_iou <= 1:
+            raise UsageError(f"MODEL.YOLOV3.IGNORE_IOU lies in [0, 1], not {ignore_iou}")
+        self.anchor_generator, self.num_classes = anchor_generator, num_classes
+        self.ignore_iou = ignore_iou
+        self.box_reg_loss_type, self.box_reg_loss_weight = box_reg_loss_type, box_reg_loss_weight
+        self.box_loss = {
+            "l2": half_squared_error,
+            "smooth_l1": partial(smooth_l1_loss, beta=smooth_l1_beta),
+            "asl1": partial(asl1_loss, mu=asl1_mu),
+        }.get(box_reg_loss_type)
+        self.ghm_obj = ghm_obj if obj_loss_type == "ghm_c" else None
+        self.ghm_c = ghm_c if cls_loss_type == "ghm_c" else None
+        self.ghm_r = ghm_r if box_reg_loss_type == "ghm_r" else None
+        self.kernel = kernel
+        self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        self.test_score_thresh, self.test_topk_candidates = test_score_thresh, test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+        self.input_format = input_format
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys, backbone = cfg.MODEL.YOLOV3, build_backbone(cfg)
+        strides, in_channels = check_levels(keys, backbone.output_shape())
+        generator = PriorGenerator(keys.ANCHORS, strides)
+        levels = len(strides)
+        return {
+            "backbone": backbone,
+            "head": YOLOv3Head(
+                in_channels, keys.CHANNELS, generator.num_anchors, keys.NUM_CLASSES, keys.NORM
+            ),
+            "head_in_features": keys.IN_FEATURES,
+            "anchor_generator": generator,
+            "num_classes": keys.NUM_CLASSES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "ignore_iou": keys.IGNORE_IOU,
+            "obj_loss_type": keys.OBJ_LOSS_TYPE,
+            "cls_loss_type": keys.CLS_LOSS_TYPE,
+            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
+            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
+            "smooth_l1_beta": keys.SMOOTH_L1_BETA,
+            "asl1_mu": cfg.MODEL.GHM.REG.MU,
+            "ghm_obj": build_ghm_c(cfg, levels) if keys.OBJ_LOSS_TYPE == "ghm_c" else None,
+            "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
+            "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
+            "kernel": check_kernel(cfg),
+            "test_score_thresh": keys.SCORE_THRESH_TEST,
+            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": keys.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
+        """`loss_obj`, `loss_cls` and `loss_box_reg`."""
+        predictions, anchors = self._by_anchor(predictions), self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, predictions, gt_labels, gt_boxes, images.image_sizes)
+
+    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
+        """Labels (R,) and matched boxes (R, 4) of each image; see `label_priors`."""
+        generator = self.anchor_generator
+        return label_priors(anchors, generator, gt_instances, self.num_classes, self.ignore_iou)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        predictions: list[Tensor],
+        gt_labels: list[Tensor],
+        gt_boxes: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """arXiv 1804.02767, sections 2.1 and 2.2.
+
+        Args:
+            anchors: of each level, R_l of them, R in all.
+            predictions: (N, R_l, 5 + K) a level.
+            gt_labels, gt_boxes: (R,) and (R, 4) an image, as of `label_anchors`.
+            image_sizes: height and width in px of each image, without its padding.
+        """
+        sizes, background = [len(a) for a in anchors], self.num_classes
+        labels = torch.stack(gt_labels)  # (N, R)
+        positive = (labels >= 0) & (labels != background)
+        self._log_positive(positive)
+        predictions = [upcast(p) for p in predictions]
+        objects = torch.where(labels < 0, -1, (labels == background).long())  # 0 object, 1 none
+        classes = torch.where(positive, labels, -1)
+        obj_logits = [p[..., 4:BOX_AND_OBJECTNESS] for p in predictions]
+        cls_logits = [p[..., BOX_AND_OBJECTNESS:] for p in predictions]
+        loss_box_reg = self._box_reg_loss(
+            anchors,
+            predictions,
+            torch.stack(gt_boxes).split(sizes, dim=1),
+            positive.split(sizes, dim=1),
+            image_sizes,
+        )
+        return {
+            "loss_obj": self._cls_loss(self.ghm_obj, obj_logits, objects.split(sizes, dim=1)),
+            "loss_cls": self._cls_loss(self.ghm_c, cls_logits, classes.split(sizes, dim=1)),
+            "loss_box_reg": loss_box_reg * self.box_reg_loss_weight,
+        }
+
+    def _log_positive(self, positive: Tensor) -> None:
+        storage = get_event_storage()
+        if positive.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:  # waits for the number
+            storage.put_scalar("num_pos_anchors", float(positive.sum()) / len(positive))
+
+    def _cls_loss(self, ghm: nn.Module | None, logits, labels) -> Tensor:
+        """`logits`: (N, R_l, C) a level; `labels`: (N, R_l)."""
+        images = len(labels[0])
+        logits, labels = [x.flatten(0, 1) for x in logits], [y.flatten() for y in labels]
+        if ghm is not None:
+            return sum(ghm.levels(logits, labels))
+        loss = partial(bce_loss, reduction="sum", kernel=self.kernel)
+        return sum(loss(x, y) for x, y in zip(logits, labels, strict=True)) / images
+
+    def _box_reg_loss(self, anchors, predictions, boxes, positive, image_sizes) -> Tensor:
+        pred = [box_values(p) for p in predictions]
+        levels = zip(anchors, boxes, self.anchor_generator.strides, strict=True)
+        target = [encode_boxes(a.tensor.expand_as(b), b, stride) for a, b, stride in levels]
+        if self.ghm_r is not None:
+            return sum(self.ghm_r.levels(pred, target, positive))
+        return box_loss(pred, target, boxes, positive, image_sizes, self.box_loss)
+
+    def forward_inference(self, images, features, predictions) -> list[Instances]:
+        """`pred_boxes`, `scores` and `pred_classes` of each image, at the size it came in."""
+        predictions, anchors = self._by_anchor(predictions), self.anchor_generator(features)
+        return [
+            self.inference_single_image(anchors, [p[i] for p in predictions], image_size)
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+    def inference_single_image(
+        self, anchors: list[Boxes], predictions: list[Tensor], image_size: tuple[int, int]
+    ) -> Instances:
+        """As of Detectron2's `RetinaNet`; `predictions`: (R_l, 5 + K) a level."""
+        predictions = [upcast(p) for p in predictions]
+        scores = [p[:, 4:5].sigmoid() * p[:, BOX_AND_OBJECTNESS:].sigmoid() for p in predictions]
+        levels = zip(predictions, anchors, self.anchor_generator.strides, strict=True)
+        deltas = [anchor_deltas(box_values(p), a.tensor, stride) for p, a, stride in levels]
+        pred = self._decode_multi_level_predictions(
+            anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, image_size
+        )
+        keep = batched_nms(
+            pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
+        )
+        return pred[keep[: self.max_detections_per_image]]
+
+    def _by_anchor(self, predictions: list[Tensor]) -> list[Tensor]:
+        """(N, A * (5 + K), H, W) a level to (N, H * W * A, 5 + K)."""
+        size = BOX_AND_OBJECTNESS + self.num_classes
+        return self._transpose_dense_predictions([predictions], [size])[0]
