@@ -6,23 +6,22 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
-from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
+from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.modeling.dense import SigmoidLosses, sum_over_boxes
 from ghm_d2.modeling.labels import box_levels, label_anchors
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
 IOU_LOSSES = ("giou", "diou", "ciou")
 DETECTRON2_REG_LOSSES = ("smooth_l1", *IOU_LOSSES)
-LOG_PERIOD = 20  # iterations, as Detectron2's writers
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 
 
 @META_ARCH_REGISTRY.register()
-class GHMRetinaNet(RetinaNet):
+class GHMRetinaNet(SigmoidLosses, RetinaNet):
     """Detectron2's `RetinaNet` whose losses are chosen by name.
 
     Sums (focal, cross entropy, OHEM, smooth L1 and the others) are divided by Detectron2's
@@ -69,9 +68,7 @@ class GHMRetinaNet(RetinaNet):
         self.asl1_mu = asl1_mu
         self.box_reg_loss_weight = box_reg_loss_weight
         self.kernel = kernel
-        # MPS has no float64, the precision of Detectron2's Python number
-        exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.register_buffer("loss_normalizer", torch.tensor(100.0, dtype=exact))
+        self._start_normalizer(100.0)
 
     @classmethod
     def from_config(cls, cfg):
@@ -108,42 +105,13 @@ class GHMRetinaNet(RetinaNet):
     def _losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         gt_labels = torch.stack(gt_labels)  # (N, R)
         pos_mask = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        num_pos = pos_mask.sum()
-        storage = get_event_storage()
-        if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
-            storage.put_scalar("num_pos_anchors", num_pos / len(gt_labels))  # waits for the number
-        normalizer = self._ema_update("loss_normalizer", num_pos.clamp(min=1), 100)
-        normalizer = normalizer.float()  # not the logits' dtype, which may be half precision
+        normalizer = self._update_normalizer(pos_mask)
         return {
             "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
             "loss_box_reg": self._box_reg_loss(
                 anchors, pred_anchor_deltas, gt_boxes, pos_mask, normalizer
             ),
         }
-
-    def _ema_update(self, name, value, initial_value, momentum=0.9):
-        """As Detectron2's, of a buffer that already holds its initial value."""
-        old = getattr(self, name)
-        new = old * momentum + torch.as_tensor(value, dtype=old.dtype) * (1 - momentum)
-        setattr(self, name, new)
-        return new if isinstance(value, Tensor) else new.item()
-
-    def _cls_loss(self, pred_logits, gt_labels: Tensor, normalizer: Tensor) -> Tensor:
-        """`pred_logits`: a (N, R_l, K) a level. `gt_labels`: (N, R)."""
-        sizes = [x.shape[1] for x in pred_logits]
-        labels = [y.flatten() for y in gt_labels.split(sizes, dim=1)]
-        logits = [x.flatten(0, 1) for x in pred_logits]
-        if self.cls_loss_type == "ghm_c":
-            return sum(self.ghm_c.levels(logits, labels))
-        if self.cls_loss_type == "ohem":
-            logits = torch.cat(pred_logits, dim=1).flatten(0, 1)
-            return ohem_loss(logits, gt_labels.flatten()) / normalizer
-        if self.cls_loss_type == "focal":
-            loss = partial(focal_loss, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma)
-        else:
-            loss = bce_loss
-        levels = zip(logits, labels, strict=True)
-        return sum(loss(x, y, reduction="sum", kernel=self.kernel) for x, y in levels) / normalizer
 
     def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
         if self.box_reg_loss_type in IOU_LOSSES:
@@ -161,13 +129,8 @@ class GHMRetinaNet(RetinaNet):
         levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
         if self.box_reg_loss_type == "ghm_r":
             return sum(self.ghm_r.levels(*zip(*levels, strict=True)))
-        # without a box there is no difference, and no loss and gradient, whatever is predicted
-        pairs = [
-            (torch.where(valid[..., None], p, 0), torch.where(valid[..., None], t, 0))
-            for p, t, valid in levels
-        ]
         if self.box_reg_loss_type == "asl1":
-            total = sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in pairs)
+            loss = partial(asl1_loss, mu=self.asl1_mu, reduction="sum")
         else:
-            total = sum(smooth_l1_loss(p, t, self.smooth_l1_beta, "sum") for p, t in pairs)
-        return total / normalizer
+            loss = partial(smooth_l1_loss, beta=self.smooth_l1_beta, reduction="sum")
+        return sum_over_boxes(levels, loss) / normalizer

@@ -1,0 +1,200 @@
+"""FCOS with a choice of losses."""
+
+import math
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ghm_d2.errors import UsageError
+from ghm_d2.losses import asl1_loss
+from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.modeling.dense import SigmoidLosses
+
+CLS_LOSSES = ("focal", "ce", "ghm_c")
+DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+NAMES = {
+    "loss_cls": "loss_fcos_cls",
+    "loss_box_reg": "loss_fcos_loc",
+    "loss_centerness": "loss_fcos_ctr",
+}
+
+
+@META_ARCH_REGISTRY.register()
+class GHMFCOS(SigmoidLosses, FCOS):
+    """Detectron2's `FCOS` (Tian et al., arXiv 1904.01355) whose losses are chosen by name.
+
+    Sums are divided by Detectron2's moving average of the number of foreground anchors, which is a
+    buffer here; GHM losses normalise themselves. With "focal", "giou" and kernel "torch" a step is
+    Detectron2's own code and gives its numbers to the bit, under the names that all detectors
+    have here. An image without objects, which Detectron2's class fails on, is background.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        cls_loss_type: str = "focal",
+        box_reg_loss_type: str = "giou",
+        box_reg_loss_weight: float = 1.0,
+        smooth_l1_beta: float = 0.1,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        asl1_mu: float = 0.02,
+        kernel: str = "auto",
+        **kwargs,
+    ):
+        """
+        Args:
+            cls_loss_type: "focal", "ce" or "ghm_c".
+            box_reg_loss_type: "giou", "diou" or "ciou" of boxes; "smooth_l1", "asl1" or "ghm_r"
+                of distances to a box's sides, in strides.
+            box_reg_loss_weight: factor on `loss_box_reg`.
+            smooth_l1_beta, asl1_mu: of these losses, in strides.
+            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
+            kernel: of focal loss and cross entropy, one of `kernels.KERNELS`.
+            **kwargs: those of Detectron2's class.
+
+        Raises:
+            UsageError: an unknown loss type.
+        """
+        super().__init__(**kwargs)
+        check_loss_type("MODEL.FCOS.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
+        check_loss_type("MODEL.FCOS.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        self.cls_loss_type = cls_loss_type
+        self.box_reg_loss_type = box_reg_loss_type
+        self.box_reg_loss_weight = box_reg_loss_weight
+        self.smooth_l1_beta = smooth_l1_beta
+        self.ghm_c = ghm_c
+        self.ghm_r = ghm_r
+        self.asl1_mu = asl1_mu
+        self.kernel = kernel
+        self._start_normalizer(300.0)
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys = cfg.MODEL.FCOS
+        backbone = build_backbone(cfg)
+        levels = len(keys.IN_FEATURES)
+        return {
+            "backbone": backbone,
+            "head": _build_head(keys, backbone.output_shape()),
+            "head_in_features": keys.IN_FEATURES,
+            "num_classes": keys.NUM_CLASSES,
+            "center_sampling_radius": keys.CENTER_SAMPLING_RADIUS,
+            "focal_loss_alpha": keys.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": keys.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": keys.SCORE_THRESH_TEST,
+            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": keys.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "cls_loss_type": keys.CLS_LOSS_TYPE,
+            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
+            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
+            "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
+            "asl1_mu": cfg.MODEL.GHM.REG.MU,
+            "kernel": check_kernel(cfg),
+            "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
+            "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
+        }
+
+    @torch.no_grad()
+    def label_anchors(self, anchors, gt_instances):
+        """As in Detectron2's class, which fails on an image without objects."""
+        pairs = [self._label_image(anchors, gt) for gt in gt_instances]
+        labels, boxes = zip(*pairs, strict=True)
+        return list(labels), list(boxes)
+
+    def _label_image(self, anchors, gt) -> tuple[Tensor, Boxes]:
+        if len(gt):
+            (labels,), (boxes,) = super().label_anchors(anchors, [gt])
+            return labels, boxes
+        background = Boxes.cat(anchors)
+        return gt.gt_classes.new_full((len(background),), self.num_classes), background
+
+    def losses(
+        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
+    ):
+        """`loss_cls`, `loss_box_reg` and `loss_centerness`; arguments as in Detectron2's class."""
+        arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
+        types = self.cls_loss_type, self.box_reg_loss_type, self.kernel
+        if types == ("focal", "giou", "torch"):
+            theirs = super().losses(*arguments)
+            losses = {name: theirs[their_name] for name, their_name in NAMES.items()}
+        else:
+            losses = self._losses(*arguments)
+        losses["loss_box_reg"] = losses["loss_box_reg"] * self.box_reg_loss_weight
+        return losses
+
+    def _losses(
+        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
+    ):
+        gt_labels = torch.stack(gt_labels)  # (N, R)
+        pos_mask = gt_labels != self.num_classes  # FCOS ignores no anchor
+        normalizer = self._update_normalizer(pos_mask)
+        boxes = [b.tensor for b in gt_boxes]
+        deltas = [d.float() for d in pred_anchor_deltas]
+        centerness = torch.cat(pred_centerness, dim=1).squeeze(dim=2)[pos_mask].float()
+        target = self.compute_ctrness_targets(anchors, gt_boxes)[pos_mask]
+        loss_centerness = F.binary_cross_entropy_with_logits(centerness, target, reduction="sum")
+        return {
+            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
+            "loss_box_reg": self._box_reg_loss(anchors, deltas, boxes, pos_mask, normalizer),
+            "loss_centerness": loss_centerness / normalizer,
+        }
+
+    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
+        if self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
+            total = _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                pred_deltas,
+                gt_boxes,
+                pos_mask,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+            return total / normalizer
+        sizes = [len(a) for a in anchors]
+        centres = Boxes.cat(anchors).tensor
+        target = torch.stack([self.box2box_transform.get_deltas(centres, b) for b in gt_boxes])
+        levels = zip(pred_deltas, target.split(sizes, 1), pos_mask.split(sizes, 1), strict=True)
+        pred, target = zip(*((p[valid], t[valid]) for p, t, valid in levels), strict=True)
+        if self.box_reg_loss_type == "ghm_r":
+            return sum(self.ghm_r.levels(pred, target))
+        levels = zip(pred, target, strict=True)
+        return sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in levels) / normalizer
+
+
+def _build_head(keys, shapes) -> FCOSHead:
+    missing = [name for name in keys.IN_FEATURES if name not in shapes]
+    if missing:
+        raise UsageError(
+            f"MODEL.FCOS.IN_FEATURES: the backbone has {', '.join(shapes)}, not {missing[0]}"
+        )
+    shapes = [shapes[name] for name in keys.IN_FEATURES]
+    return FCOSHead(
+        input_shape=shapes,
+        num_classes=keys.NUM_CLASSES,
+        conv_dims=[shapes[0].channels] * keys.NUM_CONVS,
+        prior_prob=keys.PRIOR_PROB,
+        norm=_group_norm if keys.NORM == "GN" else keys.NORM,
+    )
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Detectron2's "GN", of 32 groups, and of fewer for 32 channels or no multiple of 32.
+
+    Detectron2's heads make one of a single channel to look at, which PyTorch refuses of 32 groups;
+    nor does it norm a group of one channel over one location.
+    """
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(max(1, groups // 2) if groups == channels else groups, channels)
