@@ -6,4 +6,6 @@ def register_all() -> None:
 
     Data sets are registered when they are named (`ghm_d2.data.catalog.resolve`).
     """
-    from ghm_d2.modeling import box_head, retinanet, rpn, timm_backbone  # noqa: F401
+    from ghm_d2.modeling import box_head, fcos, retinanet, rpn, timm_backbone  # noqa: F401
+    from ghm_d2.modeling.dssd import ssd  # noqa: F401
+    from ghm_d2.modeling.yolov3 import darknet, yolov3  # noqa: F401

@@ -23,7 +23,7 @@ def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
     return _build(GHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
 
 
-def build_softmax_ghm_c(cfg) -> SoftmaxGHMC:
+def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
     """GHM-C over a softmax, from MODEL.GHM.CLS.
 
     Raises:
@@ -31,7 +31,7 @@ def build_softmax_ghm_c(cfg) -> SoftmaxGHMC:
     """
     if cfg.MODEL.GHM.CLS.DENSITY != "unit_regions":
         raise UsageError("MODEL.GHM.CLS.DENSITY: RetinaNet alone has the exact density")
-    return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, 1)
+    return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
 
 
 def build_ghm_r(cfg, num_levels: int = 1) -> GHMR:

@@ -82,7 +82,11 @@ class SoftmaxGHMC(HarmonizedLoss):
             logits: (N, K + 1).
             labels: (N,) int64; 0..K, -1 ignored.
         """
-        return self.harmonize("softmax", [(logits, labels)])[0]
+        return self.levels([logits], [labels])[0]
+
+    def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """The losses of several feature levels, to be added up; arguments as in `forward`."""
+        return self.harmonize("softmax", list(zip(logits, labels, strict=True)))
 
 
 def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:

@@ -1,0 +1,180 @@
+"""The feature maps that SSD predicts from: a backbone's, and smaller ones after them."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.resnet import (
+    BasicStem,
+    BottleneckBlock,
+    ResNet,
+    build_resnet_backbone,
+)
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import Tensor, nn
+
+from ghm_d2.errors import UsageError
+from ghm_d2.modeling.dssd.deconvolution import DeconvolutionPath
+
+
+class CaffeStem(BasicStem):
+    """ResNet's stem with Caffe's pooling, 3x3 without padding, sizes rounded up.
+
+    513 px thus give 128 and, three stages on, the maps of 64 and 32 that DSSD is published with;
+    Detectron2's stem gives 129.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H / 4, W / 4) from images (N, 3, H, W)."""
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, ceil_mode=True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ResNet of MODEL.RESNETS and MODEL.BACKBONE.FREEZE_AT, with `CaffeStem`.
+
+    DSSD has res5 at stride 16 (MODEL.RESNETS.RES5_DILATION 2) and the maps res3 and res5.
+    """
+    resnet = build_resnet_backbone(cfg, input_shape)
+    channels, norm = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM
+    resnet.stem = CaffeStem(input_shape.channels, channels, norm)
+    if cfg.MODEL.BACKBONE.FREEZE_AT >= 1:
+        resnet.stem.freeze()
+    return resnet
+
+
+class ProjectedBlock(BottleneckBlock):
+    """A bottleneck block whose shortcut is always a convolution (`ResBody` of the authors' code).
+
+    With stride 1 it is DSSD's prediction module (c) (figure 2): a 1x1 convolution on the skip
+    even where the channels stay. With stride 2 it makes the next smaller map, by 2x2
+    convolutions on both paths; an odd side is padded by a row of zeros, so that its last row
+    counts and no map vanishes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "BN"):
+        """
+        Args:
+            in_channels, out_channels: of the maps; a quarter of the latter inside.
+            stride: 1 or 2, the kernel size of the first convolution and of the shortcut too.
+            norm: of each convolution, as `get_norm` has it.
+        """
+        width = out_channels // 4
+        super().__init__(in_channels, out_channels, bottleneck_channels=width, norm=norm)
+        self.stride = stride  # of the block, which Detectron2 reads
+        self.conv1 = _projection(in_channels, width, stride, norm)
+        self.shortcut = _projection(in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels, ceil(H / stride), ceil(W / stride)) from (N, in_channels, H, W)."""
+        height, width = x.shape[-2:]
+        return super().forward(F.pad(x, (0, -width % self.stride, 0, -height % self.stride)))
+
+
+class L2Norm(nn.Module):
+    """Each pixel's features brought to length 1, times a learnt scale for each channel.
+
+    SSD does so to conv4_3 of VGG with a scale of 20 (section 3.1), whose features are much larger
+    than those of later maps. DSSD's authors leave it out on ResNets.
+    """
+
+    def __init__(self, channels: int, scale: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) from the same."""
+        return F.normalize(x, dim=1) * self.weight[:, None, None]
+
+
+class SSDBackbone(Backbone):
+    """Maps of a backbone, each next one half as large, called "p<n>" where the stride is 2**n."""
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        num_levels: int,
+        extra_channels: int,
+        *,
+        deconv_channels: int = 0,
+        l2_norm_scale: float = 0.0,
+        norm: str = "BN",
+    ):
+        """
+        Args:
+            bottom_up: whose maps come first; each must have twice the stride of the one before.
+            in_features: their names.
+            num_levels: of maps in all; the rest are made by `ProjectedBlock`s (DSSD's res6 to
+                res10, of 1024 channels).
+            extra_channels: of these.
+            deconv_channels: of DSSD's deconvolution modules; 0 has none, which is SSD.
+            l2_norm_scale: of the first map's `L2Norm` at the start; 0 has none.
+            norm: of all these layers, as `get_norm` has it.
+
+        Raises:
+            UsageError: strides that do not double, features that the backbone does not have, or
+                fewer levels than features.
+        """
+        super().__init__()
+        first, channels = _check_features(bottom_up, in_features, num_levels)
+        self.bottom_up, self.in_features = bottom_up, tuple(in_features)
+        self.l2_norm = L2Norm(channels[0], l2_norm_scale) if l2_norm_scale else nn.Identity()
+        self.extra = nn.ModuleList()
+        while len(channels) < num_levels:
+            self.extra.append(ProjectedBlock(channels[-1], extra_channels, stride=2, norm=norm))
+            channels.append(extra_channels)
+        self.deconvolution = nn.Identity()
+        if deconv_channels:
+            self.deconvolution = DeconvolutionPath(channels, deconv_channels, norm=norm)
+            channels = self.deconvolution.out_channels
+        strides = [first * 2**i for i in range(num_levels)]
+        self._out_features = [f"p{s.bit_length() - 1}" for s in strides]
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (N, C, H / stride, W / stride), rounded up, from images (N, 3, H, W)."""
+        features = self.bottom_up(images)
+        maps = [features[name] for name in self.in_features]
+        for block in self.extra:
+            maps.append(block(maps[-1]))
+        maps[0] = self.l2_norm(maps[0])
+        return dict(zip(self._out_features, self.deconvolution(maps), strict=True))
+
+
+def _check_features(bottom_up: Backbone, names: Sequence[str], num_levels: int):
+    """The stride of the first map, and the channels of each."""
+    shapes = bottom_up.output_shape()
+    if not names or any(name not in shapes for name in names):
+        raise UsageError(
+            f"MODEL.SSD.IN_FEATURES {tuple(names)}: the backbone has {', '.join(shapes)}"
+        )
+    strides = [shapes[name].stride for name in names]
+    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        raise UsageError(
+            f"MODEL.SSD.IN_FEATURES {tuple(names)} have strides {strides}, and each must be twice "
+            "the one before it (with res3 and res5, set MODEL.RESNETS.RES5_DILATION 2)"
+        )
+    if num_levels < len(names):
+        raise UsageError(
+            f"MODEL.SSD.NUM_LEVELS {num_levels}: at least as many as MODEL.SSD.IN_FEATURES, "
+            f"{len(names)}"
+        )
+    return strides[0], [shapes[name].channels for name in names]
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, norm: str) -> Conv2d:
+    layer = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=stride,
+        stride=stride,
+        bias=False,
+        norm=get_norm(norm, out_channels),
+    )
+    c2_msra_fill(layer)
+    return layer

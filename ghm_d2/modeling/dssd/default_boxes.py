@@ -1,0 +1,55 @@
+"""SSD's default boxes, as a Detectron2 anchor generator."""
+
+import math
+
+import torch
+from detectron2.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    DefaultAnchorGenerator,
+)
+from torch import Tensor
+
+from ghm_d2.errors import UsageError
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class SSDDefaultBoxes(DefaultAnchorGenerator):
+    """The default boxes of SSD (section 2.2, "Choosing scales and aspect ratios").
+
+    MODEL.ANCHOR_GENERATOR.SIZES holds two sizes in px for each level, its own scale s_k and the
+    next one's, s_k+1; .ASPECT_RATIOS those ratios a > 1 that come with their inverse. A cell has
+    squares of s_k and sqrt(s_k s_k+1), and for each ratio a box of s_k sqrt(a) by s_k / sqrt(a)
+    and one of the two sides exchanged: eight boxes with DSSD's 1.6, 2 and 3 ("Training").
+    """
+
+    def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
+        """Of a cell whose centre is (0, 0): (2 + 2 * len(aspect_ratios), 4), x0 y0 x1 y1.
+
+        Raises:
+            UsageError: sizes that are not two, ascending, or ratios not above 1.
+        """
+        if len(sizes) != 2 or not 0 < sizes[0] < sizes[1]:
+            raise UsageError(
+                "MODEL.ANCHOR_GENERATOR.SIZES: SSD's default boxes take two sizes a level, the "
+                f"level's and the next one's, which is larger; not {sizes}"
+            )
+        if any(ratio <= 1 for ratio in aspect_ratios):
+            raise UsageError(
+                "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: for SSD's default boxes, those above 1, "
+                f"which come with their inverses; not {aspect_ratios}"
+            )
+        small, large = sizes
+        sides = [(small, small), (math.sqrt(small * large),) * 2]
+        for ratio in aspect_ratios:
+            long, short = small * math.sqrt(ratio), small / math.sqrt(ratio)
+            sides += [(long, short), (short, long)]
+        return torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
+
+
+def check_sizes(sizes, num_levels: int) -> None:
+    """Raise UsageError unless there are sizes for each level."""
+    if len(sizes) != num_levels:
+        raise UsageError(
+            f"MODEL.ANCHOR_GENERATOR.SIZES has sizes for {len(sizes)} levels, and "
+            f"MODEL.SSD.NUM_LEVELS is {num_levels}: give two sizes for each"
+        )

@@ -1,0 +1,66 @@
+"""SSD's predictions from each map, directly or through DSSD's prediction module."""
+
+import math
+from collections.abc import Sequence
+
+from detectron2.layers import Conv2d, ShapeSpec
+from torch import Tensor, nn
+
+from ghm_d2.modeling.dssd.backbone import ProjectedBlock
+
+
+class SSDHead(nn.Module):
+    """Class scores and box deltas for each default box, by layers of each level's own.
+
+    A 3x3 convolution each (SSD, section 2.1), behind DSSD's prediction module (c) (figure 2
+    there) where there are channels for it.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[ShapeSpec],
+        num_classes: int,
+        num_anchors: Sequence[int],
+        *,
+        channels: int = 1024,
+        norm: str = "BN",
+        prior_prob: float = 0.0,
+    ):
+        """
+        Args:
+            input_shape: of each level.
+            num_classes: K.
+            num_anchors: A, default boxes a cell, of each level.
+            channels: of the prediction modules, published as 1024; 0 has none.
+            norm: of the prediction modules.
+            prior_prob: in [0, 1), of an object at the start; 0 starts from equal scores.
+        """
+        super().__init__()
+        self.prediction, self.cls_score, self.bbox_pred = (nn.ModuleList() for _ in range(3))
+        for shape, anchors in zip(input_shape, num_anchors, strict=True):
+            inside = channels or shape.channels
+            block = ProjectedBlock(shape.channels, inside, norm=norm) if channels else None
+            self.prediction.append(block or nn.Identity())
+            self.cls_score.append(_predictor(inside, anchors * (num_classes + 1)))
+            self.bbox_pred.append(_predictor(inside, anchors * 4))
+        if prior_prob:
+            for layer in self.cls_score:
+                background = layer.bias.data.view(-1, num_classes + 1)[:, -1]
+                background.fill_(math.log(num_classes * (1 - prior_prob) / prior_prob))
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores (N, A (K + 1), H, W), background last, and deltas (N, A 4, H, W) of each level."""
+        logits, deltas = [], []
+        levels = zip(features, self.prediction, self.cls_score, self.bbox_pred, strict=True)
+        for x, prediction, cls_score, bbox_pred in levels:
+            x = prediction(x)
+            logits.append(cls_score(x))
+            deltas.append(bbox_pred(x))
+        return logits, deltas
+
+
+def _predictor(in_channels: int, out_channels: int) -> Conv2d:
+    layer = Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+    nn.init.xavier_uniform_(layer.weight)  # SSD, section 3
+    nn.init.zeros_(layer.bias)
+    return layer

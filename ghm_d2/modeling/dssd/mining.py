@@ -1,0 +1,32 @@
+"""Cross entropy with SSD's hard negative mining (section 2.2, "Hard negative mining")."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghm_d2.kernels.reference import upcast
+
+
+def mined_ce_loss(logits: Tensor, labels: Tensor, neg_pos_ratio: float) -> Tensor:
+    """The sum of the cross entropies of all objects' boxes and of each image's hardest others.
+
+    Hardest are those whose loss as background is largest. An image has `neg_pos_ratio` times as
+    many as it has objects' boxes, rounded down, and so none without an object (as in the
+    authors' code, `MineHardExamples`).
+
+    Args:
+        logits: (N, R, K + 1).
+        labels: (N, R) int64, 0..K-1 a class, K background.
+        neg_pos_ratio: published as 3.
+
+    Returns:
+        a scalar, float32 for half precision.
+    """
+    logits = upcast(logits)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    loss = loss.view(labels.shape)
+    foreground = labels != logits.shape[-1] - 1
+    hardness = loss.detach().masked_fill(foreground, -1)
+    rank = hardness.argsort(dim=1, descending=True).argsort(dim=1)
+    number = (foreground.sum(1, keepdim=True) * neg_pos_ratio).long()
+    mined = (rank < number) & ~foreground
+    return (loss * (foreground | mined)).sum()

@@ -1,0 +1,252 @@
+"""SSD and DSSD with a choice of losses."""
+
+from functools import partial
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor, nn
+
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses import asl1_loss
+from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_loss_type
+from ghm_d2.modeling.dense import LOG_PERIOD, sum_over_boxes
+from ghm_d2.modeling.dssd.backbone import SSDBackbone
+from ghm_d2.modeling.dssd.default_boxes import check_sizes
+from ghm_d2.modeling.dssd.head import SSDHead
+from ghm_d2.modeling.dssd.labels import label_default_boxes
+from ghm_d2.modeling.dssd.mining import mined_ce_loss
+from ghm_d2.modeling.labels import box_levels
+
+CLS_LOSSES = ("mining", "ce", "ghm_c")
+REG_LOSSES = ("smooth_l1", "asl1", "ghm_r")
+
+
+@META_ARCH_REGISTRY.register()
+class SSD(DenseDetector):
+    """SSD (arXiv 1512.02325), and DSSD (arXiv 1701.06659) on a backbone with deconvolution.
+
+    Sums (mining, cross entropy, smooth L1, ASL1) are divided by the number of default boxes that
+    are matched with objects (SSD, equation 1), at least 1; GHM losses normalise themselves. All
+    are computed in float32 at least.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: SSDBackbone,
+        head: SSDHead,
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform,
+        num_classes: int,
+        pixel_mean,
+        pixel_std,
+        iou_threshold: float = 0.5,
+        neg_pos_ratio: float = 3.0,
+        cls_loss_type: str = "mining",
+        box_reg_loss_type: str = "smooth_l1",
+        box_reg_loss_weight: float = 1.0,
+        smooth_l1_beta: float = 1.0,
+        asl1_mu: float = 0.02,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        test_score_thresh: float = 0.01,
+        test_topk_candidates: int = 400,
+        test_nms_thresh: float = 0.45,
+        max_detections_per_image: int = 200,
+    ):
+        """
+        Args:
+            backbone, head, anchor_generator: maps, predictions and default boxes of each level.
+            box2box_transform: between default boxes and objects.
+            num_classes: K.
+            pixel_mean, pixel_std: of each channel.
+            iou_threshold: from which a default box is an object's.
+            neg_pos_ratio: of hard negative mining.
+            cls_loss_type: "mining" (as published), "ce" (all boxes) or "ghm_c".
+            box_reg_loss_type: "smooth_l1" (as published), "asl1" or "ghm_r".
+            box_reg_loss_weight: factor on `loss_box_reg`.
+            smooth_l1_beta: where smooth L1 turns linear, in deltas.
+            asl1_mu: mu of ASL1.
+            ghm_c, ghm_r: `SoftmaxGHMC` and `GHMR`, where a loss type names them.
+            test_score_thresh, test_topk_candidates: which boxes of a class go into NMS.
+            test_nms_thresh: IoU above which the lower scored box of a class goes.
+            max_detections_per_image: that are left at last.
+
+        Raises:
+            UsageError: an unknown loss type.
+        """
+        super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        check_loss_type("MODEL.SSD.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
+        check_loss_type("MODEL.SSD.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        self.anchor_generator, self.box2box_transform = anchor_generator, box2box_transform
+        self.num_classes = num_classes
+        self.iou_threshold, self.neg_pos_ratio = iou_threshold, neg_pos_ratio
+        self.cls_loss_type, self.box_reg_loss_type = cls_loss_type, box_reg_loss_type
+        self.box_reg_loss_weight = box_reg_loss_weight
+        self.smooth_l1_beta, self.asl1_mu = smooth_l1_beta, asl1_mu
+        self.ghm_c, self.ghm_r = ghm_c, ghm_r
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys = cfg.MODEL.SSD
+        backbone = SSDBackbone(
+            build_backbone(cfg),
+            keys.IN_FEATURES,
+            keys.NUM_LEVELS,
+            keys.EXTRA_CHANNELS,
+            deconv_channels=keys.DECONV_CHANNELS,
+            l2_norm_scale=keys.L2_NORM_SCALE,
+            norm=keys.NORM,
+        )
+        shapes = list(backbone.output_shape().values())
+        check_sizes(cfg.MODEL.ANCHOR_GENERATOR.SIZES, len(shapes))
+        anchor_generator = build_anchor_generator(cfg, shapes)
+        head = SSDHead(
+            shapes,
+            keys.NUM_CLASSES,
+            anchor_generator.num_anchors,
+            channels=keys.HEAD_CHANNELS,
+            norm=keys.NORM,
+            # mining starts from equal scores, as published; losses of all boxes would start with
+            # the background's sum
+            prior_prob=0.0 if keys.CLS_LOSS_TYPE == "mining" else keys.PRIOR_PROB,
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "anchor_generator": anchor_generator,
+            "box2box_transform": Box2BoxTransform(weights=keys.BBOX_REG_WEIGHTS),
+            "num_classes": keys.NUM_CLASSES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "test_score_thresh": keys.SCORE_THRESH_TEST,
+            "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": keys.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            **cls._losses_from_config(cfg, len(shapes)),
+        }
+
+    @classmethod
+    def _losses_from_config(cls, cfg, num_levels: int) -> dict:
+        keys = cfg.MODEL.SSD
+        ghm_c, ghm_r = keys.CLS_LOSS_TYPE == "ghm_c", keys.BBOX_REG_LOSS_TYPE == "ghm_r"
+        return {
+            "iou_threshold": keys.IOU_THRESHOLD,
+            "neg_pos_ratio": keys.NEG_POS_RATIO,
+            "cls_loss_type": keys.CLS_LOSS_TYPE,
+            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
+            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
+            "smooth_l1_beta": keys.SMOOTH_L1_BETA,
+            "asl1_mu": cfg.MODEL.GHM.REG.MU,
+            "ghm_c": build_softmax_ghm_c(cfg, num_levels) if ghm_c else None,
+            "ghm_r": build_ghm_r(cfg, num_levels) if ghm_r else None,
+        }
+
+    def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
+        """`loss_cls` and `loss_box_reg`; arguments as `DenseDetector.forward` passes them."""
+        anchors = self.anchor_generator(features)
+        pred_logits, pred_deltas = self._transpose(predictions)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, pred_logits, gt_labels, pred_deltas, gt_boxes)
+
+    @torch.no_grad()
+    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
+        """gt_labels, (R,) int64 an image, and gt_boxes, (R, 4): see `label_default_boxes`."""
+        boxes = Boxes.cat(anchors)
+        arguments = self.iou_threshold, self.num_classes
+        pairs = [label_default_boxes(boxes, gt, *arguments) for gt in gt_instances]
+        labels, boxes = zip(*pairs, strict=True)
+        return list(labels), list(boxes)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """`loss_cls` and `loss_box_reg`, scalars.
+
+        Args:
+            anchors: default boxes of each level, R in all.
+            pred_logits: of each level, (N, R_l, K + 1), background last.
+            gt_labels: of each image, (R,).
+            pred_anchor_deltas: of each level, (N, R_l, 4).
+            gt_boxes: of each image, (R, 4).
+        """
+        gt_labels = torch.stack(gt_labels)
+        pos_mask = gt_labels != self.num_classes
+        num_pos = pos_mask.sum()
+        storage = get_event_storage()
+        if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
+            storage.put_scalar("num_pos_anchors", num_pos / len(gt_labels))  # waits for the number
+        pred_logits = [upcast(x) for x in pred_logits]
+        pred_deltas = [upcast(x) for x in pred_anchor_deltas]
+        normalizer = num_pos.clamp(min=1)
+        loss_box_reg = self._box_reg_loss(anchors, pred_deltas, gt_boxes, pos_mask, normalizer)
+        return {
+            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
+            "loss_box_reg": loss_box_reg * self.box_reg_loss_weight,
+        }
+
+    def _cls_loss(self, pred_logits, gt_labels: Tensor, normalizer: Tensor) -> Tensor:
+        if self.cls_loss_type == "ghm_c":
+            sizes = [x.shape[1] for x in pred_logits]
+            labels = [y.flatten() for y in gt_labels.split(sizes, dim=1)]
+            return sum(self.ghm_c.levels([x.flatten(0, 1) for x in pred_logits], labels))
+        logits = torch.cat(pred_logits, dim=1)
+        if self.cls_loss_type == "mining":
+            return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio) / normalizer
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1), gt_labels.flatten(), reduction="sum"
+        )
+        return total / normalizer
+
+    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
+        dense = pos_mask.device.type != "cpu"
+        transform = self.box2box_transform
+        levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
+        if self.box_reg_loss_type == "ghm_r":
+            return sum(self.ghm_r.levels(*zip(*levels, strict=True)))
+        if self.box_reg_loss_type == "asl1":
+            loss = partial(asl1_loss, mu=self.asl1_mu, reduction="sum")
+        else:
+            loss = partial(smooth_l1_loss, beta=self.smooth_l1_beta, reduction="sum")
+        return sum_over_boxes(levels, loss) / normalizer
+
+    def forward_inference(self, images, features, predictions) -> list[Instances]:
+        """`pred_boxes`, `scores` and `pred_classes` of each image, best first."""
+        boxes = Boxes.cat(self.anchor_generator(features)).tensor
+        logits, deltas = (torch.cat(levels, dim=1) for levels in self._transpose(predictions))
+        scores = upcast(logits).softmax(-1)[..., :-1]
+        arguments = zip(scores, upcast(deltas), images.image_sizes, strict=True)
+        return [self._infer_image(boxes, s, d, size) for s, d, size in arguments]
+
+    def _infer_image(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size) -> Instances:
+        """From default boxes (R, 4), scores (R, K) and deltas (R, 4): as SSD's DetectionOutput."""
+        scores, index = scores.topk(min(self.test_topk_candidates, len(scores)), dim=0)
+        candidate, classes = (scores > self.test_score_thresh).nonzero().unbind(1)
+        scores, index = scores[candidate, classes], index[candidate, classes]
+        boxes = self.box2box_transform.apply_deltas(deltas[index], boxes[index])
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        keep = keep[: self.max_detections_per_image]
+        return Instances(
+            size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep]
+        )
+
+    def _transpose(self, predictions) -> list[list[Tensor]]:
+        return self._transpose_dense_predictions(predictions, [self.num_classes + 1, 4])
