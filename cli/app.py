@@ -8,6 +8,7 @@ from .compare import CompareCommand, compare
 from .configs import configs
 from .doctor import doctor
 from .eval import evaluate
+from .export import export
 from .predict import predict
 from .report import report
 from .train import train
@@ -40,6 +41,11 @@ app.command(
     "predict",
     epilog="Example: ghm predict --weights runs/retinanet_ghm/model_best.pth photo.jpg",
 )(predict)
+app.command(
+    "export",
+    context_settings=PASS_UNKNOWN,
+    epilog="Example: ghm export --weights runs/retinanet_ghm/model_best.pth --format onnx",
+)(export)
 app.command("report", epilog="Example: ghm report runs")(report)
 app.command("configs", epilog="Example: ghm configs")(configs)
 app.command("doctor", epilog="Example: ghm doctor")(doctor)

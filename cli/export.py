@@ -1,0 +1,116 @@
+"""ghm export."""
+
+import math
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ghm_d2.errors import UsageError
+
+from ._console import emit, err, tell, user_errors
+from ._options import Json, Overrides
+
+
+def export(
+    weights: Annotated[Path, typer.Option(help="A checkpoint, such as runs/x/model_best.pth.")],
+    overrides: Overrides = None,
+    form: Annotated[str, typer.Option("--format", help="onnx or torchscript.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; by default beside the weights.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
+    ] = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Validation images to run beside PyTorch; 0 for none.")
+    ] = 3,
+    as_json: Json = False,
+) -> None:
+    """Write a trained one-stage detector as a file that runs without Detectron2 and ghm_d2.
+
+    It takes one image (3, height, width) of any size and gives boxes, scores and classes after
+    NMS; the thresholds are those of the configuration. Class names, channel order and resizing are
+    in the file, as JSON under the name ghm_d2.json.
+    """
+    with user_errors():
+        _export(weights, overrides or [], form, output, config, check, as_json)
+
+
+def _export(weights, overrides, form, output, config, check, as_json) -> None:
+    from ._logs import quiet
+
+    quiet()  # before anything that warns is imported
+    from ghm_d2.engine.export import SUFFIXES, check_format, describe, export
+    from ghm_d2.engine.load import config_for, load_detector
+    from ghm_d2.records import write_atomically
+
+    from ._progress import progress
+
+    check_format(form)
+    cfg = config_for(weights, config, overrides)
+    output = output or weights.with_suffix(SUFFIXES[form])
+    _check_output(output, weights)
+    cfg.MODEL.DEVICE = "cpu"
+    model = load_detector(cfg, weights)
+    with progress() as shown:
+        shown.message(f"exporting to {form}, which takes some seconds")
+        data = export(model, cfg, form)
+        write_atomically(str(output), lambda file: file.write(data))
+        agreement, source = _agreement(model, cfg, data, form, check, shown)
+    about = describe(model, cfg)
+    result = {"file": str(output), "format": form, "bytes": len(data), **about}
+    result["check"] = _plain(agreement, source)
+    emit(result, as_json=as_json, human=lambda: _print(output, len(data), agreement, source))
+    if agreement and not agreement.holds:
+        err.print(
+            "the file's detections differ from PyTorch's by more than rounding: look at them "
+            "before you use it",
+            style="bold red",
+        )
+        raise typer.Exit(1)
+
+
+def _agreement(model, cfg, data: bytes, form: str, count: int, shown):
+    """An `Agreement` and where its images come from; (None, "") where nothing is checked."""
+    from ghm_d2.engine.export import INSTALL
+    from ghm_d2.engine.exported import can_run, check_images, compare, load_exported
+
+    if not count:
+        return None, ""
+    if not can_run(form):
+        shown.message(f"not checked: onnxruntime is not installed ({INSTALL})")
+        return None, ""
+    source, images = check_images(cfg, count)
+    return compare(model, load_exported(data, form), images, shown), source
+
+
+def _check_output(output: Path, weights: Path) -> None:
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; name a file")
+    if output.exists() and output.samefile(weights):
+        raise UsageError(f"--output {output} is the weights' file; name another")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror}: {output.parent}") from None
+
+
+def _plain(agreement, source: str) -> dict | None:
+    """For JSON, which knows no infinity."""
+    if agreement is None:
+        return None
+    values = {k: v if math.isfinite(v) else None for k, v in asdict(agreement).items()}
+    return {"source": source, **values, "agrees": agreement.holds}
+
+
+def _print(output: Path, size: int, agreement, source: str) -> None:
+    tell(f"{output}: {size / 1e6:.1f} MB")
+    if agreement:
+        tell(
+            f"largest difference from PyTorch: {agreement.px:.2g} px, {agreement.score:.2g} in "
+            f"score ({agreement.detections} detections on {agreement.images} images of {source})"
+        )
