@@ -71,7 +71,19 @@ class ProjectedBlock(BottleneckBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(N, out_channels, ceil(H / stride), ceil(W / stride)) from (N, in_channels, H, W)."""
         height, width = x.shape[-2:]
-        return super().forward(F.pad(x, (0, -width % self.stride, 0, -height % self.stride)))
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        self._check_batch_norm(x)
+        return super().forward(x)
+
+    def _check_batch_norm(self, x: Tensor) -> None:
+        """Raise UsageError where batch norm would have one value of each channel to learn from."""
+        values = x.shape[0] * x[0, 0].numel() // self.stride**2
+        if self.training and values == 1 and isinstance(self.conv1.norm, nn.BatchNorm2d):
+            raise UsageError(
+                "MODEL.SSD.NORM BN learns nothing from one picture's map of 1 x 1: raise "
+                "SOLVER.IMS_PER_BATCH to two a process, lower MODEL.SSD.NUM_LEVELS, or set "
+                "MODEL.SSD.NORM GN"
+            )
 
 
 class L2Norm(nn.Module):

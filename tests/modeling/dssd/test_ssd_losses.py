@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
-from tiny_models import recorded_losses, step
+from tiny_models import gradients, recorded_losses, step
 from tiny_ssd import CLASSES, every_level, objects, picture, tiny_ssd
+
+from ghm_d2.errors import UsageError
+from ghm_d2.modeling.labels import box_levels
 
 MEAN = {
     "CLS_LOSS_TYPE": "ghm_c",
@@ -207,3 +210,27 @@ def test_a_few_steps_fit_two_pictures(cls, reg):
         for box, label in zip(gt.gt_boxes.tensor, gt.gt_classes, strict=True):
             nearest = best.pred_boxes.tensor[best.pred_classes == label]
             assert (nearest - box).abs().amax(1).min() < 3
+
+
+@pytest.mark.parametrize(("cls", "reg"), PAIRS)
+def test_the_box_loss_of_all_boxes_is_that_of_those_picked_out(cls, reg, monkeypatch):
+    """What an accelerator computes, which nothing is picked out on."""
+    keys = {"CLS_LOSS_TYPE": cls, "BBOX_REG_LOSS_TYPE": reg}
+    picked, dense = tiny_ssd(**keys), tiny_ssd(**keys)
+    expected = step(picked, every_level())["loss_box_reg"]
+    of_all = lambda *args, dense: box_levels(*args, dense=True)  # noqa: E731
+    monkeypatch.setattr("ghm_d2.modeling.dssd.ssd.box_levels", of_all)
+    torch.testing.assert_close(step(dense, every_level())["loss_box_reg"], expected)
+    theirs = gradients(picked)
+    for name, gradient in gradients(dense).items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_over_a_single_value_is_refused_with_the_remedy():
+    """64 x 96 px: the fifth level, of stride 128, is 1 x 1."""
+    keys = {"NUM_LEVELS": 5, "MODEL__ANCHOR_GENERATOR__SIZES": [[8, 16]] * 5}
+    with pytest.raises(UsageError, match="IMS_PER_BATCH"):
+        step(tiny_ssd(**keys), every_level()[:1])
+    step(tiny_ssd(**keys), every_level())
+    wide = {"EXTRA_CHANNELS": 256, "HEAD_CHANNELS": 256, "DECONV_CHANNELS": 64}
+    step(tiny_ssd(NORM="GN", **keys, **wide), every_level()[:1])

@@ -209,3 +209,12 @@ def test_what_cannot_be_is_said(keys, word):
     cfg = tiny_config(**keys)
     with pytest.raises(UsageError, match=word):
         build_model(cfg)
+
+
+def test_freezing_begins_with_the_stem():
+    free = tiny_ssd().backbone.bottom_up
+    frozen = tiny_ssd(MODEL__BACKBONE__FREEZE_AT=1).backbone.bottom_up
+    assert all(p.requires_grad for p in free.parameters())
+    fixed = {k for k, p in frozen.named_parameters() if not p.requires_grad}
+    assert fixed == {k for k, _ in frozen.named_parameters() if k.startswith("stem.")}
+    assert fixed
