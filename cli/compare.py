@@ -43,7 +43,7 @@ What = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="WHAT...",
-        help="density, losses, regression, two-stage vs one-stage, backbones, noise; "
+        help="density, losses, regression, two-stage vs one-stage, backbones, systems, noise; "
         "or A.yaml vs B.yaml (vs C.yaml ...).",
     ),
 ]
@@ -103,7 +103,12 @@ def compare(
         words = what or []
         own = any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
-        suite = choose_sides(find_suite(words, budget), side or [], optional)
+        whole = find_suite(words, budget)
+        suite = choose_sides(whole, side or [], optional)
+        left_out = [s.name for s in whole.sides if s.optional and s not in suite.sides]
+        if left_out and not side:
+            note = f"left out, unless with --optional: {', '.join(left_out)}"
+            err.print(note, markup=False, highlight=False)
         overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
         for key in overrides[::2]:
             if key in SET_BY_OPTIONS:

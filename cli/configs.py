@@ -1,13 +1,80 @@
 """ghm configs."""
 
-from ._console import emit, out, user_errors
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._console import emit, out, tell, user_errors
 from ._options import Json
 
+HEADERS = ("Configuration", "Method", "Network", "Params, M", "GFLOPs", "Published", "Here")
 
-def configs(as_json: Json = False) -> None:
-    """List the shipped configurations."""
+
+def configs(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the shipped configurations: what they train, what it costs, and what is known of it.
+
+    GFLOPs are of a picture of 640 x 480 px, sized as the configuration says, a multiply-add being
+    one. Published is COCO AP, the paper's where it has one (--json has others, and all sources);
+    here, the AP that was measured with the configuration as it is, on the data that are named.
+    """
     with user_errors():
-        from ghm_d2.config import list_configs
+        rows = _rows()
+        emit(rows, as_json=as_json, human=lambda: (_print_markdown if markdown else _print)(rows))
 
-        names = [f"configs/{name}" for name in list_configs()]
-        emit(names, as_json=as_json, human=lambda: out.print("\n".join(names), highlight=False))
+
+def _rows() -> list[dict]:
+    from ghm_d2 import configs as shipped
+    from ghm_d2.config import list_configs
+    from ghm_d2.reports.published import published_like
+
+    catalog = json.loads((Path(shipped.__file__).parent / "catalog.json").read_text("utf-8"))
+    rows = []
+    for name in list_configs():
+        row = {"config": f"configs/{name}", **catalog.get(name, {})}
+        published = []
+        if name.startswith("coco/") and "method" in row:
+            published = published_like(row["method"], row["network"])
+        row["published"] = [{"AP": p.ap[0], "source": p.source} for p in published]
+        rows.append(row)
+    return rows
+
+
+def _print(rows: list[dict]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("Configuration", overflow="fold")
+    for header in HEADERS[3:]:
+        table.add_column(header, justify="right", overflow="fold")
+    for row in rows:
+        name, method, network, *numbers = _cells(row)
+        table.add_row(f"{name}\n  [dim]{method}, {network}[/]", *numbers)
+    out.print(table)
+    out.print("train one: ghm train --config configs/quick/retinanet_ghm.yaml", highlight=False)
+
+
+def _print_markdown(rows: list[dict]) -> None:
+    tell("| " + " | ".join(HEADERS) + " |")
+    tell("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for row in rows:
+        tell("| " + " | ".join(_cells(row)) + " |")
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    if "method" not in row:  # a configuration that tools/describe_configs.py has not seen
+        return (row["config"].removeprefix("configs/"), *["-"] * 6)
+    here = ", ".join(f"{m['dataset']} {m['AP']:.1f}" for m in row["measured"]) or "-"
+    return (
+        row["config"].removeprefix("configs/"),
+        row["method"],
+        row["network"],
+        f"{row['parameters'] / 1e6:.1f}",
+        f"{row['gflops']:.1f}",
+        f"{row['published'][0]['AP']:.1f}" if row["published"] else "-",
+        here,
+    )

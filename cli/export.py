@@ -64,7 +64,9 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
     result = {"file": str(output), "format": form, "bytes": len(data), **about}
     result["check"] = _plain(agreement, source)
     emit(result, as_json=as_json, human=lambda: _print(output, len(data), agreement, source))
-    if agreement and not agreement.holds:
+    if agreement and agreement.holds is None:
+        err.print(_nothing_compared(agreement, cfg), style="bold yellow")
+    elif agreement and not agreement.holds:
         err.print(
             "the file's detections differ from PyTorch's by more than rounding: look at them "
             "before you use it",
@@ -109,8 +111,23 @@ def _plain(agreement, source: str) -> dict | None:
 
 def _print(output: Path, size: int, agreement, source: str) -> None:
     tell(f"{output}: {size / 1e6:.1f} MB")
-    if agreement:
+    if agreement and agreement.holds is not None:
         tell(
             f"largest difference from PyTorch: {agreement.px:.2g} px, {agreement.score:.2g} in "
-            f"score ({agreement.detections} detections on {agreement.images} images of {source})"
+            f"score ({agreement.compared} detections on {agreement.images} images of {source})"
         )
+
+
+def _nothing_compared(agreement, cfg) -> str:
+    from ghm_d2.detectors import DETECTORS
+
+    key = f"MODEL.{DETECTORS[cfg.MODEL.META_ARCHITECTURE].group}.SCORE_THRESH_TEST"
+    if not agreement.detections:
+        return (
+            "nothing was detected, so nothing was compared with PyTorch; to check the file lower "
+            f"the score threshold ({key} VALUE)"
+        )
+    return (
+        "nothing was compared with PyTorch, as rounding decides which of such scores are given "
+        f"out: all are at the threshold ({key}) or equal the last of TEST.DETECTIONS_PER_IMAGE"
+    )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import MethodType
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -49,9 +50,6 @@ def export(model: nn.Module, cfg, form: str) -> bytes:
     torchvision does up to 1000 boxes; it takes more of them class by class, so that float32's
     rounding can decide otherwise there where boxes are thousands of px large.
 
-    An SSD needs images with more default boxes on all levels than MODEL.SSD.TOPK_CANDIDATES_TEST,
-    as those of its configuration's size have.
-
     Raises:
         UsageError: an unknown format, `onnx` is not installed, or a detector of two stages.
     """
@@ -82,11 +80,10 @@ def _example(cfg) -> Tensor:
 
 def describe(model: nn.Module, cfg) -> dict:
     """What somebody who has only the file must know to run it."""
-    names = list(cfg.DATASETS.CLASS_NAMES) or [str(i) for i in range(num_classes(cfg))]
     sizes = ("RESIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
     return {
         "detector": detector_name(cfg),
-        "class_names": names,
+        "class_names": _class_names(cfg),
         "input": {
             "name": INPUT,
             "shape": [3, "height", "width"],
@@ -102,6 +99,17 @@ def describe(model: nn.Module, cfg) -> dict:
             {"name": "classes", "shape": ["n"], "dtype": "int64"},
         ],
     }
+
+
+def _class_names(cfg) -> list[str]:
+    """Of the training data; else of DATASETS.TEST, where it is registered; else numbers."""
+    known, number = MetadataCatalog.list(), num_classes(cfg)
+    candidates = [cfg.DATASETS.CLASS_NAMES]
+    for data in cfg.DATASETS.TEST:
+        if data in known:
+            candidates.append(MetadataCatalog.get(data).get("thing_classes", ()))
+    fitting = (list(names) for names in candidates if len(names) == number)
+    return next(fitting, [str(i) for i in range(number)])
 
 
 class _ImageToDetections(nn.Module):

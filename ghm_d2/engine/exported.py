@@ -31,12 +31,15 @@ class Agreement:
 
     images: int
     detections: int  # of PyTorch
+    compared: int  # of these, those that are not left out
     px: float
     score: float
 
     @property
-    def holds(self) -> bool:
-        """Whether nothing but rounding sets the two apart."""
+    def holds(self) -> bool | None:
+        """Whether nothing but rounding sets the two apart; None where nothing was compared."""
+        if not self.compared and not self.px:  # px is infinite where the file alone has some
+            return None
         return self.px <= MOST_PX and self.score <= MOST_SCORE
 
 
@@ -73,7 +76,7 @@ def check_images(cfg, count: int) -> tuple[str, list[Tensor]]:
         name = cfg.DATASETS.TEST[0]
         batches = islice(build_test_loader(cfg, name), count)
         return name, [raise_on_bad_image(batch)[0]["image"].float() for batch in batches]
-    except (UsageError, DataError):
+    except (UsageError, DataError, OSError):  # Detectron2's loaders let the last one through
         return "noise", noise(cfg, count)
 
 
@@ -91,7 +94,8 @@ def compare(
     model, run: Callable[[Tensor], Detections], images: Sequence[Tensor], progress: Progress
 ) -> Agreement:
     """How far `run` is from `model`, which is in evaluation mode, on images (3, H, W), float32."""
-    total, px, score, most = 0, 0.0, 0.0, model.max_detections_per_image
+    total, compared, most = 0, 0, model.max_detections_per_image
+    px, score = 0.0, 0.0
     for image in progress.track(images, "checking", len(images)):
         instances = model([{"image": image}])[0]["instances"]
         expected = instances.pred_boxes.tensor, instances.scores, instances.pred_classes
@@ -99,8 +103,10 @@ def compare(
         full = [s.min().item() for _, s, _ in (expected, found) if 0 < most <= len(s)]
         least = max([model.test_score_thresh, *full])
         box_apart, score_apart = differences(expected, found, least)
-        total, px, score = total + len(instances), max(px, box_apart), max(score, score_apart)
-    return Agreement(len(images), total, px, score)
+        total += len(instances)
+        compared += int(_counts(expected, least).sum())
+        px, score = max(px, box_apart), max(score, score_apart)
+    return Agreement(len(images), total, compared, px, score)
 
 
 def differences(
@@ -118,7 +124,7 @@ def differences(
     px, score = px.masked_fill(other, math.inf), score.masked_fill(other, math.inf)
     largest = [0.0, 0.0]
     for here, x, y in (expected, px, score), (found, px.T, score.T):
-        counts = here[1] > least + MOST_SCORE
+        counts = _counts(here, least)
         if not counts.any():
             continue
         if not x.shape[1]:
@@ -127,3 +133,8 @@ def differences(
         for i, apart in enumerate((x, y)):
             largest[i] = max(largest[i], apart[counts].gather(1, nearest).max().item())
     return largest[0], largest[1]
+
+
+def _counts(detections: Detections, least: float) -> Tensor:
+    """(n,) bool: which are not where rounding decides whether they are given out."""
+    return detections[1] > least + MOST_SCORE

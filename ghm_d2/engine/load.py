@@ -37,6 +37,7 @@ def load_detector(cfg, weights: Path):
     register_all()
     cfg = cfg.clone()
     cfg.MODEL.TIMM.PRETRAINED = ""  # the weights bring the backbone's
+    cfg.MODEL.GHM.KERNEL = "auto"  # no loss is computed, and training's may not be here
     model = build_model(cfg)
     checkpointer = GHMCheckpointer(model)
     checkpointer.load(str(weights), checkpointables=[])

@@ -53,7 +53,7 @@ class GHMCheckpointer(DetectionCheckpointer):
 
     Accepts what Detectron2's does: local paths, http(s):// and detectron2:// addresses, the model
     zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; .safetensors; and darknet's
-    .weights and .conv.74, for models with its layers. No file is executed (see
+    .weights, .backup and .conv.74, for models with its layers. No file is executed (see
     `ghm_d2.modeling.weight_files`).
 
     Attributes:

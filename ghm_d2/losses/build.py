@@ -1,6 +1,7 @@
 """GHM losses from a configuration's MODEL.GHM."""
 
 import torch
+from torch import nn
 
 from ghm_d2 import kernels
 from ghm_d2.errors import UsageError
@@ -8,6 +9,7 @@ from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
 
 DENSITIES = ("unit_regions", "exact")
+GHM_LOSSES = ("ghm_c", "ghm_r")
 
 
 def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
@@ -29,8 +31,12 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
     Raises:
         UsageError: a value out of range; the exact density, which is for sigmoids alone.
     """
-    if cfg.MODEL.GHM.CLS.DENSITY != "unit_regions":
-        raise UsageError("MODEL.GHM.CLS.DENSITY: RetinaNet alone has the exact density")
+    density = cfg.MODEL.GHM.CLS.DENSITY
+    if check_loss_type("MODEL.GHM.CLS.DENSITY", density, DENSITIES) == "exact":
+        raise UsageError(
+            "MODEL.GHM.CLS.DENSITY exact is for sigmoids (RetinaNet, FCOS, YOLOv3, RPN), and these "
+            "classes are a softmax; set it to unit_regions"
+        )
     return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
 
 
@@ -61,6 +67,19 @@ def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")
     return value
+
+
+def check_ghm(loss_type: str, module: nn.Module | None, key: str) -> None:
+    """Make sure that a GHM loss, which has a state, has its module.
+
+    Raises:
+        UsageError: `loss_type`, the value of `key`, is one of `GHM_LOSSES`, and `module` is None.
+    """
+    if loss_type in GHM_LOSSES and module is None:
+        raise UsageError(
+            f"{key} {loss_type} is computed by a module, and none is given: pass one of "
+            "ghm_d2.losses, as building from a configuration does"
+        )
 
 
 def _build_exact(keys, scope: str) -> ExactGHMC:

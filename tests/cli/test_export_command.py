@@ -14,7 +14,7 @@ from ghm_d2.cli.export import export
 
 @pytest.fixture(scope="module")
 def weights(digits_folder, tiny, tmp_path_factory) -> Path:
-    """Weights as they come out of an initialisation, beside their configuration."""
+    """Weights whose predictions differ as a trained one's do, beside their configuration."""
     from detectron2.modeling import build_model
 
     from ghm_d2.config import config_text, load_config
@@ -27,7 +27,11 @@ def weights(digits_folder, tiny, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
-    torch.save({"model": build_model(cfg).state_dict()}, folder / "model_best.pth")
+    model = build_model(cfg)
+    for name, parameter in model.head.named_parameters():
+        if "cls_score" in name or "bbox_pred" in name:
+            parameter.data.normal_(0, 0.3 if parameter.dim() > 1 else 0.5)
+    torch.save({"model": model.state_dict()}, folder / "model_best.pth")
     (folder / "config.yaml").write_text(config_text(cfg))
     return folder / "model_best.pth"
 
@@ -52,6 +56,7 @@ def test_onnx_beside_the_weights(ghm, weights):
     assert [x["name"] for x in told["outputs"]] == ["boxes", "scores", "classes"]
     assert told["check"]["images"] == 2 and told["check"]["source"].endswith("val.json")
     assert told["check"]["agrees"] and told["check"]["px"] < 1e-3
+    assert told["check"]["detections"] >= told["check"]["compared"] > 10
     assert {f.name for f in file.parent.iterdir()} == {
         "config.yaml",
         "model_best.onnx",
@@ -67,9 +72,32 @@ def test_torchscript_with_overrides_from_elsewhere(weights, tmp_path, capfd):
     options |= {"config": str(weights.parent / "config.yaml")}
     keys = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.99"]
     assert run(Path(alone), overrides=keys, **options) == 0
-    printed = capfd.readouterr().out
-    assert "largest difference from PyTorch: 0 px" in printed and "(0 detections" in printed
+    printed = capfd.readouterr()
+    assert "difference" not in printed.out
+    assert "nothing was detected, so nothing was compared" in printed.err
+    assert "lower the score threshold (MODEL.RETINANET.SCORE_THRESH_TEST VALUE)" in printed.err
     assert torch.jit.load(tmp_path / "x.pt")(torch.zeros(3, 40, 50))[0].shape == (0, 4)
+
+
+def test_what_was_not_compared_does_not_agree(weights, tmp_path, capfd):
+    keys = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.99"]
+    options = {"form": "torchscript", "output": tmp_path / "x.pt", "as_json": True}
+    assert run(weights, overrides=keys, **options) == 0
+    check = json.loads(capfd.readouterr().out)["check"]
+    assert check["agrees"] is None and check["detections"] == check["compared"] == 0
+
+
+def test_weights_of_a_run_whose_kernel_is_not_here(weights, tmp_path):
+    """Triton's is for GPUs, and to detect no loss is computed."""
+    from ghm_d2.config import load_config
+    from ghm_d2.engine.load import load_detector
+
+    keys = ["MODEL.GHM.KERNEL", "triton"]
+    options = {"form": "torchscript", "output": tmp_path / "x.pt", "check": 0}
+    assert run(weights, overrides=keys, **options) == 0
+    cfg = load_config(str(weights.parent / "config.yaml"), keys)
+    assert load_detector(cfg, weights).training is False
+    assert cfg.MODEL.GHM.KERNEL == "triton"
 
 
 def test_without_onnxruntime_it_writes_and_says_so(weights, tmp_path, capfd, monkeypatch):

@@ -4,8 +4,11 @@ import pytest
 import torch
 from loss_oracles import Density
 
+from ghm_d2.config import get_cfg
+from ghm_d2.errors import UsageError
 from ghm_d2.kernels import reference
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density
+from ghm_d2.losses.build import build_ghm_c, build_softmax_ghm_c
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
 
 
@@ -219,3 +222,16 @@ def test_both_ways_to_count_agree():
     counts = reference.histogram(index, 30)
     assert counts.tolist() == [(index == k).sum().item() for k in range(30)]
     assert torch.equal(reference._histogram_on_device(index.flatten(), 30), counts)
+
+
+def test_exact_density_of_a_softmax_is_refused():
+    cfg = get_cfg()
+    cfg.MODEL.GHM.CLS.DENSITY = "exact"
+    assert build_ghm_c(cfg).scope == "level"
+    with pytest.raises(
+        UsageError, match=r"exact is for sigmoids .*YOLOv3.* set it to unit_regions"
+    ):
+        build_softmax_ghm_c(cfg)
+    cfg.MODEL.GHM.CLS.DENSITY = "exakt"
+    with pytest.raises(UsageError, match="one of unit_regions, exact, not 'exakt'"):
+        build_softmax_ghm_c(cfg)

@@ -238,7 +238,9 @@ class SSD(DenseDetector):
 
     def _infer_image(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size) -> Instances:
         """From default boxes (R, 4), scores (R, K) and deltas (R, 4): as SSD's DetectionOutput."""
-        scores, index = scores.topk(min(self.test_topk_candidates, len(scores)), dim=0)
+        # a tensor, as a trace would keep Python's minimum of the one image that it saw
+        count = torch.as_tensor(scores.shape[0]).clamp(max=self.test_topk_candidates)
+        scores, index = scores.topk(count, dim=0)
         candidate, classes = (scores > self.test_score_thresh).nonzero().unbind(1)
         scores, index = scores[candidate, classes], index[candidate, classes]
         boxes = self.box2box_transform.apply_deltas(deltas[index], boxes[index])

@@ -1,9 +1,34 @@
 """YOLOv3's box loss: a weighted sum over positive anchors."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor
+
+from ghm_d2.errors import UsageError
+from ghm_d2.losses import asl1_loss
+
+NumberLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def number_loss(kind: str, smooth_l1_beta: float, asl1_mu: float) -> NumberLoss | None:
+    """The loss of each number by its name "l2", "smooth_l1" or "asl1"; None of another.
+
+    Raises:
+        UsageError: the one parameter that it has is out of range.
+    """
+    if kind == "smooth_l1":
+        if not 0 <= smooth_l1_beta < math.inf:
+            raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA is at least 0, not {smooth_l1_beta}")
+        return partial(smooth_l1_loss, beta=smooth_l1_beta)
+    if kind == "asl1":
+        if not 0 < asl1_mu < math.inf:
+            raise UsageError(f"MODEL.GHM.REG.MU is greater than 0, not {asl1_mu}")
+        return partial(asl1_loss, mu=asl1_mu)
+    return half_squared_error if kind == "l2" else None
 
 
 def half_squared_error(pred: Tensor, target: Tensor) -> Tensor:
@@ -21,7 +46,7 @@ def box_loss(
     boxes: Sequence[Tensor],
     positive: Sequence[Tensor],
     image_sizes: Sequence[tuple[int, int]],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: NumberLoss,
 ) -> Tensor:
     """The sum over positive anchors, each weighed by `box_weights`, over the number of images.
 
@@ -33,21 +58,24 @@ def box_loss(
         image_sizes: height and width of each image in px.
         loss: of each number.
     """
-    sizes = torch.tensor(image_sizes, device=boxes[0].device)
+    # filled in on the device: a copy of numbers to it would wait for it
+    areas = torch.stack([boxes[0].new_full((), h * w) for h, w in image_sizes])
     total = pred[0].new_zeros(())
     for p, t, b, mask in zip(pred, target, boxes, positive, strict=True):
         mask = mask[..., None]
         numbers = loss(torch.where(mask, p, 0), torch.where(mask, t, 0))
-        total = total + (numbers * torch.where(mask, box_weights(b, sizes), 0)).sum()
+        total = total + (numbers * torch.where(mask, box_weights(b, areas), 0)).sum()
     return total / len(image_sizes)
 
 
-def box_weights(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+def box_weights(boxes: Tensor, image_areas: Tensor) -> Tensor:
     """(N, R, 1), in [1, 2]: darknet's 2 - w * h, sides in parts of the image.
 
+    A box larger than its image weighs 1, as one that fills it.
+
     Args:
-        boxes: (N, R, 4) in px, within their image.
-        image_sizes: (N, 2) height and width of each image in px.
+        boxes: (N, R, 4) in px.
+        image_areas: (N,) in px squared.
     """
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    return (2 - area / image_sizes.prod(1)[:, None])[..., None]
+    return (2 - area / image_areas[:, None]).clamp(min=1)[..., None]

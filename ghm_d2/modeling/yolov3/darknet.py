@@ -1,5 +1,7 @@
 """DarkNet-53 as a Detectron2 backbone (Redmon and Farhadi, arXiv 1804.02767, table 1)."""
 
+from collections.abc import Iterable
+
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -27,6 +29,23 @@ def conv_block(
     )
     weight_init.c2_msra_fill(conv)
     return conv
+
+
+def check_norm(key: str, norm: str, channels: Iterable[int]) -> None:
+    """Make sure that layers of these channels can have `norm`, the value of `key`.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    for number in channels:
+        try:
+            get_norm(norm, number)
+        except KeyError:
+            raise UsageError(
+                f'{key} is "BN", "SyncBN", "FrozenBN", "GN" or "", not {norm!r}'
+            ) from None
+        except ValueError as error:  # groups that do not divide the channels
+            raise UsageError(f"{key} {norm!r} does not suit {number} channels: {error}") from None
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +88,7 @@ class DarkNet(Backbone):
                 norm statistics stay fixed.
 
         Raises:
-            UsageError: `depths` or `freeze_at` out of range.
+            UsageError: an argument out of range, or an unknown norm.
         """
         super().__init__()
         if len(depths) < FINEST_OUTPUT or min(depths) < 0:
@@ -77,6 +96,9 @@ class DarkNet(Backbone):
                 f"MODEL.DARKNET.DEPTHS {tuple(depths)}: residual blocks of at least "
                 f"{FINEST_OUTPUT} stages; DarkNet-53 has (1, 2, 8, 8, 4)"
             )
+        if stem_channels < 1:
+            raise UsageError(f"MODEL.DARKNET.STEM_CHANNELS is at least 1, not {stem_channels}")
+        check_norm("MODEL.DARKNET.NORM", norm, [stem_channels])  # others are multiples of it
         if freeze_at not in range(len(depths) + 2):
             raise UsageError(f"MODEL.DARKNET.FREEZE_AT is 0 to {len(depths) + 1}, not {freeze_at}")
         self.stem = conv_block(in_channels, stem_channels, 3, norm=norm)

@@ -1,4 +1,4 @@
-"""darknet's `.weights` files: raw float32 numbers in the order of the cfg file's layers.
+"""darknet's weight files: raw float32 numbers in the order of the cfg file's layers.
 
 After a header (int32 major, minor and revision; the number of training images seen, int64 from
 version 0.2 on and int32 before) there are, for each convolution, biases, then with batch norm its
@@ -20,7 +20,8 @@ from ghm_d2.modeling.yolov3.darknet import DarkNet
 from ghm_d2.modeling.yolov3.head import YOLOv3Head
 from ghm_d2.records import write_atomically
 
-ENDINGS = (".weights", ".conv.74")  # the second is DarkNet-53 alone: 74 layers, 52 convolutions
+# of whole models, of checkpoints, and of DarkNet-53 alone (74 layers, 52 of them convolutions)
+ENDINGS = (".weights", ".backup", ".conv.74")
 _VERSION = struct.Struct("<3i")
 _SEEN, _OLD_SEEN = struct.Struct("<q"), struct.Struct("<i")
 

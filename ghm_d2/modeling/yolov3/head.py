@@ -10,7 +10,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.yolov3.darknet import conv_block
+from ghm_d2.modeling.yolov3.darknet import check_norm, conv_block
 
 BOX_AND_OBJECTNESS = 5  # x, y, w, h and objectness, before the classes
 
@@ -39,8 +39,14 @@ class YOLOv3Head(nn.Module):
             norm: see Detectron2's `get_norm`.
             prior_prob: objectness at the start. darknet's is 0.5, which makes the first losses of
                 the many background priors some hundred times as large; 0.01 as in RetinaNet.
+
+        Raises:
+            UsageError: `channels` below 1, or an unknown norm.
         """
         super().__init__()
+        if min(channels) < 1:
+            raise UsageError(f"MODEL.YOLOV3.CHANNELS are at least 1, not {tuple(channels)}")
+        check_norm("MODEL.YOLOV3.NORM", norm, channels)
         levels, routed = [], 0
         sizes = list(zip(in_channels, channels, num_anchors, strict=True))
         for map_channels, c, a in reversed(sizes):
@@ -66,7 +72,7 @@ def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[in
 
     Raises:
         UsageError: a map that the backbone does not give, lists of different lengths, strides
-            that do not double, or priors without an area.
+            that do not double, a level without priors, or priors that are no sides above 0.
     """
     names = list(keys.IN_FEATURES)
     unknown = [name for name in names if name not in shapes]
@@ -86,10 +92,23 @@ def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[in
             f"MODEL.YOLOV3.IN_FEATURES {tuple(names)} have strides {strides}; each must be twice "
             "the one before it"
         )
-    for shape in itertools.chain.from_iterable(keys.ANCHORS):
-        if len(shape) != 2 or not min(shape) > 0:
-            raise UsageError(f"MODEL.YOLOV3.ANCHORS are (width, height) in px above 0, not {shape}")
+    for level in keys.ANCHORS:
+        if not _is_list(level) or not level or not all(map(_is_prior, level)):
+            raise UsageError(
+                "MODEL.YOLOV3.ANCHORS has pairs (width, height) in px above 0, one or more a "
+                f"level, not {level!r}"
+            )
     return strides, [shapes[name].channels for name in names]
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_prior(shape) -> bool:
+    if not _is_list(shape) or len(shape) != 2:
+        return False
+    return all(isinstance(side, (int, float)) and 0 < side < math.inf for side in shape)
 
 
 class _Level(nn.Module):

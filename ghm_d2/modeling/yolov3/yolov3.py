@@ -10,15 +10,20 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses import asl1_loss, bce_loss
-from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.losses import bce_loss
+from ghm_d2.losses.build import (
+    build_ghm_c,
+    build_ghm_r,
+    check_ghm,
+    check_kernel,
+    check_loss_type,
+)
 from ghm_d2.modeling.dense import LOG_PERIOD
-from ghm_d2.modeling.yolov3.box_loss import box_loss, half_squared_error
+from ghm_d2.modeling.yolov3.box_loss import box_loss, number_loss
 from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels
 from ghm_d2.modeling.yolov3.labels import (
     PriorGenerator,
@@ -37,8 +42,8 @@ class YOLOv3(DenseDetector):
     """YOLOv3 on any backbone whose maps' strides double.
 
     The losses "ce", "l2", "smooth_l1" and "asl1" are sums divided by the number of images, as in
-    darknet; GHM losses normalise themselves. Nothing waits for the device but the number of
-    positive anchors that is logged every 20 iterations.
+    darknet; GHM losses normalise themselves. Of labels and losses nothing waits for the device but
+    the number of positive anchors that is logged every 20 iterations.
     """
 
     @configurable
@@ -67,7 +72,6 @@ class YOLOv3(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.45,
         max_detections_per_image: int = 100,
-        input_format: str = "RGB",
     ):
         """
         Args:
@@ -88,10 +92,10 @@ class YOLOv3(DenseDetector):
             test_topk_candidates: before non-maximum suppression, of each level.
             test_nms_thresh: IoU.
             max_detections_per_image: after it.
-            input_format: "RGB" or "BGR", for drawing.
 
         Raises:
-            UsageError: an unknown loss type, or `ignore_iou` outside [0, 1].
+            UsageError: an unknown loss type, a GHM loss without its module, or `ignore_iou` or
+                the parameter of the box loss out of range.
         """
         super().__init__(
             backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -99,16 +103,15 @@ class YOLOv3(DenseDetector):
         check_loss_type("MODEL.YOLOV3.OBJ_LOSS_TYPE", obj_loss_type, CLS_LOSSES)
         check_loss_type("MODEL.YOLOV3.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
         check_loss_type("MODEL.YOLOV3.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        check_ghm(obj_loss_type, ghm_obj, "MODEL.YOLOV3.OBJ_LOSS_TYPE")
+        check_ghm(cls_loss_type, ghm_c, "MODEL.YOLOV3.CLS_LOSS_TYPE")
+        check_ghm(box_reg_loss_type, ghm_r, "MODEL.YOLOV3.BBOX_REG_LOSS_TYPE")
         if not 0 <= ignore_iou <= 1:
             raise UsageError(f"MODEL.YOLOV3.IGNORE_IOU lies in [0, 1], not {ignore_iou}")
         self.anchor_generator, self.num_classes = anchor_generator, num_classes
         self.ignore_iou = ignore_iou
         self.box_reg_loss_type, self.box_reg_loss_weight = box_reg_loss_type, box_reg_loss_weight
-        self.box_loss = {
-            "l2": half_squared_error,
-            "smooth_l1": partial(smooth_l1_loss, beta=smooth_l1_beta),
-            "asl1": partial(asl1_loss, mu=asl1_mu),
-        }.get(box_reg_loss_type)
+        self.box_loss = number_loss(box_reg_loss_type, smooth_l1_beta, asl1_mu)
         self.ghm_obj = ghm_obj if obj_loss_type == "ghm_c" else None
         self.ghm_c = ghm_c if cls_loss_type == "ghm_c" else None
         self.ghm_r = ghm_r if box_reg_loss_type == "ghm_r" else None
@@ -117,7 +120,6 @@ class YOLOv3(DenseDetector):
         self.test_score_thresh, self.test_topk_candidates = test_score_thresh, test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
-        self.input_format = input_format
 
     @classmethod
     def from_config(cls, cfg):
@@ -150,7 +152,6 @@ class YOLOv3(DenseDetector):
             "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": keys.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:

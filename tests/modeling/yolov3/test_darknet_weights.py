@@ -179,6 +179,17 @@ def test_frozen_stages_are_written_and_read_as_others(model, tmp_path):
         assert first.read() == second.read()
 
 
+def test_a_checkpoint_of_darknets_training(model, tmp_path):
+    """Every hundred steps it writes backup/NAME.backup, by the function that writes .weights."""
+    path = str(tmp_path / "yolov3.backup")
+    write_darknet_weights(path, model)
+    other = yolov3()
+    checkpointer = GHMCheckpointer(other)
+    checkpointer.load(path)
+    assert checkpointer.report.warnings() == []
+    assert_same_bits(state_of(other), state_of(model))
+
+
 def test_the_header_before_version_0_2_is_shorter(model, tmp_path):
     path = tmp_path / "old.weights"
     write_darknet_weights(str(path), model)

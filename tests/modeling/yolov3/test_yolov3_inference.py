@@ -89,6 +89,17 @@ def test_overlapping_boxes_of_one_class_are_suppressed_and_of_two_are_not():
     assert found.pred_classes.tolist() == [1, 3]
 
 
+def test_the_threshold_of_overlap_is_the_configured_one():
+    """Two boxes 6 px wide, one of them shifted by 1.6 px: their IoU is 4.4 / 7.6 = 0.58."""
+    right = math.log(0.7 / 0.3)  # sigma(x) is 0.7, so 0.2 cells of 8 px beyond the other centre
+    planted = {(0, 0, 0, 4, 5): raw(obj=5.0), (0, 0, 1, 4, 5): raw(x=right, obj=2.0)}
+    width, height = (math.log(a / b) for a, b in zip(ANCHORS[0][0], ANCHORS[0][1], strict=True))
+    planted[0, 0, 1, 4, 5][2:4] = [width, height]  # the second prior, of the first one's sides
+    for threshold, left in ((0.45, 1), (0.57, 1), (0.59, 2)):
+        (found,) = detect(planted, images(SIZE), **{"MODEL.YOLOV3.NMS_THRESH_TEST": str(threshold)})
+        assert len(found) == left, threshold
+
+
 def test_threshold_and_number_of_detections():
     planted = {(0, 0, 0, 1, c): raw(obj=float(c) - 6) for c in range(12)}
     scores = sorted((sigmoid(c - 6.0) * sigmoid(3.0) for c in range(12)), reverse=True)
@@ -152,3 +163,37 @@ def test_a_trace_serves_other_sizes_too():
     boxes = next(g for g in got if g.dim() == 2 and g.shape[1] == 4)
     assert len(expected) > 10
     torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+
+
+def test_half_precision_is_decoded_in_full():
+    """Of the same bfloat16 predictions, the same as with float32 ones, to the bit."""
+    planted = {(0, 0, 0, 4, c): raw(0.3, -0.7, 0.11, -0.13, c / 3, 1, 0.37) for c in range(9)}
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = yolov3().eval()
+        model.head = Planted(planted)
+        model.head.register_forward_hook(
+            lambda head, given, maps, dtype=dtype: [x.bfloat16().to(dtype) for x in maps]
+        )
+        with torch.no_grad():
+            found += model(images(SIZE))
+    full, half = (result["instances"] for result in found)
+    assert len(full) >= 5 and half.pred_boxes.tensor.dtype == half.scores.dtype == torch.float32
+    assert torch.equal(half.pred_boxes.tensor, full.pred_boxes.tensor)
+    assert torch.equal(half.scores, full.scores)
+
+
+def test_a_network_in_half_precision_finds_the_same():
+    """With autocast, as of SOLVER.AMP: what is found best differs by rounding alone."""
+    model, batch = trained(), images(SIZE, (50, 70))
+    with torch.no_grad():
+        expected = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(batch)
+    for half, full in zip(found, expected, strict=True):
+        half, full = half["instances"], full["instances"]
+        assert len(half) > 10 and half.pred_boxes.tensor.isfinite().all()
+        torch.testing.assert_close(half.scores[:5], full.scores[:5], rtol=0, atol=0.01)
+        assert half.pred_classes[0] == full.pred_classes[0]
+        apart = (half.pred_boxes.tensor[0] - full.pred_boxes.tensor[0]).abs().max()
+        assert apart < 0.05 * SIZE[1]

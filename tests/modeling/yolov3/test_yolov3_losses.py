@@ -8,6 +8,8 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from tiny_yolov3 import CLASSES, GHM, SIZE, STRIDES, anchors_of, picture, truth, yolov3
 
+from ghm_d2.losses import exact_ghm_c_loss
+
 SIZES = [SIZE, (60, 90)]  # the second is padded
 BOXES = [
     [[10, 10, 20, 22], [30, 20, 70, 60], [60, 5, 80, 25], [90, 30, 102, 36], [40, 40, 41, 60]],
@@ -147,6 +149,25 @@ def one_anchor(kind, n, i, level, starts, given):
     return sum(naive_losses(kind, anchors, predictions, alone, boxes, sizes).values())
 
 
+FILLING, BEYOND, FAR = [0, 0, 96, 64], [-96, -64, 192, 128], [-5e19, -5e19, 5e19, 5e19]
+
+
+@pytest.mark.parametrize("box", [FILLING, BEYOND, FAR], ids=["filling", "beyond", "far"])
+def test_the_largest_boxes_have_the_least_weight(box):
+    """1, where the smallest have 2; darknet cuts boxes off at the border, which comes to that."""
+    model = with_boxes("l2")
+    objects = [truth([box])]
+    *given, sizes = arguments(model, objects)
+    assert sizes == [SIZE]
+    unbounded = [(1e25, 1e25)]
+    large, small = (losses_of(model, *given, s)["loss_box_reg"] for s in (sizes, unbounded))
+    assert large > 0 and float((small / large).detach()) == pytest.approx(2)
+    with EventStorage():
+        losses = model([picture(one) for one in objects])
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_weight_of_the_box_loss():
     light, heavy = with_boxes("l2"), with_boxes("l2", **{"MODEL.YOLOV3.BBOX_REG_LOSS_WEIGHT": "3"})
     given = arguments(light, batch())
@@ -186,6 +207,24 @@ def test_one_unit_region_without_momentum_is_the_mean(scope):
             expected["loss_box_reg"] += sums["loss_box_reg"] / (positive * 4)
     for name, loss in losses.items():
         assert float(loss.detach()) == pytest.approx(expected[name], rel=1e-6), name
+
+
+def test_exact_density():
+    """Of objectness and classes, which are sigmoids: each level's own, as by default."""
+    model = yolov3({**GHM, "MODEL.GHM.CLS.DENSITY": "exact"})
+    anchors, predictions, labels, boxes, sizes = arguments(model, batch())
+    losses = losses_of(model, anchors, predictions, labels, boxes, sizes)
+    expected, start = {"loss_obj": 0.0, "loss_cls": 0.0}, 0
+    for p in predictions:
+        p = p.detach().flatten(0, 1)
+        y = torch.cat([one[start : start + len(p) // len(labels)] for one in labels])
+        start += len(p) // len(labels)
+        objects = torch.where(y < 0, -1, (y == CLASSES).long())
+        classes = torch.where(y < CLASSES, y, -1)
+        expected["loss_obj"] += float(exact_ghm_c_loss(p[:, 4:5], objects, 1 / 30))
+        expected["loss_cls"] += float(exact_ghm_c_loss(p[:, 5:], classes, 1 / 30))
+    for name, loss in expected.items():
+        assert float(losses[name].detach()) == pytest.approx(loss, rel=1e-9), name
 
 
 def test_moving_averages_are_separate():

@@ -13,8 +13,11 @@ from fvcore.nn import FlopCountAnalysis
 from tiny_yolov3 import config, picture, truth, yolov3
 from torch import nn
 
-from ghm_d2.config import load_config
+from ghm_d2.config import get_cfg, load_config
+from ghm_d2.engine.optimizer import build_optimizer
 from ghm_d2.errors import UsageError
+from ghm_d2.losses import GHMC, GHMR
+from ghm_d2.modeling.yolov3.yolov3 import YOLOv3
 from ghm_d2.register import register_all
 
 
@@ -75,6 +78,30 @@ def test_a_few_layers_are_where_the_cfg_has_them(published):
         (768, 256, 1, 1),
     ]
     assert shape[-1] == (256, 255, 1, 1)
+
+
+def test_the_recipe_is_that_of_the_cfg(published):
+    """The [net] and [yolo] sections of yolov3.cfg; sizes: train_detector in examples/detector.c."""
+    cfg = load_config("configs/coco/yolov3_darknet53.yaml", [])
+    anchors = "10,13,  16,30,  33,23,  30,61,  62,45,  59,119,  116,90,  156,198,  373,326"
+    for keys in (cfg.MODEL.YOLOV3, get_cfg().MODEL.YOLOV3):
+        in_order = [float(side) for level in keys.ANCHORS for pair in level for side in pair]
+        assert in_order == [float(side) for side in anchors.split(",")]
+        assert [len(level) for level in keys.ANCHORS] == [3, 3, 3]  # mask = 0,1,2, 3,4,5, 6,7,8
+        assert keys.NUM_CLASSES == 80  # classes
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MOMENTUM) == (64, 0.001, 0.9)
+    assert (solver.MAX_ITER, solver.WARMUP_ITERS) == (500_200, 1000)  # max_batches, burn_in
+    assert (tuple(solver.STEPS), solver.GAMMA) == ((400_000, 450_000), 0.1)  # steps, scales
+    assert list(cfg.INPUT.MIN_SIZE_TRAIN) == [32 * (10 + i) for i in range(10)]
+    assert cfg.INPUT.MAX_SIZE_TRAIN == 608
+    groups = build_optimizer(cfg, published).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    kernels = {m.weight for m in published.modules() if isinstance(m, nn.Conv2d)}
+    assert {decays[p] for p in kernels} == {0.0005}  # decay
+    assert {decay for p, decay in decays.items() if p not in kernels} == {0.0}
+    losses = (cfg.MODEL.YOLOV3[f"{kind}_LOSS_TYPE"] for kind in ("OBJ", "CLS", "BBOX_REG"))
+    assert tuple(losses) == ("ce", "ce", "l2")
 
 
 def test_objectness_starts_low(published):
@@ -140,6 +167,15 @@ def test_a_timm_backbone():
         ("YOLOV3.CHANNELS", "(4, 6)", "2 levels and IN_FEATURES 3"),
         ("YOLOV3.ANCHORS", "(((4, 6),), ((4, 6),))", "2 levels"),
         ("YOLOV3.ANCHORS", "(((4, 6),), ((4, 0),), ((8, 8),))", "above 0"),
+        ("YOLOV3.ANCHORS", "((4, 6), (4, 8), (8, 8))", r"YOLOV3.ANCHORS has pairs"),
+        ("YOLOV3.ANCHORS", "(((4, 6, 8),), ((4, 6),), ((8, 8),))", r"YOLOV3.ANCHORS has pairs"),
+        ("YOLOV3.ANCHORS", "(((4, 6),), (), ((8, 8),))", r"YOLOV3.ANCHORS .* not \(\)"),
+        ("YOLOV3.ANCHORS", "(4, 6, 8)", r"YOLOV3.ANCHORS has pairs"),
+        ("YOLOV3.CHANNELS", "(4, 6, 0)", r"YOLOV3.CHANNELS are at least 1, not \(4, 6, 0\)"),
+        ("YOLOV3.NORM", "BNN", "MODEL.YOLOV3.NORM is .* not 'BNN'"),
+        ("YOLOV3.NORM", "GN", "MODEL.YOLOV3.NORM 'GN' does not suit 4 channels"),
+        ("DARKNET.NORM", "BNN", "MODEL.DARKNET.NORM is .* not 'BNN'"),
+        ("DARKNET.STEM_CHANNELS", "0", "DARKNET.STEM_CHANNELS is at least 1"),
         ("DARKNET.FREEZE_AT", "7", "0 to 6"),
         ("DARKNET.DEPTHS", "(1, 1)", "3 stages"),
     ],
@@ -147,3 +183,39 @@ def test_a_timm_backbone():
 def test_what_is_refused(key, value, said):
     with pytest.raises(UsageError, match=said):
         yolov3({f"MODEL.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("asl1", "MODEL.GHM.REG.MU", "0.0"),
+        ("asl1", "MODEL.GHM.REG.MU", "-1.0"),
+        ("smooth_l1", "MODEL.YOLOV3.SMOOTH_L1_BETA", "-0.1"),
+    ],
+)
+def test_parameters_of_box_losses_are_refused_when_the_model_is_built(kind, key, value):
+    with pytest.raises(UsageError, match=f"^{key} is .* not {value}"):
+        yolov3({"MODEL.YOLOV3.BBOX_REG_LOSS_TYPE": kind, key: value})
+
+
+@pytest.mark.parametrize(
+    ("types", "key"),
+    [
+        ({"obj_loss_type": "ghm_c"}, "OBJ_LOSS_TYPE ghm_c"),
+        ({"cls_loss_type": "ghm_c", "ghm_obj": GHMC()}, "MODEL.YOLOV3.CLS_LOSS_TYPE ghm_c"),
+        ({"box_reg_loss_type": "ghm_r"}, "BBOX_REG_LOSS_TYPE ghm_r"),
+    ],
+)
+def test_a_ghm_loss_needs_its_module(types, key):
+    """In Python, where no configuration brings it."""
+    with pytest.raises(UsageError, match=key):
+        YOLOv3(**YOLOv3.from_config(config()) | types)
+
+
+def test_ghm_modules_given_in_python_are_used():
+    modules = {"ghm_obj": GHMC(), "ghm_c": GHMC(), "ghm_r": GHMR()}
+    types = {"obj_loss_type": "ghm_c", "cls_loss_type": "ghm_c", "box_reg_loss_type": "ghm_r"}
+    model = YOLOv3(**YOLOv3.from_config(config()) | types | modules).train()
+    with EventStorage():
+        model([picture(truth([[10, 10, 50, 60]]))])
+    assert all(module.density.ema.sum() > 0 for module in modules.values())
