@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ghm_d2.defaults import add_ghm_config
-from ghm_d2.detectors import TWO_STAGE
+from ghm_d2.detectors import LOSS_GROUPS, TWO_STAGE
 from ghm_d2.errors import UsageError
 
 BASE_KEY = "_BASE_"
@@ -34,6 +34,19 @@ _READERS = (
             (group, "BBOX_REG_LOSS_TYPE", _OF_OURS, "META_ARCHITECTURE", arch),
         )
     ),
+)
+
+# (what a number must be, in words and as a test, keys of MODEL)
+_RANGES = (
+    ("above 0", lambda x: x > 0, ("GHM.REG.MU", "SSD.NEG_POS_RATIO")),
+    ("at least 0", lambda x: x >= 0, [f"{group}.BBOX_REG_LOSS_WEIGHT" for group in LOSS_GROUPS]),
+    ("at least 0", lambda x: x >= 0, ("YOLOV3.SMOOTH_L1_BETA", "SSD.SMOOTH_L1_BETA")),
+    ("at least 0", lambda x: x >= 0, ("FCOS.SMOOTH_L1_LOSS_BETA",)),
+    ("at least 1", lambda x: x >= 1, ("YOLOV3.TOPK_CANDIDATES_TEST", "SSD.TOPK_CANDIDATES_TEST")),
+    ("at least 4", lambda x: x >= 4, ("SSD.EXTRA_CHANNELS",)),
+    ("0 or at least 4", lambda x: x == 0 or x >= 4, ("SSD.HEAD_CHANNELS",)),
+    ("between 0 and 1", lambda x: 0 < x < 1, ("SSD.PRIOR_PROB", "FCOS.PRIOR_PROB")),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("SSD.IOU_THRESHOLD", "YOLOV3.IGNORE_IOU")),
 )
 
 
@@ -111,6 +124,10 @@ def check_config(cfg) -> None:
     if not solver.BASE_LR > 0:
         raise UsageError(f"SOLVER.BASE_LR is above 0, not {solver.BASE_LR}")
     model = cfg.MODEL
+    for words, holds, keys in _RANGES:
+        for key in keys:
+            if not holds(_get(model, key)):
+                raise UsageError(f"MODEL.{key} is {words}, not {_get(model, key)}")
     two_stage = model.META_ARCHITECTURE == TWO_STAGE
     # one stage may carry the settings of two and the other way round, as bases do
     read = {"RETINANET": not two_stage, "ROI_BOX_HEAD": two_stage, "RPN": two_stage}

@@ -27,6 +27,8 @@ DETECTORS = {
     "GHMFCOS": Detector("FCOS", "FCOS", "FCOS"),
 }
 
+LOSS_GROUPS = tuple(dict.fromkeys(detector.group for detector in DETECTORS.values()))
+
 
 def loss_keys(cfg):
     """The `CfgNode` with the loss types of MODEL.META_ARCHITECTURE; None of an unknown one."""

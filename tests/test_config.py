@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghm_d2.config import get_cfg, list_configs, load_config, merge_overrides
+from ghm_d2.config import check_config, get_cfg, list_configs, load_config, merge_overrides
 from ghm_d2.errors import UsageError
 from ghm_d2.losses.build import build_ghm_c, build_ghm_r, build_softmax_ghm_c
 
@@ -278,3 +278,40 @@ def test_missing_file_names_the_nearest(tmp_path, monkeypatch, prefix):
         assert prefix + wrong in line and f"did you mean configs/{nearest}?" in line
     line = message("nothing-like-it.json")
     assert "nothing-like-it.json" in line and "did you mean" not in line
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        ("quick/retinanet_focal.yaml", "MODEL.GHM.REG.MU", "0"),
+        ("quick/faster_rcnn_sl1.yaml", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "-1"),
+        ("quick/ssd.yaml", "MODEL.SSD.NEG_POS_RATIO", "-1"),
+        ("quick/ssd.yaml", "MODEL.SSD.IOU_THRESHOLD", "-1"),
+        ("quick/ssd.yaml", "MODEL.SSD.PRIOR_PROB", "1"),
+        ("quick/ssd.yaml", "MODEL.SSD.EXTRA_CHANNELS", "2"),
+        ("quick/ssd.yaml", "MODEL.SSD.HEAD_CHANNELS", "3"),
+        ("quick/yolov3.yaml", "MODEL.YOLOV3.IGNORE_IOU", "nan"),
+        ("quick/fcos.yaml", "MODEL.FCOS.SMOOTH_L1_LOSS_BETA", "-1"),
+    ],
+)
+def test_a_number_out_of_range_is_told_before_anything_is_built(config, key, value):
+    cfg = load_config(config)
+    check_config(cfg)
+    merge_overrides(cfg, [key, value])
+    with pytest.raises(UsageError, match=key):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("config", "group", "arch"),
+    [
+        ("quick/retinanet_focal.yaml", "SSD", "SSD"),
+        ("quick/ssd.yaml", "YOLOV3", "YOLOv3"),
+        ("quick/yolov3.yaml", "FCOS", "GHMFCOS"),
+        ("quick/fcos.yaml", "RETINANET", "GHMRetinaNet"),
+    ],
+)
+def test_a_loss_type_that_the_detector_does_not_read(config, group, arch):
+    cfg = load_config(config, [f"MODEL.{group}.CLS_LOSS_TYPE", "ghm_c"])
+    with pytest.raises(UsageError, match=f"META_ARCHITECTURE {arch}"):
+        check_config(cfg)

@@ -1,5 +1,8 @@
 """Every shipped configuration builds its model and takes one training step."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -7,8 +10,13 @@ from detectron2.utils.events import EventStorage
 from tiny_batch import tiny_batch
 
 from ghm_d2.config import list_configs, load_config
+from ghm_d2.detectors import loss_keys, num_classes
+from ghm_d2.engine.describe import method_name, network_name
 from ghm_d2.engine.optimizer import build_optimizer
+from ghm_d2.experiments.suites import find_suite
 from ghm_d2.register import register_all
+
+ROOT = Path(__file__).parents[1]
 
 
 def shipped(name: str):
@@ -18,12 +26,21 @@ def shipped(name: str):
     return cfg
 
 
-def test_both_sizes_and_both_kinds_of_detectors_are_shipped():
-    names = list_configs()
-    assert {"quick/retinanet_focal.yaml", "quick/retinanet_ce.yaml"} <= set(names)
-    assert {"quick/retinanet_ghm_c.yaml", "quick/retinanet_ghm.yaml"} <= set(names)
-    assert {"quick/faster_rcnn_sl1.yaml", "quick/faster_rcnn_ghm_r.yaml"} <= set(names)
-    assert sum(name.startswith("coco/") for name in names) >= 12
+def assert_described(name: str, cfg, model) -> None:
+    """`ghm configs` says what it is; tools/describe_configs.py writes it."""
+    row = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))[name]
+    assert (row["method"], row["network"]) == (method_name(cfg), network_name(cfg))
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_every_suite_has_both_sizes():
+    names = set(list_configs())
+    assert {"quick/retinanet_ce.yaml", "quick/retinanet_ghm_c.yaml"} <= names
+    for budget in ("quick", "full"):
+        folder = "quick/" if budget == "quick" else "coco/"
+        sides = find_suite(["systems"], budget).sides
+        assert len(sides) >= 14
+        assert all(side.config.startswith(folder) and side.config in names for side in sides)
 
 
 @pytest.mark.parametrize("name", list_configs())
@@ -33,10 +50,10 @@ def test_a_training_step(name):
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # gradients of an untrained ResNet-101 are that small, and slow
     model = build_model(cfg).train()
+    assert_described(name, cfg, model)
     optimizer = build_optimizer(cfg, model)
-    classes = cfg.MODEL.RETINANET.NUM_CLASSES
     with EventStorage(0):
-        losses = model(tiny_batch(min(classes, cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
+        losses = model(tiny_batch(num_classes(cfg)))
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
     assert losses["loss_cls"] > 0
     sum(losses.values()).backward()
@@ -48,7 +65,6 @@ def test_ghm_configurations_use_ghm():
     """The names tell the truth: GHM is in the files that say so, and in no other."""
     for name in list_configs():
         cfg = shipped(name)
-        two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-        keys = cfg.MODEL.ROI_BOX_HEAD if two_stage else cfg.MODEL.RETINANET
+        keys = loss_keys(cfg)
         used = {keys.CLS_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE} & {"ghm_c", "ghm_r"}
         assert bool(used) == ("ghm" in name), name

@@ -2,8 +2,8 @@
 
 cli -> reports, experiments -> engine -> modeling, data -> losses -> kernels
 
-config, defaults, detectors, records and errors are leaves that anyone may import; register imports modeling; reports
-see records only, and neither torch nor Detectron2.
+config, defaults, detectors, records and errors are leaves that anyone may import; register imports
+modeling; reports see records only, and neither torch nor Detectron2.
 """
 
 import ast

@@ -1,5 +1,7 @@
 """What the README says is so."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -72,3 +74,22 @@ def test_the_benchmarks_are_those_in_results(ghm, name):
     file = f"results/bench/{name}.json"
     shown = ghm("bench", "show", ROOT / file, "--markdown")
     assert shown.stdout.count("\n") > 5 and shown.stdout in README and file in README
+
+
+def test_the_table_of_configurations_is_the_commands(ghm):
+    shown = ghm("configs", "--markdown")
+    assert shown.stdout.count("\n") > 40 and shown.stdout in README
+
+
+def test_what_was_measured_with_a_configuration_is_in_results():
+    catalog = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))
+    measured = describe_configs().measured_ap(ROOT / "results" / "comparisons")
+    assert {name: row["measured"] for name, row in catalog.items() if row["measured"]} == measured
+
+
+def describe_configs():
+    path = ROOT / "tools" / "describe_configs.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

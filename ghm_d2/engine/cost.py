@@ -31,25 +31,32 @@ def measure(cfg, model: nn.Module) -> dict[str, float | None]:
 
 
 def gflops(cfg, model: nn.Module) -> float | None:
-    """Billions of operations in a forward pass of the first image of DATASETS.TEST.
-
-    A multiplication with its addition counts as one, as fvcore counts them, and what is neither
-    a convolution nor a matrix product mostly as none. In two-stage detectors the number depends
-    on how many proposals the image has.
+    """`count_gflops` of the first image of DATASETS.TEST; None where it cannot be had.
 
     Raises:
         DataError: the image cannot be read.
     """
     (item,) = raise_on_bad_image(next(iter(build_test_loader(cfg, cfg.DATASETS.TEST[0]))))
+    try:
+        return count_gflops(model, item["image"])
+    except Exception:  # tracing fails in as many ways as there are models
+        return None
+
+
+@torch.no_grad()
+def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
+    """Billions of operations in a forward pass of `image`, (3, H, W).
+
+    A multiplication with its addition counts as one, as fvcore counts them, and what is neither
+    a convolution nor a matrix product mostly as none. In two-stage detectors the number depends
+    on how many proposals the image has.
+    """
     model = copy.deepcopy(model).eval()  # tracing leaves traces
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            count = FlopCountAnalysis(model, [{"image": item["image"]}])
-            count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            return count.tracer_warnings("none").total() / 1e9
-        except Exception:  # tracing fails in as many ways as there are models
-            return None
+        count = FlopCountAnalysis(model, [{"image": image}])
+        count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return count.tracer_warnings("none").total() / 1e9
 
 
 def loss_ms(cfg, model: nn.Module) -> float | None:

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghm_d2.config import check_config, find_config, load_config
+from ghm_d2.config import check_config, find_config, list_configs, load_config, plain_config
 from ghm_d2.data.catalog import (
     apply_to_config,
     data_label,
@@ -19,6 +19,7 @@ from ghm_d2.data.catalog import (
 )
 from ghm_d2.data.digits import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
+from ghm_d2.detectors import DETECTORS
 from ghm_d2.engine.describe import device_name, experiment_hash, method_name
 from ghm_d2.engine.progress import Progress
 from ghm_d2.engine.timing import time_steps
@@ -136,7 +137,8 @@ def side_config(side: Side, budget: str) -> tuple[str, tuple[str, ...]]:
         config = BASES[side.config][budget != "quick"]
         factor = 0.5 if budget == "half" else 1.0
     else:
-        config = str(find_config(side.config).resolve())
+        shipped = side.config in list_configs() and not Path(side.config).is_file()
+        config = side.config if shipped else str(find_config(side.config).resolve())
         iterations = load_config(config).SOLVER.MAX_ITER
         quick = min(1.0, QUICK_ITERATIONS / iterations)
         factor = {"quick": quick, "half": 0.5, "full": 1.0}[budget]
@@ -254,7 +256,13 @@ def _time_steps(run: Run, device: str) -> tuple[float, float]:
 
 
 def _kind_of_network(cfg) -> str:
-    model = {k: v for k, v in cfg.MODEL.items() if k not in ("GHM", "RETINANET", "WEIGHTS")}
+    """What decides the time of a step, the losses left out."""
+    losses = ("LOSS_TYPE", "LOSS_WEIGHT")
+    model = plain_config(cfg.MODEL)
+    del model["GHM"], model["WEIGHTS"]
+    for detector in DETECTORS.values():
+        keys = model[detector.group]
+        model[detector.group] = {k: v for k, v in keys.items() if not k.endswith(losses)}
     return json.dumps([model, cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.TRAIN], default=str)
 
 

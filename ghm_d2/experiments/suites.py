@@ -4,6 +4,7 @@ RQ1 to RQ4 are those of the paper (Li, Liu, Wang, arXiv 1811.05181, section 4).
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,37 @@ BASES = {
     "faster_rcnn": ("quick/faster_rcnn_sl1.yaml", "coco/faster_rcnn_R_50_FPN_1x.yaml"),
     "faster_rcnn_ghm": ("quick/faster_rcnn_ghm_r.yaml", "coco/faster_rcnn_R_50_FPN_ghm_r_1x.yaml"),
 }
+
+# The published comparison's detectors: (losses as published, with GHM), for each budget
+_FASTER = ("Faster R-CNN", "CE + SL1", "CE + GHM-R")
+_MASK = ("Mask R-CNN", "CE + SL1", "CE + GHM-R")
+_YOLO = ("YOLOv3", "CE + L2", "GHM-C + GHM-R")
+_SSD = ("SSD", "mining + SL1", "GHM-C + GHM-R")
+_DSSD = ("DSSD", "mining + SL1", "GHM-C + GHM-R")
+_RETINA = ("RetinaNet", "focal + SL1", "GHM-C + GHM-R")
+_FCOS = ("FCOS", "focal + GIoU", "GHM-C + GIoU")
+_QUICK_SYSTEMS = (
+    (_FASTER, "faster_rcnn_sl1", "faster_rcnn_ghm_r"),
+    (_MASK, "mask_rcnn", "mask_rcnn_ghm_r"),
+    (_YOLO, "yolov3", "yolov3_ghm"),
+    (_SSD, "ssd", "ssd_ghm"),
+    (_DSSD, "dssd", "dssd_ghm"),
+    (_RETINA, "retinanet_focal", "retinanet_ghm"),
+    (_FCOS, "fcos", "fcos_ghm_c"),
+)
+_PUBLISHED_SYSTEMS = (
+    (_FASTER, "faster_rcnn_R_101_FPN_1x", "faster_rcnn_R_101_FPN_ghm_r_1x"),
+    (_MASK, "mask_rcnn_R_101_FPN_1x", "mask_rcnn_R_101_FPN_ghm_r_1x"),
+    (_MASK, "mask_rcnn_X_101_32x8d_FPN_1x", "mask_rcnn_X_101_32x8d_FPN_ghm_r_1x"),
+    (_MASK, "mask_rcnn_X_101_64x4d_FPN_1x", "mask_rcnn_X_101_64x4d_FPN_ghm_r_1x"),
+    (_YOLO, "yolov3_darknet53", "yolov3_darknet53_ghm"),
+    (_SSD, "ssd513_R_101", "ssd513_R_101_ghm"),
+    (_DSSD, "dssd513_R_101", "dssd513_R_101_ghm"),
+    (_RETINA, "retinanet_R_101_FPN_1x", "retinanet_R_101_FPN_ghm_1x"),
+    (_RETINA, "retinanet_X_101_32x8d_FPN_1x", "retinanet_X_101_32x8d_FPN_ghm_1x"),
+    (_RETINA, "retinanet_X_101_64x4d_FPN_1x", "retinanet_X_101_64x4d_FPN_ghm_1x"),
+    (_FCOS, "fcos_R_50_FPN_1x", "fcos_R_50_FPN_ghm_c_1x"),
+)
 
 
 @dataclass(frozen=True)
@@ -175,6 +207,27 @@ def _backbones(published: bool = False) -> Suite:
     )
 
 
+def _systems(published: bool = False) -> Suite:
+    """Mask R-CNN is optional: it needs data with masks."""
+    sides, pairs = [], []
+    rows, folder = (_PUBLISHED_SYSTEMS, "coco") if published else (_QUICK_SYSTEMS, "quick")
+    for (system, *losses), *configs in rows:
+        network = re.search(r"X_101_(\w+?)_", configs[0])
+        label = f"{system} X-101-{network[1]}" if network else system
+        names = [f"{label} {loss}" for loss in losses]
+        sides += [
+            Side(name, f"{folder}/{config}.yaml", optional=system == _MASK[0])
+            for name, config in zip(names, configs, strict=True)
+        ]
+        pairs += [(names[1], names[0], f"what GHM changes in {label}")]
+    return Suite(
+        "systems",
+        "RQ4: the detectors of the published comparison, with their own losses and with GHM",
+        tuple(sides),
+        tuple(pairs),
+    )
+
+
 def _noise() -> Suite:
     sides, pairs = [], []
     for percent in (0, 10, 20, 40):
@@ -194,8 +247,18 @@ def _noise() -> Suite:
 
 SUITES = {
     suite.name: suite
-    for suite in (_density(), _losses(), _regression(), _stages(), _backbones(), _noise())
+    for suite in (
+        _density(),
+        _losses(),
+        _regression(),
+        _stages(),
+        _backbones(),
+        _systems(),
+        _noise(),
+    )
 }
+# whose sides are other configurations, not the same ones' published recipes, beyond "quick"
+_PUBLISHED = {"backbones": _backbones, "systems": _systems}
 BUDGETS = ("quick", "half", "full")
 
 
@@ -221,8 +284,8 @@ def find_suite(words: Sequence[str], budget: str) -> Suite:
     if parts not in by_words:
         raise _unknown(words, sorted({*SUITES, *(p for key in by_words for p in key)}))
     suite = by_words[parts]
-    published = suite.name == "backbones" and budget != "quick"
-    return _backbones(published=True) if published else suite
+    of_recipes = _PUBLISHED.get(suite.name) if budget != "quick" else None
+    return of_recipes(published=True) if of_recipes else suite
 
 
 def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False) -> Suite:

@@ -111,3 +111,9 @@ def test_a_budget_scales_anyones_schedule(tmp_path):
     assert solver("full") == (3000, (2000,), 100, 0)
     assert solver("half") == (1500, (1000,), 50, 0)
     assert solver("quick") == (300, (200,), 10, 0)
+
+
+def test_the_help_names_every_suite(ghm):
+    shown = " ".join(ghm("compare", "--help").stdout.split())
+    for name in SUITES:
+        assert all(word in shown for word in name.split())

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Writes configs/catalog.json, which `ghm configs` prints: what each shipped configuration is.
+
+    python tools/describe_configs.py              # all; minutes, since the large ones are traced
+    python tools/describe_configs.py quick/ssd    # those whose name begins so
+
+Of each: method, network, parameters, and GFLOPs of a picture of 640 x 480 px sized as the
+configuration says; of a comparison `systems` in results/comparisons, the AP that it measured.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from ghm_d2.config import list_configs, load_config
+
+ROOT = Path(__file__).parents[1]
+CATALOG = ROOT / "configs" / "catalog.json"
+PICTURE = (480, 640)  # (H, W), COCO's commonest
+
+
+def main() -> None:
+    """Describe the configurations whose names begin with one of the arguments, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=[""])
+    wanted = tuple(parser.parse_args().names)
+    known = json.loads(CATALOG.read_text(encoding="utf-8")) if CATALOG.is_file() else {}
+    measured, catalog = measured_ap(ROOT / "results" / "comparisons"), {}
+    for name in list_configs():
+        row = describe(name) if name.startswith(wanted) or name not in known else known[name]
+        catalog[name] = row | {"measured": measured.get(name, [])}
+        print(name, catalog[name], flush=True)
+    CATALOG.write_text(json.dumps(catalog, indent=1) + "\n", encoding="utf-8")
+
+
+def describe(name: str) -> dict:
+    """Method, network, parameters and GFLOPs of a configuration."""
+    import torch
+    from detectron2.modeling import build_model
+
+    from ghm_d2.engine.cost import count_gflops
+    from ghm_d2.engine.describe import method_name, network_name
+    from ghm_d2.register import register_all
+
+    register_all()
+    cfg = load_config(name)
+    cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "cpu", ""
+    torch.manual_seed(0)  # a two-stage detector's cost depends on its proposals
+    model = build_model(cfg).eval()
+    return {
+        "method": method_name(cfg),
+        "network": network_name(cfg),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": round(count_gflops(model, picture(cfg)), 2),
+    }
+
+
+def picture(cfg):
+    """A grey picture, (3, H, W) uint8, sized as in a test."""
+    import numpy as np
+    import torch
+    from detectron2.data.transforms import AugInput, AugmentationList
+
+    from ghm_d2.data.augment import build_augmentations
+
+    grey = AugInput(np.full((*PICTURE, 3), 127, np.uint8))
+    AugmentationList(build_augmentations(cfg, False))(grey)
+    return torch.as_tensor(grey.image.transpose(2, 0, 1).copy())
+
+
+def measured_ap(folder: Path) -> dict[str, list[dict]]:
+    """By configuration, the mean AP in each comparison `systems` in `folder`, and of how many."""
+    from ghm_d2.reports.study import find_comparisons, read_study
+
+    found: dict[str, list[dict]] = {}
+    for study in map(read_study, find_comparisons(folder)):
+        if study.comparison.name != "systems":
+            continue
+        for compared, side in zip(study.comparison.sides, study.sides, strict=True):
+            aps = [ap for ap in side.values("AP").values() if ap is not None]
+            if aps and not compared.overrides:
+                row = {"dataset": study.comparison.dataset, "AP": round(statistics.fmean(aps), 1)}
+                found.setdefault(compared.config, []).append(row | {"seeds": len(aps)})
+    return found
+
+
+if __name__ == "__main__":
+    main()
