@@ -35,8 +35,8 @@ def add_ghm_config(cfg) -> None:
     cfg.MODEL.GHM.CLS.BINS = 30  # unit regions M
     cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
     cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0
-    # "unit_regions" | "exact": each anchor's own region of width 1 / BINS, no moving average; the
-    # paper's yardstick, for RetinaNet's classes alone
+    # "unit_regions" | "exact": each sample's own region of width 1 / BINS, no moving average; the
+    # paper's yardstick, where classes are sigmoids (RetinaNet, FCOS, YOLOv3, RPN)
     cfg.MODEL.GHM.CLS.DENSITY = "unit_regions"
 
     cfg.MODEL.GHM.REG = CN()
@@ -139,9 +139,10 @@ def _add_fcos(cfg) -> None:
     cfg.MODEL.FCOS = CN()
     cfg.MODEL.FCOS.NUM_CLASSES = 80
     cfg.MODEL.FCOS.IN_FEATURES = ("p3", "p4", "p5", "p6", "p7")
-    cfg.MODEL.FCOS.NUM_CONVS = 4
-    cfg.MODEL.FCOS.NORM = "GN"  # of the head; "" has none
-    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5  # in strides
+    cfg.MODEL.FCOS.NUM_CONVS = 4  # at least 1
+    cfg.MODEL.FCOS.NORM = "GN"  # of the head: "" (none) | "GN" | "BN" | "SyncBN" | "FrozenBN"
+    # in strides, above 0; a large number, such as 1e6, switches it off
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
     cfg.MODEL.FCOS.CLS_LOSS_TYPE = "focal"  # "focal" | "ce" | "ghm_c"
     # "giou" (Detectron2's) | "diou" | "ciou" | "smooth_l1" | "asl1" | "ghm_r"; the last three, and
     # MODEL.GHM.REG.MU, are of distances to a box's sides, in strides

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghm_d2.data.coco_json import box_fault, hashable, outside, safe_name, show_box
-from ghm_d2.data.masks import mask_fault
+from ghm_d2.data.masks import mask_fault, usable_polygons
 from ghm_d2.errors import DataError
 
 
@@ -127,8 +127,21 @@ def _annotation(annotation: dict, image, categories: set, split: str, file: str)
             yield Problem("outside", split, name, detail, "error" if wholly else "warning")
     mask = annotation.get("segmentation")
     fault = mask_fault(mask, *sides) if mask else None  # [] and null stand for none
-    if fault:
+    if fault and _is_partly_usable(mask, *sides):
+        detail = f"{what}: {fault}, beside parts that can be used; MODEL.MASK_ON refuses it"
+        yield Problem("bad-mask", split, name, detail, "warning")
+    elif fault:
         yield Problem("bad-mask", split, name, f"{what}: {fault}")
+
+
+def _is_partly_usable(mask, width: int, height: int) -> bool:
+    """Whether Detectron2 loads a mask with a fault, and its box with it.
+
+    Its loader takes the length of every part, and drops an object that has no polygon.
+    """
+    if not isinstance(mask, list) or not all(isinstance(part, list) for part in mask):
+        return False
+    return bool(usable_polygons(mask, width, height))
 
 
 def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> Iterator[Problem]:

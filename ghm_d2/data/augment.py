@@ -193,7 +193,8 @@ class IoUCrop(T.Augmentation):
 
     def get_transform(self, image, boxes):
         height, width = image.shape[:2]
-        if min(height, width) < 4:  # 0.3 of it may be no pixel, which torchvision divides by
+        # without objects torchvision tries in vain; and it divides by 0.3 of a side, in whole px
+        if not len(boxes) or min(height, width) < 4:
             return T.NoOpTransform()
         boxes = torch.as_tensor(boxes, dtype=torch.float32)
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))

@@ -22,6 +22,7 @@ from ghm_d2.errors import DataError, UsageError
 logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
+MASK_FORMATS = ("polygon", "bitmask")
 # Annotation fields that Detectron2's loader would leave behind: experiments on noise need this one.
 _EXTRA_KEYS = ["noise"]
 
@@ -72,8 +73,9 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
     data alone, for evaluation where they may not exist; the classes must then be those of
     DATASETS.CLASS_NAMES, if it is set.
-    Raises: as `resolve`, UsageError where no data set is named, DataError where classes differ, or
-    where MODEL.MASK_ON needs masks that are not there.
+    Raises: as `resolve`, UsageError where no data set is named or, of a detector with masks,
+    INPUT.MASK_FORMAT is unknown, DataError where classes differ, or where MODEL.MASK_ON needs masks
+    that are not there.
     """
     if dataset is not None:
         base = _without_split(dataset) if need_train else dataset
@@ -101,16 +103,19 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     set_num_classes(cfg, len(classes))
     if tuple(classes) == digits.CLASSES:
         cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
-    for name in names if with_masks(cfg) else ():
-        _require_masks(name, cfg.INPUT.MASK_FORMAT)
+    if with_masks(cfg):
+        _require_masks(names, cfg.INPUT.MASK_FORMAT)
 
 
-def _require_masks(name: str, mask_format: str) -> None:
+def _require_masks(names: tuple[str, ...], mask_format: str) -> None:
     from detectron2.data import MetadataCatalog
 
-    json_file = MetadataCatalog.get(name).get("json_file")
-    if json_file is not None:
-        require_masks(json_file, mask_format)
+    if mask_format not in MASK_FORMATS:
+        raise UsageError(f"INPUT.MASK_FORMAT is {' or '.join(MASK_FORMATS)}, not {mask_format!r}")
+    for name in names:
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if json_file is not None:
+            require_masks(json_file, mask_format)
 
 
 def data_label(registered: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ghm_d2.data import images
 from ghm_d2.data.coco_json import box_fault, outside, show_box, write_json
-from ghm_d2.data.masks import mask_fault, polygon_fault
+from ghm_d2.data.masks import mask_fault, usable_polygons
 from ghm_d2.data.output import IMPORT_REPORT, new_folder
 from ghm_d2.data.read_coco import find_coco, read_coco
 from ghm_d2.data.read_voc import find_voc, read_voc
@@ -180,12 +180,8 @@ def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | 
     if relative:
         mask = [[round(v * sides[i % 2], 3) for i, v in enumerate(outline)] for outline in mask]
     fault = mask_fault(mask, *sides)
-    if not fault:
-        return mask, None
-    usable = []
-    if isinstance(mask, list):  # of an object in several parts the good ones stay
-        usable = [polygon for polygon in mask if not polygon_fault(polygon, *sides)]
-    return usable if not mask_fault(usable, *sides) else None, fault
+    # of an object in several parts the good ones stay
+    return (usable_polygons(mask, *sides) or None, fault) if fault else (mask, None)
 
 
 def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:

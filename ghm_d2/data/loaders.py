@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 from detectron2.config import configurable
 from detectron2.data import (
     DatasetMapper,
@@ -13,6 +14,7 @@ from detectron2.data.detection_utils import SizeMismatchError, filter_empty_inst
 from detectron2.data.samplers import TrainingSampler
 
 from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
+from ghm_d2.detectors import with_masks
 from ghm_d2.errors import DataError
 
 
@@ -21,9 +23,9 @@ class GHMDatasetMapper(DatasetMapper):
 
     It augments as `build_augmentations` says; of SSD's crop only objects whose centre is inside
     stay. An image that cannot be read becomes an entry "error": an exception would reach the
-    trainer from a worker process as a traceback in a string. Boxes of whole numbers are scaled as
-    others are: Detectron2's resizing cuts their fractions off, so that targets are up to a pixel
-    small.
+    trainer from a worker process as a traceback in a string. Boxes and polygons of whole numbers
+    are scaled as others are: Detectron2's resizing cuts their fractions off, so that targets are up
+    to a pixel small.
     """
 
     @configurable
@@ -50,19 +52,17 @@ class GHMDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
         ret = super().from_config(cfg, is_train)
+        masks = with_masks(cfg)
+        ret["use_instance_mask"] = masks
         ret["augmentations"] = build_augmentations(cfg, is_train)
         ret["centred_only"] = is_train and cfg.INPUT.AUGMENTATION == "ssd"
         # as after Detectron2's own crop, whose way of it fails where no object is left
-        ret["tight_boxes"] = ret.pop("recompute_boxes") or (
-            ret["centred_only"] and cfg.MODEL.MASK_ON
-        )
+        recompute = ret.pop("recompute_boxes")
+        ret["tight_boxes"] = masks and (recompute or ret["centred_only"])
         return ret
 
     def __call__(self, dataset_dict):
-        annotations = [
-            a | {"bbox": [float(v) for v in a["bbox"]]} if "bbox" in a else a
-            for a in dataset_dict.get("annotations", ())
-        ]
+        annotations = [self._exact(a) for a in dataset_dict.get("annotations", ())]
         if annotations:
             dataset_dict = dataset_dict | {"annotations": annotations}
         try:
@@ -76,6 +76,16 @@ class GHMDatasetMapper(DatasetMapper):
             error = f"cannot be read: {fault}"
         kept = {k: dataset_dict[k] for k in ("width", "height") if k in dataset_dict}
         return kept | {"error": f"{dataset_dict['file_name']}: {error}"}
+
+    def _exact(self, annotation: dict) -> dict:
+        """The annotation with coordinates that are no integers."""
+        exact = {}
+        if "bbox" in annotation:
+            exact["bbox"] = [float(v) for v in annotation["bbox"]]
+        mask = annotation.get("segmentation")
+        if self.use_instance_mask and isinstance(mask, list):
+            exact["segmentation"] = [np.array(polygon, float) for polygon in mask]
+        return annotation | exact
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         if self.centred_only:

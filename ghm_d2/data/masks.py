@@ -56,15 +56,46 @@ def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
     """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return "segmentation has a polygon that is not x, y of three points or more"
-    if not all(is_finite(v) for v in polygon):
+    points = _numbers(polygon)
+    # NaN is the least and the greatest
+    low, high = (None, None) if points is None else (points.min(), points.max())
+    if not is_finite(low) or not is_finite(high):
         return "segmentation has a polygon that is not of finite numbers"
-    for values, side in ((polygon[::2], width), (polygon[1::2], height)):
-        if min(values) < -side or max(values) > 2 * side:
-            return f"segmentation has a polygon far outside the image of {width} x {height}"
-    length = sum(abs(a - b) for a, b in zip(polygon, polygon[2:], strict=False))
-    if length > _TIMES_AROUND * 2 * (width + height):
-        return f"segmentation has a polygon of {length:.6g} px, {_TIMES_AROUND} times the image's"
+    # a data set has a million polygons: what follows is for the few that may be at fault
+    shorter, longest = min(width, height), _TIMES_AROUND * 2 * (width + height)
+    if low < -shorter or high > 2 * shorter:
+        for values, side in ((points[::2], width), (points[1::2], height)):
+            if values.min() < -side or values.max() > 2 * side:
+                return f"segmentation has a polygon far outside the image of {width} x {height}"
+    if len(points) * (high - low) > longest:
+        length = np.abs(points[2:] - points[:-2]).sum()
+        if length > longest:
+            return (
+                f"segmentation has a polygon of {length:.6g} px, {_TIMES_AROUND} times the image's"
+            )
     return None
+
+
+def usable_polygons(segmentation: Any, width: int, height: int) -> list:
+    """The parts of an object that can be used, where some of them cannot; empty where none can.
+
+    Args:
+        segmentation: one with a fault, of an image of `width` x `height` px.
+    """
+    if not isinstance(segmentation, list):
+        return []
+    usable = [polygon for polygon in segmentation if not polygon_fault(polygon, width, height)]
+    return [] if mask_fault(usable, width, height) else usable
+
+
+def _numbers(values: list) -> np.ndarray | None:
+    """An array of parsed JSON values; None where they are no numbers."""
+    if not all(issubclass(kind, int | float) for kind in set(map(type, values))):
+        return None
+    try:
+        return np.array(values, float)
+    except OverflowError:  # an integer of a thousand digits
+        return None
 
 
 def _rle_fault(rle: dict, width: int, height: int) -> str | None:

@@ -41,7 +41,8 @@ def require_masks(json_file: str, mask_format: str) -> None:
         mask_format: the configuration's INPUT.MASK_FORMAT, "polygon" or "bitmask".
 
     Raises:
-        DataError: an annotation has none: the first is named.
+        DataError: an annotation has none, or one that is not usable in all its parts: the first
+            is named.
         UsageError: masks are RLEs, which "polygon" cannot take.
     """
     parsed = _parse(json_file, stamp(json_file))
@@ -50,6 +51,8 @@ def require_masks(json_file: str, mask_format: str) -> None:
             f"{json_file}: {parsed.without_mask} has no segmentation, which MODEL.MASK_ON needs; "
             "MODEL.MASK_ON False makes a Faster R-CNN of it, for boxes alone"
         )
+    if parsed.bad_mask:
+        raise DataError(f"{json_file}: {parsed.bad_mask}; `ghm data import` leaves such parts out")
     if parsed.with_rle and mask_format != "bitmask":
         raise UsageError(
             f"{json_file}: the mask of {parsed.with_rle} is an RLE, which needs "
@@ -71,7 +74,7 @@ class _Parsed(NamedTuple):
 
     categories: (id, name) sorted by id, or None where the file is too malformed to tell.
     images: their names. without_mask, with_rle: the first annotation of the kind and its image,
-    in words; "" where there is none.
+    in words; "" where there is none. bad_mask: the first mask with a fault in a part.
     """
 
     faults: list[str]
@@ -79,6 +82,7 @@ class _Parsed(NamedTuple):
     images: tuple[str, ...] = ()
     without_mask: str = ""
     with_rle: str = ""
+    bad_mask: str = ""
 
 
 @lru_cache(maxsize=16)
@@ -86,7 +90,8 @@ def _parse(json_file: str, _stamp: tuple) -> _Parsed:
     """Cached by the file's time and size: parsing takes seconds."""
     split = Path(json_file).stem
     coco = load_json(json_file)
-    problems = [p for p in audit(coco, split, json_file) if p.severity == "error"]
+    findings = list(audit(coco, split, json_file))
+    problems = [p for p in findings if p.severity == "error"]
     fatal = [p for p in problems if p.kind in ("malformed", "categories") and p.file == json_file]
     if fatal:
         return _Parsed([f"{p}" for p in fatal])
@@ -99,7 +104,9 @@ def _parse(json_file: str, _stamp: tuple) -> _Parsed:
     without = next((a for a, mask in masks if not mask), None)
     # a crowd's is one in COCO itself, and Detectron2 leaves crowds out of the training
     rle = (a for a, mask in masks if isinstance(mask, dict) and not a.get("iscrowd"))
-    return _Parsed(faults, categories, images, _what(without, coco), _what(next(rle, None), coco))
+    bad = next((f"{p}" for p in findings if p.kind == "bad-mask"), "")
+    firsts = _what(without, coco), _what(next(rle, None), coco), bad
+    return _Parsed(faults, categories, images, *firsts)
 
 
 def _what(annotation: dict | None, coco: dict) -> str:

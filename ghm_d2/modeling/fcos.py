@@ -4,6 +4,7 @@ import math
 
 import torch
 from detectron2.config import configurable
+from detectron2.layers import get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
@@ -13,12 +14,20 @@ from torch.nn import functional as F
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.losses.build import (
+    build_ghm_c,
+    build_ghm_r,
+    check_ghm,
+    check_kernel,
+    check_loss_type,
+)
 from ghm_d2.modeling.dense import SigmoidLosses
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")
 DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+# in strides: a CIoU is of shapes, and a box without width and height, as ReLU may leave, has none
+LEAST_SIDE = 0.01
 NAMES = {
     "loss_cls": "loss_fcos_cls",
     "loss_box_reg": "loss_fcos_loc",
@@ -62,11 +71,19 @@ class GHMFCOS(SigmoidLosses, FCOS):
             **kwargs: those of Detectron2's class.
 
         Raises:
-            UsageError: an unknown loss type.
+            UsageError: an unknown loss type, a GHM loss without its module, or a radius that
+                leaves no location to an object.
         """
         super().__init__(**kwargs)
         check_loss_type("MODEL.FCOS.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
         check_loss_type("MODEL.FCOS.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        check_ghm(cls_loss_type, ghm_c, "MODEL.FCOS.CLS_LOSS_TYPE")
+        check_ghm(box_reg_loss_type, ghm_r, "MODEL.FCOS.BBOX_REG_LOSS_TYPE")
+        if not self.center_sampling_radius > 0:
+            raise UsageError(
+                "MODEL.FCOS.CENTER_SAMPLING_RADIUS is above 0, not "
+                f"{self.center_sampling_radius:g}; a large number, such as 1e6, switches it off"
+            )
         self.cls_loss_type = cls_loss_type
         self.box_reg_loss_type = box_reg_loss_type
         self.box_reg_loss_weight = box_reg_loss_weight
@@ -127,7 +144,9 @@ class GHMFCOS(SigmoidLosses, FCOS):
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
         types = self.cls_loss_type, self.box_reg_loss_type, self.kernel
         if types == ("focal", "giou", "torch"):
-            theirs = super().losses(*arguments)
+            # fvcore's losses are not for half precision
+            logits, deltas = ([x.float() for x in xs] for xs in (pred_logits, pred_anchor_deltas))
+            theirs = super().losses(anchors, logits, gt_labels, deltas, gt_boxes, pred_centerness)
             losses = {name: theirs[their_name] for name, their_name in NAMES.items()}
         else:
             losses = self._losses(*arguments)
@@ -152,6 +171,8 @@ class GHMFCOS(SigmoidLosses, FCOS):
         }
 
     def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
+        if self.box_reg_loss_type == "ciou":
+            pred_deltas = [d.clamp(min=LEAST_SIDE) for d in pred_deltas]
         if self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
             total = _dense_box_regression_loss(
                 anchors,
@@ -175,6 +196,17 @@ class GHMFCOS(SigmoidLosses, FCOS):
 
 
 def _build_head(keys, shapes) -> FCOSHead:
+    norm = _group_norm if keys.NORM == "GN" else keys.NORM
+    try:
+        get_norm(norm, 1)
+    except KeyError:
+        raise UsageError(
+            f'MODEL.FCOS.NORM is "GN", "BN", "SyncBN", "FrozenBN" or "", not {keys.NORM!r}'
+        ) from None
+    if keys.NUM_CONVS < 1:
+        raise UsageError(f"MODEL.FCOS.NUM_CONVS is at least 1, not {keys.NUM_CONVS}")
+    if not keys.IN_FEATURES:
+        raise UsageError(f"MODEL.FCOS.IN_FEATURES is empty; the backbone has {', '.join(shapes)}")
     missing = [name for name in keys.IN_FEATURES if name not in shapes]
     if missing:
         raise UsageError(
@@ -186,7 +218,7 @@ def _build_head(keys, shapes) -> FCOSHead:
         num_classes=keys.NUM_CLASSES,
         conv_dims=[shapes[0].channels] * keys.NUM_CONVS,
         prior_prob=keys.PRIOR_PROB,
-        norm=_group_norm if keys.NORM == "GN" else keys.NORM,
+        norm=norm,
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ghm_d2.reports.summary import Summary
 
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
 # what runs.csv has in columns of its own, or not at all
-APART = ("seed", "status", "outcome", "packages", "metrics", "per_class", "best")
+APART = ("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best")
 RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
 
 
@@ -33,7 +34,7 @@ class Report:
 
     @property
     def results(self) -> Table:
-        """A row a side, in the published column order."""
+        """A row a side, in the published column order; with masks a second one."""
         return results_of(self.summary.rows)
 
     @property
@@ -108,26 +109,31 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
 def runs_csv(study: Study) -> str:
     """A row a planned run: side, seed, status, outcome, and the numbers of its record."""
     runs = [(side, run) for side in study.sides for run in side.runs]
-    classes = sorted({name for _, run in runs if run.record for name in run.record.per_class})
+    records = [run.record for _, run in runs if run.record]
+    classes = sorted({name for record in records for name in record.per_class})
+    masks = AP_COLUMNS if any(record.mask_metrics for record in records) else ()
     header = ["side", "seed", "status", "outcome", *RECORD_FIELDS, *AP_COLUMNS]
+    header += [f"mask_{column}" for column in masks]
     header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(_harmless, header))
     for side, run in runs:
-        cells = [side.name, run.seed, run.status, *_numbers(run, classes)]
+        cells = [side.name, run.seed, run.status, *_numbers(run, masks, classes)]
         writer.writerow(map(_harmless, cells))
     return out.getvalue()
 
 
-def _numbers(run: Run, classes: list[str]) -> list:
+def _numbers(run: Run, masks: Sequence[str], classes: list[str]) -> list:
     record = run.record
     if record is None:
-        return [""] * (1 + len(RECORD_FIELDS) + len(AP_COLUMNS) + 2 + len(classes))
+        columns = (*RECORD_FIELDS, *AP_COLUMNS, *masks, *classes)
+        return [""] * (1 + len(columns) + 2)
     return [
         record.outcome,
         *(getattr(record, name) for name in RECORD_FIELDS),
         *(record.metrics.get(column) for column in AP_COLUMNS),
+        *(record.mask_metrics.get(column) for column in masks),
         record.best.get("AP"),
         record.best.get("iteration"),
         *(record.per_class.get(name) for name in classes),

@@ -26,23 +26,38 @@ DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
 
 
 def results_of(rows: list[Row]) -> Table:
-    """The published columns: mean and half the 95% interval; the best mean in bold."""
-    best = {}
-    for column in AP_COLUMNS:
-        means = [row.ap[column].mean for row in rows if row.ap[column].mean is not None]
-        # what looks alike is equally good
-        best[column] = f"{max(means):.1f}" if len(means) > 1 else None
+    """The published columns: mean and half the 95% interval; the best mean in bold.
+
+    A side with masks has a second row, of their AP.
+    """
+    best = _best([row.ap for row in rows])
+    best_masks = _best([row.mask_ap for row in rows if row.mask_ap])
     cells = []
     for row in rows:
-        side = row.side
-        figures = [_percent(row.ap[c], len(side.finished), best[c]) for c in AP_COLUMNS]
-        done = f"{len(side.finished)} of {len(side.runs)}"
-        cells.append((side.name, side.network or "-", *figures, done))
+        name = row.side.name
+        cells.append(_result(f"{name} (boxes)" if row.mask_ap else name, row.side, row.ap, best))
         for published in row.published:
             values = [f"{ap:.1f}" for ap in published.ap]
             values += ["-"] * (len(AP_COLUMNS) - len(values))
             cells.append((f"published: {published.source}", published.network, *values, "-"))
+        if row.mask_ap:
+            cells.append(_result(f"{name} (masks)", row.side, row.mask_ap, best_masks))
     return Table((*HEADERS, "Seeds"), cells, text_columns=2)
+
+
+def _best(rows: list[dict[str, Estimate]]) -> dict[str, str | None]:
+    """The highest mean of each column, as it is shown: what looks alike is equally good."""
+    best = {}
+    for column in AP_COLUMNS:
+        means = [ap[column].mean for ap in rows if ap[column].mean is not None]
+        best[column] = f"{max(means):.1f}" if len(means) > 1 else None
+    return best
+
+
+def _result(name: str, side: Side, ap: dict[str, Estimate], best: dict) -> tuple[str, ...]:
+    figures = [_percent(ap[c], len(side.finished), best[c]) for c in AP_COLUMNS]
+    done = f"{len(side.finished)} of {len(side.runs)}"
+    return name, side.network or "-", *figures, done
 
 
 def differences_of(differences: list[Difference]) -> Table:

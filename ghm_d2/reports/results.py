@@ -33,12 +33,16 @@ COSTS: dict[str, Callable[[RunRecord], float | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A side's results: an estimate for each of `AP_COLUMNS` and `COSTS`, of its finished runs."""
+    """A side's results: an estimate for each of `AP_COLUMNS` and `COSTS`, of its finished runs.
+
+    ap, published: of boxes. mask_ap: of masks, empty where the detector has none.
+    """
 
     side: Side
     ap: dict[str, Estimate]
     cost: dict[str, Estimate]
     published: list[Published]
+    mask_ap: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,13 @@ class NoiseRow:
 def row_of(side: Side) -> Row:
     """The results of `side`."""
     records = [run.record for run in side.finished]
+    masks = {column: side.mask_values(column).values() for column in AP_COLUMNS}
     return Row(
         side,
         {column: estimate(side.values(column).values()) for column in AP_COLUMNS},
         {name: estimate(map(cost, records)) for name, cost in COSTS.items()},
         published_for(records[0]) if records else [],
+        {column: estimate(values) for column, values in masks.items() if values},
     )
 
 

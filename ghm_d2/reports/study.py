@@ -110,6 +110,11 @@ class Side:
         """A metric of `AP_COLUMNS` by the seeds that finished."""
         return {run.seed: run.record.metrics.get(metric) for run in self.finished}
 
+    def mask_values(self, metric: str) -> dict[int, float | None]:
+        """As `values`, of masks; empty where the detector has none."""
+        runs = [run for run in self.finished if run.record.mask_metrics]
+        return {run.seed: run.record.mask_metrics.get(metric) for run in runs}
+
     def analysed(self, *keys: str) -> Run | None:
         """The first finished run whose analysis has `keys`, one within the other."""
         return next((run for run in self.finished if part(run.analysis, *keys)), None)

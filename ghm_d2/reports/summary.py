@@ -82,6 +82,7 @@ def _row_json(row: Row) -> dict:
         "finished": len(side.finished),
         "planned": len(side.runs),
         **{column: asdict(value) for column, value in row.ap.items()},
+        **({"masks": {c: asdict(v) for c, v in row.mask_ap.items()}} if row.mask_ap else {}),
         "published": [asdict(published) for published in row.published],
     }
 

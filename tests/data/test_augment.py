@@ -338,6 +338,28 @@ def test_ssd_crops():
     assert min(best) < 0.2 and max(best) > 0.7  # which crops drawn at will hardly reach
 
 
+def test_ssd_does_not_look_for_a_crop_without_objects():
+    """Nothing is drawn, where torchvision would draw until it gives up."""
+    seed(0)
+    before = torch.get_rng_state()
+    for _ in range(10):
+        transform = IoUCrop().get_transform(noise(40, 60), np.zeros((0, 4), np.float32))
+        assert isinstance(transform, T.NoOpTransform)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ssd_changes_contrast_before_or_after_the_other_colours():
+    """As weiliu89/caffe's ApplyDistort: second, or last, each in every other picture."""
+    seed(0)
+    colour, second = SSDColour(), []
+    for _ in range(400):
+        brightness, *rest = (type(t) for t in colour.get_transform(noise(4, 4)).transforms)
+        assert brightness is T.BlendTransform
+        assert sorted(t.__name__ for t in rest) == ["BlendTransform", "ColorTransform"]
+        second.append(rest[0] is T.BlendTransform)
+    assert 0.4 < np.mean(second) < 0.6
+
+
 def test_ssd_distorts_colours_as_published():
     """Brightness by 32 at most, contrast by 0.5 to 1.5, each in every other picture."""
     seed(0)

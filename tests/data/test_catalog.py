@@ -297,6 +297,37 @@ def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
         apply_to_config(mask_cfg("polygon"), folder)
 
 
+def test_a_crowd_may_be_an_rle(build, tmp_path):
+    """As in COCO itself; Detectron2 leaves crowds out of the training."""
+    splits = {"train": build.coco(), "val": build.coco(("c.png",))}
+    for coco in splits.values():
+        for annotation in coco["annotations"]:
+            annotation["segmentation"] = [[3, 4, 23, 4, 23, 14]]
+    splits["train"]["annotations"][-1] |= {"segmentation": RLE, "iscrowd": 1}
+    apply_to_config(mask_cfg("polygon"), str(build.data(tmp_path / "d", **splits)))
+
+
+def test_an_unknown_format_of_masks_is_refused_where_there_are_masks(build, tmp_path):
+    folder = masked(build, tmp_path / "d", [[3, 4, 23, 4, 23, 14]])
+    with pytest.raises(UsageError, match=r"INPUT\.MASK_FORMAT is polygon or bitmask, not 'bitmap'"):
+        apply_to_config(mask_cfg("bitmap"), folder)
+    cfg = mask_cfg("bitmap")
+    cfg.MODEL.MASK_ON = False
+    apply_to_config(cfg, folder)
+
+
+@pytest.mark.parametrize("part", [[1, 2], [1, 2, 3, 4, 5, float("nan")], [1, 2, 3, 4, 5, 1e6]])
+def test_a_part_that_is_no_polygon_stops_masks_alone(build, tmp_path, part):
+    folder = masked(build, tmp_path / "d", [[3, 4, 23, 4, 23, 14], part], "train")
+    with pytest.raises(DataError, match=r"train\.json: b\.png: annotation 2: segmentation has a"):
+        apply_to_config(mask_cfg(), folder)
+    cfg = mask_cfg()
+    cfg.MODEL.MASK_ON = False
+    apply_to_config(cfg, folder)
+    items = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    assert [len(item["annotations"]) for item in items] == [1, 1]
+
+
 def test_validate_refuses_a_hostile_mask(build, tmp_path):
     folder = masked(build, tmp_path / "d", {"size": [10**6, 10**6], "counts": "x"})
     with pytest.raises(DataError, match=r"c\.png: annotation 1: segmentation is an RLE of size"):

@@ -6,6 +6,8 @@ import pytest
 
 from ghm_d2.data.check import check
 
+TRIANGLE = [3, 4, 23, 4, 23, 14]
+
 
 def run(folder, *splits):
     splits = splits or [s for s in ("train", "val", "test") if (folder / f"{s}.json").is_file()]
@@ -45,6 +47,9 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
         ({"segmentation": [[1, 2, 3, 4]]}, "bad-mask", "error", "three points"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "error", "finite"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "error", "far outside the image"),
+        ({"segmentation": [TRIANGLE, [1, 2, 3, 4]]}, "bad-mask", "warning", "three points"),
+        ({"segmentation": [[1, 2, 3, 4], [5, 6]]}, "bad-mask", "error", "three points"),
+        ({"segmentation": [TRIANGLE, None]}, "bad-mask", "error", "three points"),
         ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-mask", "error", "size [9, 9]"),
         ({"segmentation": {"size": [48, 64], "counts": "x"}}, "bad-mask", "error", "add up"),
         ({"segmentation": "mask"}, "bad-mask", "error", "neither"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -25,6 +26,47 @@ def test_boxes_are_scaled_exactly(tmp_path, kind):
     boxes = GHMDatasetMapper(cfg, True)(item)["instances"].gt_boxes.tensor
     np.testing.assert_allclose(boxes.numpy(), [[9.5, 9.5, 18.05, 18.05]], rtol=1e-6)
     assert type(annotation["bbox"][0]) is kind, "the data set itself was changed"
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_polygons_are_scaled_exactly(tmp_path, kind):
+    file = tmp_path / "image.png"
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(file)
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (95,), "none"
+    triangle = [kind(v) for v in (10, 10, 19, 10, 19, 21)]
+    annotation = {
+        "bbox": [10, 10, 9, 11],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": [triangle],
+    }
+    item = {"file_name": str(file), "height": 100, "width": 100, "annotations": [annotation]}
+    ((polygon,),) = GHMDatasetMapper(cfg, True)(item)["instances"].gt_masks.polygons
+    np.testing.assert_allclose(polygon, [9.5, 9.5, 18.05, 9.5, 18.05, 19.95], rtol=1e-12)
+    assert type(annotation["segmentation"][0][0]) is kind, "the data set itself was changed"
+
+
+@pytest.mark.parametrize("augmentation", ["", "ssd"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_detector_without_masks_needs_none(tmp_path, crop, augmentation):
+    """Whatever MODEL.MASK_ON says: of these objects one has a mask, and two have not."""
+    file = tmp_path / "image.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file)
+    boxes = {"bbox": [4, 10, 26, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    masked = boxes | {"segmentation": [[4, 10, 30, 10, 30, 20]]}
+    item = {"file_name": str(file), "height": 40, "width": 40}
+    item["annotations"] = [masked, boxes, boxes | {"segmentation": []}]
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "GHMRetinaNet", True
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.AUGMENTATION = crop, augmentation
+    cfg.INPUT.CROP.SIZE = [1.0, 1.0]
+    np.random.seed(0)
+    torch.manual_seed(0)
+    result = GHMDatasetMapper(cfg, True)(item)
+    assert "error" not in result, result
+    assert len(result["instances"]) == 3 and not result["instances"].has("gt_masks")
 
 
 def test_polygons_and_rles_become_masks_that_follow_the_image(tmp_path):

@@ -1,5 +1,7 @@
 """Segmentations: what is decoded stands in the file, and nothing else gets to the C code."""
 
+import random
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -121,6 +123,45 @@ def test_polygons_are_filled_together():
 )
 def test_polygons_that_are_none(polygons, words):
     assert words in mask_fault(polygons, W, H)
+
+
+def verdict(polygon):
+    """What `mask_fault` is to say of a list of numbers, one number at a time; "" for nothing."""
+    for value in polygon:
+        if not isinstance(value, (int, float)) or not abs(value) < 1e9:  # no NaN is
+            return "finite"
+    for i, value in enumerate(polygon):
+        side = (W, H)[i % 2]
+        if not -side <= value <= 2 * side:
+            return "far outside"
+    length = 0.0
+    for i in range(2, len(polygon)):
+        length += abs(polygon[i] - polygon[i - 2])
+    return "times the image's" if length > 100 * 2 * (W + H) else ""
+
+
+ODD = [float("nan"), float("inf"), -float("inf"), 1e9, -(10**9), 10**400, 10**30, 1e308]
+ODD += ["6", None, [1], {}, 2 * W + 1, -W - 1, 2 * H + 1, -H - 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.filterwarnings("error")
+def test_polygons_are_judged_number_by_number(seed):
+    rng = random.Random(seed)
+    seen = set()
+    for _ in range(100):
+        points = rng.choice([3, 4, 40, 400])
+        polygon = [
+            rng.choice([int, float])(rng.uniform(-side, 2 * side))
+            for _ in range(points)
+            for side in (W, H)
+        ]
+        if rng.random() < 0.5:
+            polygon[rng.randrange(len(polygon))] = rng.choice(ODD)
+        expected, fault = verdict(polygon), mask_fault([polygon], W, H)
+        assert expected in fault if expected else fault is None, (expected, fault)
+        seen.add(expected)
+    assert seen == {"", "finite", "far outside", "times the image's"}
 
 
 def test_polygons_may_leave_the_image_a_little():

@@ -17,6 +17,11 @@ from tiny_models import (
     step,
 )
 from torch import nn
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
 
 from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError
@@ -34,8 +39,8 @@ NAMES = {
 }
 
 
-def ghm_fcos(cls="focal", reg="giou", keys=()):
-    """A small one whose weights are always the same."""
+def ghm_fcos(cls="focal", reg="giou", keys=(), size=1.0):
+    """A small one whose weights are always the same. `size`: of its distances, in strides."""
     register_all()
     words = {
         **TINY,
@@ -56,7 +61,7 @@ def ghm_fcos(cls="focal", reg="giou", keys=()):
     model = GHMFCOS(cfg)
     for module in (model.head.cls_score, model.head.bbox_pred, model.head.ctrness):
         nn.init.normal_(module.weight, 0, 0.05)  # predictions that differ, as a trained model's do
-    model.head.bbox_pred.bias.data.fill_(1.0)  # boxes of some size
+    model.head.bbox_pred.bias.data.fill_(size)
     return model.train()
 
 
@@ -117,6 +122,16 @@ def test_every_combination_trains(cls, reg):
     assert losses.keys() == NAMES.keys()
     assert_sound_step(model, inputs((0, 3)), [model.head])
     assert_sound_step(model, inputs((0, 0)), [model.head], reaching=False)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0])  # as a training starts; no box has a size
+@pytest.mark.parametrize("reg", REG_LOSSES)
+def test_boxes_without_width_or_height_have_a_loss(reg, size):
+    model, batch = ghm_fcos("ghm_c", reg, size=size), inputs((4, 3))
+    (_, _, _, deltas, *_), _ = recorded_losses(model, batch, lambda b: step(model, b))
+    sides = torch.cat(deltas, dim=1).relu()
+    assert ((sides[..., 0] + sides[..., 2] == 0) & (sides[..., 1] + sides[..., 3] == 0)).any()
+    assert_sound_step(model, batch, [model.head], reaching=size == 0)
 
 
 def by_hand(arguments):
@@ -214,6 +229,45 @@ def test_sums_are_divided_by_the_moving_average():
         torch.testing.assert_close(losses["loss_centerness"].double(), centerness)
 
 
+def boxes_of(sides):
+    """Around the location, from distances to the sides; CIoU's have some."""
+    return torch.cat([-sides[:, :2], sides[:, 2:]], dim=1)
+
+
+BOX_LOSSES = {
+    "giou": (generalized_box_iou_loss, 0.0),
+    "diou": (distance_box_iou_loss, 0.0),
+    "ciou": (complete_box_iou_loss, 0.01),
+}
+
+
+@pytest.mark.parametrize("reg", BOX_LOSSES)
+def test_losses_of_boxes_are_torchvisions(reg):
+    loss, least = BOX_LOSSES[reg]
+    model, batch = ghm_fcos("ce", reg), larger(inputs((4, 3)))
+    arguments, losses = recorded_losses(model, batch, lambda b: step(model, b))
+    _, _, pred, target = map(torch.cat, zip(*by_hand(arguments), strict=True))
+    assert (pred < least).any() and (pred > least).sum() > 10
+    total = loss(boxes_of(pred.clamp(min=least)), boxes_of(target), reduction="sum")
+    normalizer = 0.9 * 300 + 0.1 * len(target)
+    torch.testing.assert_close(losses["loss_box_reg"], total / normalizer)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_smooth_l1_turns_linear_at_beta(beta):
+    model = ghm_fcos("ce", "smooth_l1", {"MODEL.FCOS.SMOOTH_L1_LOSS_BETA": str(beta)})
+    batch = larger(inputs((4, 3)))
+    arguments, losses = recorded_losses(model, batch, lambda b: step(model, b))
+    _, _, pred, target = map(torch.cat, zip(*by_hand(arguments), strict=True))
+    total, near = 0.0, 0
+    for difference in (pred - target).abs().flatten().tolist():
+        near += difference < beta
+        total += difference**2 / 2 / beta if difference < beta else difference - beta / 2
+    assert 0 < near < pred.numel()
+    expected = total / (0.9 * 300 + 0.1 * len(target))
+    assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def bce_of(logits, targets):
     p = logits.sigmoid()
     return -(targets * p.log() + (1 - targets) * (1 - p).log()).sum()
@@ -309,6 +363,11 @@ def test_on_a_timm_backbone():
         ({"MODEL.FCOS.CLS_LOSS_TYPE": "ohem"}, "MODEL.FCOS.CLS_LOSS_TYPE is one of focal"),
         ({"MODEL.FCOS.BBOX_REG_LOSS_TYPE": "l2"}, "MODEL.FCOS.BBOX_REG_LOSS_TYPE is one of"),
         ({"MODEL.FCOS.IN_FEATURES": "['p2', 'p3']"}, "IN_FEATURES: the backbone has p3, .*not p2"),
+        ({"MODEL.FCOS.IN_FEATURES": "[]"}, "IN_FEATURES is empty; the backbone has p3"),
+        ({"MODEL.FCOS.NUM_CONVS": "0"}, "MODEL.FCOS.NUM_CONVS is at least 1, not 0"),
+        ({"MODEL.FCOS.NORM": "LN"}, "MODEL.FCOS.NORM is .* not 'LN'"),
+        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "0.0"}, "CENTER_SAMPLING_RADIUS is .*1e6"),
+        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "-1.0"}, "CENTER_SAMPLING_RADIUS is .*not -1"),
         ({"MODEL.GHM.KERNEL": "cuda"}, "MODEL.GHM.KERNEL"),
     ],
 )
@@ -317,11 +376,46 @@ def test_what_cannot_be_had_is_refused(keys, words):
         ghm_fcos(keys=keys)
 
 
-def test_bfloat16_step():
-    model, batch = ghm_fcos("ghm_c", "giou"), inputs((4, 3))
+@pytest.mark.parametrize(
+    ("types", "key"),
+    [
+        ({"cls_loss_type": "ghm_c"}, "MODEL.FCOS.CLS_LOSS_TYPE"),
+        ({"box_reg_loss_type": "ghm_r"}, "MODEL.FCOS.BBOX_REG_LOSS_TYPE"),
+    ],
+)
+def test_a_ghm_loss_without_its_module_is_refused(types, key):
+    like = ghm_fcos()
+    with pytest.raises(UsageError, match=key):
+        GHMFCOS(
+            backbone=like.backbone,
+            head=like.head,
+            num_classes=CLASSES,
+            pixel_mean=like.pixel_mean.flatten().tolist(),
+            pixel_std=like.pixel_std.flatten().tolist(),
+            **types,
+        )
+
+
+def test_a_large_radius_switches_sampling_off():
+    """A box of 56 px: of stride 8, 3 x 3 locations near its centre; then the 7 x 7 in all of it."""
+    for radius, found in (("1.5", 9), ("1e6", 49)):
+        model = ghm_fcos(keys={"MODEL.FCOS.CENTER_SAMPLING_RADIUS": radius})
+        batch = inputs((1,))
+        batch[0]["instances"].gt_boxes.tensor[:] = torch.tensor([8.0, 8.0, 64.0, 64.0])
+        arguments, _ = recorded_losses(model, batch, lambda b: step(model, b))  # noqa: B023
+        labels = arguments[2][0][: len(arguments[0][0])]
+        assert (labels != CLASSES).sum() == found
+
+
+@pytest.mark.parametrize("kernel", ["torch", "auto"])
+@pytest.mark.parametrize("cls", CLS_LOSSES)
+@pytest.mark.parametrize("reg", ["giou", "ciou", "smooth_l1", "asl1"])
+def test_bfloat16_step(cls, reg, kernel):
+    model, exact = (ghm_fcos(cls, reg, {"MODEL.GHM.KERNEL": kernel}) for _ in range(2))
+    batch = inputs((4, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(model, batch)
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
-    exact = step(ghm_fcos("ghm_c", "giou"), batch)
+    exact = step(exact, batch)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, exact[name], rtol=0.1, atol=0.01)
