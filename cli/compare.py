@@ -105,10 +105,8 @@ def compare(
         budget = budget or ("full" if own else "quick")
         whole = find_suite(words, budget)
         suite = choose_sides(whole, side or [], optional)
-        left_out = [s.name for s in whole.sides if s.optional and s not in suite.sides]
-        if left_out and not side:
-            note = f"left out, unless with --optional: {', '.join(left_out)}"
-            err.print(note, markup=False, highlight=False)
+        if not side:
+            _tell_left_out(whole, suite)
         overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
         for key in overrides[::2]:
             if key in SET_BY_OPTIONS:
@@ -161,6 +159,13 @@ def _compare(request, job_device: str | None, dry_run: bool, as_json: bool) -> N
     from .report import show_report
 
     show_report(write_report(folder), as_json)
+
+
+def _tell_left_out(whole, suite) -> None:
+    names = [s.name for s in whole.sides if s.optional and s not in suite.sides]
+    if names:
+        note = f"left out, unless with --optional: {', '.join(names)}"
+        err.print(note, markup=False, highlight=False)
 
 
 def _key_value(pair: str) -> tuple[str, str]:

@@ -1,32 +1,39 @@
 """What one-stage detectors share: sums over boxes; over sigmoids, the classification loss too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from detectron2.utils.events import get_event_storage
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
-from ghm_d2.losses import bce_loss, focal_loss, ohem_loss
+from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
 
 LOG_PERIOD = 20  # iterations, as Detectron2's writers
 
 
-def sum_over_boxes(
-    levels: Sequence[tuple[Tensor, Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """The sum of `loss` over all levels' boxes: predicted and true deltas, and which count.
+def delta_loss(model, levels: Sequence[tuple[Tensor, Tensor, Tensor]], normalizer) -> Tensor:
+    """GHM-R, or the sum of smooth L1 or ASL1 over `normalizer`, of all levels' boxes.
 
-    Without a box there is no difference, and no loss and gradient, whatever is predicted.
+    In a sum a box that does not count has no difference, and thus no loss and gradient, whatever
+    is predicted.
 
     Args:
+        model: has the attributes box_reg_loss_type, ghm_r, asl1_mu and smooth_l1_beta.
         levels: as of `labels.box_levels`.
-        loss: of predicted and true deltas, a sum over them.
     """
-    return sum(
+    if model.box_reg_loss_type == "ghm_r":
+        return sum(model.ghm_r.levels(*zip(*levels, strict=True)))
+    if model.box_reg_loss_type == "asl1":
+        loss = partial(asl1_loss, mu=model.asl1_mu, reduction="sum")
+    else:
+        loss = partial(smooth_l1_loss, beta=model.smooth_l1_beta, reduction="sum")
+    total = sum(
         loss(torch.where(valid[..., None], p, 0), torch.where(valid[..., None], t, 0))
         for p, t, valid in levels
     )
+    return total / normalizer
 
 
 class SigmoidLosses:

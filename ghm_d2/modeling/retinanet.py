@@ -1,17 +1,13 @@
 """RetinaNet with a choice of losses."""
 
-from functools import partial
-
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
-from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
-from ghm_d2.modeling.dense import SigmoidLosses, sum_over_boxes
+from ghm_d2.modeling.dense import SigmoidLosses, delta_loss
 from ghm_d2.modeling.labels import box_levels, label_anchors
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
@@ -127,10 +123,4 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
         dense = pos_mask.device.type != "cpu"
         transform = self.box2box_transform
         levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
-        if self.box_reg_loss_type == "ghm_r":
-            return sum(self.ghm_r.levels(*zip(*levels, strict=True)))
-        if self.box_reg_loss_type == "asl1":
-            loss = partial(asl1_loss, mu=self.asl1_mu, reduction="sum")
-        else:
-            loss = partial(smooth_l1_loss, beta=self.smooth_l1_beta, reduction="sum")
-        return sum_over_boxes(levels, loss) / normalizer
+        return delta_loss(self, levels, normalizer)

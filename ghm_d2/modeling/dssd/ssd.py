@@ -1,7 +1,5 @@
 """SSD and DSSD with a choice of losses."""
 
-from functools import partial
-
 import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
@@ -11,13 +9,11 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_loss_type
-from ghm_d2.modeling.dense import LOG_PERIOD, sum_over_boxes
+from ghm_d2.modeling.dense import LOG_PERIOD, delta_loss
 from ghm_d2.modeling.dssd.backbone import SSDBackbone
 from ghm_d2.modeling.dssd.default_boxes import check_sizes
 from ghm_d2.modeling.dssd.head import SSDHead
@@ -220,13 +216,7 @@ class SSD(DenseDetector):
         dense = pos_mask.device.type != "cpu"
         transform = self.box2box_transform
         levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
-        if self.box_reg_loss_type == "ghm_r":
-            return sum(self.ghm_r.levels(*zip(*levels, strict=True)))
-        if self.box_reg_loss_type == "asl1":
-            loss = partial(asl1_loss, mu=self.asl1_mu, reduction="sum")
-        else:
-            loss = partial(smooth_l1_loss, beta=self.smooth_l1_beta, reduction="sum")
-        return sum_over_boxes(levels, loss) / normalizer
+        return delta_loss(self, levels, normalizer)
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """`pred_boxes`, `scores` and `pred_classes` of each image, best first."""
