@@ -8,7 +8,7 @@ from torch import nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_loss_type
+from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
 from ghm_d2.modeling.retinanet import REG_LOSSES
 
 
@@ -36,10 +36,12 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
             asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
 
         Raises:
-            UsageError: an unknown loss type, or `ghm_c` with Detectron2's `use_sigmoid_ce`.
+            UsageError: an unknown loss type, "ghm_r" without its module, or `ghm_c` with
+                Detectron2's `use_sigmoid_ce`.
         """
         super().__init__(input_shape, **kwargs)
         check_loss_type("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", self.box_reg_loss_type, REG_LOSSES)
+        check_ghm(self.box_reg_loss_type, ghm_r, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")
         if ghm_c is not None and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
             raise UsageError(
                 "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c trains a softmax, so that "

@@ -6,7 +6,13 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from torch import Tensor, nn
 
-from ghm_d2.losses.build import build_ghm_c, build_ghm_r, check_kernel, check_loss_type
+from ghm_d2.losses.build import (
+    build_ghm_c,
+    build_ghm_r,
+    check_ghm,
+    check_kernel,
+    check_loss_type,
+)
 from ghm_d2.modeling.dense import SigmoidLosses, delta_loss
 from ghm_d2.modeling.labels import box_levels, label_anchors
 
@@ -53,11 +59,13 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
                 "ghm_r".
 
         Raises:
-            UsageError: an unknown loss type.
+            UsageError: an unknown loss type, or a GHM loss without its module.
         """
         super().__init__(**kwargs)
         check_loss_type("MODEL.RETINANET.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
         check_loss_type("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", self.box_reg_loss_type, REG_LOSSES)
+        check_ghm(cls_loss_type, ghm_c, "MODEL.RETINANET.CLS_LOSS_TYPE")
+        check_ghm(self.box_reg_loss_type, ghm_r, "MODEL.RETINANET.BBOX_REG_LOSS_TYPE")
         self.cls_loss_type = cls_loss_type
         self.ghm_c = ghm_c
         self.ghm_r = ghm_r

@@ -376,26 +376,6 @@ def test_what_cannot_be_had_is_refused(keys, words):
         ghm_fcos(keys=keys)
 
 
-@pytest.mark.parametrize(
-    ("types", "key"),
-    [
-        ({"cls_loss_type": "ghm_c"}, "MODEL.FCOS.CLS_LOSS_TYPE"),
-        ({"box_reg_loss_type": "ghm_r"}, "MODEL.FCOS.BBOX_REG_LOSS_TYPE"),
-    ],
-)
-def test_a_ghm_loss_without_its_module_is_refused(types, key):
-    like = ghm_fcos()
-    with pytest.raises(UsageError, match=key):
-        GHMFCOS(
-            backbone=like.backbone,
-            head=like.head,
-            num_classes=CLASSES,
-            pixel_mean=like.pixel_mean.flatten().tolist(),
-            pixel_std=like.pixel_std.flatten().tolist(),
-            **types,
-        )
-
-
 def test_a_large_radius_switches_sampling_off():
     """A box of 56 px: of stride 8, 3 x 3 locations near its centre; then the 7 x 7 in all of it."""
     for radius, found in (("1.5", 9), ("1e6", 49)):

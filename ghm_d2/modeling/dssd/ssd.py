@@ -12,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_loss_type
+from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
 from ghm_d2.modeling.dense import LOG_PERIOD, delta_loss
 from ghm_d2.modeling.dssd.backbone import SSDBackbone
 from ghm_d2.modeling.dssd.default_boxes import check_sizes
@@ -78,11 +78,13 @@ class SSD(DenseDetector):
             max_detections_per_image: that are left at last.
 
         Raises:
-            UsageError: an unknown loss type.
+            UsageError: an unknown loss type, or a GHM loss without its module.
         """
         super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
         check_loss_type("MODEL.SSD.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
         check_loss_type("MODEL.SSD.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
+        check_ghm(cls_loss_type, ghm_c, "MODEL.SSD.CLS_LOSS_TYPE")
+        check_ghm(box_reg_loss_type, ghm_r, "MODEL.SSD.BBOX_REG_LOSS_TYPE")
         self.anchor_generator, self.box2box_transform = anchor_generator, box2box_transform
         self.num_classes = num_classes
         self.iou_threshold, self.neg_pos_ratio = iou_threshold, neg_pos_ratio
