@@ -63,7 +63,7 @@ def loss_ms(cfg, model: nn.Module) -> float | None:
     """Milliseconds that the losses of one training batch take, forward and backward.
 
     The backward pass ends at the predictions. For a two-stage detector they are those of its box
-    predictor, for a RetinaNet all; None for other detectors. The median of five.
+    predictor, for RetinaNet and SSD all; None for other detectors. The median of five.
 
     Raises:
         DataError: an image cannot be read.

@@ -21,16 +21,20 @@ _AT_ONCE = 2**22  # samples; a batch of COCO has a hundred million
 
 def smooth_l1_beta(cfg) -> float:
     """Of the detector that `cfg` describes."""
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        return cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA
-    return cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA
+    keys = _box_keys(cfg)
+    return keys.SMOOTH_L1_LOSS_BETA if "SMOOTH_L1_LOSS_BETA" in keys else keys.SMOOTH_L1_BETA
 
 
 def box_coder_weights(cfg) -> tuple[float, ...]:
     """What the deltas (dx, dy, dw, dh) of the detector that `cfg` describes are multiplied by."""
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        return tuple(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS)
-    return tuple(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
+    return tuple(_box_keys(cfg).BBOX_REG_WEIGHTS)
+
+
+def _box_keys(cfg):
+    arch = cfg.MODEL.META_ARCHITECTURE
+    if "RetinaNet" in arch:  # somebody's own too
+        return cfg.MODEL.RETINANET
+    return cfg.MODEL.SSD if arch == "SSD" else cfg.MODEL.ROI_BOX_HEAD
 
 
 def histogram(norms: Tensor) -> dict[str, list]:

@@ -22,6 +22,7 @@ from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
+from ghm_d2.modeling.dssd.ssd import SSD
 
 # of an annotation that is in the data; the noise that leaves one out has nothing to weigh
 NOISE_KINDS = ("none", "class", "shift")
@@ -34,8 +35,8 @@ class Samples:
     """The samples of one batch. A row is an anchor (one-stage) or a sampled proposal.
 
     Attributes:
-        logits: one-stage (N, R_l, K) a feature level, over sigmoids; two-stage one (R, K + 1),
-            over a softmax.
+        logits: one-stage (N, R_l, K) a feature level, over sigmoids, or (N, R_l, K + 1), over a
+            softmax (SSD); two-stage one (R, K + 1), over a softmax.
         deltas: predicted boxes, (N, R_l, 4) a level; (R, 4 * K) or (R, 4).
         labels: (rows,) int64; a class, K background, -1 ignored.
         errors: (F, 4), predicted minus target deltas of the F foreground rows.
@@ -89,7 +90,7 @@ def training_copy(model: nn.Module) -> nn.Module:
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Whether `capture` knows the detector: a RetinaNet, or an R-CNN with one box predictor."""
+    """Whether `capture` knows the detector: RetinaNet, SSD, or an R-CNN with one box predictor."""
     return _head(model) is not None
 
 
@@ -105,13 +106,13 @@ def capture(model: nn.Module, batch: list[dict]) -> Samples:
         torch.manual_seed(0)
         model(batch)
     (arguments,) = calls
-    if isinstance(model, RetinaNet):
-        return _of_retinanet(model, batch, *arguments)
+    if head is model:
+        return _of_dense_detector(model, batch, *arguments)
     return _of_box_predictor(head, *arguments)
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    if isinstance(model, RetinaNet):
+    if isinstance(model, (RetinaNet, SSD)):
         return model
     predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     known = isinstance(predictor, FastRCNNOutputLayers)  # a cascade has a list of them
@@ -134,7 +135,7 @@ def _recorded(head: nn.Module) -> Iterator[list[tuple]]:
         del head.losses
 
 
-def _of_retinanet(model, batch, anchors, logits, labels, deltas, boxes) -> Samples:
+def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> Samples:
     rows = torch.stack(labels)  # (N, R)
     foreground = (rows >= 0) & (rows != model.num_classes)
     all_anchors = type(anchors[0]).cat(anchors).tensor
@@ -144,10 +145,14 @@ def _of_retinanet(model, batch, anchors, logits, labels, deltas, boxes) -> Sampl
     for instances in ailing:
         instances.gt_classes = instances.gt_noise
     noise, _ = model.label_anchors(anchors, ailing)
+    softmax = isinstance(model, SSD)
 
     def losses(logits, deltas):
         with EventStorage():
             return model.losses(anchors, logits, labels, deltas, boxes)
+
+    def normalizer():
+        return max(int(foreground.sum()), 1) if softmax else float(model.loss_normalizer)
 
     return Samples(
         logits=logits,
@@ -156,8 +161,8 @@ def _of_retinanet(model, batch, anchors, logits, labels, deltas, boxes) -> Sampl
         errors=(torch.cat(deltas, dim=1) - targets)[foreground],
         noise=torch.stack(noise)[foreground],
         losses=losses,
-        normalizer=lambda: float(model.loss_normalizer),
-        softmax=False,
+        normalizer=normalizer,
+        softmax=softmax,
     )
 
 

@@ -15,9 +15,10 @@ from ghm_d2.records import ANALYSIS_FILE, WORST_FILE
 
 RETINANET = ("retinanet_ghm",)
 FASTER_RCNN = ("faster_rcnn_ghm_r", "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", "ghm_c")
+DSSD = ("dssd_ghm",)
 
 
-@pytest.fixture(params=[RETINANET, FASTER_RCNN], ids=["retinanet", "faster_rcnn"])
+@pytest.fixture(params=[RETINANET, FASTER_RCNN, DSSD], ids=["retinanet", "faster_rcnn", "dssd"])
 def noisy(request, detector, noisy_folder):
     name, *words = request.param
     return detector(name, noisy_folder, *words)
@@ -121,7 +122,8 @@ def test_box_norms_of_all_detectors_are_in_one_unit(noisy):
     copy, errors = training_copy(model), []
     for batch in read_batches(cfg, training_items(cfg, 7)):
         errors += capture(copy, batch).errors.tolist()
-    weights = [10, 10, 5, 5] if hasattr(model, "roi_heads") else [1, 1, 1, 1]
+    retinanet = cfg.MODEL.META_ARCHITECTURE == "GHMRetinaNet"
+    weights = [1, 1, 1, 1] if retinanet else [10, 10, 5, 5]
     d = np.array(errors) / weights
     expected, _ = np.histogram(np.abs(d) / np.hypot(d, 0.02), bins=100, range=(0, 1))
     counts = np.array(found["gradient_norms"]["reg"]["counts"])

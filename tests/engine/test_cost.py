@@ -26,7 +26,7 @@ def products(model, batch) -> float:
     return total
 
 
-@pytest.mark.parametrize("name", ["retinanet_ghm", "faster_rcnn_sl1"])
+@pytest.mark.parametrize("name", ["retinanet_ghm", "faster_rcnn_sl1", "dssd_ghm"])
 def test_measured_quietly_and_without_a_trace(name, detector, digits_folder, capfd):
     cfg, model = detector(name, digits_folder)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -17,9 +17,11 @@ from ghm_d2.losses import SmoothL1
 
 RETINANET = ("retinanet_ce", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1")
 FASTER_RCNN = ("faster_rcnn_sl1", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32")
+SSD = ("ssd", "MODEL.SSD.CLS_LOSS_TYPE", "ce")
+BETA = {"GHMRetinaNet": 0.1, "GeneralizedRCNN": 0.0, "SSD": 1.0}  # of their smooth L1
 
 
-@pytest.fixture(params=[RETINANET, FASTER_RCNN], ids=["retinanet", "faster_rcnn"])
+@pytest.fixture(params=[RETINANET, FASTER_RCNN, SSD], ids=["retinanet", "faster_rcnn", "ssd"])
 def captured(request, detector, noisy_folder):
     """(model, batch, samples) of one batch of two images."""
     name, *words = request.param
@@ -36,19 +38,19 @@ def test_their_losses_are_the_detectors(captured):
     classes = samples.cross_entropy(samples.logits) / samples.normalizer()
     assert losses["loss_cls"].item() == pytest.approx(classes.item(), rel=1e-5)
     assert len(samples.errors) == len(samples.foreground) > 0
-    two_stage = "GeneralizedRCNN" in cfg.MODEL.META_ARCHITECTURE
-    beta = cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA if two_stage else 0.1
-    boxes = SmoothL1(beta, "sum")(samples.errors, torch.zeros_like(samples.errors))
+    boxes = SmoothL1(BETA[cfg.MODEL.META_ARCHITECTURE], "sum")(
+        samples.errors, torch.zeros_like(samples.errors)
+    )
     expected = boxes.item() / samples.normalizer()
     assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_and_smooth_l1_are_what_weights_are_measured_by(captured):
-    _, _, _, samples = captured
+    cfg, _, _, samples = captured
     score, plain, box = foreground_gradients(samples)
     assert len(score) == len(samples.foreground)
     assert torch.allclose(score, plain, rtol=1e-4)
-    slopes = derivative(SmoothL1(0.0 if samples.softmax else 0.1, "sum"), samples.errors)
+    slopes = derivative(SmoothL1(BETA[cfg.MODEL.META_ARCHITECTURE], "sum"), samples.errors)
     assert torch.allclose(box, slopes.sum(1), rtol=1e-4)
 
 
@@ -71,7 +73,7 @@ def test_gradient_norms_are_those_of_each_sample(captured):
             target = [float(k == label) for k in range(len(logits))]
             expected += (torch.tensor(logits).sigmoid() - torch.tensor(target)).abs()
     assert torch.allclose(samples.norms(), torch.stack(expected), atol=1e-6)
-    assert samples.softmax == hasattr(model, "roi_heads")
+    assert samples.softmax != hasattr(model, "loss_normalizer")
 
 
 def test_noise_goes_with_the_box_that_was_matched(captured):
