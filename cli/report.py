@@ -88,7 +88,7 @@ def _write(folder: Path, output: Path | None, as_json: bool) -> None:
     from ghm_d2.reports.report import write_report
     from ghm_d2.reports.study import is_comparison
 
-    records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder)]
+    records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder).values()]
     if as_json and records is not None and output is None:
         emit(records, as_json=True, human=None)
         return

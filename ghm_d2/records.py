@@ -203,16 +203,16 @@ class RunsTable:
         return next((row for row in reversed(self.rows()) if row["key"] == key), None)
 
 
-def find_records(folder: Path) -> list[RunRecord]:
-    """The records of all runs below `folder`, in the order of their paths.
+def find_records(folder: Path) -> dict[str, RunRecord]:
+    """The records of all runs below `folder`, by their paths in it and in the order of these.
 
     Raises:
         DataError: there is none, or a run.json that is not one.
     """
-    files = sorted(Path(folder).rglob(RUN_FILE))
-    if not files:
+    folders = sorted(file.parent for file in Path(folder).rglob(RUN_FILE))
+    if not folders:
         raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
-    return [RunRecord.read(file.parent) for file in files]
+    return {run.relative_to(folder).as_posix(): RunRecord.read(run) for run in folders}
 
 
 def write_json(file: Path, value) -> None:

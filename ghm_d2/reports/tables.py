@@ -1,6 +1,6 @@
 """Tables of run records, for a terminal or as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,7 +10,7 @@ from ghm_d2.reports import document
 from ghm_d2.reports.document import Best
 
 HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
-RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min")
+RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min", "Run")
 
 
 def results_table(record: RunRecord, title: str | None = None) -> Table:
@@ -18,12 +18,12 @@ def results_table(record: RunRecord, title: str | None = None) -> Table:
     return _table(HEADERS, _results(record), title, text_columns=2)
 
 
-def runs_markdown(records: Sequence[RunRecord]) -> str:
-    """A row a run, as Markdown: the published columns, then data, seed, iterations and time.
+def runs_markdown(records: Mapping[str, RunRecord]) -> str:
+    """A row a run, as Markdown: the published columns, then data, seed, iterations, time, name.
 
     A run with masks has a second row, of their AP.
     """
-    rows = [map(document.escape, row) for record in records for row in _run(record)]
+    rows = [map(document.escape, (*row, name)) for name, r in records.items() for row in _run(r)]
     lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 

@@ -24,12 +24,12 @@ def record(**changes) -> RunRecord:
 
 
 def test_markdown_has_the_published_columns_first():
-    header, rule, row = runs_markdown([record()]).splitlines()
+    header, rule, row = runs_markdown({"runs/a": record()}).splitlines()
     assert header.startswith("| Method | Network | AP | AP50 | AP75 | AP_S | AP_M | AP_L |")
     assert rule.count("---") == len(RUN_HEADERS)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:8] == ["41.3", "70.0", "40.0", "-", "1.0", "2.0"]
-    assert cells[8:] == ["cells", "5", "300", "1.5"]
+    assert cells[8:] == ["cells", "5", "300", "1.5", "runs/a"]
 
 
 def test_masks_have_a_row_of_their_own():
@@ -38,7 +38,7 @@ def test_masks_have_a_row_of_their_own():
     columns = [[*column.cells] for column in results_table(run).columns]
     assert columns[0] == ["Mask R-CNN CE + SL1 (boxes)", "Mask R-CNN CE + SL1 (masks)"]
     assert columns[2:5] == [["41.3", "30.0"], ["70.0", "60.0"], ["40.0", "-"]]
-    _, _, boxes, of_masks, last = runs_markdown([run, record()]).splitlines()
+    _, _, boxes, of_masks, last = runs_markdown({"a": run, "b": record()}).splitlines()
     assert "(boxes)" in boxes and "41.3" in boxes
     assert "(masks)" in of_masks and "30.0" in of_masks and "41.3" not in of_masks
     assert "(boxes)" not in last
@@ -49,8 +49,9 @@ def test_records_survive_the_disk(tmp_path):
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         record(method=name).write(tmp_path / name)
-    assert [r.method for r in find_records(tmp_path)] == ["a", "b"]
-    assert find_records(tmp_path)[0] == record(method="a")
+    found = find_records(tmp_path)
+    assert list(found) == ["a", "b"]
+    assert found["a"] == record(method="a")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"method": 1}', '{"unknown": 2}'])
