@@ -49,9 +49,10 @@ def test_overrides_shown_are_accepted():
         merge_overrides(get_cfg(), [word for pair in words for word in pair])
 
 
-def test_the_table_of_measurements_is_the_records(ghm):
+@pytest.mark.parametrize("folder", ["results", "results/stability"])
+def test_the_tables_of_measurements_are_the_records(ghm, folder):
     """Every figure comes from results/ by the command that the README names."""
-    command = "ghm report results --markdown"
+    command = f"ghm report {folder} --markdown"
     assert command in README
     printed = ghm(*command.split()[1:], cwd=ROOT)
     assert printed.returncode == 0, printed.stderr
