@@ -26,7 +26,8 @@ def add_ghm_config(cfg) -> None:
     # How the moving average starts: "zero" (parity; the first losses are up to
     # 1 / (1 - MOMENTUM) too large) | "first" (at the first count) | "debias" (as Adam corrects it)
     cfg.MODEL.GHM.EMA_INIT = "zero"
-    # Add up the counts of all processes, so that W of them give the gradient of one
+    # Add up the counts of all processes, those that other losses are divided by too, so that W of
+    # them give the gradient of one
     cfg.MODEL.GHM.SYNC = True
     # "auto": the fastest that is there for the device | "torch" (plain PyTorch) | "c" | "triton"
     cfg.MODEL.GHM.KERNEL = "auto"
@@ -61,6 +62,14 @@ def add_ghm_config(cfg) -> None:
 
     cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" | "ADAMW"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE gains "full_model": the norm over all parameters together
+    cfg.SOLVER.ACCUMULATE = 1  # a step's batch, IMS_PER_BATCH, goes through in this many parts
+    # of SOLVER.AMP.ENABLED: "" (float16 on CUDA, bfloat16 elsewhere) | "float16" | "bfloat16"
+    cfg.SOLVER.AMP.DTYPE = ""
+    cfg.SOLVER.ON_DIVERGENCE = "stop"  # at a step that is not finite: "stop" | "skip" it
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10  # of a run; one more stops it
+
+    # Images that turn out unreadable in the training are left out; one more stops it
+    cfg.DATALOADER.MAX_BAD_IMAGES = 10
 
     # How a picture is sized: "shortest_edge" (Detectron2's) | "square" (MIN_SIZE x MIN_SIZE px,
     # whatever its shape, as SSD does; MAX_SIZE is without effect)

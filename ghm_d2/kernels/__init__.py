@@ -1,4 +1,4 @@
-"""One entry to the kernels: `harmonized` and `focal` run the fastest twin for their tensors.
+"""One entry to the kernels: `counted` and `focal` run the fastest twin for their tensors.
 
 "torch" is `reference`, plain PyTorch on any device, and the definition. Its twins read the logits
 once forward, and read them again and write the gradient backward, since
@@ -23,6 +23,7 @@ from ghm_d2.kernels.reference import upcast, wide
 KERNELS = ("auto", "torch", "c", "triton")
 
 Weigh = Callable[[Tensor], Tensor]
+Finish = Callable[[Tensor], list[Tensor]]
 
 
 def harmonized(
@@ -36,16 +37,38 @@ def harmonized(
     """sum_i weights[region of i] * l_i of each feature level, a differentiable scalar each.
 
     Args:
+        weigh: from counts (L, bins) int64 to weights (L, bins), constants for the gradient.
+        samples, levels, bins, *numbers, kernel, and errors raised: as of `counted`.
+    """
+    counts, finish = counted(samples, levels, bins, *numbers, kernel=kernel)
+    with torch.no_grad():
+        weights = weigh(counts)
+    return finish(weights)
+
+
+def counted(
+    samples: str,
+    levels: Sequence[Sequence[Tensor]],
+    bins: int,
+    *numbers: float,
+    kernel: str = "auto",
+) -> tuple[Tensor, Finish]:
+    """The two halves of `harmonized`, for who has something to do between them.
+
+    Args:
         samples: "sigmoid", "softmax" or "asl1": `reference.<samples>_samples` says what they are.
         levels: its tensors, of each level. The first is differentiated.
         bins: number of unit regions.
-        weigh: from counts (L, bins) int64 to weights (L, bins), constants for the gradient.
         numbers: its other arguments.
         kernel: one of `KERNELS`; "auto" is the twin for the device where there is one.
 
     Raises:
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
         RuntimeError: a kernel that is not there, or not for this device.
+
+    Returns:
+        the samples in each unit region, (L, bins) int64, and the function from weights (L, bins)
+        to the loss of each level, which is not called with a gradient to the weights.
     """
     check = _checked_deltas if samples == "asl1" else _checked_logits
     levels = [check(*tensors) for tensors in levels]
@@ -53,15 +76,18 @@ def harmonized(
     if twin in (None, cpu):  # Triton's kernels read half precision as it is
         levels = [tuple(map(upcast, tensors)) for tensors in levels]
     if twin is None:
-        return _harmonized_by_reference(samples, levels, bins, weigh, numbers)
+        return _counted_by_reference(samples, levels, bins, numbers)
     regions, gradient = getattr(twin, f"{samples}_regions"), getattr(twin, f"{samples}_grad")
     with torch.no_grad():
         counts, losses = zip(*(regions(*t, *numbers, bins) for t in levels), strict=True)
-        weights = weigh(torch.stack(counts))
-    return [
-        _Weighed.apply(gradient, numbers, loss, w, *tensors)
-        for loss, w, tensors in zip(losses, weights, levels, strict=True)
-    ]
+
+    def finish(weights: Tensor) -> list[Tensor]:
+        return [
+            _Weighed.apply(gradient, numbers, loss, w, *tensors)
+            for loss, w, tensors in zip(losses, weights, levels, strict=True)
+        ]
+
+    return torch.stack(counts), finish
 
 
 def focal(
@@ -171,14 +197,18 @@ def _triton() -> ModuleType | None:
     return triton_ghm if triton_ghm.available() else None
 
 
-def _harmonized_by_reference(samples, levels, bins, weigh, numbers) -> list[Tensor]:
+def _counted_by_reference(samples, levels, bins, numbers) -> tuple[Tensor, Finish]:
     of = [getattr(reference, f"{samples}_samples")(*tensors, *numbers) for tensors in levels]
     index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in of]
-    weights = weigh(torch.stack([reference.histogram(i, bins) for i in index]))
-    return [
-        reference.harmonized_sum(loss, i, w)
-        for (loss, _, _), i, w in zip(of, index, weights, strict=True)
-    ]
+    losses = [loss for loss, _, _ in of]
+
+    def finish(weights: Tensor) -> list[Tensor]:
+        return [
+            reference.harmonized_sum(loss, i, w)
+            for loss, i, w in zip(losses, index, weights, strict=True)
+        ]
+
+    return torch.stack([reference.histogram(i, bins) for i in index]), finish
 
 
 def _refuse_to_be_differentiated() -> None:

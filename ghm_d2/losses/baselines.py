@@ -84,7 +84,7 @@ def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Te
 
     The binary cross entropy of all foreground anchors, and of the background anchors with the
     largest losses, `negative_ratio` of them for each foreground anchor (at least that many),
-    as SSD mines them.
+    as SSD mines them. Of several processes each mines its own anchors.
 
     Args:
         logits: (N, K).

@@ -5,11 +5,11 @@ average (section 3.3); `exact_gradient_density` is the definition (section 3.2).
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
 from ghm_d2.losses.reduce import check_range
+from ghm_d2.losses.sync import Count, sum_up
 
 SCOPES = ("level", "level_ema", "batch")
 NORMALIZERS = ("valid_bins", "bins")
@@ -74,11 +74,13 @@ class GradientDensity(nn.Module):
         self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
 
     @torch.no_grad()
-    def forward(self, counts: Tensor) -> Tensor:
+    def forward(self, counts: Tensor, world: int | None = None) -> Tensor:
         """Weights of a sample in each unit region.
 
         Args:
-            counts: (L, bins) int64, samples by level and region, of this process.
+            counts: (L, bins) int64, samples by level and region.
+            world: number of processes whose samples these are, added up already; None: they are
+                this process's, and are added up here where `sync` says so.
 
         Returns:
             (L, bins) of the dtype of `ema`; 0 where this batch has no sample.
@@ -94,10 +96,10 @@ class GradientDensity(nn.Module):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True)
-        world = self._world_size()
-        if world > 1:
-            counts = counts.clone()
-            dist.all_reduce(counts)
+        if world is None:
+            count = Count(counts, self.sync)
+            sum_up(count)
+            counts, world = count.value, count.world
         weights = kernels.update_density(
             counts,
             self.ema,
@@ -141,10 +143,6 @@ class GradientDensity(nn.Module):
             bias = 1 - self.momentum ** updates.clamp(min=1).to(old.dtype)
             smooth = torch.where(updates == 0, smooth, smooth / bias)
         return smooth
-
-    def _world_size(self) -> int:
-        on = self.sync and dist.is_available() and dist.is_initialized()
-        return dist.get_world_size() if on else 1
 
     def _apply(self, fn, *args, **kwargs):
         ema = self.ema

@@ -1,6 +1,6 @@
 """GHM-C: classification losses weighed by gradient density (paper, equation 8)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,40 @@ from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses.density import GradientDensity, exact_gradient_density
 from ghm_d2.losses.reduce import check_range
+from ghm_d2.losses.sync import Count, sum_up
+
+
+class CountedLoss(Count):
+    """A GHM loss whose samples are counted, and are to be weighed when `sum_up` is done with it.
+
+    Several losses of a step can thus share one all-reduce.
+
+    Args:
+        value, sync: of `Count`.
+        finish: from a `Count` to the loss of each level.
+    """
+
+    def __init__(self, value: Tensor, sync: bool, finish: Callable[[Count], list[Tensor]]):
+        super().__init__(value, sync)
+        self._finish = finish
+
+    def losses(self) -> list[Tensor]:
+        """The loss of each level, a scalar each. Updates the density: call it once."""
+        return self._finish(self)
+
+    def total(self) -> Tensor:
+        """The sum of `losses`."""
+        return sum(self.losses())
 
 
 class HarmonizedLoss(nn.Module):
     """What GHM-C and GHM-R share: count samples by gradient norm, then weigh them.
+
+    `levels` does both. `begin` only counts, for losses that share an all-reduce with others:
+
+        cls, box = ghm_c.begin(logits, labels), ghm_r.begin(pred, target)
+        sum_up(cls, box)
+        loss = cls.total() + box.total()
 
     Args:
         loss_weight: factor on the loss, > 0.
@@ -26,14 +56,28 @@ class HarmonizedLoss(nn.Module):
         self.loss_weight = loss_weight
         self.density = GradientDensity(**density)
 
-    def harmonize(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> list[Tensor]:
-        """The loss of each level, a scalar each; arguments as of `kernels.harmonized`."""
-        bins, kernel = self.density.bins, self.density.kernel
-        return kernels.harmonized(samples, levels, bins, self._weigh, *numbers, kernel=kernel)
+    def levels(self, *tensors) -> list[Tensor]:
+        """The losses of several feature levels, to be added up; arguments as in `begin`."""
+        counted = self.begin(*tensors)
+        sum_up(counted)
+        return counted.losses()
 
-    def _weigh(self, counts: Tensor) -> Tensor:
-        weights = self.density(counts)
-        return weights if self.loss_weight == 1 else self.loss_weight * weights
+    def begin(self, *tensors) -> CountedLoss:
+        """Count the samples of several feature levels, of each loss's own arguments."""
+        raise NotImplementedError
+
+    def _begin(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> CountedLoss:
+        """Arguments as of `kernels.counted`."""
+        density = self.density
+        counts, weigh = kernels.counted(
+            samples, levels, density.bins, *numbers, kernel=density.kernel
+        )
+
+        def finish(count: Count) -> list[Tensor]:
+            weights = density(count.value, count.world)
+            return weigh(weights if self.loss_weight == 1 else self.loss_weight * weights)
+
+        return CountedLoss(counts, density.sync, finish)
 
     def extra_repr(self) -> str:
         return f"loss_weight={self.loss_weight}"
@@ -61,9 +105,9 @@ class GHMC(HarmonizedLoss):
         """
         return self.levels([logits], [labels])[0]
 
-    def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """The losses of several feature levels, to be added up; arguments as in `forward`."""
-        return self.harmonize("sigmoid", list(zip(logits, labels, strict=True)))
+    def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
+        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        return self._begin("sigmoid", list(zip(logits, labels, strict=True)))
 
 
 class SoftmaxGHMC(HarmonizedLoss):
@@ -84,9 +128,9 @@ class SoftmaxGHMC(HarmonizedLoss):
         """
         return self.levels([logits], [labels])[0]
 
-    def levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """The losses of several feature levels, to be added up; arguments as in `forward`."""
-        return self.harmonize("softmax", list(zip(logits, labels, strict=True)))
+    def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
+        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        return self._begin("softmax", list(zip(logits, labels, strict=True)))
 
 
 def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -113,6 +157,8 @@ def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
 class ExactGHMC(nn.Module):
     """`exact_ghm_c_loss` in `GHMC`'s place: neither unit regions nor a moving average.
 
+    Of several processes each has the density of its own samples.
+
     Args:
         epsilon: length of the region around each gradient norm.
         loss_weight: factor on the loss, > 0.
@@ -137,3 +183,8 @@ class ExactGHMC(nn.Module):
             self.loss_weight * exact_ghm_c_loss(x, y, self.epsilon)
             for x, y in zip(logits, labels, strict=True)
         ]
+
+    def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
+        """As `GHMC.begin`, of a loss that has nothing to add up."""
+        none = labels[0].new_empty(0)
+        return CountedLoss(none, False, lambda _: self.levels(logits, labels))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ghm_d2.losses.ghm_c import HarmonizedLoss
+from ghm_d2.losses.ghm_c import CountedLoss, HarmonizedLoss
 from ghm_d2.losses.reduce import check_range
 
 
@@ -35,19 +35,19 @@ class GHMR(HarmonizedLoss):
         """
         return self.levels([pred], [target], None if valid is None else [valid])[0]
 
-    def levels(
+    def begin(
         self,
         pred: Sequence[Tensor],
         target: Sequence[Tensor],
         valid: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """The losses of several feature levels, to be added up; arguments as in `forward`.
+    ) -> CountedLoss:
+        """Count the samples of several feature levels; arguments as in `forward`, a level each.
 
         Leading dimensions may be several.
         """
         if valid is None:
             valid = [torch.ones_like(p, dtype=torch.bool) for p in pred]
-        return self.harmonize(
+        return self._begin(
             "asl1",
             [
                 [x.reshape(-1, x.shape[-1]) for x in (p, t, _as_mask(v, p))]

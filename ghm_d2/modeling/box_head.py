@@ -3,12 +3,13 @@
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from torch import nn
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
+from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
+from ghm_d2.losses.sync import sum_up
 from ghm_d2.modeling.retinanet import REG_LOSSES
 
 
@@ -16,7 +17,11 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's box predictor with GHM-R for boxes and, optionally, GHM-C for classes.
 
     Without them its numbers are those of Detectron2's class. GHM losses normalise themselves
-    and are then multiplied by `loss_weight`, as the others are.
+    and are then multiplied by `loss_weight`, as the others are. Autocast's half precision becomes
+    float32 in all of them.
+
+    Several processes compute GHM losses as one with all their proposals, after one all-reduce of
+    counts a step. Detectron2's losses, and ASL1, are means over each process's own proposals.
     """
 
     @configurable
@@ -65,21 +70,35 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def losses(self, predictions, proposals):
         """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
-        losses = super().losses(predictions, proposals)
-        if self.ghm_c is not None:
-            scores = predictions[0]
-            gt_classes = [p.gt_classes for p in proposals]
-            labels = torch.cat(gt_classes) if gt_classes else scores.new_empty(0).long()
-            loss = self.ghm_c(scores, labels)
-            losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
-        return losses
+        if self.ghm_c is None:
+            return super().losses(predictions, proposals)
+        scores, deltas = predictions
+        labels, *boxes = _concatenated(proposals, deltas)
+        boxes = *boxes, deltas, labels
+        _log_classification_stats(scores, labels)
+        ghm_c, ghm_r = self.ghm_c.begin([scores], [labels]), None
+        if self.box_reg_loss_type == "ghm_r":
+            ghm_r = self.ghm_r.begin(*([x] for x in self._foreground_deltas(*boxes)))
+        sum_up(ghm_c, ghm_r)
+        losses = {
+            "loss_cls": ghm_c.total(),
+            "loss_box_reg": ghm_r.total() if ghm_r else self.box_reg_loss(*boxes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs):
         """Of R proposals; arguments as in Detectron2's class."""
+        arguments = proposal_boxes, gt_boxes, pred_deltas, gt_classes
         if self.box_reg_loss_type not in ("asl1", "ghm_r"):
-            return super().box_reg_loss(
-                proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs
-            )
+            return super().box_reg_loss(*arguments, *args, **kwargs)
+        pred, target = self._foreground_deltas(*arguments)
+        if self.box_reg_loss_type == "ghm_r":
+            return self.ghm_r(pred, target)
+        loss = asl1_loss(pred, target, self.asl1_mu, "sum")
+        return loss / max(gt_classes.numel(), 1)  # as Detectron2 divides smooth L1
+
+    def _foreground_deltas(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
+        """Predicted and true deltas, (P, 4) each."""
         box_dim = proposal_boxes.shape[1]
         # not a mask: a background proposal may be a box that get_deltas refuses
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
@@ -89,10 +108,20 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
             by_class = pred_deltas.view(-1, self.num_classes, box_dim)
             pred = by_class[foreground, gt_classes[foreground]]
         target = self.box2box_transform.get_deltas(proposal_boxes[foreground], gt_boxes[foreground])
-        if self.box_reg_loss_type == "ghm_r":
-            return self.ghm_r(pred, target)
-        loss = asl1_loss(pred, target, self.asl1_mu, "sum")
-        return loss / max(gt_classes.numel(), 1)  # as Detectron2 divides smooth L1
+        return pred, target
+
+
+def _concatenated(proposals, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (R,), proposed boxes and matched ones (R, 4), of all images."""
+    if not proposals:
+        return deltas.new_empty(0).long(), deltas.new_empty(0, 4), deltas.new_empty(0, 4)
+    # an image without an object has no matched boxes: its own are never looked at
+    matched = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+    return (
+        torch.cat([p.gt_classes for p in proposals]),
+        torch.cat([p.proposal_boxes.tensor for p in proposals]),
+        torch.cat([boxes.tensor for boxes in matched]),
+    )
 
 
 @ROI_HEADS_REGISTRY.register()

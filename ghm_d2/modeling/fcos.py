@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghm_d2.errors import UsageError
+from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.build import (
     build_ghm_c,
@@ -21,7 +22,8 @@ from ghm_d2.losses.build import (
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.modeling.dense import SigmoidLosses
+from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.dense import SigmoidLosses, count_foreground
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")
 DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -43,6 +45,10 @@ class GHMFCOS(SigmoidLosses, FCOS):
     buffer here; GHM losses normalise themselves. With "focal", "giou" and kernel "torch" a step is
     Detectron2's own code and gives its numbers to the bit, under the names that all detectors
     have here. An image without objects, which Detectron2's class fails on, is background.
+
+    Several processes train as one with the whole batch, after one all-reduce of counts a step; but
+    MODEL.GHM.CLS.DENSITY exact is of each process's own samples. Detectron2's code knows one
+    process: several use ours.
     """
 
     @configurable
@@ -57,6 +63,7 @@ class GHMFCOS(SigmoidLosses, FCOS):
         ghm_r: nn.Module | None = None,
         asl1_mu: float = 0.02,
         kernel: str = "auto",
+        sync: bool = True,
         **kwargs,
     ):
         """
@@ -68,6 +75,7 @@ class GHMFCOS(SigmoidLosses, FCOS):
             smooth_l1_beta, asl1_mu: of these losses, in strides.
             ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
             kernel: of focal loss and cross entropy, one of `kernels.KERNELS`.
+            sync: divide by the foreground of all processes; GHM losses have a `sync` of their own.
             **kwargs: those of Detectron2's class.
 
         Raises:
@@ -91,7 +99,7 @@ class GHMFCOS(SigmoidLosses, FCOS):
         self.ghm_c = ghm_c
         self.ghm_r = ghm_r
         self.asl1_mu = asl1_mu
-        self.kernel = kernel
+        self.kernel, self.sync = kernel, sync
         self._start_normalizer(300.0)
 
     @classmethod
@@ -119,6 +127,7 @@ class GHMFCOS(SigmoidLosses, FCOS):
             "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
             "asl1_mu": cfg.MODEL.GHM.REG.MU,
             "kernel": check_kernel(cfg),
+            "sync": cfg.MODEL.GHM.SYNC,
             "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
             "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
         }
@@ -143,10 +152,11 @@ class GHMFCOS(SigmoidLosses, FCOS):
         """`loss_cls`, `loss_box_reg` and `loss_centerness`; arguments as in Detectron2's class."""
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
         types = self.cls_loss_type, self.box_reg_loss_type, self.kernel
-        if types == ("focal", "giou", "torch"):
-            # fvcore's losses are not for half precision
-            logits, deltas = ([x.float() for x in xs] for xs in (pred_logits, pred_anchor_deltas))
-            theirs = super().losses(anchors, logits, gt_labels, deltas, gt_boxes, pred_centerness)
+        if types == ("focal", "giou", "torch") and not self._is_synced():
+            # Detectron2's losses are not for half precision
+            predicted = pred_logits, pred_anchor_deltas, pred_centerness
+            logits, deltas, centerness = ([upcast(x) for x in xs] for xs in predicted)
+            theirs = super().losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
             losses = {name: theirs[their_name] for name, their_name in NAMES.items()}
         else:
             losses = self._losses(*arguments)
@@ -158,41 +168,50 @@ class GHMFCOS(SigmoidLosses, FCOS):
     ):
         gt_labels = torch.stack(gt_labels)  # (N, R)
         pos_mask = gt_labels != self.num_classes  # FCOS ignores no anchor
-        normalizer = self._update_normalizer(pos_mask)
-        boxes = [b.tensor for b in gt_boxes]
-        deltas = [d.float() for d in pred_anchor_deltas]
-        centerness = torch.cat(pred_centerness, dim=1).squeeze(dim=2)[pos_mask].float()
+        deltas = [upcast(d) for d in pred_anchor_deltas]
+        boxes = anchors, self.box2box_transform, deltas, [b.tensor for b in gt_boxes], pos_mask
+        num_pos, ghm_r = count_foreground(pos_mask, self.sync), None
+        ghm_c = self._begin_ghm_c(pred_logits, gt_labels)
+        if self.box_reg_loss_type == "ghm_r":
+            ghm_r = self.ghm_r.begin(*_foreground_deltas(*boxes))
+        sum_up(num_pos, ghm_c, ghm_r)
+        normalizer = self._update_normalizer(num_pos)
+        centerness = upcast(torch.cat(pred_centerness, dim=1).squeeze(dim=2)[pos_mask])
         target = self.compute_ctrness_targets(anchors, gt_boxes)[pos_mask]
         loss_centerness = F.binary_cross_entropy_with_logits(centerness, target, reduction="sum")
+        loss_cls = ghm_c.total() if ghm_c else self._cls_loss(pred_logits, gt_labels, normalizer)
         return {
-            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
-            "loss_box_reg": self._box_reg_loss(anchors, deltas, boxes, pos_mask, normalizer),
+            "loss_cls": loss_cls,
+            "loss_box_reg": ghm_r.total() if ghm_r else self._box_reg_loss(*boxes) / normalizer,
             "loss_centerness": loss_centerness / normalizer,
         }
 
-    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
+    def _box_reg_loss(self, anchors, transform, pred_deltas, gt_boxes, pos_mask) -> Tensor:
+        """The sum over foreground, of all but GHM-R."""
+        if self.box_reg_loss_type == "asl1":
+            levels = _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask)
+            levels = zip(*levels, strict=True)
+            return sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in levels)
         if self.box_reg_loss_type == "ciou":
             pred_deltas = [d.clamp(min=LEAST_SIDE) for d in pred_deltas]
-        if self.box_reg_loss_type in DETECTRON2_REG_LOSSES:
-            total = _dense_box_regression_loss(
-                anchors,
-                self.box2box_transform,
-                pred_deltas,
-                gt_boxes,
-                pos_mask,
-                box_reg_loss_type=self.box_reg_loss_type,
-                smooth_l1_beta=self.smooth_l1_beta,
-            )
-            return total / normalizer
-        sizes = [len(a) for a in anchors]
-        centres = Boxes.cat(anchors).tensor
-        target = torch.stack([self.box2box_transform.get_deltas(centres, b) for b in gt_boxes])
-        levels = zip(pred_deltas, target.split(sizes, 1), pos_mask.split(sizes, 1), strict=True)
-        pred, target = zip(*((p[valid], t[valid]) for p, t, valid in levels), strict=True)
-        if self.box_reg_loss_type == "ghm_r":
-            return sum(self.ghm_r.levels(pred, target))
-        levels = zip(pred, target, strict=True)
-        return sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in levels) / normalizer
+        return _dense_box_regression_loss(
+            anchors,
+            transform,
+            pred_deltas,
+            gt_boxes,
+            pos_mask,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+
+
+def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):
+    """Predicted and true distances, (P_l, 4) a level each."""
+    sizes = [len(a) for a in anchors]
+    centres = Boxes.cat(anchors).tensor
+    target = torch.stack([transform.get_deltas(centres, b) for b in gt_boxes])
+    levels = zip(pred_deltas, target.split(sizes, 1), pos_mask.split(sizes, 1), strict=True)
+    return zip(*((p[valid], t[valid]) for p, t, valid in levels), strict=True)
 
 
 def _build_head(keys, shapes) -> FCOSHead:

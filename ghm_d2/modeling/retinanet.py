@@ -4,7 +4,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
-from torch import Tensor, nn
+from torch import nn
 
 from ghm_d2.losses.build import (
     build_ghm_c,
@@ -13,7 +13,8 @@ from ghm_d2.losses.build import (
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.modeling.dense import SigmoidLosses, delta_loss
+from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.dense import SigmoidLosses, begin_ghm_r, count_foreground, delta_loss
 from ghm_d2.modeling.labels import box_levels, label_anchors
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
@@ -30,10 +31,14 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
     moving average of the number of foreground anchors; GHM losses normalise themselves. That
     average is a buffer here, so that a resumed run continues with it.
 
+    Several processes train as one with the whole batch, after one all-reduce of counts a step.
+    But OHEM takes each process's own hardest anchors, and MODEL.GHM.CLS.DENSITY exact is of its
+    own samples.
+
     With "focal", one of Detectron2's box losses and kernel "torch", a step is Detectron2's own
     code and gives its numbers to the bit; with our kernels they agree within rounding. Then
     nothing waits for the device, but GIoU and its kind, and the number of foreground anchors that
-    is logged every 20 iterations.
+    is logged every 20 iterations. Detectron2's code knows one process: several use ours.
     """
 
     @configurable
@@ -46,6 +51,7 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
         asl1_mu: float = 0.02,
         box_reg_loss_weight: float = 1.0,
         kernel: str = "auto",
+        sync: bool = True,
         **kwargs,
     ):
         """
@@ -55,6 +61,7 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
             asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
             box_reg_loss_weight: factor on `loss_box_reg`.
             kernel: of focal loss and cross entropy, one of `kernels.KERNELS`.
+            sync: divide by the foreground of all processes; GHM losses have a `sync` of their own.
             **kwargs: those of Detectron2's class; `box_reg_loss_type` may also be "asl1" or
                 "ghm_r".
 
@@ -71,7 +78,7 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
         self.ghm_r = ghm_r
         self.asl1_mu = asl1_mu
         self.box_reg_loss_weight = box_reg_loss_weight
-        self.kernel = kernel
+        self.kernel, self.sync = kernel, sync
         self._start_normalizer(100.0)
 
     @classmethod
@@ -82,6 +89,7 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
         ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
         ret["box_reg_loss_weight"] = cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT
         ret["kernel"] = check_kernel(cfg)
+        ret["sync"] = cfg.MODEL.GHM.SYNC
         if cfg.MODEL.RETINANET.CLS_LOSS_TYPE == "ghm_c":
             ret["ghm_c"] = build_ghm_c(cfg, levels)
         if cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE == "ghm_r":
@@ -99,7 +107,7 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
         of_detectron2 = (
             self.cls_loss_type == "focal" and self.box_reg_loss_type in DETECTRON2_REG_LOSSES
         )
-        if of_detectron2 and self.kernel == "torch":
+        if of_detectron2 and self.kernel == "torch" and not self._is_synced():
             losses = super().losses(*arguments)
         else:
             losses = self._losses(*arguments)
@@ -109,26 +117,19 @@ class GHMRetinaNet(SigmoidLosses, RetinaNet):
     def _losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         gt_labels = torch.stack(gt_labels)  # (N, R)
         pos_mask = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        normalizer = self._update_normalizer(pos_mask)
-        return {
-            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
-            "loss_box_reg": self._box_reg_loss(
-                anchors, pred_anchor_deltas, gt_boxes, pos_mask, normalizer
-            ),
-        }
-
-    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
-        if self.box_reg_loss_type in IOU_LOSSES:
-            total = _dense_box_regression_loss(
-                anchors,
-                self.box2box_transform,
-                pred_deltas,
-                gt_boxes,
-                pos_mask,
-                box_reg_loss_type=self.box_reg_loss_type,
-            )
-            return total / normalizer
-        dense = pos_mask.device.type != "cpu"
-        transform = self.box2box_transform
-        levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
-        return delta_loss(self, levels, normalizer)
+        boxes = anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, pos_mask
+        of_deltas = self.box_reg_loss_type not in IOU_LOSSES
+        levels = box_levels(*boxes, dense=pos_mask.device.type != "cpu") if of_deltas else []
+        num_pos = count_foreground(pos_mask, self.sync)
+        ghm_c, ghm_r = self._begin_ghm_c(pred_logits, gt_labels), begin_ghm_r(self, levels)
+        sum_up(num_pos, ghm_c, ghm_r)
+        normalizer = self._update_normalizer(num_pos)
+        if ghm_r is not None:
+            loss_box_reg = ghm_r.total()
+        elif of_deltas:
+            loss_box_reg = delta_loss(self, levels, normalizer)
+        else:
+            total = _dense_box_regression_loss(*boxes, box_reg_loss_type=self.box_reg_loss_type)
+            loss_box_reg = total / normalizer
+        loss_cls = ghm_c.total() if ghm_c else self._cls_loss(pred_logits, gt_labels, normalizer)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}

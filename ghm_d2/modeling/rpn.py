@@ -7,6 +7,7 @@ from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGI
 from torch import nn
 
 from ghm_d2.losses.build import build_ghm_c, check_loss_type
+from ghm_d2.modeling.dense import flat_levels
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -14,6 +15,11 @@ class GHMRPN(RPN):
     """Detectron2's `RPN` with, optionally, GHM-C over the anchors that it samples.
 
     A large MODEL.RPN.BATCH_SIZE_PER_IMAGE makes it harmonise all labelled anchors.
+
+    Several processes compute GHM-C as one with the whole batch, after an all-reduce of counts of
+    its own, since the box head's are not there yet. Detectron2's losses are divided by the number
+    of anchors that a process may sample, the same in all with as many images. Each process draws
+    its own sample.
     """
 
     @configurable
@@ -41,8 +47,7 @@ class GHMRPN(RPN):
         if self.ghm_c is not None:
             labels = torch.stack(gt_labels)  # 1 object, 0 background, -1 ignored
             labels = torch.where(labels >= 0, 1 - labels, -1)  # class 0 is "object"
-            labels = labels.split([x.shape[1] for x in pred_objectness_logits], dim=1)
-            logits = [x.reshape(-1, 1) for x in pred_objectness_logits]
-            loss = sum(self.ghm_c.levels(logits, [y.flatten().long() for y in labels]))
+            logits = [x[..., None] for x in pred_objectness_logits]
+            loss = sum(self.ghm_c.levels(*flat_levels(logits, labels.long())))
             losses["loss_rpn_cls"] = loss * self.loss_weight.get("loss_rpn_cls", 1.0)
         return losses

@@ -1,98 +1,192 @@
 """Counts added up over processes: W of them train as one process with the whole batch."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ghm_d2.losses import GHMC, GHMR, SoftmaxGHMC
+from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC
 from ghm_d2.losses.density import SCOPES
+from ghm_d2.losses.sync import Count, alone, sum_up, world_size
 
-WORLD, STEPS, FEATURES, CLASSES = 2, 3, 5, 4
-SIZES = (30, 8)  # rows of two feature levels, in each process
-CASES = [*(f"ghm_c-{scope}" for scope in SCOPES), "softmax", *(f"ghm_r-{s}" for s in SCOPES)]
+STEPS, FEATURES, CLASSES = 4, 5, 4
+SIZES = (30, 8)  # rows of two feature levels, in the first process
+KINDS = {"ghm_c": (GHMC, CLASSES), "softmax": (SoftmaxGHMC, CLASSES + 1), "ghm_r": (GHMR, 4)}
+CASES = [f"{kind}-{scope}" for kind in KINDS for scope in SCOPES]
+# float32: the averages of millions of counts keep it, and so do sums of a few dozen losses
+TOLERANCE = {torch.float64: (1e-10, 1e-12), torch.float32: (1e-5, 1e-6)}
+WORLDS = (2, 4)
 
 
-def build(case, sync):
+def build(case, dtype, **options):
     kind, _, scope = case.partition("-")
-    options = {"sync": sync, "momentum": 0.6}
-    if kind == "softmax":
-        return SoftmaxGHMC(**options).double()
-    loss = {"ghm_c": GHMC, "ghm_r": GHMR}[kind]
-    return loss(scope=scope, num_levels=len(SIZES), **options).double()
+    options = {"momentum": 0.6, "scope": scope, "num_levels": len(SIZES), **options}
+    return KINDS[kind][0](**options).to(dtype)
 
 
-def data(rank, step):
-    """Features, labels and targets of each level; the last process has nothing in step 1."""
+def data(rank, world, step, dtype):
+    """Features, labels and targets of each level, fewer in each process than in the one before.
+
+    The last process has no valid sample in step 1, and no row in step 2.
+    """
     generator = torch.Generator().manual_seed(100 * step + rank)
+    last = rank == world - 1
     levels = []
     for rows in SIZES:
+        rows = 0 if last and step == 2 else rows // (rank + 1)
         features = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64)
         labels = torch.randint(-1, CLASSES + 1, (rows,), generator=generator)
         target = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
-        if step == 1 and rank == WORLD - 1:
+        if last and step == 1:
             labels.fill_(-1)
-        levels.append((features, labels, target))
+        levels.append((features.to(dtype), labels, target.to(dtype)))
     return levels
 
 
-def train(case, sync, ranks):
-    """Loss and gradient of each step, and the average at the end, of one process with `ranks`."""
-    module = build(case, sync)
-    kind = case.partition("-")[0]
-    columns = {"ghm_c": CLASSES, "softmax": CLASSES + 1, "ghm_r": 4}[kind]
+def weight_of(case, dtype):
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(FEATURES, columns, generator=generator, dtype=torch.float64)
-    weight.requires_grad_()
-    steps = []
+    columns = KINDS[case.partition("-")[0]][1]
+    return torch.randn(FEATURES, columns, generator=generator).to(dtype).requires_grad_()
+
+
+def begin(case, module, weight, levels):
+    features, labels, target = zip(*levels, strict=True)
+    pred = [x @ weight for x in features]
+    if case.startswith("ghm_r"):
+        return module.begin(pred, target, [(y >= 0) & (y < CLASSES) for y in labels])
+    return module.begin(pred, labels)
+
+
+def train(cases, ranks, world, dtype, **options):
+    """Of each case: loss and gradient of each step, and the buffers at the end.
+
+    The cases' losses share an all-reduce. `ranks`: whose data this process has.
+    """
+    modules = {case: build(case, dtype, **options) for case in cases}
+    weights = {case: weight_of(case, dtype) for case in cases}
+    steps = {case: [] for case in cases}
     for step in range(STEPS):
-        parts = zip(*(data(rank, step) for rank in ranks), strict=True)
+        parts = zip(*(data(rank, world, step, dtype) for rank in ranks), strict=True)
         levels = [[torch.cat(x) for x in zip(*part, strict=True)] for part in parts]
-        features, labels, target = zip(*levels, strict=True)
-        pred = [x @ weight for x in features]
-        if kind == "softmax":
-            loss = module(torch.cat(pred), torch.cat(labels))
-        elif kind == "ghm_c":
-            loss = sum(module.levels(pred, labels))
-        else:
-            loss = sum(module.levels(pred, target, [(y >= 0) & (y < CLASSES) for y in labels]))
-        steps.append((loss.detach(), torch.autograd.grad(loss, weight)[0]))
-    return steps, module.density.ema
+        begun = {case: begin(case, modules[case], weights[case], levels) for case in cases}
+        sum_up(*begun.values())
+        for case in cases:
+            loss = begun[case].total()
+            steps[case].append((loss.detach(), torch.autograd.grad(loss, weights[case])[0]))
+    return {case: (steps[case], modules[case].state_dict()) for case in cases}
 
 
-def worker(rank, folder):
+def count_calls(action):
+    """What `action()` gives, and how often it waited for the other processes."""
+    sizes, original = [], dist.all_reduce
+
+    def all_reduce(tensor, *arguments, **options):
+        sizes.append((tensor.numel(), tensor.dtype))
+        return original(tensor, *arguments, **options)
+
+    dist.all_reduce = all_reduce
+    try:
+        return action(), sizes
+    finally:
+        dist.all_reduce = original
+
+
+def calls_of_single_losses(rank):
+    """Without `sum_up` each loss and density has an all-reduce of its own."""
+    logits, labels = torch.randn(6, CLASSES), torch.zeros(6, dtype=torch.int64)
+    deltas, counts = torch.randn(6, 4), torch.tensor([[rank, 1]])
+    density = GradientDensity(2, 0.0)
+    actions = (
+        lambda: GHMC()(logits, labels),
+        lambda: GHMR()(deltas, 2 * deltas),
+        lambda: density(counts),
+    )
+    calls = [len(count_calls(action)[1]) for action in actions]
+    assert counts.tolist() == [[rank, 1]]  # the caller's own stay
+    return calls
+
+
+def work(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
     )
-    results = {(case, sync): train(case, sync, [rank]) for case in CASES for sync in (True, False)}
+    results = {}
+    for dtype in TOLERANCE:
+        joint = lambda dtype=dtype: train(CASES, [rank], world, dtype)  # noqa: E731
+        results[dtype], results["calls", dtype] = count_calls(joint)
+    results["single"] = calls_of_single_losses(rank)
+    unsynced = lambda: train(CASES, [rank], world, torch.float64, sync=False)  # noqa: E731
+    results["unsynced"], results["unsynced calls"] = count_calls(unsynced)
+    if rank == 0:  # the others do not take part, and would be waited for
+        with alone(), alone():
+            pass
+        with alone():
+            results["alone"], results["alone calls"] = count_calls(
+                lambda: train(CASES, [rank], world, torch.float64)
+            )
+    results["world"] = world_size()
     torch.save(results, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sync")
-    mp.spawn(worker, (str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(WORLD)]
+@pytest.fixture(scope="module", params=WORLDS)
+def processes(request, tmp_path_factory):
+    world, folder = request.param, tmp_path_factory.mktemp("sync")
+    mp.spawn(work, (world, str(folder)), nprocs=world)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(world)]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
-def test_averaged_gradients_are_those_of_one_process(processes, case):
-    steps, average = train(case, True, range(WORLD))
-    for step, (loss, gradient) in enumerate(steps):
-        of_ranks = [p[case, True][0][step] for p in processes]
-        for mine, expected in zip(zip(*of_ranks, strict=True), (loss, gradient), strict=True):
-            mean = torch.stack(mine).mean(0)
-            torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
+def test_averaged_gradients_are_those_of_one_process(processes, case, dtype):
+    world = len(processes)
+    rtol, atol = TOLERANCE[dtype]
+    steps, state = train([case], range(world), world, dtype)[case]
+    for step, expected in enumerate(steps):
+        of_ranks = [p[dtype][case][0][step] for p in processes]
+        for mine, one in zip(zip(*of_ranks, strict=True), expected, strict=True):
+            assert one.isfinite().all() and one.any()
+            torch.testing.assert_close(torch.stack(mine).mean(0), one, rtol=rtol, atol=atol)
     for p in processes:
-        torch.testing.assert_close(p[case, True][1], average, rtol=1e-14, atol=0)
+        for name, buffer in p[dtype][case][1].items():
+            assert torch.equal(buffer, state[name]), name  # to the bit, on all processes
+
+
+def test_all_densities_of_a_step_share_one_small_all_reduce(processes):
+    numbers = sum(len(SIZES) * build(case, torch.float64).density.bins for case in CASES)
+    for p in processes:
+        for dtype in TOLERANCE:
+            assert p["calls", dtype] == [(numbers, torch.int64)] * STEPS
+        assert p["single"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_without_sync_each_process_is_alone(processes, case):
     for rank, p in enumerate(processes):
-        steps, average = train(case, False, [rank])
-        assert torch.equal(p[case, False][1], average)
-        for (loss, gradient), expected in zip(p[case, False][0], steps, strict=True):
-            torch.testing.assert_close((loss, gradient), expected, rtol=1e-12, atol=0)
+        own = train([case], [rank], len(processes), torch.float64)[case]
+        assert_same(p["unsynced"][case], own)
+        assert p["unsynced calls"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_alone_a_process_waits_for_no_other(processes, case):
+    first = processes[0]
+    assert_same(first["alone"][case], train([case], [0], len(processes), torch.float64)[case])
+    assert first["alone calls"] == [] and first["world"] == len(processes)  # and then again
+
+
+def assert_same(mine, expected):
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("context", [nullcontext, alone])
+def test_one_process_keeps_its_counts(context):
+    numbers = torch.tensor([[1, 2], [3, 4]])
+    count = Count(numbers)
+    with context():
+        sum_up(count, None, Count(numbers, sync=False))
+        assert world_size() == 1
+    assert count.value is numbers and count.world == 1

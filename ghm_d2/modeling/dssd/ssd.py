@@ -8,12 +8,12 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
-from ghm_d2.modeling.dense import LOG_PERIOD, delta_loss
+from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.dense import begin_ghm_r, count_foreground, delta_loss, flat_levels
 from ghm_d2.modeling.dssd.backbone import SSDBackbone
 from ghm_d2.modeling.dssd.default_boxes import check_sizes
 from ghm_d2.modeling.dssd.head import SSDHead
@@ -31,7 +31,8 @@ class SSD(DenseDetector):
 
     Sums (mining, cross entropy, smooth L1, ASL1) are divided by the number of default boxes that
     are matched with objects (SSD, equation 1), at least 1; GHM losses normalise themselves. All
-    are computed in float32 at least.
+    are computed in float32 at least. Mining is of each image. Several processes train as one with
+    the whole batch, after one all-reduce of counts a step.
     """
 
     @configurable
@@ -54,6 +55,7 @@ class SSD(DenseDetector):
         asl1_mu: float = 0.02,
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
+        sync: bool = True,
         test_score_thresh: float = 0.01,
         test_topk_candidates: int = 400,
         test_nms_thresh: float = 0.45,
@@ -73,6 +75,8 @@ class SSD(DenseDetector):
             smooth_l1_beta: where smooth L1 turns linear, in deltas.
             asl1_mu: mu of ASL1.
             ghm_c, ghm_r: `SoftmaxGHMC` and `GHMR`, where a loss type names them.
+            sync: divide by the matched boxes of all processes; GHM losses have a `sync` of their
+                own.
             test_score_thresh, test_topk_candidates: which boxes of a class go into NMS.
             test_nms_thresh: IoU above which the lower scored box of a class goes.
             max_detections_per_image: that are left at last.
@@ -91,7 +95,7 @@ class SSD(DenseDetector):
         self.cls_loss_type, self.box_reg_loss_type = cls_loss_type, box_reg_loss_type
         self.box_reg_loss_weight = box_reg_loss_weight
         self.smooth_l1_beta, self.asl1_mu = smooth_l1_beta, asl1_mu
-        self.ghm_c, self.ghm_r = ghm_c, ghm_r
+        self.ghm_c, self.ghm_r, self.sync = ghm_c, ghm_r, sync
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -151,6 +155,7 @@ class SSD(DenseDetector):
             "asl1_mu": cfg.MODEL.GHM.REG.MU,
             "ghm_c": build_softmax_ghm_c(cfg, num_levels) if ghm_c else None,
             "ghm_r": build_ghm_r(cfg, num_levels) if ghm_r else None,
+            "sync": cfg.MODEL.GHM.SYNC,
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
@@ -188,37 +193,28 @@ class SSD(DenseDetector):
         """
         gt_labels = torch.stack(gt_labels)
         pos_mask = gt_labels != self.num_classes
-        num_pos = pos_mask.sum()
-        storage = get_event_storage()
-        if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
-            storage.put_scalar("num_pos_anchors", num_pos / len(gt_labels))  # waits for the number
         pred_logits = [upcast(x) for x in pred_logits]
-        pred_deltas = [upcast(x) for x in pred_anchor_deltas]
-        normalizer = num_pos.clamp(min=1)
-        loss_box_reg = self._box_reg_loss(anchors, pred_deltas, gt_boxes, pos_mask, normalizer)
-        return {
-            "loss_cls": self._cls_loss(pred_logits, gt_labels, normalizer),
-            "loss_box_reg": loss_box_reg * self.box_reg_loss_weight,
-        }
-
-    def _cls_loss(self, pred_logits, gt_labels: Tensor, normalizer: Tensor) -> Tensor:
+        boxes = [upcast(x) for x in pred_anchor_deltas], gt_boxes, pos_mask
+        dense = pos_mask.device.type != "cpu"
+        levels = box_levels(anchors, self.box2box_transform, *boxes, dense=dense)
+        num_pos, ghm_r = count_foreground(pos_mask, self.sync), begin_ghm_r(self, levels)
+        ghm_c = None
         if self.cls_loss_type == "ghm_c":
-            sizes = [x.shape[1] for x in pred_logits]
-            labels = [y.flatten() for y in gt_labels.split(sizes, dim=1)]
-            return sum(self.ghm_c.levels([x.flatten(0, 1) for x in pred_logits], labels))
+            ghm_c = self.ghm_c.begin(*flat_levels(pred_logits, gt_labels))
+        sum_up(num_pos, ghm_c, ghm_r)
+        normalizer = num_pos.value.clamp(min=1) / num_pos.world
+        loss_cls = ghm_c.total() if ghm_c else self._cls_loss(pred_logits, gt_labels) / normalizer
+        loss_box_reg = ghm_r.total() if ghm_r else delta_loss(self, levels, normalizer)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg * self.box_reg_loss_weight}
+
+    def _cls_loss(self, pred_logits, gt_labels: Tensor) -> Tensor:
+        """The sum over boxes, of all but GHM-C."""
         logits = torch.cat(pred_logits, dim=1)
         if self.cls_loss_type == "mining":
-            return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio) / normalizer
-        total = nn.functional.cross_entropy(
+            return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio)
+        return nn.functional.cross_entropy(
             logits.flatten(0, 1), gt_labels.flatten(), reduction="sum"
         )
-        return total / normalizer
-
-    def _box_reg_loss(self, anchors, pred_deltas, gt_boxes, pos_mask, normalizer) -> Tensor:
-        dense = pos_mask.device.type != "cpu"
-        transform = self.box2box_transform
-        levels = box_levels(anchors, transform, pred_deltas, gt_boxes, pos_mask, dense=dense)
-        return delta_loss(self, levels, normalizer)
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """`pred_boxes`, `scores` and `pred_classes` of each image, best first."""

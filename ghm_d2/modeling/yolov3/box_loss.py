@@ -48,7 +48,7 @@ def box_loss(
     image_sizes: Sequence[tuple[int, int]],
     loss: NumberLoss,
 ) -> Tensor:
-    """The sum over positive anchors, each weighed by `box_weights`, over the number of images.
+    """The sum over positive anchors, each weighed by `box_weights`.
 
     Args:
         pred, target: `box_values` and `encode_boxes`, (N, R_l, 4) a level; the targets of other
@@ -65,7 +65,7 @@ def box_loss(
         mask = mask[..., None]
         numbers = loss(torch.where(mask, p, 0), torch.where(mask, t, 0))
         total = total + (numbers * torch.where(mask, box_weights(b, areas), 0)).sum()
-    return total / len(image_sizes)
+    return total
 
 
 def box_weights(boxes: Tensor, image_areas: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
@@ -22,7 +21,9 @@ from ghm_d2.losses.build import (
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.modeling.dense import LOG_PERIOD
+from ghm_d2.losses.ghm_c import CountedLoss
+from ghm_d2.losses.sync import Count, sum_up
+from ghm_d2.modeling.dense import count_foreground, flat_levels
 from ghm_d2.modeling.yolov3.box_loss import box_loss, number_loss
 from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels
 from ghm_d2.modeling.yolov3.labels import (
@@ -44,6 +45,9 @@ class YOLOv3(DenseDetector):
     The losses "ce", "l2", "smooth_l1" and "asl1" are sums divided by the number of images, as in
     darknet; GHM losses normalise themselves. Of labels and losses nothing waits for the device but
     the number of positive anchors that is logged every 20 iterations.
+
+    Several processes train as one with the whole batch, after one all-reduce of counts a step; but
+    MODEL.GHM.CLS.DENSITY exact is of each process's own samples.
     """
 
     @configurable
@@ -68,6 +72,7 @@ class YOLOv3(DenseDetector):
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
         kernel: str = "auto",
+        sync: bool = True,
         test_score_thresh: float = 0.005,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.45,
@@ -88,6 +93,7 @@ class YOLOv3(DenseDetector):
             ghm_obj, ghm_c, ghm_r: `GHMC` of the objectness, `GHMC` of the classes and `GHMR`,
                 where a loss type names them.
             kernel: of cross entropy, one of `kernels.KERNELS`.
+            sync: divide by the images of all processes; GHM losses have a `sync` of their own.
             test_score_thresh: of objectness times class probability.
             test_topk_candidates: before non-maximum suppression, of each level.
             test_nms_thresh: IoU.
@@ -115,7 +121,7 @@ class YOLOv3(DenseDetector):
         self.ghm_obj = ghm_obj if obj_loss_type == "ghm_c" else None
         self.ghm_c = ghm_c if cls_loss_type == "ghm_c" else None
         self.ghm_r = ghm_r if box_reg_loss_type == "ghm_r" else None
-        self.kernel = kernel
+        self.kernel, self.sync = kernel, sync
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
         self.test_score_thresh, self.test_topk_candidates = test_score_thresh, test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -148,6 +154,7 @@ class YOLOv3(DenseDetector):
             "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
             "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
             "kernel": check_kernel(cfg),
+            "sync": cfg.MODEL.GHM.SYNC,
             "test_score_thresh": keys.SCORE_THRESH_TEST,
             "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": keys.NMS_THRESH_TEST,
@@ -181,49 +188,44 @@ class YOLOv3(DenseDetector):
             gt_labels, gt_boxes: (R,) and (R, 4) an image, as of `label_anchors`.
             image_sizes: height and width in px of each image, without its padding.
         """
-        sizes, background = [len(a) for a in anchors], self.num_classes
+        background = self.num_classes
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != background)
-        self._log_positive(positive)
+        count_foreground(positive, self.sync)  # for the log alone
         predictions = [upcast(p) for p in predictions]
         objects = torch.where(labels < 0, -1, (labels == background).long())  # 0 object, 1 none
         classes = torch.where(positive, labels, -1)
-        obj_logits = [p[..., 4:BOX_AND_OBJECTNESS] for p in predictions]
-        cls_logits = [p[..., BOX_AND_OBJECTNESS:] for p in predictions]
-        loss_box_reg = self._box_reg_loss(
-            anchors,
-            predictions,
-            torch.stack(gt_boxes).split(sizes, dim=1),
-            positive.split(sizes, dim=1),
-            image_sizes,
-        )
+        obj = flat_levels([p[..., 4:BOX_AND_OBJECTNESS] for p in predictions], objects)
+        cls = flat_levels([p[..., BOX_AND_OBJECTNESS:] for p in predictions], classes)
+        pred, target, boxes, positive = self._box_levels(anchors, predictions, gt_boxes, positive)
+        images = Count(labels.new_full((), len(labels)), self.sync)
+        ghm_obj, ghm_c = _begin(self.ghm_obj, *obj), _begin(self.ghm_c, *cls)
+        ghm_r = _begin(self.ghm_r, pred, target, positive)
+        sum_up(images, ghm_obj, ghm_c, ghm_r)
+        share = images.value / images.world
+        if ghm_r is not None:
+            loss_box_reg = ghm_r.total()
+        else:
+            total = box_loss(pred, target, boxes, positive, image_sizes, self.box_loss)
+            loss_box_reg = total / share
         return {
-            "loss_obj": self._cls_loss(self.ghm_obj, obj_logits, objects.split(sizes, dim=1)),
-            "loss_cls": self._cls_loss(self.ghm_c, cls_logits, classes.split(sizes, dim=1)),
+            "loss_obj": ghm_obj.total() if ghm_obj else self._ce_loss(*obj) / share,
+            "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls) / share,
             "loss_box_reg": loss_box_reg * self.box_reg_loss_weight,
         }
 
-    def _log_positive(self, positive: Tensor) -> None:
-        storage = get_event_storage()
-        if positive.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:  # waits for the number
-            storage.put_scalar("num_pos_anchors", float(positive.sum()) / len(positive))
-
-    def _cls_loss(self, ghm: nn.Module | None, logits, labels) -> Tensor:
-        """`logits`: (N, R_l, C) a level; `labels`: (N, R_l)."""
-        images = len(labels[0])
-        logits, labels = [x.flatten(0, 1) for x in logits], [y.flatten() for y in labels]
-        if ghm is not None:
-            return sum(ghm.levels(logits, labels))
+    def _ce_loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """The sum of the binary cross entropies of `flat_levels`."""
         loss = partial(bce_loss, reduction="sum", kernel=self.kernel)
-        return sum(loss(x, y) for x, y in zip(logits, labels, strict=True)) / images
+        return sum(loss(x, y) for x, y in zip(logits, labels, strict=True))
 
-    def _box_reg_loss(self, anchors, predictions, boxes, positive, image_sizes) -> Tensor:
-        pred = [box_values(p) for p in predictions]
+    def _box_levels(self, anchors, predictions, gt_boxes, positive):
+        """Predicted and true values, matched boxes and which of them count, a level each."""
+        sizes = [len(a) for a in anchors]
+        boxes = torch.stack(gt_boxes).split(sizes, dim=1)
         levels = zip(anchors, boxes, self.anchor_generator.strides, strict=True)
         target = [encode_boxes(a.tensor.expand_as(b), b, stride) for a, b, stride in levels]
-        if self.ghm_r is not None:
-            return sum(self.ghm_r.levels(pred, target, positive))
-        return box_loss(pred, target, boxes, positive, image_sizes, self.box_loss)
+        return [box_values(p) for p in predictions], target, boxes, positive.split(sizes, dim=1)
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """`pred_boxes`, `scores` and `pred_classes` of each image, at the size it came in."""
@@ -253,3 +255,7 @@ class YOLOv3(DenseDetector):
         """(N, A * (5 + K), H, W) a level to (N, H * W * A, 5 + K)."""
         size = BOX_AND_OBJECTNESS + self.num_classes
         return self._transpose_dense_predictions([predictions], [size])[0]
+
+
+def _begin(ghm: nn.Module | None, *levels) -> CountedLoss | None:
+    return None if ghm is None else ghm.begin(*levels)

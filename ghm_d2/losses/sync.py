@@ -1,0 +1,68 @@
+"""Counts added up over the processes of a training: one small all-reduce a step.
+
+With them W processes, each with its part of a batch, train as one process with the whole batch.
+DistributedDataParallel averages the processes' gradients, so a process's loss is
+
+    W * (the sum over its own samples) / (what the whole batch says to divide by)
+
+and the mean of these losses is the loss of one process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_is_alone = False
+
+
+class Count:
+    """Integers of this process, which `sum_up` replaces by those of all processes.
+
+    Args:
+        value: int64, of a shape that is the same in all processes.
+        sync: False: leave them as they are.
+
+    Attributes:
+        world: number of processes that are in `value`; 1 before `sum_up`.
+    """
+
+    def __init__(self, value: Tensor, sync: bool = True):
+        self.value, self.sync, self.world = value, sync, 1
+
+
+def sum_up(*counts: Count | None) -> None:
+    """Add each count up over all processes, in one all-reduce of all of them together.
+
+    All processes call it with the same counts, in the same order. Nothing is done for None, nor
+    where there is one process, nor within `alone`.
+    """
+    counts = [count for count in counts if count is not None and count.sync]
+    world = world_size()
+    if world == 1 or not counts:
+        return
+    together = torch.cat([count.value.flatten() for count in counts])
+    dist.all_reduce(together)
+    parts = together.split([count.value.numel() for count in counts])
+    for count, part in zip(counts, parts, strict=True):
+        count.value, count.world = part.view(count.value.shape), world
+
+
+def world_size() -> int:
+    """Over how many processes `sum_up` adds: 1 where there is one, and within `alone`."""
+    if _is_alone or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process's losses are its own: no other one need compute any."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
