@@ -1,7 +1,7 @@
 """Augmentation and resizing of pictures, as SSD and YOLOv3 publish them.
 
 All are Detectron2's augmentations, so that boxes and masks follow the picture. They draw from
-NumPy's global generator, the crop from PyTorch's; Detectron2 seeds both in each worker.
+NumPy's global generator, the crop from PyTorch's; the loader seeds both for each image.
 """
 
 import numpy as np

@@ -1,21 +1,21 @@
-"""Detectron2's data loaders, with bad images told by name."""
-
-import itertools
+"""The loaders of training and of evaluation, with bad images told by name."""
 
 import numpy as np
+import torch
 from detectron2.config import configurable
 from detectron2.data import (
+    DatasetFromList,
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import SizeMismatchError, filter_empty_instances
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 
 from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
+from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
 from ghm_d2.detectors import with_masks
-from ghm_d2.errors import DataError
+from ghm_d2.errors import DataError, UsageError
 
 
 class GHMDatasetMapper(DatasetMapper):
@@ -110,32 +110,76 @@ def raise_on_bad_image(batch: list[dict]) -> list[dict]:
     return batch
 
 
-class SkippingSampler(TrainingSampler):
-    """Detectron2's endless sampler, from somewhere along its sequence of images."""
+def take_faults(batch: list[dict]) -> dict[str, str]:
+    """The images in whose place others are in a training batch: their files, with what is wrong.
 
-    def __init__(self, size: int, seed: int, skip: int):
-        """
-        Args:
-            size: images of the data set.
-            skip: images, over all processes, that a run has seen already.
-        """
-        super().__init__(size, seed=seed)
-        self._skip = skip
-
-    def __iter__(self):
-        yield from itertools.islice(super().__iter__(), self._skip // self._world_size, None)
+    They are taken out of the batch, which is changed.
+    """
+    return {file: fault for item in batch for file, fault in item.pop("faults", {}).items()}
 
 
-def build_train_loader(cfg, start_iter: int = 0):
-    """An endless loader of batches from DATASETS.TRAIN, as they follow after `start_iter` steps."""
-    mapper = GHMDatasetMapper(cfg, True)
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        return build_detection_train_loader(cfg, mapper=mapper)
-    dataset = get_detection_dataset_dicts(
+def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
+    """This process's share of the endless batches of DATASETS.TRAIN that follow `start_iter` steps.
+
+    Batches are a function of SEED and the iteration: whoever resumes, and with whatever number of
+    workers, gets the same; and the processes' shares together, in the order of their ranks, are
+    the batches of one process. An image that cannot be read is replaced: see `SeededImages`.
+
+    Raises:
+        UsageError: SOLVER.IMS_PER_BATCH cannot be shared evenly; an unknown
+            DATALOADER.SAMPLER_TRAIN or a RANDOM_SUBSET_RATIO that leaves nothing; or
+            ASPECT_RATIO_GROUPING of images whose sizes are not known.
+        RunError: from the loader, when one of its workers has died.
+    """
+    images = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    sampler = SkippingSampler(len(dataset), cfg.SEED, start_iter * cfg.SOLVER.IMS_PER_BATCH)
-    return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, sampler=sampler)
+    images, sampler = _sampled(cfg, images)
+    wide = _are_wide(images) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    batches = TrainingBatches(sampler, cfg.SOLVER.IMS_PER_BATCH, wide, start_iter)
+    dataset = SeededImages(DatasetFromList(images), GHMDatasetMapper(cfg, True), cfg.SEED)
+    return TrainingLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _sampled(cfg, images: list[dict]):
+    """The images that training may see, and Detectron2's sampler over them."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            images, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return images, RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
+    if name == "RandomSubsetTrainingSampler":
+        images = _random_subset(images, cfg.DATALOADER.RANDOM_SUBSET_RATIO, cfg.SEED)
+    elif name != "TrainingSampler":
+        raise UsageError(
+            "DATALOADER.SAMPLER_TRAIN is TrainingSampler, RepeatFactorTrainingSampler or "
+            f"RandomSubsetTrainingSampler, not {name!r}"
+        )
+    return images, TrainingSampler(len(images), seed=cfg.SEED)
+
+
+def _random_subset(images: list[dict], ratio: float, seed: int) -> list[dict]:
+    """What Detectron2's RandomSubsetTrainingSampler draws: no replacement comes from the rest."""
+    size = int(len(images) * ratio)
+    if not 0 < size <= len(images):
+        raise UsageError(
+            f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} of {len(images)} images is {size}: it is to "
+            "be above 0 and at most 1, and to leave an image"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return [images[i] for i in order[:size].tolist()]
+
+
+def _are_wide(images: list[dict]) -> list[bool]:
+    """Whether each is wider than it is high, as Detectron2 groups them."""
+    try:
+        return [image["width"] > image["height"] for image in images]
+    except KeyError as error:
+        raise UsageError(
+            f"the training data tell no {error} of an image, which DATALOADER."
+            "ASPECT_RATIO_GROUPING needs: set it to False"
+        ) from None
 
 
 def build_test_loader(cfg, dataset_name: str):
