@@ -1,22 +1,31 @@
 """What a run leaves behind as numbers: `RunRecord`, kept as run.json in the run's folder."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
+import secrets
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
-from ghm_d2.errors import DataError
+from ghm_d2.errors import DataError, OutputError
 
 RUN_FILE = "run.json"
 EVALUATION_FILE = "eval.json"
 COMPARISON_FILE = "comparison.json"
 ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
+# What a stranger's run may not exceed: it must not take all memory, and its sums must be finite
+_LONGEST_FILE, _LARGEST = 2**26, 1e15  # bytes
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # how the file ends that is being written
+_ABANDONED_AFTER = 3600  # seconds without a change: longer than a disk takes for any file
 
 
 @dataclass
@@ -51,6 +60,9 @@ class RunRecord:
     gflops: float | None = None  # of one forward pass of one validation image (fvcore)
     loss_ms: float | None = None  # the losses of one batch, forward and backward
     loss_variation: float | None = None  # loss_cls: std / mean over the second half of training
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite, and that were left out
+    bad_images: int = 0  # distinct training images that could not be read, and were replaced
+    world_size: int = 1  # processes that trained together
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""
@@ -65,11 +77,11 @@ class RunRecord:
         """
         file = Path(folder) / RUN_FILE
         try:
-            return _typed(cls, json.loads(file.read_text(encoding="utf-8")))
+            return _typed(cls, _json(file))
         except FileNotFoundError:
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?") from None
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{file}: not the record of a run: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{file}: not the record of a run: {error!s:.200}") from None
 
 
 @dataclass
@@ -129,11 +141,20 @@ class Comparison:
         """
         file = Path(folder) / COMPARISON_FILE
         try:
-            return _typed(cls, json.loads(file.read_text(encoding="utf-8")))
+            return _typed(cls, _json(file))
         except FileNotFoundError:
             raise DataError(f"{folder}: no {COMPARISON_FILE}") from None
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{file}: not a comparison: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{file}: not a comparison: {error!s:.200}") from None
+
+
+def _json(file: Path):
+    """What `file` holds. Raises ValueError where it is no JSON, no plain file, or too long."""
+    if not os.path.lexists(file):
+        raise FileNotFoundError
+    if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
+        raise ValueError(f"no plain file, or over {_LONGEST_FILE >> 20} MiB")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _typed(kind, value, where: str = ""):
@@ -155,7 +176,7 @@ def _typed(kind, value, where: str = ""):
         _, item = get_args(kind)
         if isinstance(value, dict):
             return {k: _typed(item, v, where) for k, v in value.items()}
-    elif not isinstance(value, float) or math.isfinite(value):
+    elif not isinstance(value, int | float) or -_LARGEST < value < _LARGEST:
         number = kind in (float, float | None) and isinstance(value, int)
         if number or isinstance(value, kind):
             return value
@@ -172,9 +193,19 @@ class RunsTable:
         self.file = Path(file)
 
     def append(self, row: dict) -> None:
-        """Add one row; it is on the disk when this returns."""
+        """Add one row; it is on the disk when this returns.
+
+        Raises:
+            OutputError: the file cannot be written; the rows before are whole.
+        """
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._append(line)
+        except OSError as error:
+            raise OutputError.of(self.file, error) from error
+
+    def _append(self, line: bytes) -> None:
         with open(self.file, "ab+") as table:
             fcntl.flock(table, fcntl.LOCK_EX)  # until it is closed
             if table.seek(0, os.SEEK_END):
@@ -219,13 +250,14 @@ def write_json(file: Path, value) -> None:
     """Write `value` as JSON, whole or not at all.
 
     Raises:
+        OutputError: the file cannot be written.
         ValueError: it holds a NaN or an infinity, which JSON does not know.
     """
     write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text`, whole or not at all."""
+    """Write `text`, whole or not at all; raises OutputError where it cannot be written."""
     write_atomically(str(file), lambda out: out.write(text.encode()))
 
 
@@ -233,18 +265,76 @@ def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
     """Replace `path` by what `write` puts into the file given to it, or leave it as it was.
 
     The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
+    What a killed writer left in the folder goes with a later save.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
-    unfinished = f"{path}.{os.getpid()}.tmp"
+    folder = os.path.dirname(path) or "."
+    unfinished = f"{path}.{secrets.token_hex(4)}.tmp"  # another process may write `path` too
+    _remove_abandoned(folder)
     try:
-        with open(unfinished, "wb") as file:
-            write(file)
+        _write_to_disk(unfinished, write)
+        os.replace(unfinished, path)
+        _sync_folder(folder)
+    except OSError as error:
+        raise OutputError.of(path, error) from error
+    finally:  # after Ctrl-C too; the replacing has left nothing to remove
+        with suppress(OSError):
+            os.unlink(unfinished)
+
+
+def _write_to_disk(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    noting = None
+    try:
+        with open(path, "xb") as file:
+            noting = _NotingFile(file)
+            write(noting)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:  # Ctrl-C too: leave no half file behind
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
-        raise
+    except RuntimeError:
+        if noting is None or noting.error is None:
+            raise
+    if noting.error is not None:
+        raise noting.error
+
+
+class _NotingFile:
+    """A file that notes a failed write, in whose place `torch.save` raises a RuntimeError."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+
+def _sync_folder(folder: str) -> None:
+    """Put the names of a folder's files on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(opened)
+
+
+def _remove_abandoned(folder: str) -> None:
+    with suppress(OSError):  # it is the save that matters
+        for entry in os.scandir(folder):
+            oldest = time.time() - _ABANDONED_AFTER
+            if _UNFINISHED.search(entry.name) and entry.stat().st_mtime < oldest:
+                os.unlink(entry.path)
 
 
 def config_hash(text: str) -> str:

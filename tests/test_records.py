@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ghm_d2.errors import DataError
+from ghm_d2.errors import DataError, OutputError
 from ghm_d2.records import ComparedSide, Comparison, Pair, RunRecord, RunsTable, Trial
 
 WRITER = """
@@ -65,6 +65,50 @@ def test_a_row_that_json_does_not_know_is_refused(tmp_path):
     with pytest.raises(ValueError):
         table.append(row("a", AP=float("nan")))
     assert table.rows() == []
+
+
+APPENDS_UNDER_A_LIMIT = """
+import resource, sys
+from ghm_d2.errors import OutputError
+from ghm_d2.records import RunsTable
+table = RunsTable(sys.argv[1])
+rows = [{"key": key, "folder": "f", "record": {"text": "x" * 5000}} for key in "abc"]
+table.append(rows[0])
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (7000, most))
+try:
+    table.append(rows[1])
+except OutputError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+table.append(rows[2])
+"""
+
+
+def test_a_full_disk_costs_the_new_row_alone(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    file = tmp_path / "runs.jsonl"
+    command = [sys.executable, "-c", APPENDS_UNDER_A_LIMIT, str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert f"{file} cannot be written: it would be longer than" in done.stdout
+    assert [r["key"] for r in RunsTable(file).rows()] == ["a", "c"]
+
+
+def test_a_table_that_cannot_be_written_is_an_error_of_the_output(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        RunsTable(tmp_path / "file" / "runs.jsonl").append(row("a"))
+
+
+def test_a_record_of_before_runs_counted_faults_is_read(tmp_path):
+    record = RunRecord("m", "n", "d", "h", 1, skipped_steps=2, bad_images=3, world_size=4)
+    record.write(tmp_path)
+    assert RunRecord.read(tmp_path) == record
+    old = json.loads((tmp_path / "run.json").read_text())
+    for key in ("skipped_steps", "bad_images", "world_size"):
+        del old[key]
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert RunRecord.read(tmp_path) == RunRecord("m", "n", "d", "h", 1)
 
 
 def test_a_record_of_before_there_were_masks_is_read(tmp_path):

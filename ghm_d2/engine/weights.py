@@ -10,13 +10,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
+from ghm_d2.engine import checkpoints
+from ghm_d2.engine.checkpoints import LAST_CHECKPOINT
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weight_files import read_weights, state_dict_of
 from ghm_d2.modeling.yolov3 import darknet_weights
 from ghm_d2.records import write_atomically
-
-LAST_CHECKPOINT = "last_checkpoint"
-_LONGEST_NAME = 255
 
 
 class LoadReport(NamedTuple):
@@ -58,12 +57,15 @@ class GHMCheckpointer(DetectionCheckpointer):
 
     Attributes:
         report: the `LoadReport` of the last `load`, None before it.
+        fallbacks: a line for each checkpoint, or note of one, that was passed over when one to
+            resume from was last looked for: which, why, and what is used instead.
     """
 
     def __init__(self, model: nn.Module, save_dir: str | os.PathLike = "", **kwargs: Any):
         """Arguments as Detectron2's."""
         super().__init__(model, os.fspath(save_dir), **kwargs)
         self.report: LoadReport | None = None
+        self.fallbacks: list[str] = []
         self._name, self._heuristics = "", False  # of the file that `load` is at
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -100,6 +102,10 @@ class GHMCheckpointer(DetectionCheckpointer):
             name: without folder and ending.
             **kwargs: plain data to save beside the state dicts: numbers, strings, tensors and
                 containers of them. Anything else could not be loaded again.
+
+        Raises:
+            OutputError: it cannot be written; earlier checkpoints and the note of the last are
+                as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -132,26 +138,21 @@ class GHMCheckpointer(DetectionCheckpointer):
         name = last_filename_basename.encode()
         self._replace(os.path.join(self.save_dir, LAST_CHECKPOINT), lambda f: f.write(name))
 
+    def has_checkpoint(self) -> bool:
+        """Whether `save_dir` has anything to resume from: a checkpoint, or the note of one."""
+        return checkpoints.has_checkpoint(self.save_dir)
+
     def get_checkpoint_file(self) -> str:
-        """The latest checkpoint in `save_dir`, "" if none was noted.
+        """The last whole checkpoint in `save_dir`, "" if there is none; sets `fallbacks`.
 
         Raises:
-            WeightsError: the note names anything but a file of that folder.
+            WeightsError: there are checkpoints, or the note of one, but none is whole.
         """
-        note = os.path.join(self.save_dir, LAST_CHECKPOINT)
-        try:
-            with self.path_manager.open(note, "rb") as file:
-                name = file.read(_LONGEST_NAME + 1).decode(errors="replace").strip()
-        except OSError:
-            return ""  # gone since it was looked for
-        # A folder from elsewhere must not lead to files outside it
-        plain = name.isprintable() and len(name) <= _LONGEST_NAME and not name.startswith(".")
-        if not name or not plain or os.path.basename(name) != name:
-            raise WeightsError(
-                f"{note} names {name[:80]!r}, which is no file of its folder; write the name of "
-                "the checkpoint to resume from into it"
-            )
-        return os.path.join(self.save_dir, name)
+        self.fallbacks = []
+        if not self.has_checkpoint():
+            return ""
+        path, self.fallbacks = checkpoints.find_checkpoint(self.save_dir)
+        return path
 
     def _fetch(self, path: str) -> str:
         try:
