@@ -9,6 +9,8 @@ from rich.console import Console
 
 from ghm_d2.errors import EXIT_INTERRUPTED, GHMError
 
+from ._group import leave_error, rank
+
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -26,16 +28,23 @@ def tell(text: str) -> None:
     out.print(text, markup=False, highlight=False)
 
 
+def show_error(text: str) -> None:
+    """Print one line of an error on stderr."""
+    err.print(f"[bold red]error:[/] {_escape(text)}", highlight=False)
+
+
 @contextmanager
 def user_errors():
     """Turn our errors into one line on stderr and their exit code; the rest is a fault of ours."""
     try:
         yield
     except GHMError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        if not leave_error(error):
+            show_error(str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        err.print("interrupted")
+        if rank() == 0:
+            err.print("interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -5,6 +5,8 @@ import os
 import warnings
 from pathlib import Path
 
+from ._group import rank
+
 
 def log_to(folder: Path) -> None:
     """Send the log records of Detectron2, fvcore and this project to `folder`/log.txt."""
@@ -23,5 +25,8 @@ def quiet() -> None:
     """Keep the libraries' log records and warnings to themselves, in child processes too."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    # of a group the first process alone has a log; a fault of another is a traceback all the same
+    level = logging.CRITICAL if rank() else logging.ERROR
     for name in ("detectron2", "fvcore"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(level)
+    logging.raiseExceptions = False  # a log on a full disk is not what a run ends for

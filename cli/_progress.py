@@ -9,13 +9,17 @@ from rich.markup import escape
 from ghm_d2.engine.progress import Progress
 
 from ._console import err
+from ._group import rank
 
 PLAIN_SECONDS = 10  # between two plain lines
 
 
 @contextmanager
 def progress():
-    """A `Progress` that suits where stderr goes."""
+    """A `Progress` that suits where stderr goes; of a group only the first process speaks."""
+    if rank() > 0:
+        yield Progress()
+        return
     if not err.is_terminal:
         yield PlainProgress()
         return

@@ -1,5 +1,7 @@
 """ghm train."""
 
+import logging
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +10,8 @@ import typer
 
 from ghm_d2.errors import DataError, UsageError
 
-from ._console import emit, out, tell, user_errors
+from ._console import emit, out, show_error, tell, user_errors
+from ._group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
 from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
 
 # what a run leaves in its folder, and --overwrite removes; MARKS tell that there is a run
@@ -17,6 +20,8 @@ RUN_FILES = (
     *MARKS,
     "config.yaml",
     "density.jsonl",
+    "divergence.jsonl",
+    "launch_id",
     "log.txt",
     "model_[0-9]*.pth",
     "model_final.pth",
@@ -43,10 +48,35 @@ def train(
         int | None,
         typer.Option(min=0, max=2**32 - 1, help="SEED; drawn and recorded if none is given."),
     ] = None,
+    on_divergence: Annotated[
+        str | None,
+        typer.Option(
+            help="stop or skip: what a step that is not finite does; SOLVER.ON_DIVERGENCE."
+        ),
+    ] = None,
+    num_gpus: Annotated[
+        int, typer.Option(help="Processes on this machine, one a GPU; with --device cpu on cores.")
+    ] = 1,
+    num_machines: Annotated[int, typer.Option(help="Start the same command on each.")] = 1,
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet: on one of them.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="Times to go on from the last checkpoint when a process is killed.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a detector, evaluate it, and draw what it finds."""
+    """Train a detector, evaluate it, and draw what it finds.
+
+    `torchrun --nproc-per-node N -m ghm_d2.cli train ...` does what --num-gpus N does.
+    """
     with user_errors():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C from the start on
+        group = Group(num_gpus, num_machines, rdzv, max_restarts)
+        if group.wanted:
+            launch(group, show_error)
+            return
+        end_if_hopeless()
         if resume and overwrite:
             raise UsageError("--resume continues a run, --overwrite removes it: choose one")
         if resume and (config is not None or seed is not None):
@@ -57,27 +87,25 @@ def train(
         if config is None and not resume:
             raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
         folder = output or Path("runs") / Path(config or "").stem
+        if was_begun(folder):
+            resume, overwrite, seed = True, False, None
         if resume:
             config = _own_config(folder)
-        _train(config, overrides or [], dataset, folder, resume, overwrite, device, seed, as_json)
+        overrides = list(overrides or [])
+        if on_divergence is not None:
+            overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
+        _train(config, overrides, dataset, folder, resume, overwrite, device, seed, as_json)
 
 
 def _own_config(folder: Path) -> str:
     own = folder / "config.yaml"
     if not own.is_file():
         raise UsageError(f"{folder} holds no run to resume")
-    checkpoints = sorted(folder.glob("model_[0-9]*.pth"))
-    if checkpoints and not (folder / "last_checkpoint").is_file():
-        raise UsageError(
-            f"{folder} has checkpoints but no file last_checkpoint to name the one to resume from; "
-            f"write {checkpoints[-1].name} into it"
-        )
     return str(own)
 
 
 def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, as_json) -> None:
     from ghm_d2.config import check_config, load_config
-    from ghm_d2.reports.tables import per_class_table, results_table
 
     from ._logs import quiet
     from ._progress import progress
@@ -89,10 +117,54 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
     if seed is not None:
         cfg.SEED = seed
     check_config(cfg)
-    if not resume:
+    if not resume and rank() == 0:
         _check_folder(folder, overwrite)
-    with progress() as shown:
+    from ghm_d2.engine.distributed import process_group
+
+    with process_group(cfg.MODEL.DEVICE), progress() as shown:
         record = _run(cfg, dataset, resume, overwrite, shown)
+    if rank() == 0:
+        _show(record, folder, as_json)
+
+
+def _run(cfg, dataset, resume, overwrite, shown):
+    from ghm_d2.data.catalog import apply_to_config, data_label, validate
+    from ghm_d2.engine.predict import draw_beside_truth
+    from ghm_d2.engine.train import choose_seed, scale_to_group, train
+
+    from ._logs import log_to
+
+    folder = Path(cfg.OUTPUT_DIR)
+    classes = cfg.DATASETS.CLASS_NAMES
+    apply_to_config(cfg, dataset)
+    if resume and tuple(cfg.DATASETS.CLASS_NAMES) != tuple(classes):
+        raise DataError(f"{dataset} has other classes than the run that is to be resumed")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        validate(name)
+    choose_seed(cfg)
+    cfg, said = scale_to_group(cfg, resume)
+
+    def on_start():
+        if overwrite:
+            _remove_run(folder, cfg)
+        make_folder(folder)
+        leave_launch_id(folder)
+        log_to(folder)
+        what = "resuming" if resume else "training"
+        shown.message(f"{what} on {', '.join(cfg.DATASETS.TRAIN)} into {folder}, seed {cfg.SEED}")
+        if said:
+            logging.getLogger("ghm_d2").info(said)
+            shown.message(said)
+
+    label = data_label(cfg.DATASETS.TRAIN[0])
+    record, evaluation = train(cfg, label, resume=resume, progress=shown, on_start=on_start)
+    if rank() == 0:
+        draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / "detections.png")
+    return record
+
+
+def _show(record, folder: Path, as_json: bool) -> None:
+    from ghm_d2.reports.tables import per_class_table, results_table
 
     def human():
         out.print(results_table(record, f"{record.dataset}, {record.iterations} iterations"))
@@ -105,36 +177,6 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
         tell(f"evaluate again: ghm eval --weights {folder / best}")
 
     emit(asdict(record), as_json=as_json, human=human)
-
-
-def _run(cfg, dataset, resume, overwrite, shown):
-    from ghm_d2.data.catalog import apply_to_config, data_label, validate
-    from ghm_d2.engine.predict import draw_beside_truth
-    from ghm_d2.engine.trainer import choose_seed, train
-
-    from ._logs import log_to
-
-    folder = Path(cfg.OUTPUT_DIR)
-    classes = cfg.DATASETS.CLASS_NAMES
-    apply_to_config(cfg, dataset)
-    if resume and tuple(cfg.DATASETS.CLASS_NAMES) != tuple(classes):
-        raise DataError(f"{dataset} has other classes than the run that is to be resumed")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        validate(name)
-    choose_seed(cfg)
-
-    def on_start():
-        if overwrite:
-            _remove_run(folder, cfg)
-        make_folder(folder)
-        log_to(folder)
-        what = "resuming" if resume else "training"
-        shown.message(f"{what} on {', '.join(cfg.DATASETS.TRAIN)} into {folder}, seed {cfg.SEED}")
-
-    label = data_label(cfg.DATASETS.TRAIN[0])
-    record, evaluation = train(cfg, label, resume=resume, progress=shown, on_start=on_start)
-    draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / "detections.png")
-    return record
 
 
 def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -18,7 +18,8 @@ from ghm_d2.data.loaders import build_train_loader, raise_on_bad_image
 from ghm_d2.engine.bench_tools import environment, interleave, peak_bytes, timed
 from ghm_d2.engine.cost import loss_ms
 from ghm_d2.engine.progress import Progress
-from ghm_d2.engine.trainer import GHMTrainer, set_up
+from ghm_d2.engine.train import set_up
+from ghm_d2.engine.trainer import GHMTrainer
 from ghm_d2.errors import UsageError
 
 CLS, REG = "MODEL.RETINANET.CLS_LOSS_TYPE", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
@@ -104,7 +105,7 @@ def _batches(cfg) -> list[list[dict]]:
 
 
 def _build(cfg, batches: list[list[dict]]) -> Side:
-    built, _ = set_up(cfg, resume=False, progress=Progress())
+    built, *_ = set_up(cfg, resume=False, progress=Progress())
     return Side(cfg, _trainer(cfg, built, itertools.cycle(batches)))
 
 
@@ -130,7 +131,7 @@ def _figures(name: str, side: Side, times: dict[str, list[float]], device) -> di
 
 def _waiting_for_data(cfg, steps: int, progress: Progress) -> dict:
     """What an ordinary training loop waits for its batches, its first ones left out."""
-    trainer, _ = set_up(cfg, resume=False, progress=Progress())
+    trainer, *_ = set_up(cfg, resume=False, progress=Progress())
     total = WARM_UP + steps
     with EventStorage(0) as trainer.storage:
         for trainer.iter in progress.track(range(total), "steps with loading", total):

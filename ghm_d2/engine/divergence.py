@@ -1,10 +1,13 @@
 """Say where a training stopped being finite."""
 
+from collections.abc import Callable
+
 import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ghm_d2.errors import DivergedError
+from ghm_d2.losses.sync import alone
 
 REMEDY = (
     "try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "
@@ -12,18 +15,39 @@ REMEDY = (
 )
 
 
-def diverged(model: nn.Module, batch: list[dict], what: str, iteration: int) -> DivergedError:
+def diverged(
+    model: nn.Module,
+    batch: list[dict],
+    what: str,
+    iteration: int,
+    gather: Callable[[dict], list[dict]] = lambda found: [found],
+) -> DivergedError:
     """The error for a step that is not finite; `what` names the loss, such as "loss_cls is nan".
 
     Runs the model once more on the batch, whose weights the step has not changed yet, to find
     the first module with an output that is not finite, and its feature level.
+
+    Args:
+        gather: from what this process found to what each of its group found.
+
+    Returns:
+        with a `report`: iteration, what, where (None if not found), images of the whole batch.
     """
-    where = first_nonfinite_output(model, batch)
+    files = [str(item["file_name"]) for item in batch if "file_name" in item]
+    found = gather({"where": first_nonfinite_output(model, batch), "images": files})
+    where = next((x["where"] for x in found if x["where"]), None)
+    files = [file for x in found for file in x["images"]]
     source = f", first in {where}" if where else ""
-    files = ", ".join(str(item["file_name"]) for item in batch if "file_name" in item)
-    images = f" (images: {files})" if files else ""
+    images = f" (images: {', '.join(files)})" if files else ""
     happened = f"iteration {iteration}: {what}"
-    return DivergedError(f"{happened}{source}{images}; {REMEDY}", happened)
+    report = {"iteration": iteration, "what": what, "where": where, "images": files}
+    return DivergedError(f"{happened}{source}{images}; {REMEDY}", happened, report)
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether all that a checkpoint would hold of it is."""
+    tensors = model.state_dict().values()
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 
 
 @torch.no_grad()
@@ -47,7 +71,7 @@ def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
     handles = [module.register_forward_hook(check(name)) for name, module in leaves]
     state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages stay as they were
     try:
-        with EventStorage(0):
+        with EventStorage(0), alone():
             model(batch)
     except (RuntimeError, AssertionError, FloatingPointError, ValueError):
         pass  # not finite inputs may stop a later module; the hooks have seen enough

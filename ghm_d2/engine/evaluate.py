@@ -28,7 +28,7 @@ class Evaluation:
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
-    ms_per_image: float
+    ms_per_image: float | None  # None in a process without an image
     detections: list[dict] = field(repr=False)  # in COCO's result format, masks as RLEs
     mask_metrics: dict[str, float | None] = field(default_factory=dict)
     precision: np.ndarray | None = field(default=None, repr=False)
@@ -80,7 +80,9 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
 
     Of its boxes, and of its masks where it has some.
 
-    The model is left in the mode (training or evaluation) it was in.
+    The model is left in the mode (training or evaluation) it was in. The processes of a group
+    share the images, each of which is seen once; only the first process gets figures and
+    detections.
 
     Raises:
         DataError: an image cannot be read.
@@ -109,7 +111,7 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
         metrics=_metrics(results),
         mask_metrics=_metrics(everything.get("segm", {})) if masks else {},
         per_class=_per_class(results, evaluator._metadata.thing_classes),
-        ms_per_image=1000 * sorted(seconds)[len(seconds) // 2],
+        ms_per_image=1000 * sorted(seconds)[len(seconds) // 2] if seconds else None,
         detections=getattr(evaluator, "detections", []),
         precision=getattr(evaluator, "precision", None),
     )

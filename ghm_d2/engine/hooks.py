@@ -1,17 +1,22 @@
 """Hooks of the trainer, beside Detectron2's own."""
 
 import json
+import math
+import os
 import signal
 from pathlib import Path
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ghm_d2.engine.describe import peak_memory_mb
+from ghm_d2.engine.divergence import REMEDY, is_finite
 from ghm_d2.engine.progress import Progress
 from ghm_d2.engine.weights import GHMCheckpointer
+from ghm_d2.errors import DivergedError, OutputError
 from ghm_d2.losses import GradientDensity
-from ghm_d2.records import finite_or_none
+from ghm_d2.records import finite_or_none, write_text
 
 # Seconds are kept out of metrics.jsonl, so that two runs with one seed write the same file.
 WALL_CLOCK = ("time", "data_time", "rank_data_time", "eta_seconds")
@@ -38,6 +43,98 @@ class MetricsWriter(EventWriter):
                 row[name] = finite_or_none(value)  # JSON knows no infinity
         append_lines(self._file, [rows[i] for i in sorted(rows)])
         self._written = max([self._written, *rows])
+
+
+class WholeStepsWriter(hooks.PeriodicWriter):
+    """Detectron2's, but with nothing of its own at the end of a run that was cut short.
+
+    What is written then depends on no interruption: a resumed run goes on with the same file as
+    one that was left alone.
+    """
+
+    def after_step(self):
+        latest = self.trainer.storage.latest()
+        evaluated = latest.get("bbox/AP", (None, -1))[1] == self.trainer.iter
+        if evaluated and (self.trainer.iter + 1) % self._period:
+            for writer in self._writers:
+                writer.write()
+        super().after_step()
+
+    def after_train(self):
+        for writer in self._writers:
+            if self.trainer.iter >= self.trainer.max_iter:
+                writer.write()
+            writer.close()
+
+
+class LossHistory(HookBase):
+    """What a resumed run needs to know of the losses before, as part of the checkpoint.
+
+    The last values of each, of which metrics.jsonl has medians; and the mean and the variance of
+    loss_cls in the second half of the training.
+    """
+
+    def __init__(self):
+        self._recent: dict[str, list[list[float]]] = {}
+        self._late = (0, 0.0, 0.0)  # values, their mean, sum of squared differences from it
+        self._max_iter: int | None = None
+
+    def before_train(self):
+        storage = self.trainer.storage
+        for name, values in self._recent.items():
+            for value, iteration in values:
+                storage.iter = iteration
+                storage.put_scalar(name, value)
+        storage.iter = self.trainer.start_iter
+        if self._max_iter != self.trainer.max_iter:  # another second half
+            started_late = 2 * self.trainer.start_iter > self.trainer.max_iter
+            self._late = (-1, 0.0, 0.0) if started_late else (0, 0.0, 0.0)
+            self._max_iter = self.trainer.max_iter
+
+    def after_step(self):
+        trainer = self.trainer
+        value, iteration = trainer.storage.latest().get("loss_cls", (0.0, -1))
+        if iteration != trainer.iter or 2 * iteration < trainer.max_iter or self._late[0] < 0:
+            return
+        count, mean, squares = self._late  # Welford's way, which needs no list
+        step = value - mean
+        mean += step / (count + 1)
+        self._late = (count + 1, mean, squares + step * (value - mean))
+
+    @property
+    def variation(self) -> float | None:
+        """Standard deviation over mean of loss_cls in the second half of the training.
+
+        None where not all of it was seen, as where MAX_ITER was changed late.
+        """
+        count, mean, squares = self._late
+        return math.sqrt(squares / (count - 1)) / mean if count > 1 and mean > 0 else None
+
+    def state_dict(self):
+        storage, done = self.trainer.storage, self.trainer.done
+        recent = {}
+        for name, smooth in storage.smoothing_hints().items():
+            if smooth and name not in WALL_CLOCK:  # a step that was cut off may have left some
+                values = [list(x) for x in storage.history(name).values() if x[1] < done]
+                recent[name] = values[-SMOOTHING_WINDOW:]
+        return {"recent": recent, "late": list(self._late), "max_iter": self._max_iter}
+
+    def load_state_dict(self, state_dict):
+        self._recent, self._late = state_dict["recent"], tuple(state_dict["late"])
+        self._max_iter = state_dict["max_iter"]
+
+
+class FiniteCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's `PeriodicCheckpointer`, which writes no weights that are not finite."""
+
+    def after_step(self):
+        """Raises DivergedError instead of writing such weights."""
+        iteration = self.trainer.iter
+        due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
+        if due and not is_finite(self.trainer.detector):
+            what = f"iteration {iteration}: the weights are not finite"
+            raise DivergedError(f"{what}; the last checkpoint is of before; {REMEDY}", what)
+        super().after_step()
 
 
 class DensityLog(HookBase):
@@ -77,20 +174,19 @@ class ProgressHook(HookBase):
         self._progress.step(self.trainer.iter + 1, self.trainer.max_iter, scalars)
 
 
-class BestCheckpoint:
+class BestCheckpoint(HookBase):
     """Keeps the weights with the largest AP as model_best.pth.
 
-    Unlike Detectron2's hook, it goes on from an earlier leg's best, and leaves the last
-    checkpoint alone: a run resumes where it stopped, not where it was best.
+    Unlike Detectron2's hook, it leaves the last checkpoint alone: a run resumes where it stopped,
+    not where it was best.
+
+    Attributes:
+        best: {"AP": ..., "iteration": ...} so far, or empty; part of the checkpoint.
     """
 
-    def __init__(self, checkpointer: GHMCheckpointer, best: dict[str, float]):
-        """
-        Args:
-            best: {"AP": ..., "iteration": ...} so far, or empty.
-        """
+    def __init__(self, checkpointer: GHMCheckpointer):
         self._checkpointer = checkpointer
-        self.best = dict(best)
+        self.best: dict[str, float] = {}
 
     def update(self, ap: float | None, iteration: int) -> None:
         """Compare an evaluation after `iteration` steps with the best one so far."""
@@ -98,17 +194,23 @@ class BestCheckpoint:
             self.best = {"AP": ap, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration)
 
+    def state_dict(self):
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict):
+        self.best = dict(state_dict["best"])
+
 
 class StopOnSignal(HookBase):
     """SIGINT and SIGTERM end the training after the step under way; a second one at once.
 
-    Raises KeyboardInterrupt.
+    All processes of a group end after the same step. Raises KeyboardInterrupt.
     """
 
     def __init__(self, progress: Progress):
-        self.requested = False
         self._progress = progress
         self._previous = {}
+        self.requested = False
 
     def install(self) -> None:
         """Take the signals over, until the training ends."""
@@ -124,8 +226,12 @@ class StopOnSignal(HookBase):
         self.requested = True
         self._progress.message("stopping after this step; once more to stop at once")
 
+    def before_step(self):
+        self.trainer.stop_requested = self.requested
+
     def after_step(self):
-        if self.requested:
+        alone = comm.get_world_size() == 1
+        if self.requested if alone else self.trainer.stopping:
             raise KeyboardInterrupt
 
     def restore(self) -> None:
@@ -135,9 +241,19 @@ class StopOnSignal(HookBase):
 
 
 def append_lines(file: Path, rows: list[dict]) -> None:
-    """Append `rows` to `file` as JSON lines."""
-    with open(file, "a", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    """Append `rows` to `file` as JSON lines; they are on the disk when this returns.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows]
+    try:
+        with open(file, "a", encoding="utf-8") as out:
+            out.writelines(lines)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise OutputError.of(file, error) from error
 
 
 def drop_lines_from(file: Path, iteration: int) -> None:
@@ -145,10 +261,10 @@ def drop_lines_from(file: Path, iteration: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["iteration"] < iteration:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    file.write_text("".join(kept), encoding="utf-8")
+    write_text(file, "".join(kept))

@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
 from ghm_d2.engine.progress import Progress
-from ghm_d2.engine.trainer import set_up
+from ghm_d2.engine.train import set_up
 from ghm_d2.errors import DivergedError
 
 WARM_UP, STEPS, IMAGES = 2, 3, 3
@@ -21,12 +21,12 @@ def time_steps(cfg) -> tuple[float, float]:
     may find more to sort out than a trained one. A training that diverges is timed until then.
 
     Args:
-        cfg: as for `engine.trainer.train`.
+        cfg: as for `engine.train.train`.
 
     Raises:
         UsageError, DataError, WeightsError: as training would.
     """
-    trainer, _ = set_up(cfg, resume=False, progress=Progress())
+    trainer, *_ = set_up(cfg, resume=False, progress=Progress())
     seconds = []
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(WARM_UP + STEPS):

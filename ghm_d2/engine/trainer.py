@@ -1,302 +1,239 @@
-"""Training: a Detectron2 trainer, and `train`, which sets up one run and sees it through."""
+"""One training step after another: `GHMTrainer`, a Detectron2 trainer for one process or many."""
 
-import random
-import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
-from detectron2.engine import SimpleTrainer, hooks
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import TensorboardXWriter
 
-from ghm_d2.config import config_text
-from ghm_d2.data.loaders import build_train_loader, raise_on_bad_image
-from ghm_d2.engine.describe import describe_run, peak_memory_mb
+from ghm_d2.data.loaders import raise_on_bad_image, take_faults
+from ghm_d2.engine.distributed import parallel, sums
 from ghm_d2.engine.divergence import diverged
-from ghm_d2.engine.evaluate import Evaluation, evaluate
-from ghm_d2.engine.hooks import (
-    BestCheckpoint,
-    DensityLog,
-    MetricsWriter,
-    ProgressHook,
-    StopOnSignal,
-)
-from ghm_d2.engine.load import CONFIG_FILE
-from ghm_d2.engine.optimizer import build_optimizer, clips_full_model
-from ghm_d2.engine.progress import Progress
-from ghm_d2.engine.weights import GHMCheckpointer
-from ghm_d2.errors import DataError, DivergedError, UsageError, WeightsError
-from ghm_d2.records import RUN_FILE, RunRecord, write_text
-from ghm_d2.register import register_all
+from ghm_d2.engine.hooks import append_lines
+from ghm_d2.engine.optimizer import clips_full_model
+from ghm_d2.errors import DataError
+
+DIVERGENCE_FILE = "divergence.jsonl"
+_NORMS = 100  # the last gradient norms that a report of divergence shows
 
 
 class GHMTrainer(SimpleTrainer):
-    """Detectron2's `SimpleTrainer` that stops at the first step that is not finite.
+    """Detectron2's `SimpleTrainer` that answers for each step.
 
-    It also clips the gradient of the whole model where asked to, and trains in mixed precision
-    under SOLVER.AMP.ENABLED.
+    - A step that is not finite changes nothing: it stops the training, or is skipped and counted,
+      as SOLVER.ON_DIVERGENCE says.
+    - What a step draws at random depends on SEED, the iteration and the process alone, and its
+      images come from `build_train_loader`, so that a resumed run does what it would have done.
+    - W processes train as one: the gradient is averaged over them, losses are logged as averages,
+      and all stop at the same step.
+    - It clips the gradient of the whole model where asked to, trains in mixed precision under
+      SOLVER.AMP, and lets a batch through in SOLVER.ACCUMULATE parts. Each part has its own
+      gradient density then, and moving averages advance once a part.
 
     Attributes:
+        detector: the model itself, where `model` is its wrapper of several processes.
         done: steps that are complete.
         consistent: whether model, optimizer and schedule are those after `done` steps.
-        step_seconds: of each step, loading included.
+        stop_requested: whether this process was asked to end after the step under way.
+        stopping: whether one of the group was, as of the last step.
+        seconds: spent in steps by all legs of the run, loading included.
+        step_seconds: of each step of this leg.
+        skipped: steps left out because they were not finite.
+        bad_images: what was wrong with each image that could not be read, by file name.
+        divergence_file: where steps that were not finite are told; None for nowhere.
     """
 
-    def __init__(self, cfg, model, data_loader, optimizer, done: int = 0):
-        super().__init__(model, data_loader, optimizer)
+    def __init__(
+        self,
+        cfg,
+        model,
+        data_loader,
+        optimizer,
+        done: int = 0,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        """
+        Args:
+            done: steps that a resumed run has behind it.
+            tell: is told what a person should read.
+        """
+        self.detector = model
+        super().__init__(parallel(model, cfg.MODEL.DEVICE), data_loader, optimizer)
         self.done, self.consistent = done, True
-        self.step_seconds: list[float] = []
-        self._clip_norm = (
-            cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE if clips_full_model(cfg) else float("inf")
-        )
+        self.stop_requested = self.stopping = False
+        self.seconds, self.step_seconds = 0.0, []
+        self.skipped, self.bad_images = 0, {}
+        self.divergence_file: Path | None = None
+        self._cfg, self._tell = cfg, tell
+        clip = cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+        self._clip_norm = clip if clips_full_model(cfg) else float("inf")
         self._device = torch.device(cfg.MODEL.DEVICE).type
-        self._amp = cfg.SOLVER.AMP.ENABLED
-        # loss scaling is for float16, which CUDA's autocast uses; a CPU's bfloat16 needs none
-        self._scaler = torch.amp.GradScaler(
-            self._device, enabled=self._amp and self._device == "cuda"
-        )
+        self._dtype = _autocast_dtype(cfg.SOLVER.AMP, self._device)
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
+        self._kept: list[torch.Tensor] = []  # the buffers before the step
+        self._in_step = False
 
     def run_step(self):
         """One iteration.
 
         Raises:
-            DataError: an image of the batch cannot be read.
-            DivergedError: a loss or the gradient is not finite; the weights are as before.
+            DataError: too many images cannot be read.
+            DivergedError: a loss or the gradient is not finite, and steps are not skipped, or too
+                many were; model and optimizer are as before.
         """
         start = time.perf_counter()
         batch = raise_on_bad_image(next(self._data_loader_iter))
+        faults = take_faults(batch)
         data_seconds = time.perf_counter() - start
-        self.consistent = False  # the forward pass updates moving averages
-        losses = self._losses(batch)
-        self.optimizer.zero_grad()
-        self._scaler.scale(sum(losses.values())).backward()
+        self._keep_buffers()
+        seed_all_rng(_step_seed(self._cfg.SEED, self.iter, comm.get_rank()))
+        losses, finite = self._share(self._backward(batch), faults)
         self._scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        self._check_finite(losses, norm, batch)
-        self._scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm).item()
+        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
+        finite &= np.isfinite(norm) or self._scaler.is_enabled()
+        if not finite:
+            self._leave_out(batch, losses, norm)
+        self.consistent = False
+        if finite:
+            self._scaler.step(self.optimizer)
+            self._log(losses, norm, data_seconds)
         self._scaler.update()
-        self._write_metrics(losses, data_seconds)
-        self.storage.put_scalar("grad_norm", norm.item())
         self.step_seconds.append(time.perf_counter() - start)
+        self.seconds += self.step_seconds[-1]
+
+    def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        """Leave the gradient of the batch's mean loss in the parameters; the losses."""
+        self.optimizer.zero_grad()
+        parts = _parts(batch, self._cfg.SOLVER.ACCUMULATE)
+        total: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(parts, 1):
+            alone = i < len(parts) and self.model is not self.detector
+            with self.model.no_sync() if alone else nullcontext():
+                losses = self._losses(part)
+                self._scaler.scale(sum(losses.values()) / len(parts)).backward()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss.detach() / len(parts)
+        return total
 
     def _losses(self, batch) -> dict[str, torch.Tensor]:
         try:
-            with torch.autocast(self._device, enabled=self._amp):
+            with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
                 return self.model(batch)
         except FloatingPointError:  # how Detectron2's RPN says it
-            raise diverged(self.model, batch, "the proposals are not finite", self.iter) from None
+            self.take_back()
+            what = "the proposals are not finite"
+            raise diverged(self.detector, batch, what, self.iter) from None
 
-    def _check_finite(self, losses: dict[str, torch.Tensor], norm: torch.Tensor, batch) -> None:
-        """After the backward pass, so that a GPU is waited for once an iteration."""
-        bad = [f"{name} is {loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
-        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
-        if not bad and not torch.isfinite(norm) and not self._scaler.is_enabled():
-            bad = [f"the gradient's norm is {norm.item()}"]
-        if bad:
-            raise diverged(self.model, batch, ", ".join(bad), self.iter)
+    def _share(self, losses: dict, faults: dict) -> tuple[dict[str, float], bool]:
+        """The losses' means over the group, and whether all of them are finite.
+
+        Takes in what else the processes have to agree on: bad images, and a wish to stop.
+        """
+        exact = torch.float32 if self._device == "mps" else torch.float64  # MPS has no other
+        values = torch.stack([x.to(exact).reshape(()) for x in losses.values()])
+        faults = {name: why for name, why in faults.items() if name not in self.bad_images}
+        flags = [not values.isfinite().all(), len(faults), self.stop_requested]
+        numbers = torch.cat([values, values.new_tensor([float(x) for x in flags])])
+        *means, bad, new, stop = sums(numbers).tolist()
+        if new:
+            self._note_bad_images(faults)
+        self.stopping = stop > 0
+        world = comm.get_world_size()
+        return {name: v / world for name, v in zip(losses, means, strict=True)}, not bad
+
+    def _note_bad_images(self, faults: dict[str, str]) -> None:
+        for name, why in sorted(x for of_rank in comm.all_gather(faults) for x in of_rank.items()):
+            if name not in self.bad_images:
+                self._tell(f"{why}; left out of the training")
+                self.bad_images[name] = why
+        limit = self._cfg.DATALOADER.MAX_BAD_IMAGES
+        if len(self.bad_images) > limit:
+            self.take_back()
+            raise DataError(
+                f"{why}; {len(self.bad_images)} images could not be read, and "
+                f"DATALOADER.MAX_BAD_IMAGES is {limit}; `ghm data check` lists all such images"
+            )
+
+    def _leave_out(self, batch: list[dict], losses: dict[str, float], norm: float) -> None:
+        """Report a step that is not finite; return if it is to be skipped."""
+        self.take_back()
+        bad = [f"{name} is {value}" for name, value in losses.items() if not np.isfinite(value)]
+        what = ", ".join(bad) or f"the gradient's norm is {norm}"
+        error = diverged(self.detector, batch, what, self.iter, comm.all_gather)
+        history = self.storage.histories().get("grad_norm")
+        norms = [v for v, _ in history.values()[-_NORMS:]] if history else []
+        limit = self._cfg.SOLVER.MAX_SKIPPED_STEPS
+        skip = self._cfg.SOLVER.ON_DIVERGENCE == "skip" and self.skipped < limit
+        row = error.report | {
+            "losses": {name: repr(value) for name, value in losses.items()},
+            "grad_norm": repr(norm),
+            "grad_norms_before": norms,
+            "lr": [group["lr"] for group in self.optimizer.param_groups][-1],
+            "action": "skipped" if skip else "stopped",
+        }
+        if self.divergence_file:
+            append_lines(self.divergence_file, [row])
+        if not skip:
+            raise error
+        self.skipped += 1
+        self._tell(f"{error.what}: step skipped ({self.skipped} of at most {limit})")
+
+    def _log(self, losses: dict[str, float], norm: float, data_seconds: float) -> None:
+        self.storage.put_scalars(total_loss=sum(losses.values()), grad_norm=norm)
+        self.storage.put_scalar("data_time", data_seconds)
+        if len(losses) > 1:
+            self.storage.put_scalars(**losses)
+
+    @torch.no_grad()
+    def _keep_buffers(self) -> None:
+        """Before the forward pass, which updates moving averages."""
+        buffers = list(self.detector.buffers())
+        if self._kept:
+            torch._foreach_copy_(self._kept, buffers)
+        else:
+            self._kept = [b.clone() for b in buffers]
+        self._in_step = True
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Undo what a step that is cut off has changed, where it has not reached the optimizer."""
+        if self._in_step and self.consistent:
+            torch._foreach_copy_(list(self.detector.buffers()), self._kept)
 
     def step_done(self) -> None:
         """To be called once the schedule has advanced."""
-        self.done, self.consistent = self.iter + 1, True
+        self.done, self.consistent, self._in_step = self.iter + 1, True, False
 
     def state_dict(self):
-        return super().state_dict() | {"scaler": self._scaler.state_dict()}
+        own = {"seconds": self.seconds, "skipped": self.skipped, "bad_images": self.bad_images}
+        return super().state_dict() | own | {"scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
+        self.seconds = state_dict.get("seconds", 0.0)
+        self.skipped = state_dict.get("skipped", 0)
+        self.bad_images = dict(state_dict.get("bad_images", {}))
         if state_dict.get("scaler") and self._scaler.is_enabled():
             self._scaler.load_state_dict(state_dict["scaler"])
 
 
-def train(
-    cfg,
-    dataset_label: str,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-    on_start: Callable[[], None] = lambda: None,
-) -> tuple[RunRecord, Evaluation]:
-    """Train the detector that `cfg` describes, into OUTPUT_DIR.
-
-    The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
-    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json.
-
-    Args:
-        cfg: with data sets that are registered and a SEED of at least 0.
-        dataset_label: what the record calls the data.
-        resume: continue from the folder's last checkpoint.
-        progress: is told of every iteration.
-        on_start: is called when everything is built and loaded, before anything is written.
-
-    Returns:
-        the record, and the last evaluation.
-
-    Raises:
-        UsageError: a class or schedule that cannot be built from `cfg`.
-        DataError, WeightsError, DivergedError: as their names say; the record on disk tells
-            the last.
-        KeyboardInterrupt: after SIGINT or SIGTERM, a checkpoint of the last step saved.
-    """
-    progress = progress or Progress()
-    stop = StopOnSignal(progress)
-    trainer, checkpointer = set_up(cfg, resume, progress)
-    folder = Path(cfg.OUTPUT_DIR)
-    record = describe_run(cfg, trainer.model, dataset_label)
-    before = RunRecord.read(folder) if resume and (folder / RUN_FILE).is_file() else None
-    on_start()
-    write_text(folder / CONFIG_FILE, config_text(cfg))
-    best = BestCheckpoint(checkpointer, before.best if before else {})
-    evaluations: list[Evaluation] = []
-
-    def run_evaluation():
-        if trainer.done <= trainer.iter and trainer.done < cfg.SOLVER.MAX_ITER:
-            return  # the last step failed
-        evaluations[:] = [evaluate(trainer.model, cfg, cfg.DATASETS.TEST[0], progress)]
-        metrics = evaluations[0].metrics
-        both = (("bbox", metrics), ("segm", evaluations[0].mask_metrics))
-        scalars = {f"{what}/{k}": v for what, m in both for k, v in m.items() if v is not None}
-        trainer.storage.put_scalars(**scalars, smoothing_hint=False)
-        best.update(metrics["AP"], trainer.done)
-
-    _register_hooks(trainer, cfg, checkpointer, run_evaluation, progress, stop)
-    record.status = "failed"
-    stop.install()
-    try:
-        _run(trainer, cfg.SOLVER.MAX_ITER, stop)
-        record.status = "finished"
-    except KeyboardInterrupt:
-        record.status = "interrupted"
-        if trainer.consistent and trainer.done:
-            trainer.iter = trainer.done - 1
-            checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
-            progress.message(f"saved {checkpointer.get_checkpoint_file()}; --resume continues")
-        raise
-    except DivergedError as error:
-        record.status = "diverged"
-        record.outcome = f"diverged at {error.what}"
-        raise
-    finally:
-        stop.restore()
-        _complete(record, before, trainer, best, evaluations, cfg.MODEL.DEVICE)
-        record.write(folder)
-    return record, evaluations[0]
+def _step_seed(seed: int, iteration: int, rank: int) -> int:
+    return int(np.random.SeedSequence([max(seed, 0), iteration, rank]).generate_state(1)[0])
 
 
-def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer]:
-    """Build and load everything; nothing is written."""
-    register_all()
-    seed_all_rng(cfg.SEED)
-    with _as_usage_errors():
-        model = build_model(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
-            model.to(memory_format=torch.channels_last)  # a quarter less time a step
-        optimizer = build_optimizer(cfg, model)
-        scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
-    resuming = resume and checkpointer.has_checkpoint()
-    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    report = checkpointer.report
-    if resuming and (report.missing or report.mismatched):
-        raise WeightsError(f"the run cannot be resumed: {report.warnings()[-1]}")
-    for line in report.warnings() if report else ():
-        progress.message(line)
-    start_iter = loaded["trainer"]["iteration"] + 1 if resuming else 0
-    with _as_usage_errors():
-        loader = build_train_loader(cfg, start_iter)
-    trainer = GHMTrainer(cfg, model, loader, optimizer, done=start_iter)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler)])
-    if resuming:
-        trainer.load_state_dict(loaded["trainer"])
-        progress.message(f"resuming after {start_iter} iterations")
-    checkpointer.add_checkpointable("trainer", trainer)
-    return trainer, checkpointer
+def _parts(batch: list[dict], count: int) -> list[list[dict]]:
+    size = len(batch) // count
+    return [batch[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _register_hooks(trainer, cfg, checkpointer, run_evaluation, progress, stop) -> None:
-    """After the scheduler's. The evaluation goes before what records its AP."""
-    folder = Path(cfg.OUTPUT_DIR)
-    period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
-    writers = [
-        MetricsWriter(folder / "metrics.jsonl", trainer.done),
-        TensorboardXWriter(str(folder)),
-    ]
-    log = DensityLog(folder / "density.jsonl", trainer.model, period, trainer.done)
-    trainer.register_hooks(
-        [
-            hooks.CallbackHook(after_step=lambda _: trainer.step_done()),
-            hooks.IterationTimer(),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, run_evaluation),
-            hooks.PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            log,
-            ProgressHook(progress, cfg.MODEL.DEVICE),
-            hooks.PeriodicWriter(writers, period),
-            stop,
-        ]
-    )
-
-
-def _run(trainer: GHMTrainer, max_iter: int, stop: StopOnSignal) -> None:
-    try:
-        trainer.train(trainer.done, max_iter)
-    except RuntimeError:
-        if stop.requested:  # Ctrl-C reaches the loader's workers too, whose end is an error there
-            raise KeyboardInterrupt from None
-        raise
-
-
-def _complete(record, before, trainer, best, evaluations, device) -> None:
-    """Enter what was measured; the legs of a resumed run that left a record are added up."""
-    record.iterations = trainer.done
-    record.peak_memory_mb = peak_memory_mb(device)
-    record.best = best.best
-    record.loss_variation = loss_variation(trainer)
-    if before:
-        record.s_per_iter, record.train_seconds = before.s_per_iter, before.train_seconds
-    if trainer.step_seconds:
-        record.s_per_iter = statistics.median(trainer.step_seconds)
-        record.train_seconds = (record.train_seconds or 0.0) + sum(trainer.step_seconds)
-    if evaluations:
-        last = evaluations[0]
-        record.metrics, record.per_class = last.metrics, last.per_class
-        record.mask_metrics = last.mask_metrics
-        record.ms_per_image = last.ms_per_image
-
-
-def loss_variation(trainer: GHMTrainer) -> float | None:
-    """Standard deviation over mean of loss_cls in the second half of the training.
-
-    None where this process has not seen all of it, as after a late resume.
-    """
-    if "loss_cls" not in trainer.storage.histories():
+def _autocast_dtype(amp, device: str) -> torch.dtype | None:
+    """None where nothing is cast."""
+    if not amp.ENABLED:
         return None
-    history = trainer.storage.history("loss_cls").values()
-    if 2 * history[0][1] > trainer.max_iter:
-        return None
-    late = [value for value, iteration in history if 2 * iteration >= trainer.max_iter]
-    if len(late) < 2 or not statistics.fmean(late) > 0:
-        return None
-    return statistics.stdev(late) / statistics.fmean(late)
-
-
-@contextmanager
-def _as_usage_errors():
-    """Detectron2's complaints about a configuration, as errors of the configuration."""
-    try:
-        yield
-    except (KeyError, ValueError, AssertionError, IndexError) as error:
-        raise UsageError(
-            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {error.filename}") from None
-
-
-def choose_seed(cfg) -> None:
-    """Replace a negative SEED, Detectron2's "any", by a drawn one, so that it is on record."""
-    if cfg.SEED < 0:
-        cfg.SEED = random.SystemRandom().randrange(2**31)
+    return getattr(torch, amp.DTYPE or ("float16" if device == "cuda" else "bfloat16"))

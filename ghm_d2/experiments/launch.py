@@ -102,7 +102,7 @@ def _log_to(file: Path) -> None:
 def _train(run: Run, device: str) -> None:
     import torch
 
-    from ghm_d2.engine.trainer import train
+    from ghm_d2.engine.train import train
 
     _quiet()
     if device == "auto":

@@ -1,0 +1,144 @@
+"""Several processes: `ghm train --num-gpus N` starts torchrun, which starts `ghm train` N times."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, PeerError, RunError, UsageError
+from ghm_d2.records import write_text
+
+_RUN_ID = "TORCHELASTIC_RUN_ID"  # of a group, over its restarts
+_LAUNCH_FILE = "launch_id"
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun's, a file for each process
+_SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set for processes whose errors their starter shows
+
+
+@dataclass
+class Group:
+    """How many processes, on how many machines, that meet where (HOST:PORT)."""
+
+    num_gpus: int = 1  # on each machine
+    num_machines: int = 1
+    rdzv: str | None = None
+    max_restarts: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether torchrun is to be started."""
+        asked = (self.num_gpus, self.num_machines, self.max_restarts) != (1, 1, 0)
+        return asked and not is_member()
+
+
+def is_member() -> bool:
+    """Whether torchrun started this process."""
+    return _RUN_ID in os.environ
+
+
+def rank() -> int:
+    """Of this process in its group; 0 where there is none."""
+    return int(os.environ.get("RANK", 0)) if is_member() else 0
+
+
+def restarts() -> int:
+    """How often torchrun has restarted the group."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if is_member() else 0
+
+
+def leave_launch_id(folder: Path) -> None:
+    """Note in the folder of a run which group began or resumed it."""
+    if is_member():
+        write_text(folder / _LAUNCH_FILE, os.environ[_RUN_ID])
+
+
+def was_begun(folder: Path) -> bool:
+    """Whether torchrun has restarted this group, and the run in `folder` is what it was at."""
+    file = folder / _LAUNCH_FILE
+    return restarts() > 0 and file.is_file() and file.read_text() == os.environ[_RUN_ID]
+
+
+def leave_error(error: GHMError) -> bool:
+    """Leave an error for whoever started this process; whether that one will show it."""
+    if not is_member():
+        return False
+    if not isinstance(error, PeerError):
+        row = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
+        with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as out:
+            json.dump(row, out)
+    return _SHOWS_ERRORS in os.environ
+
+
+def end_if_hopeless() -> None:
+    """End as the group did before torchrun restarted it, if by an error that would come again."""
+    if not restarts():
+        return
+    attempts = Path(os.environ[_ERROR_FILE]).parents[1]
+    before = attempts.parent / f"attempt_{restarts() - 1}"
+    for file in before.glob("*/error.json"):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        if row.get("exit_code", 1) not in (1, None):
+            shutil.copy(file, os.environ[_ERROR_FILE])
+            raise typer.Exit(row["exit_code"])
+
+
+def launch(group: Group, show_error: Callable[[str], None]) -> None:
+    """Run this very command in the processes of `group`, and wait for them.
+
+    Args:
+        show_error: is told what the first process that failed has said.
+
+    Raises:
+        UsageError: numbers that do not make a group.
+        RunError: a process ended without a message of its own, as when it was killed.
+        typer.Exit: with a process' exit code, once its message was shown.
+    """
+    if min(group.num_gpus, group.num_machines) < 1 or group.max_restarts < 0:
+        raise UsageError("--num-gpus and --num-machines are at least 1, --max-restarts at least 0")
+    if group.num_machines > 1 and not group.rdzv:
+        raise UsageError("--num-machines needs --rdzv HOST:PORT, the same on all machines")
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // group.num_gpus)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # peers that have gone are told by us
+    # otherwise a group that is started again may find the addresses of the one before
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[_SHOWS_ERRORS] = "1"
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    meeting = ["--standalone"]
+    if group.num_machines > 1:
+        meeting = ["--nnodes", str(group.num_machines), "--rdzv-backend", "c10d"]
+        meeting += ["--rdzv-endpoint", group.rdzv, "--rdzv-id", "ghm"]
+    words = ["--nproc-per-node", str(group.num_gpus), "--max-restarts", str(group.max_restarts)]
+    arguments = run.parse_args([*meeting, *words, "-m", "ghm_d2.cli", *sys.argv[1:]])
+    try:
+        run.run(arguments)
+    except ChildFailedError as error:
+        _tell_first(error.failures, show_error)
+    except SignalException:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _tell_first(failures: dict, show_error: Callable[[str], None]) -> None:
+    """Show what the process said that failed first, and exit with its code."""
+    spoken = [f for f in failures.values() if os.path.isfile(f.error_file)]
+    killed = [f for f in failures.values() if f.exitcode < 0]
+    if spoken:
+        first = min(spoken, key=lambda f: f.timestamp)
+        show_error(first.message)
+        raise typer.Exit(first.exitcode)
+    codes = {f.exitcode for f in failures.values()}
+    if codes == {EXIT_INTERRUPTED}:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    first = (killed or list(failures.values()))[0]
+    how = f"was killed by signal {-first.exitcode}" if killed else f"ended with {first.exitcode}"
+    raise RunError(f"a process of the group (pid {first.pid}) {how}; --resume continues")

@@ -1,0 +1,118 @@
+"""Processes that train together, as torchrun starts them: joining the group, and its few words."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from ghm_d2.errors import PeerError, UsageError
+
+LOST = "another process of the group has ended, and this one cannot go on without it"
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Be one of torchrun's processes while this lasts: NCCL on GPUs, one a process, else gloo.
+
+    Without torchrun there is nothing to join. A process whose torchrun has gone ends as if
+    stopped by SIGTERM.
+
+    Args:
+        device: "cpu" or "cuda"; a group has no others.
+
+    Raises:
+        UsageError: another device, or fewer GPUs here than processes.
+        PeerError: the others cannot be reached, or one of them ended while this one waited for it.
+    """
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    rank = int(os.environ["LOCAL_RANK"])
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device of several processes is cpu or cuda, not {device}")
+    if device == "cuda":
+        if rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes here need as many GPUs, and there "
+                f"are {torch.cuda.device_count()}; --device cpu needs none"
+            )
+        torch.cuda.set_device(rank)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    with lost_peers():
+        _join("nccl" if device == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    store, rank, world = next(dist.rendezvous("env://"))
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        # torchrun may go on with the store of the group that it restarts, and a process would
+        # then look for its peers where they were; several machines count restarts differently
+        store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def lost_peers() -> Iterator[None]:
+    """Turn what a backend says when a process is gone into `PeerError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no class of its own for it
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        if lost and dist.is_torchelastic_launched():
+            raise PeerError(LOST) from None
+        raise
+
+
+def parallel(model: nn.Module, device: str) -> nn.Module:
+    """`model` whose gradients are averaged over the group; itself where there is no group."""
+    if comm.get_world_size() == 1:
+        return model
+    devices = [torch.cuda.current_device()] if device == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def sums(numbers: Tensor) -> Tensor:
+    """`numbers`, of any shape, added up over the group, in place."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def same_for_all(value):
+    """The first process' `value`, which is plain data."""
+    if comm.get_world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module) -> None:
+    """Give all processes the first one's batch norm statistics, which each gathers by itself."""
+    if comm.get_world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            dist.broadcast(module.running_mean, 0)
+            dist.broadcast(module.running_var, 0)

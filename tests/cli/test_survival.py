@@ -1,0 +1,235 @@
+"""Runs that are killed, run out of disk, or are of several processes: the result is the same."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ITERATIONS, PERIOD = 24, 5
+GROUP = ("--num-gpus", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def survivor(ghm, tiny, tmp_path_factory):
+    """Runs and kills trainings of one configuration, one thread a process."""
+    from ghm_d2.data.digits import DigitsSpec, write
+
+    folder = tmp_path_factory.mktemp("survival")
+    spec = DigitsSpec(train=12, val=5, image_size=(64, 80), objects=(1, 3), side=(12, 40))
+    write(spec, folder / "data")
+    return Survivor(folder, tiny)
+
+
+class Survivor:
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.data = folder, folder / "data"
+        own = ("SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", PERIOD)
+        own += ("SOLVER.IMS_PER_BATCH", 4, "TEST.EVAL_PERIOD", 7)
+        self.settings = [*tiny, *map(str, own)]
+
+    def start(self, output: Path, *words, data: Path | None = None, **kwargs) -> subprocess.Popen:
+        """A new run into `output`."""
+        new = ["--config", "configs/quick/retinanet_ghm.yaml", "--seed", "1"]
+        new += ["--dataset", str(data or self.data), *map(str, words), *self.settings]
+        return self.popen(output, *new, **kwargs)
+
+    def resume(self, output: Path, *words) -> str:
+        """Resume the run in `output` to its end; its stderr."""
+        process = self.popen(output, "--resume", *words)
+        stderr = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, stderr
+        return stderr
+
+    def popen(self, output: Path, *words, **kwargs) -> subprocess.Popen:
+        command = [sys.executable, "-m", "ghm_d2.cli", "train", "--output", str(output)]
+        return subprocess.Popen(
+            [*command, *map(str, words)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            **kwargs,
+        )
+
+
+def wait_for_rows(output: Path, rows: int, process: subprocess.Popen) -> None:
+    """Until so many iterations are in metrics.jsonl."""
+    file, limit = output / "metrics.jsonl", time.monotonic() + 120
+    while not file.exists() or file.read_text().count("\n") < rows:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(survivor) -> Path:
+    """A run of one process that nothing happened to."""
+    output = survivor.folder / "whole"
+    process = survivor.start(output)
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, stderr
+    return output
+
+
+def rows(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    """Weights, optimizer, schedule, moving averages and metrics are the same to the bit."""
+    for name in ("metrics.jsonl", "density.jsonl"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    states = [torch.load(x / "model_final.pth", weights_only=True) for x in (a, b)]
+    for state in states:
+        del state["trainer"]["seconds"]
+    assert_same(*states)
+    records = [json.loads((x / "run.json").read_text()) for x in (a, b)]
+    for key in ("status", "iterations", "metrics", "per_class", "best", "loss_variation"):
+        assert records[0][key] == records[1][key], key
+
+
+def assert_same(a, b, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y, where)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_not_been(survivor, whole, tmp_path):
+    """By SIGKILL, with its last checkpoint spoilt, then by SIGTERM; with loading processes too."""
+    process = survivor.start(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1)
+    wait_for_rows(tmp_path / "run", 12, process)
+    process.kill()
+    process.communicate()
+    last = tmp_path / "run" / (tmp_path / "run" / "last_checkpoint").read_text()
+    last.write_bytes(last.read_bytes()[:-1000])
+    process = survivor.popen(tmp_path / "run", "--resume", "DATALOADER.NUM_WORKERS", 0)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().count("\n")
+    limit = time.monotonic() + 120
+    while (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= before:
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, stderr
+    assert last.name in stderr, "that it was passed over is said"
+    survivor.resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_costs_no_checkpoint(survivor, whole, tmp_path):
+    limit = 2**20  # less than a checkpoint, more than all else
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = survivor.start(tmp_path / "run", preexec_fn=small_disk)
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 2, stderr
+    assert "model_0000004.pth cannot be written" in stderr and "Traceback" not in stderr
+    assert not list((tmp_path / "run").glob("*.pth*"))
+    survivor.resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(survivor, whole, tmp_path):
+    """A process that is killed makes both go on from the last checkpoint, without a person."""
+    output = tmp_path / "run"
+    process = survivor.start(output, *GROUP, "--max-restarts", 1)
+    wait_for_rows(output, 8, process)
+    (victim,) = [pid for pid in children(process.pid) if environment(pid).get("RANK") == "1"]
+    os.kill(victim, signal.SIGKILL)
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, stderr
+    assert "resuming after" in stderr and "2 processes share each batch of 4" in stderr
+    assert json.loads((output / "run.json").read_text())["world_size"] == 2
+    mine, expected = rows(output), rows(whole)
+    assert len(mine) == len(expected) == ITERATIONS + 1
+    for a, b in zip(mine, expected, strict=True):
+        for key in a.keys() & {"total_loss", "loss_cls", "loss_box_reg"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-4), (key, a["iteration"])
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_sees_each_image_once(survivor, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    survivor.resume(tmp_path / "run", *GROUP)  # nothing is left to train; five images
+    assert_same_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_the_group_ends_with_the_message_of_the_one_that_failed(survivor, tmp_path):
+    """And is not restarted by an error that would come again."""
+    data = tmp_path / "data"
+    shutil.copytree(survivor.data, data)
+    for image in data.rglob("train/*.png"):
+        image.write_bytes(image.read_bytes()[:100])
+    process = survivor.start(tmp_path / "run", *GROUP, "--max-restarts", 2, data=data)
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 3, stderr
+    assert stderr.count("error: ") == 1 and ".png: cannot be read" in stderr
+    assert stderr.count("training on") == 1 and "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_group_stops_together_when_asked_to(survivor, whole, tmp_path):
+    process = survivor.start(tmp_path / "run", *GROUP)
+    wait_for_rows(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 130, stderr
+    assert "--resume continues" in stderr
+    survivor.resume(tmp_path / "run", "--device", "cpu")  # one process goes on
+    mine, expected = rows(tmp_path / "run"), rows(whole)
+    assert [x["iteration"] for x in mine] == [x["iteration"] for x in expected]
+    assert mine[-2]["total_loss"] == pytest.approx(expected[-2]["total_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--num-gpus", "0"), "at least 1"),
+        (("--num-machines", "2"), "--rdzv HOST:PORT"),
+        ((*GROUP[:2], "--device", "cpu", "SOLVER.IMS_PER_BATCH", "3"), "divided among 2"),
+        (("--on-divergence", "ignore"), "stop, skip"),
+    ],
+)
+def test_what_makes_no_group_is_said_once(ghm, survivor, tmp_path, words, said):
+    new = ["--config", "configs/quick/retinanet_ghm.yaml", "--dataset", survivor.data]
+    done = ghm("train", *new, "--output", tmp_path / "run", *survivor.settings, *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def environment(pid: int) -> dict[str, str]:
+    try:
+        text = Path(f"/proc/{pid}/environ").read_text()
+    except OSError:  # a short-lived one
+        return {}
+    return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
