@@ -175,7 +175,7 @@ def show(
         emit(
             value,
             as_json=json,
-            human=lambda: out.print(f"{output}: {len(pictures)} images, {value['boxes']} boxes"),
+            human=lambda: _line(f"{output}: {len(pictures)} images, {value['boxes']} boxes"),
         )
 
 
@@ -208,7 +208,10 @@ def _print_import(report: dict) -> None:
 
 
 def _print_check(value: dict) -> None:
+    from rich.markup import escape
     from rich.table import Table
+
+    from ghm_d2.reports.tables import printable
 
     splits = value["splits"]
     if splits:
@@ -221,7 +224,7 @@ def _print_check(value: dict) -> None:
         table.add_section()
         for name in list(dict.fromkeys(n for s in splits.values() for n in s["per_class"])):
             counts = (s["per_class"].get(name, "-") for s in splits.values())
-            table.add_row(name, *(str(count) for count in counts))
+            table.add_row(escape(printable(name)), *(str(count) for count in counts))
         out.print(table)
     _lines(
         [f"{p['severity']}: {p['split']}: {p['file']}: {p['detail']}" for p in value["problems"]]
@@ -237,4 +240,6 @@ def _lines(lines: list[str]) -> None:
 
 
 def _line(text: str) -> None:
-    out.print(text, markup=False, highlight=False)
+    from ghm_d2.reports.tables import printable
+
+    out.print(printable(text), markup=False, highlight=False)

@@ -49,6 +49,14 @@ _RANGES = (
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("SSD.IOU_THRESHOLD", "YOLOV3.IGNORE_IOU")),
 )
 
+# A stranger's configuration must not take all memory: in nested groups, by aliases, or by a number
+_MOST_VALUES, _MOST_BASES = 20_000, 20
+_LIMITS = (  # (how keys of MODEL and INPUT end, the largest number); the first that fits counts
+    (("_CHANNELS", "_DIM", "NUM_CONVS", "NUM_CONV", "NUM_FC"), 8192),
+    (("SIZE_TRAIN", "SIZE_TEST", "CROP.SIZE", "NUM_CLASSES"), 65535),
+    (("",), 1_000_000),
+)
+
 
 def get_cfg():
     """Detectron2's defaults with this project's keys."""
@@ -69,21 +77,25 @@ def load_config(path: str, overrides: list[str] = ()):
 
     Raises:
         UsageError: no such file, not YAML, an unknown key (the nearest known one is named), a
-            value of the wrong type, or a file that tries to construct Python objects.
+            value of the wrong type, a number too large for any machine, a file that tries to
+            construct Python objects or stands for more than 20,000 values, or
+            MODEL.LOAD_PROPOSALS, whose files Detectron2 would execute.
     """
     cfg = get_cfg()
     file = find_config(path)
-    try:
-        merged = _load_yaml_with_base(file, seen=())
-        _check_keys(merged, cfg, str(path))
-    except RecursionError:
-        raise UsageError(f"{path}: a value contains itself") from None
+    merged = _load_yaml_with_base(file, seen=())
+    _check_keys(merged, cfg, str(path))
     from detectron2.config import CfgNode
 
     try:
         cfg.merge_from_other_cfg(CfgNode(_fit_types(merged, cfg)))
-    except (ValueError, KeyError, AttributeError, AssertionError) as error:
+        _check_harmless(cfg)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (ValueError, KeyError, AttributeError, AssertionError, SyntaxError) as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
+    except (RecursionError, MemoryError):  # Python's parser, on brackets in a string
+        raise UsageError(f"{path}: a value is nested too deeply") from None
     merge_overrides(cfg, overrides)
     return cfg
 
@@ -92,7 +104,8 @@ def merge_overrides(cfg, overrides: list[str]) -> None:
     """Merge `KEY VALUE` pairs, in place.
 
     Raises:
-        UsageError: an odd number of words, an unknown key or a value of the wrong type.
+        UsageError: an odd number of words, an unknown key, a value of the wrong type or one that
+            `load_config` refuses.
     """
     overrides = list(overrides)
     for word in overrides:
@@ -108,6 +121,7 @@ def merge_overrides(cfg, overrides: list[str]) -> None:
             cfg.merge_from_list([key, _fit_type(value, _get(cfg, key))])
         except (ValueError, TypeError, KeyError, AssertionError) as error:
             raise UsageError(f"{key} {value}: {_first_line(error)}") from None
+    _check_harmless(cfg)
 
 
 def check_config(cfg) -> None:
@@ -118,11 +132,12 @@ def check_config(cfg) -> None:
             read it.
     """
     solver = cfg.SOLVER
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD", "ACCUMULATE"):
         if solver[key] < 1:
             raise UsageError(f"SOLVER.{key} is at least 1, not {solver[key]}")
     if not solver.BASE_LR > 0:
         raise UsageError(f"SOLVER.BASE_LR is above 0, not {solver.BASE_LR}")
+    _check_steps(cfg)
     model = cfg.MODEL
     for words, holds, keys in _RANGES:
         for key in keys:
@@ -137,6 +152,27 @@ def check_config(cfg) -> None:
             raise UsageError(
                 f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"
             )
+
+
+def _check_steps(cfg) -> None:
+    """What a step is, beyond Detectron2's own keys."""
+    solver, dtype = cfg.SOLVER, cfg.SOLVER.AMP.DTYPE
+    choices = (
+        ("AMP.DTYPE", dtype, ("", "float16", "bfloat16")),
+        ("ON_DIVERGENCE", solver.ON_DIVERGENCE, ("stop", "skip")),
+    )
+    for key, value, known in choices:
+        if value not in known:
+            named = ", ".join(x or "''" for x in known)
+            raise UsageError(f"SOLVER.{key} is one of {named}, not {value!r}")
+    if solver.AMP.ENABLED and dtype == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise UsageError("SOLVER.AMP.DTYPE float16 is for GPUs; a CPU takes bfloat16")
+    for key, value in (
+        ("SOLVER.MAX_SKIPPED_STEPS", solver.MAX_SKIPPED_STEPS),
+        ("DATALOADER.MAX_BAD_IMAGES", cfg.DATALOADER.MAX_BAD_IMAGES),
+    ):
+        if value < 0:
+            raise UsageError(f"{key} is at least 0, not {value}")
 
 
 def config_text(cfg) -> str:
@@ -187,14 +223,22 @@ def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
     file = file.resolve()
     if file in seen:
         raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
+    if len(seen) > _MOST_BASES:
+        raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files, one upon the other")
     try:
         loaded = _parse(file)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
+        values = _count(loaded, {})
+    except RecursionError:
+        raise UsageError(f"{file}: values are nested too deeply, or within themselves") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
+    # not all that YAML refuses is a YAMLError: numbers of 10,000 digits, months past December
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: a configuration is a mapping of keys to values")
+    if values > _MOST_VALUES:
+        raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
     base = loaded.pop(BASE_KEY, None)
     if base is None:
         return loaded
@@ -212,6 +256,32 @@ def _parse(file: Path):
         if zoo and file.is_relative_to(zoo.resolve()):
             return yaml.unsafe_load(text)  # Base-RetinaNet.yaml computes its anchors
         raise
+
+
+def _count(node, known: dict[int, int]) -> int:
+    """How many values a tree has once its aliases are written out; it need not be built."""
+    if not isinstance(node, dict | list | set):
+        return 1
+    if id(node) not in known:
+        children = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    return known[id(node)]
+
+
+def _check_harmless(cfg) -> None:
+    """Refuse what would run code, or numbers that only exhaust a machine."""
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UsageError(
+            "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
+        )
+    for group in ("MODEL", "INPUT"):
+        for key in _flatten(cfg[group], group + "."):
+            value = _get(cfg, key)
+            limit = next(most for ends, most in _LIMITS if key.endswith(ends))
+            numbers = value if isinstance(value, list | tuple) else [value]
+            for number in numbers:
+                if isinstance(number, int | float) and abs(number) > limit:
+                    raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
 
 
 def _merge(base: dict, over: dict) -> dict:
@@ -266,9 +336,15 @@ def _fit_type(value, default):
 
 
 def _unknown_key(key: str, known: set[str]) -> str:
+    key = _shown(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip("\"'").partition("\n")[0]
+    return _shown(str(error).strip("\"'").partition("\n")[0])
+
+
+def _shown(text: str) -> str:
+    """The file chooses some of `text`: short, and no escape sequences to the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])

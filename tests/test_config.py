@@ -315,3 +315,37 @@ def test_a_loss_type_that_the_detector_does_not_read(config, group, arch):
     cfg = load_config(config, [f"MODEL.{group}.CLS_LOSS_TYPE", "ghm_c"])
     with pytest.raises(UsageError, match=f"META_ARCHITECTURE {arch}"):
         check_config(cfg)
+
+
+HARMFUL = {
+    "aliases to 10^12 values": (
+        "a0: &a0 {x: 1}\n"
+        + "\n".join(
+            f"a{i}: &a{i} {{{', '.join(f'k{k}: *a{i - 1}' for k in range(10))}}}"
+            for i in range(1, 12)
+        ),
+        "more than 20000 values",
+    ),
+    "proposals, which Detectron2 unpickles": ("MODEL: {LOAD_PROPOSALS: true}", "LOAD_PROPOSALS"),
+    "a number that exhausts memory": (
+        "MODEL: {GHM: {CLS: {BINS: 1000000000}}}",
+        "MODEL.GHM.CLS.BINS is at most 1000000",
+    ),
+    "a month that is none": ("SEED: 2020-99-99", "not a plain YAML file"),
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_what_would_harm_is_refused_in_one_line(kind, tmp_path):
+    text, says = HARMFUL[kind]
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=says) as caught:
+        load_config(str(file))
+    assert str(caught.value).isprintable()
+
+
+def test_overrides_are_held_to_the_same_limits():
+    cfg = get_cfg()
+    with pytest.raises(UsageError, match="LOAD_PROPOSALS"):
+        merge_overrides(cfg, ["MODEL.LOAD_PROPOSALS", "True"])

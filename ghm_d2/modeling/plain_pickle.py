@@ -9,6 +9,7 @@ of raw pointers.
 
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
@@ -41,7 +42,11 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
         ) from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The one in C, pickle.Unpickler, takes memory by the largest number that the file gives an object:
+# 64 GB at a word of five bytes
+class _PlainUnpickler(pickle._Unpickler):
+    dispatch = pickle._Unpickler.dispatch.copy()
+
     def __init__(self, file: BinaryIO, name: str):
         super().__init__(file, encoding="latin1")  # as Python 2 wrote its byte strings
         self.name = name
@@ -66,6 +71,13 @@ class _PlainUnpickler(pickle.Unpickler):
             return answers[today, name]
         # The file chooses this text too: no escape sequences to the terminal
         raise self.refusal(f"it tries to load {ascii(f'{module}.{name}')[1:-1][:100]}")
+
+    def load_bytearray8(self):
+        """As Python's, which takes the memory that the file asks for before reading it."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def refusal(self, reason: str) -> WeightsError:
         return WeightsError(

@@ -1,7 +1,9 @@
 """Weight files read as data: nothing in them is executed, whatever their name."""
 
+import mmap
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,8 @@ from ghm_d2.modeling.plain_pickle import load_plain_pickle
 # Only the files that NumPy or Caffe2 pickled are not PyTorch's
 _PICKLED_ARRAYS = ".pkl"
 _SAFETENSORS = ".safetensors"
+# A call that torch allows, in the two spellings that a pickle has for its name
+_BYTEARRAY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
 _NOT_WEIGHTS = {
     b"<": "a web page; download the file itself",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file it stands for (`git lfs pull`)",
@@ -83,15 +87,37 @@ def _check_start(path: str) -> None:
             raise WeightsError(f"{path} is not a weight file but {what}")
 
 
+def _check_bombs(path: str) -> None:
+    """Refuse what torch.load would take memory for without end: torch.save writes none of it."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                packed = [m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise WeightsError(
+                    f"{path} was refused: its parts are compressed, which those of weights never "
+                    "are, and may unpack to any size"
+                )
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if _BYTEARRAY.search(data):
+                raise WeightsError(
+                    f"{path} was refused: it tries to load builtins.bytearray, of any length; "
+                    "nothing in it was executed"
+                )
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{path} is truncated or not a weight file ({_reason(error)})") from None
+
+
 def _read_torch(path: str) -> Any:
+    _check_bombs(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
-        asked_for = re.search(r"GLOBAL ([\w.]+)|unrecognized \w+ (.+)", str(error))
+        asked_for = re.search(r"GLOBAL (\S+)|unrecognized \w+ (.+)", str(error))
         if asked_for:
             raise WeightsError(
-                f"{path} was refused: it tries to load {asked_for[1] or asked_for[2]}, and weights "
-                "are tensors and plain containers only; nothing in it was executed"
+                f"{path} was refused: it tries to load {_plain(asked_for[1] or asked_for[2])}, and "
+                "weights are tensors and plain containers only; nothing in it was executed"
             ) from None
         raise WeightsError(f"{path} is truncated or not a weight file ({_reason(error)})") from None
 
@@ -109,6 +135,12 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    # torch.load's own advice, to load the file as a program, is the last thing wanted here
-    text = str(error).replace("Weights only load failed.", "").partition("In PyTorch 2.6")[0]
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    # before it is torch.load's own advice, to load the file as a program: not wanted here
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = (line.strip() for line in text.splitlines())
+    return _plain(next(filter(None, lines), type(error).__name__))
+
+
+def _plain(text: str) -> str:
+    """The file chooses some of it: no escape sequences to the terminal."""
+    return ascii(text)[1:-1][:200]

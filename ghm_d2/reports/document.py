@@ -133,7 +133,8 @@ def markdown_table(table: Table) -> str:
 
 def escape(text: str) -> str:
     """`text` for a line of Markdown that shows it as it is, in or outside a table."""
-    line = " ".join(text.split())
+    # and without what would steer a terminal that shows the file
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     # an underscore within a word is none of Markdown's
     line = re.sub(r"[\\`*\[\]|~]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\\g<0>", line)
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

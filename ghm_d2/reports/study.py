@@ -24,6 +24,8 @@ from ghm_d2.records import (
 
 FINISHED, NOT_DONE = "finished", "not done"
 DENSITY_FILE = "density.jsonl"
+# A run from elsewhere must not take all memory: no training writes as much, or such numbers
+LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
 Made = TypeVar("Made")
 
 
@@ -42,24 +44,26 @@ class Run:
 
     @cached_property
     def analysis(self) -> dict:
-        """What analysis.json holds; empty where there is none. Raises: DataError: it is no JSON."""
+        """What analysis.json holds; empty where there is none. Raises: see `_read`."""
         rows = _read(self.folder / ANALYSIS_FILE, json.loads)
         return rows if isinstance(rows, dict) else {}
 
     @cached_property
     def density(self) -> list[dict]:
-        """The rows of density.jsonl, by iteration. Raises: DataError: a line is no JSON."""
+        """The rows of density.jsonl, by iteration. Raises: see `_read`."""
         rows = _read(self.folder / DENSITY_FILE, _lines) or []
         return [row for row in rows if row.keys() >= {"iteration", "density", "ema"}]
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Iterations done and the values of `key` then, from metrics.jsonl.
 
+        Rows without the two numbers are passed over, and numbers that no training gives.
+
         Raises:
-            DataError: a line of the file is no JSON.
+            DataError: see `_read`.
         """
-        keys = "iteration", key
-        rows = [r for r in self._metrics if all(isinstance(r.get(k), int | float) for k in keys)]
+        rows = [r for r in self._metrics if _is_number(r.get("iteration"), r.get(key))]
+        rows = [r for r in rows if r["iteration"] >= 0]
         # rows count iterations from 0, the evaluation after the last one has their number
         last = self.record.iterations if self.record else 0
         steps = [row["iteration"] + (row["iteration"] < last) for row in rows]
@@ -69,7 +73,7 @@ class Run:
     def worst(self) -> bytes | None:
         """The contact sheet of the worst images, a JPEG."""
         file = self.folder / WORST_FILE
-        return file.read_bytes() if file.is_file() else None
+        return file.read_bytes() if _is_own(file) else None  # a link could name any picture here
 
     @cached_property
     def _metrics(self) -> list[dict]:
@@ -199,8 +203,8 @@ def _compared(folder: Path) -> Study:
 def _beside(folder: Path, name: str) -> Path:
     """The run's folder; a mailed comparison names none of the reader's own."""
     run = folder / name
-    if not run.resolve().is_relative_to(folder.resolve().parent):
-        raise DataError(f"{folder / COMPARISON_FILE}: the run {name!r} lies elsewhere")
+    if "\0" in name or not run.resolve().is_relative_to(folder.resolve().parent):
+        raise DataError(f"{folder / COMPARISON_FILE}: the run {name!r:.120} lies elsewhere")
     return run
 
 
@@ -284,17 +288,32 @@ def _lines(text: str) -> list[dict]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         rows += [row] if isinstance(row, dict) else []
     return rows
 
 
+def _is_number(*values) -> bool:
+    return all(isinstance(v, int | float) and not abs(v) > LARGEST for v in values)
+
+
+def _is_own(file: Path) -> bool:
+    """Whether it is a file of the run, not too long: no link to elsewhere, no pipe, no device."""
+    return file.is_file() and not file.is_symlink() and file.stat().st_size <= LONGEST_FILE
+
+
 def _read(file: Path, parse):
-    """What `parse` makes of the file's text; None where there is no file."""
+    """What `parse` makes of the file's text; None where there is no file.
+
+    Raises:
+        DataError: it is not JSON, not a plain file, or over 64 MiB.
+    """
+    if not os.path.lexists(file):
+        return None
+    if not _is_own(file):
+        raise DataError(f"{file}: a link, no plain file, or over {LONGEST_FILE >> 20} MiB")
     try:
         return parse(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON: {error}") from None

@@ -52,7 +52,7 @@ def _run(r: RunRecord) -> list[tuple[str, ...]]:
 
 
 def _table(headers, rows, title, text_columns: int) -> Table:
-    table = Table(title=title and escape(title), title_justify="left")
+    table = Table(title=title and escape(printable(title)), title_justify="left")
     for i, header in enumerate(headers):
         is_text = i < text_columns
         justify = "left" if is_text else "right"
@@ -62,8 +62,14 @@ def _table(headers, rows, title, text_columns: int) -> Table:
     return table
 
 
+def printable(text: str) -> str:
+    """`text` with escapes in the place of what would steer a terminal, or turn its direction."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _cell(cell: str) -> str:
-    return f"[bold]{escape(cell)}[/]" if isinstance(cell, Best) else escape(cell)
+    shown = escape(printable(cell))
+    return f"[bold]{shown}[/]" if isinstance(cell, Best) else shown
 
 
 def _percent(value: float | None) -> str:
