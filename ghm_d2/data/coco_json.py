@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,14 +39,25 @@ def image_root(folder: str | Path) -> Path:
     return images if images.is_dir() else Path(folder)
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text can be encoded and printed in one line, as what it looks like.
+
+    Control characters, ends of lines and surrogates (how Python shows a file name that is not
+    UTF-8) are what is not plain; the spaces and joiners that people's file names have are.
+    """
+    return text.isprintable() or not any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text
+    )
+
+
 def safe_name(name: Any, where: str) -> str:
     """A relative image name in POSIX form. Raises DataError if it would leave its folder.
 
     Backslashes count as separators: data sets written on Windows have them.
     """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/") if isinstance(name, str) else "")
+    if not path.name.strip() or not is_plain(name):
         raise DataError(f"{where}: {name!r:.80} is not the name of an image")
-    path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise DataError(f"{where}: the image name {name!r:.120} leaves the image folder")
     return str(path)

@@ -64,6 +64,8 @@ def in_threads(function, things: list) -> Iterator:
 
 
 def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: not a file")  # opening a pipe waits for ever
     try:
         with Image.open(path, formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS

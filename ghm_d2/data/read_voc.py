@@ -33,11 +33,13 @@ def read_voc(folder: Path) -> Source:
         path.relative_to(annotations).with_suffix("").as_posix(): (path, _parse(path))
         for path in sorted(annotations.rglob("*.xml"))
     }
-    names = _label_file(folder) or sorted(
+    found = sorted(
         {_text(obj, "name", path) for path, root in parsed.values() for obj in root.iter("object")}
     )
+    names = _label_file(folder) or found
     if not names:
         raise DataError(f"{annotations}: no object in any of {len(parsed)} files")
+    names = unique_names(names, annotations)
     index = {name: i for i, name in enumerate(names)}
     items = {
         stem: _item(folder, path, root, stem, images, index)

@@ -105,7 +105,7 @@ def _images(folder: Path, base: Path, entry, where: Path, split: str) -> list[Pa
         elif path.suffix == ".txt" and os.path.isfile(path):
             found.update(_listed(folder, base, path))
         else:
-            raise DataError(f"{where}: {split} names {path}, which does not exist")
+            raise DataError(f"{where}: {split} names {name!r:.120}, which does not exist")
     return sorted(found)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ghm_d2.data.coco_json import SPLITS
+from ghm_d2.data.coco_json import SPLITS, is_plain
 from ghm_d2.errors import DataError
 
 
@@ -81,6 +81,9 @@ def unique_names(names: list, where: Path) -> list[str]:
     texts = [str(name) for name in names]
     if not texts:
         raise DataError(f"{where}: no class names")
+    odd = next((text for text in texts if not is_plain(text)), None)
+    if odd is not None:
+        raise DataError(f"{where}: the class name {odd!r:.80} has control characters: rename it")
     double = sorted({t for t in texts if texts.count(t) > 1}) if len(texts) < 10_000 else []
     if double:
         raise DataError(f"{where}: the class name {double[0]!r} stands twice")
@@ -88,8 +91,14 @@ def unique_names(names: list, where: Path) -> list[str]:
 
 
 def output_name(image: Path, source: Path) -> str:
-    """Where an image goes below the output's images folder: its path in the source."""
-    parts = image.relative_to(source).parts
+    """Where an image goes below the output's images folder: its path in the source.
+
+    Raises: DataError for a name that cannot be written into a JSON, or not read there.
+    """
+    path = image.relative_to(source)
+    if not is_plain(str(path)):
+        raise DataError(f"{source}: the file name {str(path)!r:.120} is not UTF-8 text: rename it")
+    parts = path.parts
     if len(parts) > 1 and parts[0].lower() in ("images", "jpegimages"):
         parts = parts[1:]
     return "/".join(parts)
