@@ -10,13 +10,15 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test demo bench lint clean distclean
+.PHONY: help setup test demo bench soak hostile lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and show results on the generated digits set"
 	@echo "make test       run the whole test suite (part of it: make test ARGS='-k losses')"
 	@echo "make bench      time the losses beside others' implementations (it adds mmdet to $(VENV))"
+	@echo "make soak       break trainings in every way, and show what was lost (three minutes, Linux)"
+	@echo "make hostile    run the commands on files made to do harm, and show how each ended"
 	@echo "make setup      only install, into $(VENV) (the two above do it too)"
 	@echo "make lint       check style and formatting"
 	@echo "make clean      remove caches and build output; distclean removes $(VENV) too"
@@ -52,6 +54,12 @@ demo: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps mmdet==3.3.0
 	$(BIN)/ghm bench --growth $(ARGS)
+
+soak: setup
+	$(BIN)/python tools/soak.py $(ARGS)
+
+hostile: setup
+	$(BIN)/python tools/hostile_files.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
