@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from ghm_d2.errors import EXIT_INTERRUPTED, GHMError
+from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, printable
 
 from ._group import leave_error, rank
 
@@ -25,7 +25,7 @@ def emit(value, *, as_json: bool, human) -> None:
 
 def tell(text: str) -> None:
     """Print a line of a command's result for a person; names in it are no markup."""
-    out.print(text, markup=False, highlight=False)
+    out.print(printable(text), markup=False, highlight=False)
 
 
 def show_error(text: str) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from rich.markup import escape
 
 from ghm_d2.engine.progress import Progress
+from ghm_d2.errors import printable
 
 from ._console import err
 from ._group import rank
@@ -67,7 +68,7 @@ class LiveProgress(Progress):
         self._bar.remove_task(task)
 
     def message(self, text):
-        self._bar.console.print(text, markup=False)
+        self._bar.console.print(printable(text), markup=False)
 
 
 class PlainProgress(Progress):
@@ -98,7 +99,7 @@ class PlainProgress(Progress):
             yield item
 
     def message(self, text):
-        err.print(text, markup=False, highlight=False)
+        err.print(printable(text), markup=False, highlight=False)
 
     def _due(self) -> bool:
         if time.monotonic() - self._last < PLAIN_SECONDS:

@@ -7,7 +7,7 @@ import typer
 
 from ghm_d2.errors import UsageError
 
-from ._console import emit, out, user_errors
+from ._console import emit, out, tell, user_errors
 from ._options import Json
 
 app = typer.Typer(
@@ -175,7 +175,7 @@ def show(
         emit(
             value,
             as_json=json,
-            human=lambda: _line(f"{output}: {len(pictures)} images, {value['boxes']} boxes"),
+            human=lambda: tell(f"{output}: {len(pictures)} images, {value['boxes']} boxes"),
         )
 
 
@@ -189,21 +189,21 @@ def _print_splits(report: dict) -> None:
     out.print(table)
     names = report["names"]
     few = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    _line(f"{len(names)} classes: {few}")
-    _line(f"Written to {report['folder']}: train with --dataset {report['folder']}")
+    tell(f"{len(names)} classes: {few}")
+    tell(f"Written to {report['folder']}: train with --dataset {report['folder']}")
 
 
 def _print_import(report: dict) -> None:
     _print_splits(report)
     for note in report["notes"]:
-        _line(f"note: {note}")
+        tell(f"note: {note}")
     if report["clipped"]:
-        _line(f"{len(report['clipped'])} boxes clipped to their image, the first: ")
-        _line(f"  {report['clipped'][0]}")
+        tell(f"{len(report['clipped'])} boxes clipped to their image, the first: ")
+        tell(f"  {report['clipped'][0]}")
     dropped = report["dropped"]
     plural = {"image": "images", "box": "boxes", "mask": "masks", "annotation": "annotations"}
     counts = {text: sum(d["what"] == what for d in dropped) for what, text in plural.items()}
-    _line("dropped: " + (", ".join(f"{n} {t}" for t, n in counts.items() if n) or "nothing"))
+    tell("dropped: " + (", ".join(f"{n} {t}" for t, n in counts.items() if n) or "nothing"))
     _lines([f"{d['split']} {d['what']}: {d['file']}: {d['detail']}" for d in dropped])
 
 
@@ -211,7 +211,7 @@ def _print_check(value: dict) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ghm_d2.reports.tables import printable
+    from ghm_d2.errors import printable
 
     splits = value["splits"]
     if splits:
@@ -229,17 +229,11 @@ def _print_check(value: dict) -> None:
     _lines(
         [f"{p['severity']}: {p['split']}: {p['file']}: {p['detail']}" for p in value["problems"]]
     )
-    _line(f"{value['errors']} errors, {value['warnings']} warnings")
+    tell(f"{value['errors']} errors, {value['warnings']} warnings")
 
 
 def _lines(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        _line(f"  {line}")
+        tell(f"  {line}")
     if len(lines) > SHOWN:
-        _line(f"  ... and {len(lines) - SHOWN} more: --json has them all")
-
-
-def _line(text: str) -> None:
-    from ghm_d2.reports.tables import printable
-
-    out.print(printable(text), markup=False, highlight=False)
+        tell(f"  ... and {len(lines) - SHOWN} more: --json has them all")

@@ -107,14 +107,14 @@ def show_report(report, as_json: bool) -> None:
 
 
 def _show(report) -> None:
-    from ghm_d2.reports.tables import printable, report_table
+    from ghm_d2.reports.tables import report_table
 
     wide = _wide()
     for table in (report.results, report.differences):
         if table.rows:
             wide.print(report_table(table))
     for sentence in report.verdict:
-        tell(printable(sentence))
+        tell(sentence)
     tell(f"report: {report.files[0]}")
 
 

@@ -9,6 +9,11 @@ import errno
 EXIT_INTERRUPTED = 130
 
 
+def printable(text: str) -> str:
+    """`text` with escapes in the place of what would steer a terminal, or turn its direction."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class GHMError(Exception):
     """Base of the errors below; never raised itself.
 
@@ -19,7 +24,7 @@ class GHMError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class RunError(GHMError):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
+from ghm_d2.errors import printable
 from ghm_d2.records import AP_COLUMNS, RunRecord
 from ghm_d2.reports import document
 from ghm_d2.reports.document import Best
@@ -60,11 +61,6 @@ def _table(headers, rows, title, text_columns: int) -> Table:
     for row in rows:
         table.add_row(*map(_cell, row))
     return table
-
-
-def printable(text: str) -> str:
-    """`text` with escapes in the place of what would steer a terminal, or turn its direction."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _cell(cell: str) -> str:
