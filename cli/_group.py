@@ -61,7 +61,9 @@ def leave_launch_id(folder: Path) -> None:
 def was_begun(folder: Path) -> bool:
     """Whether torchrun has restarted this group, and the run in `folder` is what it was at."""
     file = folder / _LAUNCH_FILE
-    return restarts() > 0 and file.is_file() and file.read_text() == os.environ[_RUN_ID]
+    if not restarts() or not file.is_file() or not (folder / "config.yaml").is_file():
+        return False
+    return file.read_text() == os.environ[_RUN_ID]
 
 
 def leave_error(error: GHMError) -> bool:
@@ -103,6 +105,11 @@ def launch(group: Group, show_error: Callable[[str], None]) -> None:
         raise UsageError("--num-gpus and --num-machines are at least 1, --max-restarts at least 0")
     if group.num_machines > 1 and not group.rdzv:
         raise UsageError("--num-machines needs --rdzv HOST:PORT, the same on all machines")
+    if group.num_machines > 1 and group.max_restarts:
+        raise UsageError(
+            "--max-restarts is of one machine, since several count restarts differently; after a "
+            "failure run the command with --resume on each"
+        )
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

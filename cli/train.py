@@ -88,11 +88,11 @@ def train(
             raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
         folder = output or Path("runs") / Path(config or "").stem
         if was_begun(folder):
-            resume, overwrite, seed = True, False, None
+            resume, overwrite, seed, overrides = True, False, None, None  # config.yaml has them
         if resume:
             config = _own_config(folder)
         overrides = list(overrides or [])
-        if on_divergence is not None:
+        if on_divergence is not None and not was_begun(folder):
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
         _train(config, overrides, dataset, folder, resume, overwrite, device, seed, as_json)
 

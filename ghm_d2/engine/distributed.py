@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ghm_d2.errors import PeerError, UsageError
+from ghm_d2.errors import EXIT_INTERRUPTED, PeerError, UsageError
 
+_GRACE = 30  # seconds for saving a checkpoint, as torchrun gives
 LOST = "another process of the group has ended, and this one cannot go on without it"
 
 
@@ -49,10 +50,8 @@ def process_group(device: str) -> Iterator[None]:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with lost_peers():
         _join("nccl" if device == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: it may wait for processes that do not come
 
 
 def _join(backend: str) -> None:
@@ -68,6 +67,8 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(EXIT_INTERRUPTED)  # it waits within the backend, where no signal is heard
 
 
 @contextmanager

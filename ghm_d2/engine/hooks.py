@@ -124,6 +124,14 @@ class LossHistory(HookBase):
         self._max_iter = state_dict["max_iter"]
 
 
+class WholeRunsEvalHook(hooks.EvalHook):
+    """Detectron2's, but without an evaluation, in which processes meet, after a failure."""
+
+    def after_train(self):
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
 class FiniteCheckpointer(hooks.PeriodicCheckpointer):
     """Detectron2's `PeriodicCheckpointer`, which writes no weights that are not finite."""
 
@@ -190,7 +198,8 @@ class BestCheckpoint(HookBase):
 
     def update(self, ap: float | None, iteration: int) -> None:
         """Compare an evaluation after `iteration` steps with the best one so far."""
-        if ap is not None and ap > self.best.get("AP", -1.0):
+        better = ap is not None and ap > self.best.get("AP", -1.0)
+        if better and is_finite(self._checkpointer.model):
             self.best = {"AP": ap, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration)
 

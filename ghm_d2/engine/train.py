@@ -28,6 +28,7 @@ from ghm_d2.engine.hooks import (
     MetricsWriter,
     ProgressHook,
     StopOnSignal,
+    WholeRunsEvalHook,
     WholeStepsWriter,
     drop_lines_from,
 )
@@ -148,7 +149,7 @@ class _Run:
             [
                 hooks.CallbackHook(after_step=lambda _: trainer.step_done()),
                 hooks.IterationTimer(),
-                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+                WholeRunsEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
                 *writing,
                 FiniteCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
                 stop,
@@ -157,8 +158,6 @@ class _Run:
 
     def _evaluate(self) -> None:
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
-        if trainer.iter == last - 1:
-            return  # the last step failed: of a whole run it is past that one
         trainer.storage.iter = min(trainer.iter, last)
         share_statistics(trainer.detector)
         name = self.cfg.DATASETS.TEST[0]

@@ -17,6 +17,7 @@ from ghm_d2.engine.divergence import diverged
 from ghm_d2.engine.hooks import append_lines
 from ghm_d2.engine.optimizer import clips_full_model
 from ghm_d2.errors import DataError
+from ghm_d2.records import finite_or_none
 
 DIVERGENCE_FILE = "divergence.jsonl"
 _NORMS = 100  # the last gradient norms that a report of divergence shows
@@ -167,7 +168,7 @@ class GHMTrainer(SimpleTrainer):
         what = ", ".join(bad) or f"the gradient's norm is {norm}"
         error = diverged(self.detector, batch, what, self.iter, comm.all_gather)
         history = self.storage.histories().get("grad_norm")
-        norms = [v for v, _ in history.values()[-_NORMS:]] if history else []
+        norms = [finite_or_none(v) for v, _ in history.values()[-_NORMS:]] if history else []
         limit = self._cfg.SOLVER.MAX_SKIPPED_STEPS
         skip = self._cfg.SOLVER.ON_DIVERGENCE == "skip" and self.skipped < limit
         row = error.report | {

@@ -210,6 +210,7 @@ def test_a_group_stops_together_when_asked_to(survivor, whole, tmp_path):
     [
         (("--num-gpus", "0"), "at least 1"),
         (("--num-machines", "2"), "--rdzv HOST:PORT"),
+        (("--num-machines", "2", "--rdzv", "a:1", "--max-restarts", "1"), "--resume on each"),
         ((*GROUP[:2], "--device", "cpu", "SOLVER.IMS_PER_BATCH", "3"), "divided among 2"),
         (("--on-divergence", "ignore"), "stop, skip"),
     ],
