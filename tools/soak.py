@@ -43,6 +43,7 @@ class Row:
     """What became of one kind of fault."""
 
     fault: str
+    planned: int = 0
     injected: int = 0
     survived: int = 0
     lost: list[int] = field(default_factory=list)  # iterations done twice, a fault each
@@ -53,7 +54,9 @@ class Row:
     def met(self) -> bool:
         """Whether it is as it should be."""
         few = all(0 <= lost <= self.limit for lost in self.lost)
-        return self.survived == self.injected and few and self.identical is not False
+        return (
+            self.survived == self.injected == self.planned and few and self.identical is not False
+        )
 
 
 class Training:
@@ -139,7 +142,9 @@ def same(a, b) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    if type(a) is not type(b):
+        return False
+    return torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
 
 
 def break_and_resume(run: Training, row: Row, faults: list[Callable], dice) -> bool:
@@ -150,7 +155,7 @@ def break_and_resume(run: Training, row: Row, faults: list[Callable], dice) -> b
     for fault in faults:
         running = run.wait_for_steps(dice.randint(1, most) + first, known)
         time.sleep(dice.uniform(0, 0.3))
-        known, first = run.resumptions(), row.limit - PERIOD
+        known, first = run.resumptions(), max(0, row.limit - PERIOD)
         if not running:
             break
         row.injected += 1
@@ -265,7 +270,8 @@ class Soak:
 
     def broken(self, fault: str, reference: Path, faults: list[Callable], *words: str) -> Row:
         """A run with faults, compared with the reference."""
-        row = Row(fault, limit=2 * PERIOD if "checkpoint" in fault else PERIOD)
+        limit = 0 if "SIGTERM" in fault else 2 * PERIOD if "checkpoint" in fault else PERIOD
+        row = Row(fault, len(faults), limit=limit)
         run = self.training(fault.replace(" ", "-").replace(",", ""), *words)
         try:
             ended = break_and_resume(run, row, faults, random.Random(f"{self.seed} {fault}"))
@@ -278,7 +284,7 @@ class Soak:
 
     def spoilt_images(self) -> Row:
         """Images are cut short while the run reads them: named once each, and passed over."""
-        row, data = Row("image files cut short during the training"), self.folder / "spoilt"
+        row, data = Row("image files cut short during the training", 3), self.folder / "spoilt"
         shutil.copytree(self.data, data)
         run = self.training("spoilt-images", data=data)
         run.start()
@@ -295,7 +301,7 @@ class Soak:
 
     def ranks(self, reference: Path) -> Row:
         """Processes of a group are killed; torchrun starts it again by itself."""
-        row, run = Row("one of two processes killed"), self.training("ranks", *GROUP)
+        row, run = Row("one of two processes killed", 2), self.training("ranks", *GROUP)
         run.start("--max-restarts", "2")
         seen = 0
         for rank in "10":
