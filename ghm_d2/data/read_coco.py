@@ -25,7 +25,7 @@ def find_coco(folder: Path) -> list[Path]:
 def read_coco(folder: Path, images: Path | None = None) -> Source:
     """Read a COCO folder; `images` says where the images are if the usual places are not it.
 
-    Crowd flags, areas and segmentations are kept, and image ids where they are integers.
+    Crowd flags, areas and segmentations are kept, and image ids where they are integers from 0.
     Classes are in the order of the category ids; splits with other categories add theirs.
     Raises: DataError with the file for malformed JSON, for two files of one split, for names
     that leave the folder, and where no image at all is found.
@@ -101,7 +101,8 @@ def _items(folder: Path, root: Path, path: Path, data: dict) -> list[Item]:
         if image.is_relative_to(folder):
             name = output_name(image, folder)
         items[key] = Item(image, name, str(path.relative_to(folder)), [], _size(entry))
-        items[key].image_id = key if isinstance(key, int) else None
+        # the others `ghm data check` would refuse; true and false are integers to Python
+        items[key].image_id = key if type(key) is int and key >= 0 else None
     return list(items.values())
 
 

@@ -56,9 +56,9 @@ def test_what_escapes_an_importer_is_a_finding(fuzz, monkeypatch):
         monkeypatch.setattr(folders, "import_folder", fail)
 
     try_one, (seed,) = fuzz.prepare("yolo"), fuzz.seeds("yolo")
-    for error in (KeyError("x"), DataError("a\nb"), DataError("\x1b[2J"), DataError("\ud800")):
+    for error in (KeyError("x"), MemoryError(), DataError("")):
         importer(error)
-        with pytest.raises((KeyError, AssertionError)):
+        with pytest.raises((KeyError, MemoryError, AssertionError)):
             try_one(seed)
     importer(DataError("one line"))
     try_one(seed)
@@ -70,7 +70,13 @@ XML = """<annotation><object><name>cat</name>
 <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object></annotation>"""
 YAML = "names: [a]\nval: %s\n====\n\n====\n\n====\n%s"
 FOUND = {
-    "coco": [COCO % (".", "cat"), COCO % ("a\\u001b", "cat"), COCO % ("a.png", "\\ud800")],
+    "coco": [
+        COCO.replace("1", "false", 1) % ("a.png", "cat"),
+        COCO.replace("1", "-1", 1) % ("a.png", "cat"),
+        COCO % (".", "cat"),
+        COCO % ("a\\u001b", "cat"),
+        COCO % ("a.png", "\\ud800"),
+    ],
     "voc": [
         f"{XML}\n====\n{XML}\n====\na\n././/",
         f"{XML}\n====\n{XML}\n====\n\x02ba",
