@@ -35,7 +35,7 @@ SETTINGS = (
     .replace("''", "")
     .split(" ")
 )
-GROUP = ("--num-gpus", "2", "--device", "cpu")
+GROUP = ("--num-gpus", "2")
 
 
 @dataclass
@@ -65,14 +65,13 @@ class Training:
     def __init__(self, output: Path, data: Path, *words: str):
         self.output, self._data, self._words = output, data, words
         self.stderr = output.with_suffix(".txt")
-        self._new = True
 
     def start(self, *words: str, **kwargs) -> subprocess.Popen:
         """Begin it, or resume it if it has begun."""
-        what = ["--resume"]
+        what = ["--resume", "--device", "cpu"]
         if not (self.output / "config.yaml").exists():
             what = ["--config", "configs/quick/retinanet_ghm.yaml", "--dataset", str(self._data)]
-            what += ["--seed", "1", "--overwrite"]
+            what += ["--seed", "1", "--overwrite", "--device", "cpu"]
         settings = SETTINGS if what[0] != "--resume" else ()
         command = [sys.executable, "-m", "ghm_d2.cli", "train", "--output", str(self.output)]
         with open(self.stderr, "a") as said:

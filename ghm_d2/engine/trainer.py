@@ -1,5 +1,6 @@
 """One training step after another: `GHMTrainer`, a Detectron2 trainer for one process or many."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ghm_d2.data.loaders import raise_on_bad_image, take_faults
 from ghm_d2.engine.distributed import parallel, sums
-from ghm_d2.engine.divergence import diverged
+from ghm_d2.engine.divergence import diverged, first_nonfinite_output
 from ghm_d2.engine.hooks import append_lines
 from ghm_d2.engine.optimizer import clips_full_model
 from ghm_d2.errors import DataError
@@ -93,7 +94,18 @@ class GHMTrainer(SimpleTrainer):
         data_seconds = time.perf_counter() - start
         self._keep_buffers()
         seed_all_rng(_step_seed(self._cfg.SEED, self.iter, comm.get_rank()))
-        losses, finite = self._share(self._backward(batch), faults)
+        try:
+            losses, finite = self._share(self._backward(batch), faults)
+        except (FloatingPointError, AssertionError) as error:
+            self._leave_out(batch, {}, math.nan, self._why_stopped(batch, error))
+            self.consistent = False
+        else:
+            self._update(batch, losses, finite, data_seconds)
+        self.step_seconds.append(time.perf_counter() - start)
+        self.seconds += self.step_seconds[-1]
+
+    def _update(self, batch, losses: dict[str, float], finite: bool, data_seconds: float) -> None:
+        """The optimizer's step, or none where the loss or the gradient is not finite."""
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm).item()
         # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
@@ -105,8 +117,6 @@ class GHMTrainer(SimpleTrainer):
             self._scaler.step(self.optimizer)
             self._log(losses, norm, data_seconds)
         self._scaler.update()
-        self.step_seconds.append(time.perf_counter() - start)
-        self.seconds += self.step_seconds[-1]
 
     def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
         """Leave the gradient of the batch's mean loss in the parameters; the losses."""
@@ -123,13 +133,17 @@ class GHMTrainer(SimpleTrainer):
         return total
 
     def _losses(self, batch) -> dict[str, torch.Tensor]:
-        try:
-            with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-                return self.model(batch)
-        except FloatingPointError:  # how Detectron2's RPN says it
-            self.take_back()
-            what = "the proposals are not finite"
-            raise diverged(self.detector, batch, what, self.iter) from None
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+            return self.model(batch)
+
+    def _why_stopped(self, batch, error: Exception) -> str:
+        """What to say of a forward pass that an assertion ended, if by numbers not finite."""
+        self.take_back()
+        if isinstance(error, FloatingPointError):  # Detectron2's RPN
+            return "the proposals are not finite"
+        if first_nonfinite_output(self.detector, batch) is None:
+            raise error
+        return "the predicted boxes are not finite"  # GIoU and its kind
 
     def _share(self, losses: dict, faults: dict) -> tuple[dict[str, float], bool]:
         """The losses' means over the group, and whether all of them are finite.
@@ -161,16 +175,26 @@ class GHMTrainer(SimpleTrainer):
                 f"DATALOADER.MAX_BAD_IMAGES is {limit}; `ghm data check` lists all such images"
             )
 
-    def _leave_out(self, batch: list[dict], losses: dict[str, float], norm: float) -> None:
-        """Report a step that is not finite; return if it is to be skipped."""
+    def _leave_out(
+        self, batch: list[dict], losses: dict[str, float], norm: float, stopped: str = ""
+    ) -> None:
+        """Report a step that is not finite; return if it is to be skipped.
+
+        Args:
+            stopped: why there are no losses; the others of a group know nothing of it then, and
+                cannot skip.
+        """
         self.take_back()
         bad = [f"{name} is {value}" for name, value in losses.items() if not np.isfinite(value)]
-        what = ", ".join(bad) or f"the gradient's norm is {norm}"
-        error = diverged(self.detector, batch, what, self.iter, comm.all_gather)
+        what = stopped or ", ".join(bad) or f"the gradient's norm is {norm}"
+        alone = bool(stopped) or comm.get_world_size() == 1
+        together = {} if alone else {"gather": comm.all_gather}
+        error = diverged(self.detector, batch, what, self.iter, **together)
         history = self.storage.histories().get("grad_norm")
         norms = [finite_or_none(v) for v, _ in history.values()[-_NORMS:]] if history else []
         limit = self._cfg.SOLVER.MAX_SKIPPED_STEPS
         skip = self._cfg.SOLVER.ON_DIVERGENCE == "skip" and self.skipped < limit
+        skip &= not stopped or comm.get_world_size() == 1
         row = error.report | {
             "losses": {name: repr(value) for name, value in losses.items()},
             "grad_norm": repr(norm),

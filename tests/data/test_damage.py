@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from json_places import places
 
 from ghm_d2.data.check import check
 from ghm_d2.data.folders import import_folder
@@ -18,15 +19,6 @@ ODD_VALUES = [
 ]  # fmt: skip
 ODD_BYTES = [b"", b"{", b"]", b"null", b"-1", b"1e400", b"NaN", b"\0", b"\xff", b"<a>", b"../"]
 ODD_BYTES += [b"9" * 5000, b"\n"]
-
-
-def places(value, path=()):
-    """The path of every value inside a JSON value."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in pairs:
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
 
 
 def survives(call):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_places import places
 
 TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
 spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
@@ -92,15 +93,6 @@ def damaged(draw, text: str) -> bytes:
 @given(data=st.data())
 def test_a_file_with_other_words(imported, kind, name, data):
     imported(kind, {name: data.draw(damaged(fuzz.SOUND[kind][name]))})
-
-
-def places(value, path=()):
-    """The path of every value inside a JSON value."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in pairs:
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
 
 
 @st.composite

@@ -103,6 +103,42 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
     assert [row["action"] for row in rows] == ["skipped", "skipped"]
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "words", "said"),
+    [
+        ("faster_rcnn_ghm_r", "proposal_generator.rpn_head.anchor_deltas", [], "proposals"),
+        ("fcos", "head.bbox_pred", [], "predicted boxes"),
+        ("retinanet_ghm_c", "head.bbox_pred", ["BBOX_REG_LOSS_TYPE", "giou"], "predicted boxes"),
+    ],
+)
+def test_what_stops_a_forward_pass_is_skipped_too(name, layer, words, said, tiny, tmp_path):
+    """Detectron2 raises FloatingPointError for such proposals, and GIoU asserts."""
+    register_all()
+    words = [f"MODEL.RETINANET.{words[0]}", words[1]] if words else []
+    own = ["MODEL.DEVICE", "cpu", "SEED", "1", "SOLVER.ON_DIVERGENCE", "skip"]
+    cfg = load_config(f"configs/quick/{name}.yaml", [*tiny, *own, *words])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    model.get_submodule(layer).register_forward_hook(
+        lambda _module, _inputs, output: output * (NAN if trainer.iter == 1 else 1)
+    )
+    trainer = trainer_of(cfg, [tiny_batch(3)] * 3, model)
+    trainer.divergence_file = tmp_path / "divergence.jsonl"
+    run(trainer, 3)
+    assert trainer.skipped == 1 and trainer.done == 3
+    (row,) = map(json.loads, trainer.divergence_file.read_text().splitlines())
+    assert said in row["what"] and row["iteration"] == 1 and layer in row["where"]
+
+
+def test_an_assertion_that_has_another_cause_is_a_fault():
+    class Fault(Mean):
+        def forward(self, batch):
+            raise AssertionError("a fault")
+
+    with pytest.raises(AssertionError, match="a fault"):
+        run(trainer_of(config("SOLVER.ON_DIVERGENCE", "skip"), [items(1)], Fault()), 1)
+
+
 def test_bad_images_are_named_once_and_limited():
     said = []
     cfg = config("DATALOADER.MAX_BAD_IMAGES", 1)
