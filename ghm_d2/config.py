@@ -14,7 +14,7 @@ import yaml
 
 from ghm_d2.defaults import add_ghm_config
 from ghm_d2.detectors import LOSS_GROUPS, TWO_STAGE
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import UsageError, printable
 
 BASE_KEY = "_BASE_"
 _OF_OURS = ("asl1", "ghm_r")
@@ -347,4 +347,4 @@ def _first_line(error: Exception) -> str:
 
 def _shown(text: str) -> str:
     """The file chooses some of `text`: short, and no escape sequences to the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:300])
+    return printable(text[:300])
