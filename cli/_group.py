@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, PeerError, RunError, UsageError
-from ghm_d2.records import write_text
+from ghm_d2.files import write_text
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"  # of a group, over its restarts
 _LAUNCH_FILE = "launch_id"

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from rich.markup import escape
 
-from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import printable
+from ghm_d2.progress import Progress
 
 from ._console import err
 from ._group import rank

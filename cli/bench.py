@@ -63,7 +63,7 @@ def losses(
         from ._logs import quiet
 
         quiet()
-        from ghm_d2.engine import bench
+        from ghm_d2.bench import losses as bench
 
         from ._progress import progress
 
@@ -102,9 +102,9 @@ def step(
         from ._logs import quiet
 
         quiet()
+        from ghm_d2.bench import step as bench_step
         from ghm_d2.config import load_config
         from ghm_d2.data.catalog import apply_to_config, data_label
-        from ghm_d2.engine import bench_step
 
         from ._progress import progress
 
@@ -168,14 +168,14 @@ def _check_output(output: Path | None) -> None:
 
 
 def _sizes(samples: list[int] | None, growth: bool) -> tuple[int, ...]:
-    from ghm_d2.engine.bench import GROWTH
-    from ghm_d2.engine.bench_aims import HEADLINE
+    from ghm_d2.bench.aims import HEADLINE
+    from ghm_d2.bench.losses import GROWTH
 
     return (*(samples or [HEADLINE]), *(GROWTH if growth else ()))
 
 
 def _finish(result: dict, output: Path | None, as_json: bool, human) -> None:
-    from ghm_d2.records import write_json
+    from ghm_d2.files import write_json
 
     if output is not None:
         write_json(output, result)
@@ -207,7 +207,7 @@ def _print_losses(result: dict) -> None:
 
 def _headline(sizes: list[int]) -> list[int]:
     """The size that the table is about, if any was measured."""
-    from ghm_d2.engine.bench_aims import HEADLINE
+    from ghm_d2.bench.aims import HEADLINE
 
     return [HEADLINE] if HEADLINE in sizes else sizes[-1:]
 

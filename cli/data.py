@@ -55,8 +55,8 @@ def make(
 ) -> None:
     """Generate digits: handwritten digits of many sizes on cluttered backgrounds."""
     with user_errors():
-        from ghm_d2.data import digits
         from ghm_d2.data.coco_json import write_json
+        from ghm_d2.data.digits import dataset as digits
         from ghm_d2.data.output import MAKE_REPORT, new_folder
 
         from ._progress import progress
@@ -99,7 +99,7 @@ def import_(
     Boxes and images that cannot be used are dropped and named, here and in import_report.json.
     """
     with user_errors():
-        from ghm_d2.data.folders import import_folder
+        from ghm_d2.data.importing.folders import import_folder
 
         from ._progress import progress
 
@@ -119,7 +119,7 @@ def check(data: Data, json: Json = False) -> None:
         from dataclasses import asdict
 
         from ghm_d2.data.catalog import locate
-        from ghm_d2.data.check import check
+        from ghm_d2.data.checking.check import check
         from ghm_d2.errors import DataError
 
         from ._logs import quiet

@@ -33,11 +33,12 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
 
     quiet()  # before anything that warns is imported
     from ghm_d2.data.catalog import apply_to_config, data_label, validate
-    from ghm_d2.engine.describe import describe_run, peak_memory_mb
-    from ghm_d2.engine.evaluate import evaluate
-    from ghm_d2.engine.load import config_for, load_detector
-    from ghm_d2.engine.predict import draw_beside_truth
-    from ghm_d2.records import EVALUATION_FILE, write_json
+    from ghm_d2.describe import describe_run, peak_memory_mb
+    from ghm_d2.files import write_json
+    from ghm_d2.inference.evaluate import evaluate
+    from ghm_d2.inference.load import config_for, load_detector
+    from ghm_d2.inference.predict import draw_beside_truth
+    from ghm_d2.records import EVALUATION_FILE
     from ghm_d2.reports.tables import per_class_table, results_table
 
     from ._progress import progress

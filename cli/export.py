@@ -43,9 +43,9 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
     from ._logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.engine.export import SUFFIXES, check_format, describe, export
-    from ghm_d2.engine.load import config_for, load_detector
-    from ghm_d2.records import write_atomically
+    from ghm_d2.files import write_atomically
+    from ghm_d2.inference.export import SUFFIXES, check_format, describe, export
+    from ghm_d2.inference.load import config_for, load_detector
 
     from ._progress import progress
 
@@ -77,8 +77,8 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
 
 def _agreement(model, cfg, data: bytes, form: str, count: int, shown):
     """An `Agreement` and where its images come from; (None, "") where nothing is checked."""
-    from ghm_d2.engine.export import INSTALL
-    from ghm_d2.engine.exported import can_run, check_images, compare, load_exported
+    from ghm_d2.inference.export import INSTALL
+    from ghm_d2.inference.verify_export import can_run, check_images, compare, load_exported
 
     if not count:
         return None, ""
@@ -119,7 +119,7 @@ def _print(output: Path, size: int, agreement, source: str) -> None:
 
 
 def _nothing_compared(agreement, cfg) -> str:
-    from ghm_d2.detectors import DETECTORS
+    from ghm_d2.config.detectors import DETECTORS
 
     key = f"MODEL.{DETECTORS[cfg.MODEL.META_ARCHITECTURE].group}.SCORE_THRESH_TEST"
     if not agreement.detections:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.detectors import num_classes
+from ghm_d2.config.detectors import num_classes
 from ghm_d2.errors import DataError
 
 from ._console import emit, tell, user_errors
@@ -38,8 +38,8 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
 
     quiet()  # before anything that warns is imported
     from ghm_d2.data.show import contact_sheet
-    from ghm_d2.engine.load import config_for, load_detector
-    from ghm_d2.engine.predict import predict
+    from ghm_d2.inference.load import config_for, load_detector
+    from ghm_d2.inference.predict import predict
 
     from ._progress import progress
 

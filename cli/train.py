@@ -119,7 +119,7 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
     check_config(cfg)
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
-    from ghm_d2.engine.distributed import process_group
+    from ghm_d2.training.distributed import process_group
 
     with process_group(cfg.MODEL.DEVICE), progress() as shown:
         record = _run(cfg, dataset, resume, overwrite, shown)
@@ -129,8 +129,8 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
 
 def _run(cfg, dataset, resume, overwrite, shown):
     from ghm_d2.data.catalog import apply_to_config, data_label, validate
-    from ghm_d2.engine.predict import draw_beside_truth
-    from ghm_d2.engine.train import choose_seed, scale_to_group, train
+    from ghm_d2.inference.predict import draw_beside_truth
+    from ghm_d2.training.train import choose_seed, scale_to_group, train
 
     from ._logs import log_to
 

@@ -1,21 +1,16 @@
 """What a run leaves behind as numbers: `RunRecord`, kept as run.json in the run's folder."""
 
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
-import re
-import secrets
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from ghm_d2.errors import DataError, OutputError
+from ghm_d2.files import write_json
 
 RUN_FILE = "run.json"
 EVALUATION_FILE = "eval.json"
@@ -24,8 +19,6 @@ ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
 # What a stranger's run may not exceed: it must not take all memory, and its sums must be finite
 _LONGEST_FILE, _LARGEST = 2**26, 1e15  # bytes
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # how the file ends that is being written
-_ABANDONED_AFTER = 3600  # seconds without a change: longer than a disk takes for any file
 
 
 @dataclass
@@ -244,97 +237,6 @@ def find_records(folder: Path) -> dict[str, RunRecord]:
     if not folders:
         raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
     return {run.relative_to(folder).as_posix(): RunRecord.read(run) for run in folders}
-
-
-def write_json(file: Path, value) -> None:
-    """Write `value` as JSON, whole or not at all.
-
-    Raises:
-        OutputError: the file cannot be written.
-        ValueError: it holds a NaN or an infinity, which JSON does not know.
-    """
-    write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write `text`, whole or not at all; raises OutputError where it cannot be written."""
-    write_atomically(str(file), lambda out: out.write(text.encode()))
-
-
-def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace `path` by what `write` puts into the file given to it, or leave it as it was.
-
-    The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
-    What a killed writer left in the folder goes with a later save.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    folder = os.path.dirname(path) or "."
-    unfinished = f"{path}.{secrets.token_hex(4)}.tmp"  # another process may write `path` too
-    _remove_abandoned(folder)
-    try:
-        _write_to_disk(unfinished, write)
-        os.replace(unfinished, path)
-        _sync_folder(folder)
-    except OSError as error:
-        raise OutputError.of(path, error) from error
-    finally:  # after Ctrl-C too; the replacing has left nothing to remove
-        with suppress(OSError):
-            os.unlink(unfinished)
-
-
-def _write_to_disk(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    noting = None
-    try:
-        with open(path, "xb") as file:
-            noting = _NotingFile(file)
-            write(noting)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError:
-        if noting is None or noting.error is None:
-            raise
-    if noting.error is not None:
-        raise noting.error
-
-
-class _NotingFile:
-    """A file that notes a failed write, in whose place `torch.save` raises a RuntimeError."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def __getattr__(self, name: str):
-        return getattr(self._file, name)
-
-
-def _sync_folder(folder: str) -> None:
-    """Put the names of a folder's files on the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-            raise
-    finally:
-        os.close(opened)
-
-
-def _remove_abandoned(folder: str) -> None:
-    with suppress(OSError):  # it is the save that matters
-        for entry in os.scandir(folder):
-            oldest = time.time() - _ABANDONED_AFTER
-            if _UNFINISHED.search(entry.name) and entry.stat().st_mtime < oldest:
-                os.unlink(entry.path)
 
 
 def config_hash(text: str) -> str:

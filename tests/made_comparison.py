@@ -7,16 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ghm_d2.records import (
-    AP_COLUMNS,
-    ComparedSide,
-    Comparison,
-    Pair,
-    RunRecord,
-    Trial,
-    write_json,
-    write_text,
-)
+from ghm_d2.files import write_json, write_text
+from ghm_d2.records import AP_COLUMNS, ComparedSide, Comparison, Pair, RunRecord, Trial
 
 NETWORK = "tf_efficientnet_lite0-FPN"
 SL1, GHM_R = "Faster R-CNN CE + SL1", "Faster R-CNN CE + GHM-R"

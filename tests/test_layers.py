@@ -1,9 +1,11 @@
 """Imports go downwards only:
 
-cli -> reports, experiments -> engine -> modeling, data -> losses -> kernels
+cli -> experiments, reports -> analysis -> training, inference -> modeling, data -> losses
+-> kernels
 
-config, defaults, detectors, records and errors are leaves that anyone may import; register imports
-modeling; reports see records only, and neither torch nor Detectron2.
+config, records, files, progress and errors are leaves that anyone may import; register imports
+modeling; describe reads a cfg and a model for a record; training may import inference, never the
+other way round; reports see records only, and neither torch nor Detectron2.
 """
 
 import ast
@@ -14,28 +16,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"version", "config", "configs", "defaults", "detectors", "records", "errors"}
-BELOW_ENGINE = {"modeling", "data", "losses", "kernels", "register"}
+LEAVES = {"version", "config", "configs", "records", "files", "errors", "progress"}
+MODELS = {"modeling", "data", "losses", "kernels", "register", "describe"}
 ALLOWED = {
-    "cli": {"reports", "experiments", "engine", *BELOW_ENGINE, *LEAVES},
-    "reports": {"records", "errors"},
-    "experiments": {"engine", *BELOW_ENGINE, *LEAVES},
-    "engine": {*BELOW_ENGINE, *LEAVES},
+    "cli": {
+        "bench",
+        "reports",
+        "experiments",
+        "analysis",
+        "training",
+        "inference",
+        *MODELS,
+        *LEAVES,
+    },
+    "reports": {"records", "files", "errors"},
+    "experiments": {"analysis", "training", "inference", *MODELS, *LEAVES},
+    "analysis": {"training", "inference", *MODELS, *LEAVES},
+    "training": {"inference", *MODELS, *LEAVES},
+    "inference": {*MODELS, *LEAVES},
+    "describe": LEAVES,
+    "bench": {"analysis", "training", "inference", *MODELS, *LEAVES},
     "register": {"modeling", *LEAVES},
     "modeling": {"losses", "kernels", *LEAVES},
     "data": {"losses", "kernels", *LEAVES},
     "losses": {"kernels", *LEAVES},
     "kernels": LEAVES,
-    "config": {"configs", "defaults", "detectors", "errors"},
-    "defaults": set(),
-    "detectors": set(),
-    "records": {"errors", "version"},
+    "config": {"configs", "errors"},
+    "records": {"files", "errors"},
+    "files": {"errors"},
+    "progress": set(),
     "configs": set(),
     "errors": set(),
     "version": set(),
 }
 HEAVY = {"torch", "torchvision", "detectron2", "fvcore"}
-LIGHT_LAYERS = {"reports", "records", "errors", "version", "configs"}
+LIGHT_LAYERS = {"reports", "records", "files", "errors", "version", "configs"}
 
 
 def layer(module: str) -> str:
@@ -127,8 +142,8 @@ def test_the_walk_sees_the_project():
     assert "ghm_d2.kernels.reference" in ours["ghm_d2.losses.ghm_c"]
     assert "ghm_d2.modeling.retinanet" in ours["ghm_d2.register"]  # within a function
     assert "ghm_d2.cli.train" in ours["ghm_d2.cli.app"]  # relative
-    assert "detectron2" in others["ghm_d2.config"]
-    assert {layer(module) for module in ours} >= {"cli", "engine", "data", "reports"}
+    assert "detectron2" in others["ghm_d2.config.loader"]
+    assert {layer(module) for module in ours} >= {"cli", "training", "data", "reports"}
 
 
 @pytest.fixture
@@ -144,21 +159,23 @@ def copy(tmp_path):
         ("ghm_d2/kernels/reference.py", "import ghm_d2.losses.reduce"),
         ("ghm_d2/losses/density.py", "from ghm_d2.modeling import retinanet"),
         ("ghm_d2/losses/density.py", "from ..modeling.rpn import GHMRPN"),
-        ("ghm_d2/modeling/rpn.py", "from ghm_d2.data import digits"),
+        ("ghm_d2/modeling/rpn.py", "from ghm_d2.data.digits import draw"),
         ("ghm_d2/modeling/rpn.py", "from ghm_d2 import register"),
-        ("ghm_d2/data/digits.py", "from ghm_d2.modeling import rpn"),
-        ("ghm_d2/data/digits.py", "from ..engine import trainer"),
-        ("ghm_d2/engine/hooks.py", "from ghm_d2.cli._console import out"),
-        ("ghm_d2/engine/hooks.py", "from ghm_d2.reports import tables"),
-        ("ghm_d2/engine/hooks.py", "importlib.import_module('ghm_d2.reports.tables')"),
+        ("ghm_d2/data/digits/draw.py", "from ghm_d2.modeling import rpn"),
+        ("ghm_d2/data/masks.py", "from ..training import trainer"),
+        ("ghm_d2/training/hooks.py", "from ghm_d2.cli._console import out"),
+        ("ghm_d2/training/hooks.py", "from ghm_d2.reports import tables"),
+        ("ghm_d2/training/hooks.py", "importlib.import_module('ghm_d2.reports.tables')"),
         ("ghm_d2/reports/tables.py", "import torch.nn"),
         ("ghm_d2/reports/tables.py", "from detectron2.structures import Boxes"),
         ("ghm_d2/reports/tables.py", "from ghm_d2.config import load_config"),
-        ("ghm_d2/reports/tables.py", "from ghm_d2.engine import hooks"),
+        ("ghm_d2/reports/tables.py", "from ghm_d2.training import hooks"),
+        ("ghm_d2/inference/load.py", "from ghm_d2.training import trainer"),
+        ("ghm_d2/training/train.py", "from ghm_d2.analysis import analyse"),
         ("ghm_d2/records.py", "import torch"),
         ("ghm_d2/records.py", "from ghm_d2 import config"),
-        ("ghm_d2/errors.py", "from ghm_d2 import records"),
-        ("ghm_d2/config.py", "from ghm_d2.losses import GHMC"),
+        ("ghm_d2/errors.py", "from ghm_d2 import files"),
+        ("ghm_d2/config/keys.py", "from ghm_d2.losses import GHMC"),
         ("ghm_d2/__init__.py", "from ghm_d2.losses import GHMC"),
         ("ghm_d2/extras.py", ""),
         ("ghm_d2/losses/reduce.py", "from ghm_d2.losses import asl1"),

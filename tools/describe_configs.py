@@ -39,8 +39,8 @@ def describe(name: str) -> dict:
     import torch
     from detectron2.modeling import build_model
 
-    from ghm_d2.engine.cost import count_gflops
-    from ghm_d2.engine.describe import method_name, network_name
+    from ghm_d2.analysis.cost import count_gflops
+    from ghm_d2.describe import method_name, network_name
     from ghm_d2.register import register_all
 
     register_all()

@@ -118,7 +118,7 @@ def prepare(target: str):
     # all that an import needs: now, and not in the time of the first input
     import detectron2.data.datasets  # noqa: F401
 
-    from ghm_d2.data import check, folders, validate  # noqa: F401
+    from ghm_d2.data.importing import folders  # noqa: F401
 
     return lambda data: try_import(target, data, work)
 
@@ -161,10 +161,10 @@ def judge_import(source: Path, kind: str) -> bool:
     """
     from detectron2.data.datasets import load_coco_json
 
-    from ghm_d2.data.check import check
+    from ghm_d2.data.checking.check import check
+    from ghm_d2.data.checking.validate import validate_json
     from ghm_d2.data.coco_json import SPLITS, is_plain
-    from ghm_d2.data.folders import import_folder
-    from ghm_d2.data.validate import validate_json
+    from ghm_d2.data.importing.folders import import_folder
     from ghm_d2.errors import DataError, UsageError
 
     before, output = files_below(source.parent), source.parent / "out"
@@ -208,7 +208,7 @@ def weight_readers() -> list:
     """(suffix, function from path to state dict) of each kind of weight file."""
     from torch import nn
 
-    from ghm_d2.modeling.weight_files import read_weights, state_dict_of
+    from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
     from ghm_d2.modeling.yolov3.darknet_weights import read_darknet_weights
 
     model = nn.Module()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from ghm_d2.data.digits import DigitsSpec, write
+from ghm_d2.data.digits.dataset import DigitsSpec, write
 
 ITERATIONS, PERIOD, PATIENCE = 99, 5, 90  # PATIENCE: seconds that nothing may take
 SETTINGS = (

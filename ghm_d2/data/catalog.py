@@ -12,11 +12,11 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-from ghm_d2.data import digits
+from ghm_d2.config.detectors import set_num_classes, with_masks
+from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of, require_masks, validate_json
 from ghm_d2.data.coco_json import SPLITS, image_root
+from ghm_d2.data.digits import dataset as digits
 from ghm_d2.data.output import new_folder
-from ghm_d2.data.validate import IMPORT_HINT, categories_of, require_masks, validate_json
-from ghm_d2.detectors import set_num_classes, with_masks
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)

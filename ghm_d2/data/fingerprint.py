@@ -5,8 +5,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from ghm_d2.data.checking.validate import stamp
 from ghm_d2.data.coco_json import load_json
-from ghm_d2.data.validate import stamp
 
 
 def fingerprint(name: str) -> str:

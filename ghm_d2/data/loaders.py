@@ -12,9 +12,9 @@ from detectron2.data import (
 from detectron2.data.detection_utils import SizeMismatchError, filter_empty_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 
+from ghm_d2.config.detectors import with_masks
 from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
 from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
-from ghm_d2.detectors import with_masks
 from ghm_d2.errors import DataError, UsageError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ghm_d2.data import images
-from ghm_d2.data.audit import audit
+from ghm_d2.data.checking.coco_faults import audit
 from ghm_d2.data.coco_json import box_fault, hashable, load_json
 from ghm_d2.data.masks import decode, mask_fault
 from ghm_d2.errors import DataError

@@ -7,7 +7,6 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, LOCK_FILE, LOG_FILE, is_training, take
 from ghm_d2.experiments.plan import (
@@ -20,6 +19,7 @@ from ghm_d2.experiments.plan import (
 )
 from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
 from ghm_d2.experiments.suites import Suite
+from ghm_d2.progress import Progress
 from ghm_d2.records import (
     COMPARISON_FILE,
     ComparedSide,

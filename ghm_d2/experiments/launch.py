@@ -16,9 +16,9 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from ghm_d2.engine.progress import Progress
 from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
 from ghm_d2.experiments.plan import Run
+from ghm_d2.progress import Progress
 from ghm_d2.records import RunsTable
 
 LOG_FILE, LOCK_FILE = "log.txt", "lock"
@@ -102,7 +102,7 @@ def _log_to(file: Path) -> None:
 def _train(run: Run, device: str) -> None:
     import torch
 
-    from ghm_d2.engine.train import train
+    from ghm_d2.training.train import train
 
     _quiet()
     if device == "auto":
@@ -118,9 +118,9 @@ def _train(run: Run, device: str) -> None:
         for checkpoint in run.folder.glob("model_[0-9]*.pth"):
             checkpoint.unlink()  # model_final and model_best stay
     if run.analyse:
-        from ghm_d2.engine.analysis import analyse
-        from ghm_d2.engine.cost import measure
-        from ghm_d2.engine.load import load_detector
+        from ghm_d2.analysis.analyse import analyse
+        from ghm_d2.analysis.cost import measure
+        from ghm_d2.inference.load import load_detector
 
         model = load_detector(cfg, weights)
         for name, value in measure(cfg, model).items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghm_d2.config import check_config, find_config, list_configs, load_config, plain_config
+from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import (
     apply_to_config,
     data_label,
@@ -17,15 +18,14 @@ from ghm_d2.data.catalog import (
     is_registered,
     validate,
 )
-from ghm_d2.data.digits import DigitsSpec
+from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
-from ghm_d2.detectors import DETECTORS
-from ghm_d2.engine.describe import device_name, experiment_hash, method_name
-from ghm_d2.engine.progress import Progress
-from ghm_d2.engine.timing import time_steps
+from ghm_d2.describe import device_name, experiment_hash, method_name
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.suites import BASES, Side, Suite
+from ghm_d2.progress import Progress
 from ghm_d2.records import ANALYSIS_FILE, RUN_FILE, RunRecord, RunsTable, config_hash
+from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300
 SET_UP_SECONDS = 15  # of a run: the model, the data and the analysis after it

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghm_d2.config import load_config
+from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import apply_to_config, data_label, validate
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
-from ghm_d2.detectors import DETECTORS
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import Run, make_run, scaled_schedule
 from ghm_d2.records import RunsTable, Trial

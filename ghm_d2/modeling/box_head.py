@@ -8,8 +8,13 @@ from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
 from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.build_losses import (
+    build_ghm_r,
+    build_softmax_ghm_c,
+    check_ghm,
+    check_loss_type,
+)
 from ghm_d2.modeling.retinanet import REG_LOSSES
 
 

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.build import (
+from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.build_losses import (
     build_ghm_c,
     build_ghm_r,
     check_ghm,
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.losses.sync import sum_up
 from ghm_d2.modeling.dense import SigmoidLosses, count_foreground
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")

@@ -6,14 +6,14 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from torch import nn
 
-from ghm_d2.losses.build import (
+from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.build_losses import (
     build_ghm_c,
     build_ghm_r,
     check_ghm,
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.losses.sync import sum_up
 from ghm_d2.modeling.dense import SigmoidLosses, begin_ghm_r, count_foreground, delta_loss
 from ghm_d2.modeling.labels import box_levels, label_anchors
 

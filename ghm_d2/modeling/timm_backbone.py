@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.freeze import freeze_batch_norm, freeze_parameters_of
-from ghm_d2.modeling.timm_weights import load_pretrained
+from ghm_d2.modeling.weights.timm_weights import load_pretrained
 
 TOP_BLOCKS = ("LastLevelP6P7", "LastLevelMaxPool", "")
 # Transformers that take pictures of any size only when told to; the arguments that timm has for it

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ghm_d2.errors import UsageError
-from ghm_d2.records import AP_COLUMNS, RunRecord, write_atomically, write_text
+from ghm_d2.files import write_atomically, write_text
+from ghm_d2.records import AP_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.document import Table
 from ghm_d2.reports.report_tables import differences_of, overview_of, results_of

@@ -120,7 +120,7 @@ def test_make_has_the_defaults_of_the_specification():
     from dataclasses import asdict
 
     from ghm_d2.cli.data import make
-    from ghm_d2.data.digits import DigitsSpec
+    from ghm_d2.data.digits.dataset import DigitsSpec
 
     options = {n: p.default for n, p in inspect.signature(make).parameters.items()}
     options["image_size"] = options.pop("size")

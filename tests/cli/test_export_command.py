@@ -90,7 +90,7 @@ def test_what_was_not_compared_does_not_agree(weights, tmp_path, capfd):
 def test_weights_of_a_run_whose_kernel_is_not_here(weights, tmp_path):
     """Triton's is for GPUs, and to detect no loss is computed."""
     from ghm_d2.config import load_config
-    from ghm_d2.engine.load import load_detector
+    from ghm_d2.inference.load import load_detector
 
     keys = ["MODEL.GHM.KERNEL", "triton"]
     options = {"form": "torchscript", "output": tmp_path / "x.pt", "check": 0}
@@ -110,7 +110,7 @@ def test_without_onnxruntime_it_writes_and_says_so(weights, tmp_path, capfd, mon
 
 
 def test_a_file_that_differs_ends_with_1(weights, tmp_path, capfd, monkeypatch):
-    from ghm_d2.engine import exported
+    from ghm_d2.inference import verify_export as exported
 
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     monkeypatch.setattr(exported, "load_exported", lambda *_: lambda image: nothing)

@@ -20,7 +20,7 @@ GROUP = ("--num-gpus", "2", "--device", "cpu")
 @pytest.fixture(scope="module")
 def survivor(ghm, tiny, tmp_path_factory):
     """Runs and kills trainings of one configuration, one thread a process."""
-    from ghm_d2.data.digits import DigitsSpec, write
+    from ghm_d2.data.digits.dataset import DigitsSpec, write
 
     folder = tmp_path_factory.mktemp("survival")
     spec = DigitsSpec(train=12, val=5, image_size=(64, 80), objects=(1, 3), side=(12, 40))

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 from pycocotools import mask as rle
 
+from ghm_d2.analysis.samples import read_batches, training_items
 from ghm_d2.config import get_cfg, load_config
 from ghm_d2.data.augment import (
     Expand,
@@ -24,7 +25,6 @@ from ghm_d2.data.augment import (
 )
 from ghm_d2.data.catalog import apply_to_config
 from ghm_d2.data.loaders import GHMDatasetMapper
-from ghm_d2.engine.samples import read_batches, training_items
 from ghm_d2.errors import UsageError
 
 KINDS = ("ssd", "yolo")

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ghm_d2.config import add_ghm_config
 from ghm_d2.data import catalog
 from ghm_d2.data.catalog import apply_to_config, locate, resolve, validate
-from ghm_d2.data.digits import DigitsSpec
+from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.errors import DataError, UsageError
 
 
@@ -88,7 +88,8 @@ def test_the_cache_is_the_users_where_detectron2_has_none(tmp_path, monkeypatch)
 
 def test_two_processes_may_generate_digits_at_once(tmp_path):
     code = (
-        "from ghm_d2.data.catalog import digits_folder; from ghm_d2.data.digits import DigitsSpec;"
+        "from ghm_d2.data.catalog import digits_folder; "
+        "from ghm_d2.data.digits.dataset import DigitsSpec;"
         "print(digits_folder(DigitsSpec(train=20, val=2, image_size=(64, 64), side=(8, 20))))"
     )
     jobs = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True) for _ in range(2)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ghm_d2.data.check import check
+from ghm_d2.data.checking.check import check
 
 TRIANGLE = [3, 4, 23, 4, 23, 14]
 

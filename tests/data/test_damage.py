@@ -7,10 +7,10 @@ import random
 import pytest
 from json_places import places
 
-from ghm_d2.data.check import check
-from ghm_d2.data.folders import import_folder
+from ghm_d2.data.checking.check import check
+from ghm_d2.data.checking.validate import validate_json
+from ghm_d2.data.importing.folders import import_folder
 from ghm_d2.data.show import contact_sheet, pick
-from ghm_d2.data.validate import validate_json
 from ghm_d2.errors import GHMError
 
 ODD_VALUES = [

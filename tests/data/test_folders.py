@@ -5,7 +5,7 @@ import json
 import pytest
 from pycocotools import mask as coco_mask
 
-from ghm_d2.data.folders import import_folder
+from ghm_d2.data.importing.folders import import_folder
 from ghm_d2.errors import DataError, UsageError
 
 

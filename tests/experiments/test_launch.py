@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from ghm_d2.engine.progress import Progress
-from ghm_d2.engine.timing import time_steps
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments import compare
 from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher, is_training
 from ghm_d2.experiments.plan import make_run
+from ghm_d2.progress import Progress
 from ghm_d2.records import RunsTable
+from ghm_d2.training.timing import time_steps
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ghm_d2.config import get_cfg
-from ghm_d2.data.digits import DigitsSpec, write
-from ghm_d2.engine.describe import experiment_hash
+from ghm_d2.data.digits.dataset import DigitsSpec, write
+from ghm_d2.describe import experiment_hash
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import make_run, scaled_schedule, side_dataset
 from ghm_d2.experiments.suites import Side

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ghm_d2 import kernels
-from ghm_d2.engine.bench_tools import peak_bytes
+from ghm_d2.bench.measure import peak_bytes
 from ghm_d2.kernels import cpu
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, bce_loss, focal_loss
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES

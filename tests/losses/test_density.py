@@ -8,8 +8,8 @@ from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels import reference
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density
-from ghm_d2.losses.build import build_ghm_c, build_softmax_ghm_c
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+from ghm_d2.modeling.build_losses import build_ghm_c, build_softmax_ghm_c
 
 
 def random_counts(generator, levels=3, bins=6, high=50):

@@ -18,7 +18,7 @@ from torch import nn
 from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.modeling.timm_backbone import TimmBackbone, build_timm_fpn_backbone
-from ghm_d2.modeling.timm_weights import match_in_order, pypi_state_dict
+from ghm_d2.modeling.weights.timm_weights import match_in_order, pypi_state_dict
 
 SMALL = "mobilenetv3_small_050"
 FAMILIES = (SMALL, "resnet18", "convnext_atto", "tf_efficientnet_lite0", "mambaout_femto")

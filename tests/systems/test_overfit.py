@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ghm_d2.data.digits import DigitsSpec, write
+from ghm_d2.data.digits.dataset import DigitsSpec, write
 
 SYSTEMS = (
     "faster_rcnn_sl1",

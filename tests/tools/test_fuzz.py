@@ -46,7 +46,7 @@ def test_a_finding_is_repeated_without_atheris(tmp_path):
 
 
 def test_what_escapes_an_importer_is_a_finding(fuzz, monkeypatch):
-    from ghm_d2.data import folders
+    from ghm_d2.data.importing import folders
     from ghm_d2.errors import DataError
 
     def importer(error):
@@ -97,7 +97,7 @@ def test_what_was_found_is_mended(fuzz, target, data):
 MEMORY = """
 import resource, sys
 from ghm_d2.errors import WeightsError
-from ghm_d2.modeling.plain_pickle import load_plain_pickle
+from ghm_d2.modeling.weights.plain_pickle import load_plain_pickle
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -11,8 +11,13 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses.build import build_ghm_r, build_softmax_ghm_c, check_ghm, check_loss_type
 from ghm_d2.losses.sync import sum_up
+from ghm_d2.modeling.build_losses import (
+    build_ghm_r,
+    build_softmax_ghm_c,
+    check_ghm,
+    check_loss_type,
+)
 from ghm_d2.modeling.dense import begin_ghm_r, count_foreground, delta_loss, flat_levels
 from ghm_d2.modeling.dssd.backbone import SSDBackbone
 from ghm_d2.modeling.dssd.default_boxes import check_sizes

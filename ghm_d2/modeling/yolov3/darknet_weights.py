@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ghm_d2.errors import WeightsError
+from ghm_d2.files import write_atomically
 from ghm_d2.modeling.yolov3.darknet import DarkNet
 from ghm_d2.modeling.yolov3.head import YOLOv3Head
-from ghm_d2.records import write_atomically
 
 # of whole models, of checkpoints, and of DarkNet-53 alone (74 layers, 52 of them convolutions)
 ENDINGS = (".weights", ".backup", ".conv.74")

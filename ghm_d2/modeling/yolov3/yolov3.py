@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import bce_loss
-from ghm_d2.losses.build import (
+from ghm_d2.losses.ghm_c import CountedLoss
+from ghm_d2.losses.sync import Count, sum_up
+from ghm_d2.modeling.build_losses import (
     build_ghm_c,
     build_ghm_r,
     check_ghm,
     check_kernel,
     check_loss_type,
 )
-from ghm_d2.losses.ghm_c import CountedLoss
-from ghm_d2.losses.sync import Count, sum_up
 from ghm_d2.modeling.dense import count_foreground, flat_levels
 from ghm_d2.modeling.yolov3.box_loss import box_loss, number_loss
 from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels

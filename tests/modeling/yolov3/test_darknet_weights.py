@@ -10,8 +10,8 @@ from detectron2.modeling import build_model
 from tiny_yolov3 import config, randomized, yolov3
 from torch import nn
 
-from ghm_d2.engine.weights import GHMCheckpointer
 from ghm_d2.errors import WeightsError
+from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.yolov3.darknet_weights import read_darknet_weights, write_darknet_weights
 
 FULL = {

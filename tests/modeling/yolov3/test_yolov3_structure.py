@@ -14,11 +14,11 @@ from tiny_yolov3 import config, picture, truth, yolov3
 from torch import nn
 
 from ghm_d2.config import get_cfg, load_config
-from ghm_d2.engine.optimizer import build_optimizer
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR
 from ghm_d2.modeling.yolov3.yolov3 import YOLOv3
 from ghm_d2.register import register_all
+from ghm_d2.training.optimizer import build_optimizer
 
 
 class Network(nn.Module):

@@ -1,0 +1,1 @@
+"""What a trained detector does beyond its AP: gradients, samples, noise, cost."""

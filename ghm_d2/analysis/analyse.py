@@ -1,0 +1,168 @@
+"""What a trained detector does, beyond its AP: written into the run's folder for the report."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from torch import nn
+
+from ghm_d2.analysis.gradients import (
+    ClassGradients,
+    asl1_norms,
+    box_coder_weights,
+    box_curves,
+    histogram,
+    smooth_l1_beta,
+)
+from ghm_d2.analysis.noise import NoiseWeights
+from ghm_d2.analysis.samples import (
+    can_capture,
+    capture,
+    has_noise,
+    read_batches,
+    training_copy,
+    training_items,
+)
+from ghm_d2.files import write_atomically, write_text
+from ghm_d2.inference.confusion import (
+    IOU,
+    ImageErrors,
+    best_detections,
+    confuse,
+    worst_images,
+)
+from ghm_d2.inference.evaluate import Evaluation, evaluate
+from ghm_d2.inference.predict import sheet_beside_truth
+from ghm_d2.progress import Progress
+from ghm_d2.records import ANALYSIS_FILE, WORST_FILE
+
+IMAGES = 40  # of the training set
+NOISY_IMAGES = 400  # where spoilt annotations are to be weighed, which are few
+MU = 0.02  # the published one: the histogram of boxes has the same for every detector
+_IOUS = {"0.5": 0, "0.75": 5}  # in the evaluation's precision
+_CELL = 240  # px
+_SHEET_BYTES = 120_000  # so that the reports of many runs can be mailed
+
+
+def analyse(
+    cfg,
+    model: nn.Module,
+    folder: Path,
+    progress: Progress,
+    evaluation: Evaluation | None = None,
+) -> None:
+    """Write analysis.json and worst.jpg into the folder of a run, each whole or not at all.
+
+    The first holds the gradients of `measure_gradients`, and from DATASETS.TEST precision against
+    recall, the confusion matrix and the ten images with the most errors; the second shows these.
+    Nothing of `model` changes, its mode and moving averages included, and the same model gives
+    the same numbers.
+
+    Args:
+        cfg: with data sets that are registered.
+        model: trained.
+        folder: exists.
+        progress: is told of every image.
+        evaluation: of `model` on DATASETS.TEST as it is, where there is one already.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    found = measure_gradients(cfg, model, progress)
+    name = cfg.DATASETS.TEST[0]
+    evaluation = evaluation or evaluate(model, cfg, name, progress)
+    found |= _precision_recall(evaluation.precision)
+    metadata, items = MetadataCatalog.get(name), DatasetCatalog.get(name)
+    best = best_detections(items, evaluation.detections)
+    matrix, errors = confuse(items, best, metadata.thing_dataset_id_to_contiguous_id)
+    worst = worst_images(errors)
+    found["confusion"] = {
+        "iou": IOU,
+        "score": best[-1]["score"] if best else 1.0,
+        "labels": [*metadata.thing_classes, "background"],
+        "matrix": matrix.tolist(),
+    }
+    root = Path(metadata.get("image_root", ""))
+    found["worst"] = [
+        {"file_name": _below(root, e), "missed": e.missed, "false": e.false} for e in worst
+    ]
+    notes = [f"{e.missed} missed, {e.false} false" for e in worst]
+    sheet = sheet_beside_truth(name, [e.item for e in worst], best, notes, _CELL)
+    write_atomically(str(folder / WORST_FILE), lambda file: file.write(_jpeg(sheet)))
+    # thousands of numbers, which nobody reads line by line
+    write_text(folder / ANALYSIS_FILE, json.dumps(found, allow_nan=False) + "\n")
+
+
+def _precision_recall(precision: np.ndarray | None) -> dict:
+    """Means over the classes that have a box, at 101 recalls; {} where none has."""
+    if precision is None or not (precision > -1).any():
+        return {}
+    there = precision[:, :, (precision > -1).any(axis=(0, 1))]
+    curves = {iou: there[i].mean(axis=1).round(6).tolist() for iou, i in _IOUS.items()}
+    recall = [i / 100 for i in range(101)]
+    return {"precision_recall": {"recall": recall, "precision": curves}}
+
+
+def _jpeg(sheet: Image.Image) -> bytes:
+    """At quality 80, or the best below it with which it is small enough."""
+    for quality in range(80, 20, -10):
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() < _SHEET_BYTES:
+            break
+    return buffer.getvalue()
+
+
+def _below(root: Path, errors: ImageErrors) -> str:
+    """The name of the image's file, with the folders below `root`."""
+    file = Path(errors.item["file_name"])
+    return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
+
+
+def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
+    """Gradient norms, effective gradients and weights of noise, of a trained detector.
+
+    On up to 40 images of DATASETS.TRAIN (400 where annotations are known to be spoilt), without
+    augmentation; `model` is left as it was.
+
+    Args:
+        cfg: with a data set that is registered.
+        model: trained; one that `can_capture` does not know gives {}.
+        progress: is told of every batch.
+
+    Returns:
+        "gradient_norms", "effective_gradient" and, where annotations are known to be spoilt,
+        "noise", as analysis.json has them. The gradient norms of boxes are those of mu 0.02 in
+        deltas without the box coder's weights, so that they compare between detectors; the
+        effective gradients are of the detector's own mu and deltas.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    if not can_capture(model):
+        return {}
+    model, items = training_copy(model), training_items(cfg, NOISY_IMAGES)
+    noise = NoiseWeights(smooth_l1_beta(cfg)) if has_noise(items) else None
+    items = items if noise else training_items(cfg, IMAGES)
+    cls = ClassGradients(cfg)
+    errors = []
+    total = -(-len(items) // cfg.SOLVER.IMS_PER_BATCH)
+    for batch in progress.track(read_batches(cfg, items), "measuring gradients", total):
+        samples = capture(model, batch)
+        cls.add(samples.norms())
+        errors.append(samples.errors.float().cpu())
+        if noise:
+            noise.add(samples, batch)
+    norms = {"images": len(items), "cls": cls.histogram()}
+    effective = {"cls": cls.curves()}
+    d = torch.cat(errors)
+    if len(d):
+        unweighted = d / torch.tensor(box_coder_weights(cfg))
+        norms["reg"] = histogram(asl1_norms(unweighted, MU)) | {"mu": MU}
+        effective["reg"] = box_curves(cfg, d.flatten()) | {"mu": cfg.MODEL.GHM.REG.MU}
+    found = {"gradient_norms": norms, "effective_gradient": effective}
+    return found | ({"noise": noise.summary()} if noise else {})

@@ -1,0 +1,267 @@
+"""The loader for configuration files.
+
+A configuration file is data: it is parsed with YAML's safe loader. The one exception is a file
+inside the installed Detectron2, whose own RetinaNet base evaluates an expression.
+"""
+
+import difflib
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from ghm_d2.config.keys import add_ghm_config
+from ghm_d2.errors import UsageError, printable
+
+BASE_KEY = "_BASE_"
+# A stranger's configuration must not take all memory: in nested groups, by aliases, or by a number
+_MOST_VALUES, _MOST_BASES = 20_000, 20
+_LIMITS = (  # (how keys of MODEL and INPUT end, the largest number); the first that fits counts
+    (("_CHANNELS", "_DIM", "NUM_CONVS", "NUM_CONV", "NUM_FC"), 8192),
+    (("SIZE_TRAIN", "SIZE_TEST", "CROP.SIZE", "NUM_CLASSES"), 65535),
+    (("",), 1_000_000),
+)
+
+
+def get_cfg():
+    """Detectron2's defaults with this project's keys."""
+    from detectron2.config import get_cfg as detectron2_defaults
+
+    cfg = detectron2_defaults()
+    add_ghm_config(cfg)
+    return cfg
+
+
+def load_config(path: str, overrides: list[str] = ()):
+    """A `CfgNode` from a YAML file and `KEY VALUE` overrides.
+
+    Args:
+        path: a file; or a name below the shipped configs/ or Detectron2's model zoo, such as
+            "quick/retinanet_ghm.yaml" or "COCO-Detection/retinanet_R_50_FPN_1x.yaml".
+        overrides: keys and values in turn, the values as Python or YAML literals.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest known one is named), a
+            value of the wrong type, a number too large for any machine, a file that tries to
+            construct Python objects or stands for more than 20,000 values, or
+            MODEL.LOAD_PROPOSALS, whose files Detectron2 would execute.
+    """
+    cfg = get_cfg()
+    file = find_config(path)
+    merged = _load_yaml_with_base(file, seen=())
+    _check_keys(merged, cfg, str(path))
+    from detectron2.config import CfgNode
+
+    try:
+        cfg.merge_from_other_cfg(CfgNode(_fit_types(merged, cfg)))
+        _check_harmless(cfg)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (ValueError, KeyError, AttributeError, AssertionError, SyntaxError) as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    except (RecursionError, MemoryError):  # Python's parser, on brackets in a string
+        raise UsageError(f"{path}: a value is nested too deeply") from None
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def merge_overrides(cfg, overrides: list[str]) -> None:
+    """Merge `KEY VALUE` pairs, in place.
+
+    Raises:
+        UsageError: an odd number of words, an unknown key, a value of the wrong type or one that
+            `load_config` refuses.
+    """
+    overrides = list(overrides)
+    for word in overrides:
+        if word.startswith("--"):
+            raise UsageError(f"no option {word}; --help lists them")
+    if len(overrides) % 2:
+        raise UsageError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
+    known = set(_flatten(cfg))
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if key not in known:
+            raise UsageError(_unknown_key(key, known))
+        try:
+            cfg.merge_from_list([key, _fit_type(value, get_key(cfg, key))])
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise UsageError(f"{key} {value}: {_first_line(error)}") from None
+    _check_harmless(cfg)
+
+
+def config_text(cfg) -> str:
+    """`cfg` as YAML, the same text for the same values."""
+    return yaml.safe_dump(plain_config(cfg))
+
+
+def plain_config(cfg) -> dict:
+    """`cfg` as dicts and lists of its own, none of them shared."""
+    return json.loads(json.dumps(cfg))
+
+
+def find_config(path: str) -> Path:
+    """The file that `path` names; see `load_config`.
+
+    Raises:
+        UsageError: there is none; the nearest shipped name is given.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    for folder in (_shipped_configs(), _model_zoo_configs()):
+        for candidate in (path, str(path).removeprefix("configs/")):
+            if folder and not file.is_absolute() and (folder / candidate).is_file():
+                return folder / candidate
+    near = difflib.get_close_matches(str(path).removeprefix("configs/"), list_configs(), n=1)
+    hint = f"did you mean configs/{near[0]}? " if near else ""
+    raise UsageError(f"no configuration file {path}; {hint}`ghm configs` lists the shipped ones")
+
+
+def list_configs() -> list[str]:
+    """Names of the shipped configurations, below configs/; those to build upon left out."""
+    folder = _shipped_configs()
+    files = (f for f in folder.rglob("*.yaml") if not f.name.startswith("Base-"))
+    return sorted(str(f.relative_to(folder)) for f in files)
+
+
+def _shipped_configs() -> Path:
+    return Path(next(iter(find_spec("ghm_d2.configs").submodule_search_locations)))
+
+
+def _model_zoo_configs() -> Path | None:
+    spec = find_spec("detectron2")
+    return Path(spec.origin).parent / "model_zoo" / "configs" if spec else None
+
+
+def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
+    file = file.resolve()
+    if file in seen:
+        raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
+    if len(seen) > _MOST_BASES:
+        raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files, one upon the other")
+    try:
+        loaded = _parse(file)
+        values = _count(loaded, {})
+    except RecursionError:
+        raise UsageError(f"{file}: values are nested too deeply, or within themselves") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    # not all that YAML refuses is a YAMLError: numbers of 10,000 digits, months past December
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{file}: a configuration is a mapping of keys to values")
+    if values > _MOST_VALUES:
+        raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
+    base = loaded.pop(BASE_KEY, None)
+    if base is None:
+        return loaded
+    beside = file.parent / os.path.expanduser(str(base))
+    base_file = beside if beside.is_file() else find_config(str(base))
+    return _merge(_load_yaml_with_base(base_file, (*seen, file)), loaded)
+
+
+def _parse(file: Path):
+    text = file.read_text(encoding="utf-8")
+    zoo = _model_zoo_configs()
+    try:
+        return yaml.safe_load(text)
+    except yaml.constructor.ConstructorError:
+        if zoo and file.is_relative_to(zoo.resolve()):
+            return yaml.unsafe_load(text)  # Base-RetinaNet.yaml computes its anchors
+        raise
+
+
+def _count(node, known: dict[int, int]) -> int:
+    """How many values a tree has once its aliases are written out; it need not be built."""
+    if not isinstance(node, dict | list | set):
+        return 1
+    if id(node) not in known:
+        children = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    return known[id(node)]
+
+
+def _check_harmless(cfg) -> None:
+    """Refuse what would run code, or numbers that only exhaust a machine."""
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UsageError(
+            "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
+        )
+    for group in ("MODEL", "INPUT"):
+        for key in _flatten(cfg[group], group + "."):
+            value = get_key(cfg, key)
+            limit = next(most for ends, most in _LIMITS if key.endswith(ends))
+            numbers = value if isinstance(value, list | tuple) else [value]
+            for number in numbers:
+                if isinstance(number, int | float) and abs(number) > limit:
+                    raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _flatten(node, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        keys += _flatten(value, name + ".") if isinstance(value, dict) else [name]
+    return keys
+
+
+def _check_keys(loaded: dict, cfg, path: str) -> None:
+    known = set(_flatten(cfg))
+    for key in _flatten(loaded):
+        if any(k.startswith(key + ".") for k in known):
+            raise UsageError(f"{path}: {key} is a group of keys, not a value")
+        if key not in known:
+            raise UsageError(f"{path}: {_unknown_key(key, known)}")
+
+
+def get_key(node, key: str):
+    """The value under a dotted key."""
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _fit_types(loaded: dict, cfg) -> dict:
+    return {
+        key: _fit_types(value, cfg[key]) if isinstance(value, dict) else _fit_type(value, cfg[key])
+        for key, value in loaded.items()
+        if key in cfg
+    }
+
+
+def _fit_type(value, default):
+    """What YAML takes and `CfgNode` does not: 1 for 1.0, and the word true for True."""
+    if isinstance(default, bool):
+        return str(value).capitalize() if value in ("true", "false") else value
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, TypeError):
+            return value
+    return value
+
+
+def _unknown_key(key: str, known: set[str]) -> str:
+    key = _shown(key)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _first_line(error: Exception) -> str:
+    return _shown(str(error).strip("\"'").partition("\n")[0])
+
+
+def _shown(text: str) -> str:
+    """The file chooses some of `text`: short, and no escape sequences to the terminal."""
+    return printable(text[:300])

@@ -1,0 +1,162 @@
+"""`ghm data check`: what would silently ruin a training or its evaluation."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ghm_d2.data import images
+from ghm_d2.data.checking.coco_faults import Problem, audit
+from ghm_d2.data.coco_json import box_fault, hashable, load_json, safe_name
+from ghm_d2.errors import DataError
+
+# COCO's limits of small, medium and large, and one more: a side of 16, 32, 96 px.
+SIZES = (("tiny", 16**2), ("small", 32**2), ("medium", 96**2), ("large", float("inf")))
+# These modes lose their upper bits when Detectron2 converts them to RGB.
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
+
+
+@dataclass
+class CheckReport:
+    """`problems`, errors first; `summary`: for each split images, boxes, per_class, sizes."""
+
+    problems: list[Problem]
+    summary: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that stop or falsify a training."""
+        return [p for p in self.problems if p.severity == "error"]
+
+
+def check(
+    splits: Mapping[str, tuple[str | Path, str | Path]],
+    track: Callable[[Iterator, str, int], Iterator] | None = None,
+) -> CheckReport:
+    """Check splits, decoding every image once; images are never held together in memory.
+
+    splits: split -> (COCO JSON, folder that its file names are relative to).
+    track: called as `track(iterator, description, total)`, to show progress; yields the same.
+    Nothing is raised for bad data: what cannot be read is a problem too.
+    """
+    problems: list[Problem] = []
+    summary: dict[str, dict] = {}
+    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)  # content -> (split, file)
+    for split, (json_file, root) in splits.items():
+        file = Path(json_file).name
+        try:
+            coco = load_json(json_file)
+        except DataError as error:
+            problems.append(Problem("malformed", split, file, _detail(error, json_file)))
+            continue
+        found = list(audit(coco, split, file))
+        problems += found
+        if any(p.kind == "malformed" and p.file == file for p in found):
+            continue
+        summary[split] = _summary(coco)
+        for name, result in _look_at_all(coco["images"], split, Path(root), track):
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                seen[result].append((split, name))
+    problems += _copies(seen)
+    problems += _between(summary)
+    # Stable: within a severity the order stays that of the splits and their files.
+    problems.sort(key=lambda problem: problem.severity != "error")
+    return CheckReport(problems, summary)
+
+
+def _detail(error: DataError, path: str | Path) -> str:
+    return str(error).removeprefix(str(path)).lstrip(": ")
+
+
+def _look_at_all(entries: list[dict], split: str, root: Path, track):
+    """For each image (file name, digest of its content); and (file name, Problem) for faults."""
+
+    def look(named: tuple[str, dict]) -> tuple[str, list]:
+        name, entry = named
+        path = root / name
+        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+            return name, [Problem("missing-image", split, name, f"no such file: {path}")]
+        try:
+            probe = images.probe(path)
+        except DataError as error:
+            return name, [Problem("unreadable-image", split, name, _detail(error, path))]
+        return name, [probe.digest, *_disagreements(split, name, entry, probe)]
+
+    by_name: dict[str, dict] = {}
+    for entry in entries:
+        try:
+            safe_name(entry.get("file_name"), "")
+            by_name.setdefault(entry["file_name"], entry)  # as it stands: so Detectron2 opens it
+        except DataError:  # the audit has said so
+            continue
+    results = images.in_threads(look, list(by_name.items()))
+    if track is not None:
+        results = track(results, f"checking {split}", len(by_name))
+    for name, findings in results:
+        for finding in findings:
+            yield name, finding
+
+
+def _disagreements(split: str, name: str, entry: dict, probe: images.Probe) -> Iterator[Problem]:
+    claimed, real = (entry.get("width"), entry.get("height")), (probe.width, probe.height)
+    if claimed != real:
+        why = "; its EXIF orientation turns it" if probe.rotated else ""
+        detail = f"is {real[0]} x {real[1]} px, the JSON says {claimed[0]} x {claimed[1]}{why}"
+        yield Problem("size", split, name, detail)
+    if probe.mode in _DEEP_MODES:
+        detail = f"has {probe.mode} pixels: Detectron2 cuts them off at 255"
+        yield Problem("bit-depth", split, name, detail, "warning")
+
+
+def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
+    """The same picture twice: within a split or, which falsifies the evaluation, in two."""
+    for places in seen.values():
+        first_split, first = places[0]
+        for split, name in places[1:]:
+            if split == first_split:
+                yield Problem("duplicate-image", split, name, f"is a copy of {first}", "warning")
+            else:
+                detail = f"leaks: the same picture is in {first_split} as {first}"
+                yield Problem("leakage", split, name, detail)
+
+
+def _between(summary: dict[str, dict]) -> Iterator[Problem]:
+    """Categories must agree between splits, and each needs something to learn from."""
+    first = next(iter(summary), None)
+    for split, counts in summary.items():
+        if list(counts["per_class"]) != list(summary[first]["per_class"]):
+            detail = f"its categories differ from those of {first}"
+            yield Problem("categories", split, f"{split}.json", detail)
+    for name, count in summary.get("train", {"per_class": {}})["per_class"].items():
+        if not count:
+            detail = f"no training box of category {name!r}"
+            yield Problem("unused-category", "train", "train.json", detail, "warning")
+
+
+def _summary(coco: dict) -> dict:
+    names = {hashable(c.get("id")): str(c.get("name")) for c in sorted(coco["categories"], key=_id)}
+    boxes = [a for a in coco["annotations"] if not box_fault(a.get("bbox"))]
+    per_class = dict.fromkeys(names.values(), 0)
+    for annotation in boxes:
+        name = names.get(hashable(annotation.get("category_id")))
+        if name is not None:
+            per_class[name] += 1
+    areas = Counter(
+        next(size for size, limit in SIZES if a["bbox"][2] * a["bbox"][3] < limit) for a in boxes
+    )
+    annotated = {hashable(a.get("image_id")) for a in coco["annotations"]}
+    return {
+        "images": len(coco["images"]),
+        "background": sum(hashable(image.get("id")) not in annotated for image in coco["images"]),
+        "boxes": len(coco["annotations"]),
+        "per_class": per_class,
+        "sizes": {size: areas[size] for size, _ in SIZES},
+    }
+
+
+def _id(category: dict) -> int:
+    value = category.get("id")
+    return value if isinstance(value, int) else -1

@@ -1,0 +1,1 @@
+"""COCO, Pascal VOC and YOLO folders, read and cleaned."""

@@ -1,0 +1,243 @@
+"""`ghm data import`: a COCO, Pascal VOC or YOLO folder becomes clean COCO JSON and images.
+
+A reader (read_coco, read_voc, read_yolo) says what stands in the files; here every image is
+decoded and every box is judged, and what cannot be used is dropped and named.
+"""
+
+import math
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from ghm_d2.data import images
+from ghm_d2.data.coco_json import box_fault, outside, show_box, write_json
+from ghm_d2.data.importing.coco import find_coco, read_coco
+from ghm_d2.data.importing.source import Box, Dropped, Item, Source, with_val
+from ghm_d2.data.importing.voc import find_voc, read_voc
+from ghm_d2.data.importing.yolo import find_yolo, read_yolo
+from ghm_d2.data.masks import mask_fault, usable_polygons
+from ghm_d2.data.output import IMPORT_REPORT, new_folder
+from ghm_d2.errors import DataError, UsageError
+
+FORMATS = ("coco", "voc", "yolo")
+
+
+def import_folder(
+    source: str | Path,
+    output: str | Path,
+    *,
+    kind: str = "auto",
+    split: float = 0.8,
+    seed: int = 0,
+    copy: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    image_folder: str | Path | None = None,
+    track=None,
+) -> dict:
+    """Import `source` into `output`, which then holds {train,val,test}.json and images/.
+
+    kind: "auto", "coco", "voc" or "yolo". split: share of the images that stay in train where
+    the source has no val, 0..1 exclusive, drawn with `seed`. copy: copy the images instead of
+    linking them. strict: refuse, rather than drop, what cannot be used. image_folder: where a COCO
+    data set's images are. track: as in `check.check`.
+
+    Category ids are 1..K in the order of the class names; boxes are [x, y, w, h] in px, clipped
+    to the image. A mask that cannot be used is dropped, and its box kept. An image without boxes
+    is kept as background. The output is the same whenever the source is.
+
+    Returns the report, which is also left as `import_report.json`: format, names, splits (images,
+    boxes, background images), dropped (split, what, file, detail), clipped (boxes that left the
+    image by more than a pixel), notes.
+    Raises: DataError for malformed files (they are not dropped: what they said is unknown), for
+    names that leave the folder, where nothing usable remains, and for any fault if `strict`;
+    UsageError for a wrong argument or an output that is in use.
+    """
+    source, output = Path(source), Path(output)
+    if not 0 < split < 1:
+        raise UsageError(f"--split is {split}; it must be between 0 and 1, both excluded")
+    if not source.is_dir():
+        raise DataError(f"{source}: is not a folder")
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UsageError(f"{output}: holds the source; choose another folder")
+    # Absolute from here on: the source may itself name its images by absolute paths.
+    images_at = Path(os.path.abspath(image_folder)) if image_folder else None
+    content = _read(Path(os.path.abspath(source)), kind, images_at)
+    with_val(content, split, seed)
+    with new_folder(output, overwrite) as draft:
+        report = _write(content, draft, copy, strict, track)
+        report = {"source": str(source)} | report
+        write_json(draft / IMPORT_REPORT, report)
+    return report
+
+
+def _read(folder: Path, kind: str, image_folder: Path | None) -> Source:
+    finders = {"yolo": find_yolo, "voc": find_voc, "coco": find_coco}
+    if kind not in ("auto", *finders):
+        raise UsageError(f"--format is {kind!r}; it must be auto, {', '.join(FORMATS)}")
+    found = [name for name, finder in finders.items() if finder(folder)]
+    if kind == "auto" and len(found) > 1:
+        raise UsageError(f"{folder}: looks like {' and '.join(found)}; say which with --format")
+    if kind not in found and (kind != "auto" or not found):
+        looked = "data.yaml, Annotations/*.xml, *.json or annotations/*.json"
+        raise DataError(f"{folder}: no {kind if kind != 'auto' else 'data'} set in it ({looked})")
+    kind = found[0] if kind == "auto" else kind
+    if kind == "coco":
+        return read_coco(folder, image_folder)
+    return {"voc": read_voc, "yolo": read_yolo}[kind](folder)
+
+
+def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> dict:
+    dropped, clipped, splits = list(content.dropped), [], {}
+    placed: dict[str, Path] = {}
+    for split, items in content.splits.items():
+        coco = _coco(content, split)
+        for item, probe in _probes(items, split, track):
+            if isinstance(probe, str):
+                dropped.append(Dropped(split, "image", item.where, probe))
+                continue
+            image, annotations = _convert(item, probe, split, dropped, clipped)
+            _link(item, folder, placed, copy)
+            coco["images"].append(image)
+            coco["annotations"].append(annotations)
+        if strict and dropped:
+            more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
+            raise DataError(f"{dropped[0]}{more}; without --strict such things are dropped")
+        if not coco["images"]:
+            reasons = [d for d in dropped if d.split == split] or ["it lists no image"]
+            raise DataError(f"{split}: no usable image: {reasons[0]}")
+        _number(coco)
+        write_json(folder / f"{split}.json", coco)
+        splits[split] = _summary(coco)
+    return {
+        "format": content.kind,
+        "names": content.names,
+        "splits": splits,
+        "dropped": [d._asdict() for d in dropped],
+        "clipped": clipped,
+        "notes": content.notes,
+    }
+
+
+def _coco(content: Source, split: str) -> dict:
+    return {
+        "info": {"generator": "ghm data import", "format": content.kind, "split": split},
+        "categories": [{"id": i, "name": name} for i, name in enumerate(content.names, 1)],
+        "images": [],
+        "annotations": [],
+    }
+
+
+def _probes(items: list[Item], split: str, track):
+    """(item, what decoding its image told, or why it cannot be used), in the items' order."""
+
+    def look(item: Item):
+        if item.fault:
+            return item, item.fault
+        try:
+            probe = images.probe(item.image)
+        except DataError as error:
+            return item, str(error)
+        size = (probe.width, probe.height)
+        if item.size and item.size != size:
+            why = " (its EXIF orientation turns it)" if probe.rotated else ""
+            claim = f"{item.size[0]} x {item.size[1]}"
+            return item, f"{item.image.name} is {size[0]} x {size[1]}{why}, not {claim} as written"
+        return item, probe
+
+    results = images.in_threads(look, items)
+    return results if track is None else track(results, f"reading {split}", len(items))
+
+
+def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tuple[dict, list]:
+    image = {"id": item.image_id, "file_name": item.name}
+    image |= {"width": probe.width, "height": probe.height}
+    annotations = []
+    for box in item.boxes:
+        fault, bbox = _judge(box, item.relative, probe)
+        if fault:
+            dropped.append(Dropped(split, "box", item.where, f"{box.where}: {fault}"))
+            continue
+        if outside(bbox, probe.width, probe.height) > 1:
+            clipped.append(f"{item.where}: {box.where}: box {show_box(bbox)}")
+        bbox = _clip(bbox, probe)
+        entry = {"category_id": box.category + 1, "bbox": bbox, "area": bbox[2] * bbox[3]}
+        entry |= {"iscrowd": 0} | box.extra
+        if "segmentation" in entry:
+            entry["segmentation"], fault = _judge_mask(entry["segmentation"], item.relative, probe)
+            if fault:
+                dropped.append(Dropped(split, "mask", item.where, f"{box.where}: {fault}"))
+            if not entry["segmentation"]:
+                del entry["segmentation"]
+        annotations.append(entry)
+    return image, annotations
+
+
+def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | None]:
+    """What of a segmentation can be used, in px, and why the rest of it cannot."""
+    sides = (probe.width, probe.height)
+    if relative:
+        mask = [[round(v * sides[i % 2], 3) for i, v in enumerate(outline)] for outline in mask]
+    fault = mask_fault(mask, *sides)
+    # of an object in several parts the good ones stay
+    return (usable_polygons(mask, *sides) or None, fault) if fault else (mask, None)
+
+
+def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
+    """Why the box cannot be used, or None; and the box in px."""
+    fault = box.fault or box_fault(box.bbox)
+    if fault:
+        return fault, box.bbox
+    scale = (probe.width, probe.height) * 2 if relative else (1, 1, 1, 1)
+    bbox = [v * s for v, s in zip(box.bbox, scale, strict=True)]
+    if math.isinf(outside(bbox, probe.width, probe.height)):
+        size = f"{probe.width} x {probe.height}"
+        return f"box {show_box(bbox)} lies outside the image of {size}", bbox
+    return None, bbox
+
+
+def _clip(bbox: list[float], probe) -> list[float]:
+    """The part of a box inside the image, to a thousandth of a pixel."""
+    left, top = max(bbox[0], 0), max(bbox[1], 0)
+    right = min(bbox[0] + bbox[2], probe.width)
+    bottom = min(bbox[1] + bbox[3], probe.height)
+    sides = (left, top, max(right - left, 1e-3), max(bottom - top, 1e-3))
+    return [int(v) if v == int(v) else round(v, 3) for v in sides]
+
+
+def _link(item: Item, folder: Path, placed: dict[str, Path], copy: bool) -> None:
+    if placed.setdefault(item.name, item.image) != item.image:
+        raise DataError(f"{item.image} and {placed[item.name]} would both become {item.name}")
+    target = folder / "images" / item.name
+    if target.exists():  # in two splits
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        try:
+            target.symlink_to(item.image.resolve())
+            return
+        except OSError:
+            pass  # a file system without links
+    shutil.copyfile(item.image, target)
+
+
+def _number(coco: dict) -> None:
+    """Give ids in place: annotations 1.. (COCO's evaluation takes 0 for "unmatched")."""
+    own = [image["id"] for image in coco["images"]]
+    keep = all(isinstance(i, int) for i in own)
+    flat = []
+    for number, image in enumerate(coco["images"]):
+        image["id"] = own[number] if keep else number + 1
+        for annotation in coco["annotations"][number]:
+            flat.append({"id": len(flat) + 1, "image_id": image["id"]} | annotation)
+    coco["annotations"] = flat
+
+
+def _summary(coco: dict) -> dict:
+    boxes = Counter(a["image_id"] for a in coco["annotations"])
+    return {
+        "images": len(coco["images"]),
+        "boxes": len(coco["annotations"]),
+        "background": len(coco["images"]) - len(boxes),
+    }

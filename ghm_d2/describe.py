@@ -1,0 +1,154 @@
+"""What a run is, for its record: method, network, versions, memory."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ghm_d2 import __version__
+from ghm_d2.config import get_cfg, plain_config
+from ghm_d2.config.detectors import TWO_STAGE, detector_name, loss_keys
+from ghm_d2.records import RunRecord, config_hash
+
+PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
+CLS_NAMES = {
+    "focal": "focal",
+    "ce": "CE",
+    "ohem": "OHEM",
+    "mining": "mining",
+    "ghm_c": "GHM-C",
+}
+REG_NAMES = {
+    "smooth_l1": "SL1",
+    "l2": "L2",
+    "giou": "GIoU",
+    "diou": "DIoU",
+    "ciou": "CIoU",
+    "asl1": "ASL1",
+    "ghm_r": "GHM-R",
+}
+
+
+def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
+    """A record with everything that is known before the run starts."""
+    return RunRecord(
+        method=method_name(cfg),
+        network=network_name(cfg),
+        dataset=dataset,
+        config_hash=experiment_hash(cfg),
+        seed=cfg.SEED,
+        device=device_name(cfg.MODEL.DEVICE),
+        code_version=code_version(),
+        packages=versions(),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def experiment_hash(cfg) -> str:
+    """A short name of the experiment: not of where it runs, where its data lie, or its seed.
+
+    Of the keys alone that differ from their defaults, so that a key added later with the old
+    behaviour as its default changes no name.
+    """
+    plain = plain_config(cfg)
+    for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
+        del plain[key]
+    del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
+    return config_hash(json.dumps(_changed(plain, plain_config(get_cfg())), sort_keys=True))
+
+
+def _changed(values: dict, defaults: dict) -> dict:
+    changed = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _changed(value, default), {}
+        if value != default:
+            changed[key] = value
+    return changed
+
+
+def method_name(cfg) -> str:
+    """Such as "RetinaNet GHM-C + GHM-R"."""
+    name, keys = detector_name(cfg), loss_keys(cfg)
+    if keys is None:
+        return name
+    reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
+    cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
+    return f"{name} {cls} + {reg}{_other_loss(cfg)}"
+
+
+def _other_loss(cfg) -> str:
+    """Of the detector's other classifier, where it is not as the first."""
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE == TWO_STAGE and model.RPN.CLS_LOSS_TYPE == "ghm_c":
+        return ", RPN GHM-C"
+    yolo = model.YOLOV3
+    if model.META_ARCHITECTURE == "YOLOv3" and yolo.OBJ_LOSS_TYPE != yolo.CLS_LOSS_TYPE:
+        return f", objectness {CLS_NAMES.get(yolo.OBJ_LOSS_TYPE, yolo.OBJ_LOSS_TYPE)}"
+    return ""
+
+
+def network_name(cfg) -> str:
+    """Such as "ResNeXt-101-32x8d-FPN"."""
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if "darknet" in backbone:
+        # two convolutions a block and one more a stage, the stem, and its own classifier
+        depths = cfg.MODEL.DARKNET.DEPTHS
+        return f"DarkNet-{2 * sum(depths) + len(depths) + 2}"
+    fpn = "-FPN" if "fpn" in backbone else ""
+    if "timm" in backbone:
+        return cfg.MODEL.TIMM.NAME + fpn
+    resnet = cfg.MODEL.RESNETS
+    if resnet.NUM_GROUPS == 1:
+        return f"ResNet-{resnet.DEPTH}{fpn}"
+    return f"ResNeXt-{resnet.DEPTH}-{resnet.NUM_GROUPS}x{resnet.WIDTH_PER_GROUP}d{fpn}"
+
+
+def peak_memory_mb(device: str) -> float:
+    """Of the accelerator if there is one, else of the process (its resident set), in MiB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: what getrusage tells there includes the parent process's peak
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def code_version() -> str:
+    """The version, and the commit in a checkout of the project."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{found.stdout.strip()}"
+
+
+def device_name(device: str) -> str:
+    """As a record has it: a GPU's name, or the processor's kind and the threads used."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, the packages that results depend on, and `more` of them."""
+    found = {"python": platform.python_version()}
+    for name in (*PACKAGES, *more):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Loading, evaluating, predicting with and exporting a trained detector."""

@@ -1,0 +1,127 @@
+"""COCO evaluation, through faster-coco-eval."""
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from detectron2.evaluation import COCOEvaluator
+from faster_coco_eval import COCO, COCOeval_faster
+
+from ghm_d2.config.detectors import with_masks
+from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.progress import Progress
+from ghm_d2.records import AP_COLUMNS, finite_or_none
+
+
+@dataclass
+class Evaluation:
+    """AP figures in percent (None where undefined), the detections, and the speed.
+
+    Attributes:
+        metrics, per_class: of boxes.
+        mask_metrics: of masks, with the keys of `metrics`; empty where the detector has none.
+        precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
+            each class, boxes of all sizes; -1 for a class without a box. None without truth.
+    """
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    ms_per_image: float | None  # None in a process without an image
+    detections: list[dict] = field(repr=False)  # in COCO's result format, masks as RLEs
+    mask_metrics: dict[str, float | None] = field(default_factory=dict)
+    precision: np.ndarray | None = field(default=None, repr=False)
+
+
+class FasterCOCOEvaluator(COCOEvaluator):
+    """Detectron2's evaluator of boxes, and masks, whose AP is computed by faster-coco-eval.
+
+    A data set without a detection has AP 0 where it has boxes, rather than NaN.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True, masks: bool = False):
+        tasks = ("bbox", "segm") if masks else ("bbox",)
+        super().__init__(dataset_name, tasks=tasks, distributed=distributed, use_fast_impl=False)
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        detections = list(itertools.chain(*[p["instances"] for p in predictions]))
+        to_dataset_id = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        for detection in detections:
+            detection["category_id"] = to_dataset_id[detection["category_id"]]
+        self.detections = detections
+        if not self._do_evaluation:
+            return
+        names = self._metadata.get("thing_classes")
+        for task in self._tasks:
+            coco_eval = _coco_eval(self._coco_api.dataset, detections, task, img_ids)
+            if task == "bbox":
+                self.precision = coco_eval.eval["precision"][..., 0, -1]
+            self._results[task] = self._derive_coco_results(coco_eval, task, class_names=names)
+
+
+def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COCOeval_faster:
+    truth = COCO(dataset)
+    other = "segmentation" if task == "bbox" else "bbox"  # what the areas must not be taken from
+    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # they are written into
+    found = truth.loadRes(own) if own else COCO(dataset | {"annotations": []})
+    coco_eval = COCOeval_faster(truth, found, task, print_function=lambda *_: None)
+    if img_ids is not None:
+        coco_eval.params.imgIds = img_ids
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    return coco_eval
+
+
+@torch.no_grad()
+def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
+    """Run `model` over the whole data set `dataset_name` and compute COCO's AP of what it finds.
+
+    Of its boxes, and of its masks where it has some.
+
+    The model is left in the mode (training or evaluation) it was in. The processes of a group
+    share the images, each of which is seen once; only the first process gets figures and
+    detections.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    masks = with_masks(cfg)
+    evaluator = FasterCOCOEvaluator(dataset_name, masks=masks)
+    evaluator.reset()
+    loader = build_test_loader(cfg, dataset_name)
+    was_training = model.training
+    model.eval()
+    seconds = []
+    try:
+        for batch in progress.track(loader, f"evaluating {dataset_name}", len(loader)):
+            raise_on_bad_image(batch)
+            start = time.perf_counter()
+            outputs = model(batch)
+            if cfg.MODEL.DEVICE.startswith("cuda"):
+                torch.cuda.synchronize(cfg.MODEL.DEVICE)
+            seconds.append((time.perf_counter() - start) / len(batch))
+            evaluator.process(batch, outputs)
+    finally:
+        model.train(was_training)
+    everything = evaluator.evaluate()
+    results = everything.get("bbox", {})
+    return Evaluation(
+        metrics=_metrics(results),
+        mask_metrics=_metrics(everything.get("segm", {})) if masks else {},
+        per_class=_per_class(results, evaluator._metadata.thing_classes),
+        ms_per_image=1000 * sorted(seconds)[len(seconds) // 2] if seconds else None,
+        detections=getattr(evaluator, "detections", []),
+        precision=getattr(evaluator, "precision", None),
+    )
+
+
+def _metrics(results: dict[str, float]) -> dict[str, float | None]:
+    return {name: finite_or_none(results.get(name, float("nan"))) for name in AP_COLUMNS}
+
+
+def _per_class(results: dict[str, float], names: list[str]) -> dict[str, float | None]:
+    if len(names) == 1:  # Detectron2 leaves out the table of one class
+        return {names[0]: finite_or_none(results.get("AP", float("nan")))}
+    return {n: finite_or_none(results.get(f"AP-{n}", float("nan"))) for n in names}

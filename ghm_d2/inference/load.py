@@ -1,0 +1,55 @@
+"""A trained detector from its weights: the configuration is found beside them."""
+
+from pathlib import Path
+
+from detectron2.modeling import build_model
+
+from ghm_d2.config import load_config
+from ghm_d2.errors import UsageError, WeightsError
+from ghm_d2.losses import GradientDensity
+from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
+from ghm_d2.register import register_all
+
+CONFIG_FILE = "config.yaml"
+
+
+def config_for(weights: Path, config: str | None, overrides: list[str]):
+    """The configuration `config`, or the config.yaml beside `weights`.
+
+    Raises:
+        WeightsError: there are no such weights.
+        UsageError: no configuration is given or found.
+    """
+    beside = weights.parent / CONFIG_FILE
+    if not weights.is_file():
+        raise WeightsError(f"no weights {weights}")
+    if config is None and not beside.is_file():
+        raise UsageError(f"no {CONFIG_FILE} beside {weights}; name one with --config FILE")
+    return load_config(config or str(beside), overrides)
+
+
+def load_detector(cfg, weights: Path):
+    """The model of `cfg` with `weights`, in evaluation mode.
+
+    Raises:
+        WeightsError: they cannot be read, or lack a tensor of the model.
+    """
+    register_all()
+    cfg = cfg.clone()
+    cfg.MODEL.TIMM.PRETRAINED = ""  # the weights bring the backbone's
+    cfg.MODEL.GHM.KERNEL = "auto"  # no loss is computed, and training's may not be here
+    model = build_model(cfg)
+    checkpointer = GHMCheckpointer(model)
+    checkpointer.load(str(weights), checkpointables=[])
+    report = checkpointer.report
+    # without the losses' state a detector detects as well
+    densities = [n for n, m in model.named_modules() if isinstance(m, GradientDensity)]
+    excused = ("loss_normalizer", *(f"{name}." for name in densities))
+    lacking = [name for name in report.missing if not name.startswith(excused)]
+    if lacking or report.mismatched:
+        bad = [*lacking, *(name for name, *_ in report.mismatched)]
+        raise WeightsError(
+            f"{weights}: not of this configuration's model: {bad[0]} and {len(bad) - 1} more "
+            "tensors are missing or of another shape"
+        )
+    return model.eval()

@@ -1,0 +1,115 @@
+"""Detections on image files, and pictures of detections."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ghm_d2.data.augment import build_augmentations
+from ghm_d2.data.images import read_image
+from ghm_d2.data.show import contact_sheet
+from ghm_d2.errors import DataError
+from ghm_d2.inference.confusion import best_detections
+from ghm_d2.progress import Progress
+
+
+@torch.no_grad()
+def predict(
+    model, cfg, files: Sequence[Path], progress: Progress, threshold: float = 0.0
+) -> list[list[dict]]:
+    """Detections on each image, in COCO's result format, best first.
+
+    Args:
+        model: in evaluation mode.
+        threshold: the least score to report, in [0, 1].
+
+    Returns:
+        for each file a list of {"image_id": index of the file, "category_id": index of the
+        class, "bbox": [x, y, width, height] in px, "score"}, and of a detector with masks
+        "segmentation", an RLE.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    (resize,) = build_augmentations(cfg, False)
+    # of the shorter side nothing would be left
+    longest = cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.RESIZE == "shortest_edge" else float("inf")
+    found = []
+    for i, file in enumerate(progress.track(files, "predicting", len(files))):
+        image = convert_PIL_to_numpy(Image.fromarray(read_image(file)), cfg.INPUT.FORMAT)
+        height, width = image.shape[:2]
+        if min(height, width) * longest < max(height, width):
+            raise DataError(f"{file}: a picture of {width} x {height} px cannot be resized")
+        image = resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
+        instances = model([{"image": tensor, "height": height, "width": width}])[0]["instances"]
+        detections = instances_to_coco_json(instances.to("cpu"), i)
+        found.append([d for d in detections if d["score"] >= threshold])
+    return found
+
+
+def draw_beside_truth(
+    dataset_name: str, detections: Sequence[dict], file: Path, count: int = 8
+) -> None:
+    """A picture of the data set's first images, each with its boxes beside its detections.
+
+    As many of the data set's best detections are drawn as it has boxes: how high the scores of
+    a detector are depends on the loss it was trained with.
+
+    Args:
+        dataset_name: registered with Detectron2.
+        detections: in COCO's result format, of the whole data set.
+        file: where the PNG goes.
+        count: images to draw.
+    """
+    items = DatasetCatalog.get(dataset_name)
+    best = best_detections(items, detections)
+    least = best[-1]["score"] if best else 1.0
+    notes = [f"detections, scores from {least:.2f}"] * count
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet_beside_truth(dataset_name, items[:count], best, notes).save(file)
+
+
+def sheet_beside_truth(
+    dataset_name: str,
+    items: Sequence[dict],
+    detections: Sequence[dict],
+    notes: Sequence[str],
+    cell: int = 320,
+) -> Image.Image:
+    """A contact sheet of images, each with its boxes beside its detections.
+
+    Masks are drawn where the detections have some.
+
+    Args:
+        dataset_name: registered with Detectron2.
+        items: its data set dicts of the images.
+        detections: in COCO's result format; those of other images are not drawn.
+        notes: what stands under each image's detections.
+        cell: longest side of a picture on the sheet, in px.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    names = {to_dataset_id[i]: name for i, name in enumerate(metadata.thing_classes)}
+    masks = any("segmentation" in d for d in detections)
+    pictures = []
+    for item, note in zip(items, notes, strict=False):
+        path = Path(item["file_name"])
+        truth = [a | {"category_id": to_dataset_id[a["category_id"]]} for a in item["annotations"]]
+        for annotation in truth:
+            annotation["bbox"] = BoxMode.convert(
+                annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
+            )
+            if not masks:
+                annotation.pop("segmentation", None)
+        found = [d for d in detections if d["image_id"] == item["image_id"]]
+        pictures += [(path, f"{path.name}: ground truth", truth), (path, note, found)]
+    return contact_sheet(pictures, names, columns=4, cell=cell)

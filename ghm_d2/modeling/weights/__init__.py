@@ -1,0 +1,1 @@
+"""Weight files and checkpoints, read as data and written atomically."""

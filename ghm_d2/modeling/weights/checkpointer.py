@@ -1,0 +1,218 @@
+"""Saving and loading of checkpoints: weights are data, and a save is whole or not there."""
+
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import parse_qs
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import _filter_reused_missing_keys
+from torch import nn
+
+from ghm_d2.errors import WeightsError
+from ghm_d2.files import write_atomically
+from ghm_d2.modeling.weights import last_whole
+from ghm_d2.modeling.weights.last_whole import LAST_CHECKPOINT
+from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
+from ghm_d2.modeling.yolov3 import darknet_weights
+
+
+class LoadReport(NamedTuple):
+    """What fitted when weights were loaded.
+
+    `loaded` counts the file's tensors that went into the model; `missing` are the model's names
+    that the file lacks, `unexpected` the file's names that the model lacks, `mismatched` the
+    names of both whose shapes differ, with (name, shape in the file, shape in the model).
+    """
+
+    path: str
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the file's tensors that went nowhere."""
+        return (*self.unexpected, *(name for name, _, _ in self.mismatched))
+
+    def warnings(self) -> list[str]:
+        """One line for each thing to be said: keys not used, tensors left at their start."""
+        left = (*self.missing, *(name for name, _, _ in self.mismatched))
+        said = (
+            (self.unused, "keys of the weights were not used"),
+            (left, "tensors of the model are not in the weights and keep their initial values"),
+        )
+        return [f"{self.path}: {len(n)} {what}: {_some(n)}" for n, what in said if n]
+
+
+class GHMCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with every file read as data and written atomically.
+
+    Accepts what Detectron2's does: local paths, http(s):// and detectron2:// addresses, the model
+    zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; .safetensors; and darknet's
+    .weights, .backup and .conv.74, for models with its layers. No file is executed (see
+    `ghm_d2.modeling.weights.weight_files`).
+
+    Attributes:
+        report: the `LoadReport` of the last `load`, None before it.
+        fallbacks: a line for each checkpoint, or note of one, that was passed over when one to
+            resume from was last looked for: which, why, and what is used instead.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str | os.PathLike = "", **kwargs: Any):
+        """Arguments as Detectron2's."""
+        super().__init__(model, os.fspath(save_dir), **kwargs)
+        self.report: LoadReport | None = None
+        self.fallbacks: list[str] = []
+        self._name, self._heuristics = "", False  # of the file that `load` is at
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; nothing where `path` is empty.
+
+        Args:
+            path: of the file, or its address. "?matching_heuristics=True" behind it matches names
+                by their ends, as for the model zoo's backbones.
+            checkpointables: names of what to load beside the model; all that were added if None.
+
+        Returns:
+            What the file holds beyond that, such as "iteration".
+
+        Raises:
+            WeightsError: the file is missing, cannot be fetched, is damaged, tries to load
+                anything but data, or none of its tensors fits the model.
+        """
+        self.report = None
+        if not path:
+            return super().load(path, checkpointables)
+        path, self._heuristics = _split_query(path)
+        self._name = path
+        self._parsed_url_during_load = None  # Detectron2's main leaves it set when a load fails
+        try:
+            return super().load(self._fetch(path), checkpointables)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise WeightsError(f"{path} does not fit this run: {reason}") from error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `name`.pth into `save_dir`: it is there whole, or what was there before is.
+
+        Args:
+            name: without folder and ending.
+            **kwargs: plain data to save beside the state dicts: numbers, strings, tensors and
+                containers of them. Anything else could not be loaded again.
+
+        Raises:
+            OutputError: it cannot be written; earlier checkpoints and the note of the last are
+                as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: held.state_dict() for key, held in self.checkpointables.items()}
+        self._write(name, {**states, **kwargs})
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """As `save`, but the model alone, and without becoming the checkpoint to resume from."""
+        if self.save_dir and self.save_to_disk:
+            self._write(name, kwargs)
+
+    def _write(self, name: str, beside: dict[str, Any]) -> None:
+        if os.path.basename(name) != name:
+            raise ValueError(f"a checkpoint's name has no folder in it: {name!r}")
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        data = {"model": self.model.state_dict(), **beside}
+        self._replace(path, lambda file: torch.save(data, file))
+
+    def _replace(self, path: str, write: Callable[[BinaryIO], Any]) -> None:
+        if "://" in path:  # a store behind PathManager has no renaming
+            with self.path_manager.open(path, "wb") as file:
+                write(file)
+        else:
+            write_atomically(path, write)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note the last checkpoint's name, for `get_checkpoint_file`."""
+        name = last_filename_basename.encode()
+        self._replace(os.path.join(self.save_dir, LAST_CHECKPOINT), lambda f: f.write(name))
+
+    def has_checkpoint(self) -> bool:
+        """Whether `save_dir` has anything to resume from: a checkpoint, or the note of one."""
+        return last_whole.has_checkpoint(self.save_dir)
+
+    def get_checkpoint_file(self) -> str:
+        """The last whole checkpoint in `save_dir`, "" if there is none; sets `fallbacks`.
+
+        Raises:
+            WeightsError: there are checkpoints, or the note of one, but none is whole.
+        """
+        self.fallbacks = []
+        if not self.has_checkpoint():
+            return ""
+        path, self.fallbacks = last_whole.find_checkpoint(self.save_dir)
+        return path
+
+    def _fetch(self, path: str) -> str:
+        try:
+            local = self.path_manager.get_local_path(path)
+        except Exception as error:  # each kind of address has errors of its own
+            raise WeightsError(
+                f"{path} cannot be fetched ({type(error).__name__}: {error}); fetch the file by "
+                "other means and set MODEL.WEIGHTS to its path"
+            ) from None
+        if not os.path.isfile(local):
+            raise WeightsError(f"no weight file {path}")
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(darknet_weights.ENDINGS):
+            return {"model": darknet_weights.read_darknet_weights(filename, self.model)}
+        loaded = read_weights(filename)
+        if filename.endswith(".pyth"):  # pycls
+            state = state_dict_of(loaded, filename, ("model_state",))
+            state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+            return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        zoo = isinstance(loaded, dict) and {"model", "__author__"} <= loaded.keys()
+        if filename.endswith(".pkl") and not zoo:
+            # Caffe2's: detection models of Detectron 1 have "blobs", its ImageNet models do not
+            state = state_dict_of(loaded, filename, ("blobs",))
+            state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
+            return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
+        state = state_dict_of(loaded, filename)
+        checkpoint = loaded if "model" in loaded else {"model": state}
+        if self._heuristics:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
+
+    def _load_model(self, checkpoint: Any):
+        held = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        unexpected = tuple(incompatible.unexpected_keys)
+        mismatched = tuple(incompatible.incorrect_shapes)
+        missing = set(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
+        missing -= {name for name, _, _ in mismatched}
+        loaded = held - len(unexpected) - len(mismatched)
+        self.report = LoadReport(self._name, loaded, tuple(sorted(missing)), unexpected, mismatched)
+        if not loaded:
+            raise WeightsError(
+                f"{self._name} is of another model: none of its {held} tensors fits this one; it "
+                f"has {_some(self.report.unused)}"
+            )
+        return incompatible
+
+
+def _split_query(path: str) -> tuple[str, bool]:
+    """The path without Detectron2's query, and whether that asks for matching heuristics."""
+    bare, mark, query = path.rpartition("?")
+    if not mark or os.path.exists(path):
+        return path, False
+    asked = parse_qs(query)
+    if asked.pop("matching_heuristics", ["False"]) == ["True"] and not asked:
+        return bare, True
+    return path, False
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

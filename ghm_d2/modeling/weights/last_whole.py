@@ -1,0 +1,106 @@
+"""Which checkpoint of a folder a run is resumed from: the last one that is whole."""
+
+import math
+import os
+import re
+import zipfile
+
+from ghm_d2.errors import WeightsError
+from ghm_d2.modeling.weights.weight_files import read_weights
+
+LAST_CHECKPOINT = "last_checkpoint"
+_LONGEST_NAME = 255
+_CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # model_best holds no state of a run
+_FINAL = "model_final.pth"
+
+
+def has_checkpoint(folder: str) -> bool:
+    """Whether there is anything to resume from: a checkpoint, or the note of one."""
+    return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(_names_in(folder))
+
+
+def find_checkpoint(folder: str) -> tuple[str, list[str]]:
+    """The path of the checkpoint to resume from, and a line for each that was passed over.
+
+    It is the one noted last, if that is whole: every byte is checked. Otherwise it is the newest
+    whole one that is no newer than that; of all, where the note is missing or names no file of the
+    folder. A line tells what was passed over, why, and what is used instead.
+
+    Raises:
+        WeightsError: none is whole.
+    """
+    noted, fault = _noted(folder)
+    if noted:
+        fault = damage(os.path.join(folder, noted))
+        if not fault:
+            return os.path.join(folder, noted), []
+    passed = [f"{noted or LAST_CHECKPOINT} {fault}"]
+    for name in _earlier(folder, noted):
+        fault = damage(os.path.join(folder, name))
+        if not fault:
+            used = f"{name} is used instead"
+            return os.path.join(folder, name), [f"{folder}: {why}; {used}" for why in passed]
+        passed.append(f"{name} {fault}")
+    shown = ", ".join(passed[:3]) + (", ..." if len(passed) > 3 else "")
+    raise WeightsError(
+        f"{folder} has no whole checkpoint to resume from: {shown}; put one back and its name into "
+        f"{LAST_CHECKPOINT}, or start again with --overwrite"
+    )
+
+
+def damage(path: str) -> str:
+    """What is wrong with a file of `torch.save`, such as "is empty"; "" if it is whole.
+
+    PyTorch writes checksums, but does not look at them when it reads.
+    """
+    if not os.path.isfile(path):
+        return "is missing"
+    if not os.path.getsize(path):
+        return "is empty"
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except Exception as error:  # a damaged file can raise nearly anything
+        return f"is damaged ({error})"
+    return f"is damaged (in {bad})" if bad else ""
+
+
+def _names_in(folder: str) -> list[str]:
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return [name for name in names if _CHECKPOINT.fullmatch(name)]
+
+
+def _noted(folder: str) -> tuple[str, str]:
+    """The name of the last checkpoint, or "" and what is wrong with the note of it."""
+    try:
+        with open(os.path.join(folder, LAST_CHECKPOINT), "rb") as file:
+            name = file.read(_LONGEST_NAME + 1).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return "", "is missing"
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror})"
+    # A folder from elsewhere must not lead to files outside it
+    plain = name.isprintable() and len(name) <= _LONGEST_NAME and not name.startswith(".")
+    if not name or not plain or os.path.basename(name) != name:
+        return "", f"names {name[:80]!r}, which is no file of its folder"
+    return name, ""
+
+
+def _earlier(folder: str, noted: str) -> list[str]:
+    """Names of checkpoints no newer than the one noted, newest first; all if none is noted."""
+    ages = {name: _iteration(folder, name) for name in _names_in(folder) if name != noted}
+    newest = _iteration(folder, noted)
+    return sorted((n for n in ages if ages[n] <= newest), key=ages.get, reverse=True)
+
+
+def _iteration(folder: str, name: str) -> float:
+    """At which a checkpoint was saved; infinity where nothing tells."""
+    named = _CHECKPOINT.fullmatch(name)
+    if named and name != _FINAL:
+        return int(named[1])
+    path = os.path.join(folder, name)
+    if not named or damage(path):
+        return math.inf
+    found = read_weights(path)  # a run that was prolonged has later ones than its first final one
+    iteration = found.get("iteration") if isinstance(found, dict) else None
+    return iteration if isinstance(iteration, int) else math.inf

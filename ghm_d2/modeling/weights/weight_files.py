@@ -1,0 +1,146 @@
+"""Weight files read as data: nothing in them is executed, whatever their name."""
+
+import mmap
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ghm_d2.errors import WeightsError
+from ghm_d2.modeling.weights.plain_pickle import load_plain_pickle
+
+# Only the files that NumPy or Caffe2 pickled are not PyTorch's
+_PICKLED_ARRAYS = ".pkl"
+_SAFETENSORS = ".safetensors"
+# A call that torch allows, in the two spellings that a pickle has for its name
+_BYTEARRAY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
+_NOT_WEIGHTS = {
+    b"<": "a web page; download the file itself",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file it stands for (`git lfs pull`)",
+}
+
+
+def read_weights(path: str) -> Any:
+    """The contents of a weight file, on the CPU.
+
+    Args:
+        path: of a local file. ".pkl" is a pickle of NumPy arrays (Detectron2's model zoo,
+            Caffe2); ".safetensors" is that format; anything else is a file of `torch.save`.
+
+    Returns:
+        What was saved: usually a dict, of tensors (for ".pkl", of NumPy arrays) or one whose
+        "model" is such a dict.
+
+    Raises:
+        WeightsError: the file is missing, empty, damaged, no weight file, or tries to load
+            anything but arrays and plain containers. In no case is anything in it executed.
+    """
+    path = os.fspath(path)
+    _check_start(path)
+    if path.endswith(_PICKLED_ARRAYS):
+        with open(path, "rb") as file:
+            return load_plain_pickle(file, path)
+    if path.endswith(_SAFETENSORS):
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def state_dict_of(loaded: Any, path: str, keys: tuple[str, ...] = ("model",)) -> dict[str, Any]:
+    """The dict of names to tensors or arrays in what `read_weights` gave.
+
+    Args:
+        loaded: that; returned itself where it has none of the `keys`.
+        path: of the file, for messages.
+        keys: where a state dict may lie in it, in order of preference.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in keys if key in loaded), loaded)
+    if not isinstance(loaded, dict) or not loaded:
+        raise WeightsError(f"{path} holds no weights: a dict of names to tensors was expected")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not hasattr(value, "shape"):
+            raise WeightsError(
+                f"{path} holds no weights: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+    return loaded
+
+
+def _check_start(path: str) -> None:
+    if not os.path.isfile(path):
+        raise WeightsError(f"no weight file {path}")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256).lstrip()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    if not start:
+        raise WeightsError(f"{path} is empty: the download or the save of it was interrupted")
+    for prefix, what in _NOT_WEIGHTS.items():
+        # A safetensors file starts with eight bytes of length, which may be any character
+        if start.startswith(prefix) and not path.endswith(_SAFETENSORS):
+            raise WeightsError(f"{path} is not a weight file but {what}")
+
+
+def _check_bombs(path: str) -> None:
+    """Refuse what torch.load would take memory for without end: torch.save writes none of it."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                packed = [m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise WeightsError(
+                    f"{path} was refused: its parts are compressed, which those of weights never "
+                    "are, and may unpack to any size"
+                )
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if _BYTEARRAY.search(data):
+                raise WeightsError(
+                    f"{path} was refused: it tries to load builtins.bytearray, of any length; "
+                    "nothing in it was executed"
+                )
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{path} is truncated or not a weight file ({_reason(error)})") from None
+
+
+def _read_torch(path: str) -> Any:
+    _check_bombs(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        asked_for = re.search(r"GLOBAL (\S+)|unrecognized \w+ (.+)", str(error))
+        if asked_for:
+            raise WeightsError(
+                f"{path} was refused: it tries to load {_plain(asked_for[1] or asked_for[2])}, and "
+                "weights are tensors and plain containers only; nothing in it was executed"
+            ) from None
+        raise WeightsError(f"{path} is truncated or not a weight file ({_reason(error)})") from None
+
+
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"{path} is truncated or not a safetensors file ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    # before it is torch.load's own advice, to load the file as a program: not wanted here
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = (line.strip() for line in text.splitlines())
+    return _plain(next(filter(None, lines), type(error).__name__))
+
+
+def _plain(text: str) -> str:
+    """The file chooses some of it: no escape sequences to the terminal."""
+    return ascii(text)[1:-1][:200]

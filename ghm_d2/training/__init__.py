@@ -1,0 +1,1 @@
+"""One run: from a checked cfg to a folder with checkpoints and records."""

@@ -1,0 +1,303 @@
+"""`train`: sets up one run, alone or as one process of a group, and sees it through."""
+
+import random
+import statistics
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import TensorboardXWriter
+
+from ghm_d2.config import config_text
+from ghm_d2.data.loaders import build_train_loader
+from ghm_d2.describe import describe_run, peak_memory_mb
+from ghm_d2.errors import (
+    DataError,
+    DivergedError,
+    OutputError,
+    RunError,
+    UsageError,
+    WeightsError,
+)
+from ghm_d2.files import write_text
+from ghm_d2.inference.evaluate import Evaluation, evaluate
+from ghm_d2.inference.load import CONFIG_FILE
+from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
+from ghm_d2.progress import Progress
+from ghm_d2.records import RUN_FILE, RunRecord
+from ghm_d2.register import register_all
+from ghm_d2.training.distributed import lost_peers, same_for_all, share_statistics
+from ghm_d2.training.divergence import is_finite
+from ghm_d2.training.hooks import (
+    BestCheckpoint,
+    DensityLog,
+    FiniteCheckpointer,
+    LossHistory,
+    MetricsWriter,
+    ProgressHook,
+    StopOnSignal,
+    WholeRunsEvalHook,
+    WholeStepsWriter,
+    drop_lines_from,
+)
+from ghm_d2.training.optimizer import build_optimizer
+from ghm_d2.training.trainer import DIVERGENCE_FILE, GHMTrainer
+
+
+def train(
+    cfg,
+    dataset_label: str,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> tuple[RunRecord, Evaluation]:
+    """Train the detector that `cfg` describes, into OUTPUT_DIR.
+
+    The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
+    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json; divergence.jsonl where
+    a step was not finite. Of a group only the first process writes, and only its evaluation has
+    figures.
+
+    Args:
+        cfg: with data sets that are registered and a SEED of at least 0.
+        dataset_label: what the record calls the data.
+        resume: continue from the folder's last checkpoint.
+        progress: is told of every iteration.
+        on_start: is called when everything is built and loaded, before anything is written.
+
+    Returns:
+        the record, and the last evaluation.
+
+    Raises:
+        UsageError: a class or schedule that cannot be built from `cfg`.
+        DataError, WeightsError, DivergedError, OutputError: as their names say; the record on
+            disk tells of divergence.
+        RunError: a process of the group, or one that loads images, has ended.
+        KeyboardInterrupt: after SIGINT or SIGTERM.
+        In each case the last step that was complete is saved first, if it can be.
+    """
+    progress = progress or Progress()
+    stop = StopOnSignal(progress)
+    run = _Run(cfg, dataset_label, resume, progress)
+    if comm.is_main_process():
+        on_start()
+        write_text(run.folder / CONFIG_FILE, config_text(cfg))
+    stop.install()
+    try:
+        run.register_hooks(stop)
+        with lost_peers():
+            run.trainer.train(run.trainer.done, cfg.SOLVER.MAX_ITER)
+    except BaseException as error:
+        # Ctrl-C reaches the loader's workers too, whose end is an error there
+        interrupted = stop.requested and isinstance(error, RuntimeError | RunError)
+        run.cut_short(KeyboardInterrupt() if interrupted else error)
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        stop.restore()
+    run.record.status = "finished"
+    run.complete()
+    return run.record, run.evaluation
+
+
+class _Run:
+    """A run on its way: trainer, checkpoints, evaluations and record."""
+
+    def __init__(self, cfg, dataset_label: str, resume: bool, progress: Progress):
+        self.cfg, self.progress = cfg, progress
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.trainer, self.checkpointer, (self.history, self.best) = set_up(cfg, resume, progress)
+        self.record = describe_run(cfg, self.trainer.detector, dataset_label)
+        self.evaluation: Evaluation | None = None
+        if resume and (self.folder / RUN_FILE).is_file():
+            before = RunRecord.read(self.folder)
+            self.record.s_per_iter = before.s_per_iter
+            # of an evaluation after the last checkpoint, whose weights may be here still
+            if before.best.get("iteration", 0) <= self.trainer.done:
+                self.best.best = max(before.best, self.best.best, key=lambda x: x.get("AP", -1))
+
+    def register_hooks(self, stop: StopOnSignal) -> None:
+        """Those that know of the folder.
+
+        Rows of iterations are written before the checkpoint that has them behind it; the
+        evaluation goes before what records its AP.
+        """
+        cfg, trainer = self.cfg, self.trainer
+        period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
+        writing = []
+        if comm.is_main_process():
+            trainer.divergence_file = self.folder / DIVERGENCE_FILE
+            drop_lines_from(trainer.divergence_file, trainer.done)
+            writers = [
+                MetricsWriter(self.folder / "metrics.jsonl", trainer.done),
+                TensorboardXWriter(str(self.folder), purge_step=trainer.done),
+            ]
+            log = self.folder / "density.jsonl"
+            writing = [
+                DensityLog(log, trainer.detector, period, trainer.done),
+                ProgressHook(self.progress, cfg.MODEL.DEVICE),
+                WholeStepsWriter(writers, period),
+            ]
+        trainer.register_hooks(
+            [
+                hooks.CallbackHook(after_step=lambda _: trainer.step_done()),
+                hooks.IterationTimer(),
+                WholeRunsEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+                *writing,
+                FiniteCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+                stop,
+            ]
+        )
+
+    def _evaluate(self) -> None:
+        trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
+        trainer.storage.iter = min(trainer.iter, last)
+        share_statistics(trainer.detector)
+        name = self.cfg.DATASETS.TEST[0]
+        self.evaluation = evaluate(trainer.detector, self.cfg, name, self.progress)
+        metrics = self.evaluation.metrics
+        both = (("bbox", metrics), ("segm", self.evaluation.mask_metrics))
+        scalars = {f"{what}/{k}": v for what, m in both for k, v in m.items() if v is not None}
+        trainer.storage.put_scalars(**scalars, smoothing_hint=False)
+        self.best.update(metrics["AP"], trainer.done)
+
+    def cut_short(self, error: BaseException) -> None:
+        """Save what can be, and say in the record how the run ended."""
+        self.record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if isinstance(error, DivergedError):
+            self.record.status, self.record.outcome = "diverged", f"diverged at {error.what}"
+        if isinstance(error, OutputError):
+            return
+        with suppress(Exception):  # the error that ended the run is the one to be told
+            self._save_last()
+            self.complete()
+
+    def _save_last(self) -> None:
+        trainer = self.trainer
+        trainer.take_back()
+        whole = trainer.consistent and trainer.done and is_finite(trainer.detector)
+        if whole and comm.is_main_process():
+            trainer.iter = trainer.done - 1
+            self.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+            saved = self.checkpointer.get_checkpoint_file()
+            self.progress.message(f"saved {saved}; --resume continues")
+
+    def complete(self) -> None:
+        """Enter what was measured, and write the record."""
+        record, trainer = self.record, self.trainer
+        record.iterations = trainer.done
+        record.world_size = comm.get_world_size()
+        record.peak_memory_mb = peak_memory_mb(self.cfg.MODEL.DEVICE)
+        record.best = self.best.best
+        record.loss_variation = self.history.variation
+        record.skipped_steps, record.bad_images = trainer.skipped, len(trainer.bad_images)
+        record.train_seconds = trainer.seconds
+        if trainer.step_seconds:
+            record.s_per_iter = statistics.median(trainer.step_seconds)
+        if self.evaluation:
+            record.metrics, record.per_class = self.evaluation.metrics, self.evaluation.per_class
+            record.mask_metrics = self.evaluation.mask_metrics
+            record.ms_per_image = self.evaluation.ms_per_image
+        if comm.is_main_process():
+            record.write(self.folder)
+
+
+def set_up(
+    cfg, resume: bool, progress: Progress
+) -> tuple[GHMTrainer, GHMCheckpointer, tuple[LossHistory, BestCheckpoint]]:
+    """Build and load everything, the hooks that are part of a checkpoint included.
+
+    Nothing is written. Of a group, each process does the same.
+    """
+    register_all()
+    seed_all_rng(cfg.SEED)
+    with _as_usage_errors():
+        model = build_model(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            model.to(memory_format=torch.channels_last)  # a quarter less time a step
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
+    resuming = resume and checkpointer.has_checkpoint()
+    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    report = checkpointer.report
+    if resuming and (report.missing or report.mismatched):
+        raise WeightsError(f"the run cannot be resumed: {report.warnings()[-1]}")
+    for line in (*checkpointer.fallbacks, *(report.warnings() if report else ())):
+        progress.message(line)
+    if resuming and "trainer" not in loaded:
+        raise WeightsError(
+            f"{report.path} holds weights alone, and a run is resumed from what else it knew too; "
+            "write the name of a checkpoint model_[0-9]*.pth into last_checkpoint"
+        )
+    start_iter = loaded["trainer"]["iteration"] + 1 if resuming else 0
+    with _as_usage_errors():
+        loader = build_train_loader(cfg, start_iter)
+    trainer = GHMTrainer(cfg, model, loader, optimizer, start_iter, progress.message)
+    held = LossHistory(), BestCheckpoint(checkpointer)
+    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), *held])
+    if resuming:
+        trainer.load_state_dict(loaded["trainer"])
+        progress.message(f"resuming after {start_iter} iterations")
+    checkpointer.add_checkpointable("trainer", trainer)
+    return trainer, checkpointer, held
+
+
+@contextmanager
+def _as_usage_errors():
+    """Detectron2's complaints about a configuration, as errors of the configuration."""
+    try:
+        yield
+    except (KeyError, ValueError, AssertionError, IndexError) as error:
+        raise UsageError(
+            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {error.filename}") from None
+
+
+def choose_seed(cfg) -> None:
+    """Replace a negative SEED, Detectron2's "any", by a drawn one, so that it is on record.
+
+    It is the same in all processes of a group.
+    """
+    if cfg.SEED < 0:
+        cfg.SEED = same_for_all(random.SystemRandom().randrange(2**31))
+
+
+def scale_to_group(cfg, resume: bool = False) -> tuple[object, str]:
+    """`cfg` for as many processes as there are, and what a log should say of it.
+
+    With SOLVER.REFERENCE_WORLD_SIZE set, batch, learning rate and schedule are scaled as
+    Detectron2 scales them; without, all stay as they are, and so they do in a run that is resumed.
+
+    Raises:
+        UsageError: the batch cannot be divided among the processes and their parts of a step.
+    """
+    world, solver = comm.get_world_size(), cfg.SOLVER
+    reference = solver.REFERENCE_WORLD_SIZE
+    if not resume:
+        with _as_usage_errors():
+            cfg = DefaultTrainer.auto_scale_workers(cfg, world)
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if batch % (world * parts):
+        raise UsageError(
+            f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {world} processes with "
+            f"SOLVER.ACCUMULATE {parts}"
+        )
+    said = f"{world} processes share each batch of {batch}; " if world > 1 else ""
+    if cfg.SOLVER is not solver:
+        return cfg, said + (
+            f"for {world} instead of SOLVER.REFERENCE_WORLD_SIZE {reference}, IMS_PER_BATCH "
+            f"{solver.IMS_PER_BATCH} becomes {batch}, BASE_LR {solver.BASE_LR:g} "
+            f"{cfg.SOLVER.BASE_LR:g}, MAX_ITER {solver.MAX_ITER} {cfg.SOLVER.MAX_ITER}"
+        )
+    return cfg, said and f"{said}BASE_LR {solver.BASE_LR:g} is as configured"

@@ -1,0 +1,264 @@
+"""One training step after another: `GHMTrainer`, a Detectron2 trainer for one process or many."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from ghm_d2.data.loaders import raise_on_bad_image, take_faults
+from ghm_d2.errors import DataError
+from ghm_d2.records import finite_or_none
+from ghm_d2.training.distributed import parallel, sums
+from ghm_d2.training.divergence import diverged, first_nonfinite_output
+from ghm_d2.training.hooks import append_lines
+from ghm_d2.training.optimizer import clips_full_model
+
+DIVERGENCE_FILE = "divergence.jsonl"
+_NORMS = 100  # the last gradient norms that a report of divergence shows
+
+
+class GHMTrainer(SimpleTrainer):
+    """Detectron2's `SimpleTrainer` that answers for each step.
+
+    - A step that is not finite changes nothing: it stops the training, or is skipped and counted,
+      as SOLVER.ON_DIVERGENCE says.
+    - What a step draws at random depends on SEED, the iteration and the process alone, and its
+      images come from `build_train_loader`, so that a resumed run does what it would have done.
+    - W processes train as one: the gradient is averaged over them, losses are logged as averages,
+      and all stop at the same step.
+    - It clips the gradient of the whole model where asked to, trains in mixed precision under
+      SOLVER.AMP, and lets a batch through in SOLVER.ACCUMULATE parts. Each part has its own
+      gradient density then, and moving averages advance once a part.
+
+    Attributes:
+        detector: the model itself, where `model` is its wrapper of several processes.
+        done: steps that are complete.
+        consistent: whether model, optimizer and schedule are those after `done` steps.
+        stop_requested: whether this process was asked to end after the step under way.
+        stopping: whether one of the group was, as of the last step.
+        seconds: spent in steps by all legs of the run, loading included.
+        step_seconds: of each step of this leg.
+        skipped: steps left out because they were not finite.
+        bad_images: what was wrong with each image that could not be read, by file name.
+        divergence_file: where steps that were not finite are told; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        cfg,
+        model,
+        data_loader,
+        optimizer,
+        done: int = 0,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        """
+        Args:
+            done: steps that a resumed run has behind it.
+            tell: is told what a person should read.
+        """
+        self.detector = model
+        super().__init__(parallel(model, cfg.MODEL.DEVICE), data_loader, optimizer)
+        self.done, self.consistent = done, True
+        self.stop_requested = self.stopping = False
+        self.seconds, self.step_seconds = 0.0, []
+        self.skipped, self.bad_images = 0, {}
+        self.divergence_file: Path | None = None
+        self._cfg, self._tell = cfg, tell
+        clip = cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+        self._clip_norm = clip if clips_full_model(cfg) else float("inf")
+        self._device = torch.device(cfg.MODEL.DEVICE).type
+        self._dtype = _autocast_dtype(cfg.SOLVER.AMP, self._device)
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
+        self._kept: list[torch.Tensor] = []  # the buffers before the step
+        self._in_step = False
+
+    def run_step(self):
+        """One iteration.
+
+        Raises:
+            DataError: too many images cannot be read.
+            DivergedError: a loss or the gradient is not finite, and steps are not skipped, or too
+                many were; model and optimizer are as before.
+        """
+        start = time.perf_counter()
+        batch = raise_on_bad_image(next(self._data_loader_iter))
+        faults = take_faults(batch)
+        data_seconds = time.perf_counter() - start
+        self._keep_buffers()
+        seed_all_rng(_step_seed(self._cfg.SEED, self.iter, comm.get_rank()))
+        try:
+            losses, finite = self._share(self._backward(batch), faults)
+        except (FloatingPointError, AssertionError) as error:
+            self._leave_out(batch, {}, math.nan, self._why_stopped(batch, error))
+            self.consistent = False
+        else:
+            self._update(batch, losses, finite, data_seconds)
+        self.step_seconds.append(time.perf_counter() - start)
+        self.seconds += self.step_seconds[-1]
+
+    def _update(self, batch, losses: dict[str, float], finite: bool, data_seconds: float) -> None:
+        """The optimizer's step, or none where the loss or the gradient is not finite."""
+        self._scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm).item()
+        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
+        finite &= np.isfinite(norm) or self._scaler.is_enabled()
+        if not finite:
+            self._leave_out(batch, losses, norm)
+        self.consistent = False
+        if finite:
+            self._scaler.step(self.optimizer)
+            self._log(losses, norm, data_seconds)
+        self._scaler.update()
+
+    def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        """Leave the gradient of the batch's mean loss in the parameters; the losses."""
+        self.optimizer.zero_grad()
+        parts = _parts(batch, self._cfg.SOLVER.ACCUMULATE)
+        total: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(parts, 1):
+            alone = i < len(parts) and self.model is not self.detector
+            with self.model.no_sync() if alone else nullcontext():
+                losses = self._losses(part)
+                self._scaler.scale(sum(losses.values()) / len(parts)).backward()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss.detach() / len(parts)
+        return total
+
+    def _losses(self, batch) -> dict[str, torch.Tensor]:
+        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+            return self.model(batch)
+
+    def _why_stopped(self, batch, error: Exception) -> str:
+        """What to say of a forward pass that an assertion ended, if by numbers not finite."""
+        self.take_back()
+        if isinstance(error, FloatingPointError):  # Detectron2's RPN
+            return "the proposals are not finite"
+        if first_nonfinite_output(self.detector, batch) is None:
+            raise error
+        return "the predicted boxes are not finite"  # GIoU and its kind
+
+    def _share(self, losses: dict, faults: dict) -> tuple[dict[str, float], bool]:
+        """The losses' means over the group, and whether all of them are finite.
+
+        Takes in what else the processes have to agree on: bad images, and a wish to stop.
+        """
+        exact = torch.float32 if self._device == "mps" else torch.float64  # MPS has no other
+        values = torch.stack([x.to(exact).reshape(()) for x in losses.values()])
+        faults = {name: why for name, why in faults.items() if name not in self.bad_images}
+        flags = [not values.isfinite().all(), len(faults), self.stop_requested]
+        numbers = torch.cat([values, values.new_tensor([float(x) for x in flags])])
+        *means, bad, new, stop = sums(numbers).tolist()
+        if new:
+            self._note_bad_images(faults)
+        self.stopping = stop > 0
+        world = comm.get_world_size()
+        return {name: v / world for name, v in zip(losses, means, strict=True)}, not bad
+
+    def _note_bad_images(self, faults: dict[str, str]) -> None:
+        for name, why in sorted(x for of_rank in comm.all_gather(faults) for x in of_rank.items()):
+            if name not in self.bad_images:
+                self._tell(f"{why}; left out of the training")
+                self.bad_images[name] = why
+        limit = self._cfg.DATALOADER.MAX_BAD_IMAGES
+        if len(self.bad_images) > limit:
+            self.take_back()
+            raise DataError(
+                f"{why}; {len(self.bad_images)} images could not be read, and "
+                f"DATALOADER.MAX_BAD_IMAGES is {limit}; `ghm data check` lists all such images"
+            )
+
+    def _leave_out(
+        self, batch: list[dict], losses: dict[str, float], norm: float, stopped: str = ""
+    ) -> None:
+        """Report a step that is not finite; return if it is to be skipped.
+
+        Args:
+            stopped: why there are no losses; the others of a group know nothing of it then, and
+                cannot skip.
+        """
+        self.take_back()
+        bad = [f"{name} is {value}" for name, value in losses.items() if not np.isfinite(value)]
+        what = stopped or ", ".join(bad) or f"the gradient's norm is {norm}"
+        alone = bool(stopped) or comm.get_world_size() == 1
+        together = {} if alone else {"gather": comm.all_gather}
+        error = diverged(self.detector, batch, what, self.iter, **together)
+        history = self.storage.histories().get("grad_norm")
+        norms = [finite_or_none(v) for v, _ in history.values()[-_NORMS:]] if history else []
+        limit = self._cfg.SOLVER.MAX_SKIPPED_STEPS
+        skip = self._cfg.SOLVER.ON_DIVERGENCE == "skip" and self.skipped < limit
+        skip &= not stopped or comm.get_world_size() == 1
+        row = error.report | {
+            "losses": {name: repr(value) for name, value in losses.items()},
+            "grad_norm": repr(norm),
+            "grad_norms_before": norms,
+            "lr": [group["lr"] for group in self.optimizer.param_groups][-1],
+            "action": "skipped" if skip else "stopped",
+        }
+        if self.divergence_file:
+            append_lines(self.divergence_file, [row])
+        if not skip:
+            raise error
+        self.skipped += 1
+        self._tell(f"{error.what}: step skipped ({self.skipped} of at most {limit})")
+
+    def _log(self, losses: dict[str, float], norm: float, data_seconds: float) -> None:
+        self.storage.put_scalars(total_loss=sum(losses.values()), grad_norm=norm)
+        self.storage.put_scalar("data_time", data_seconds)
+        if len(losses) > 1:
+            self.storage.put_scalars(**losses)
+
+    @torch.no_grad()
+    def _keep_buffers(self) -> None:
+        """Before the forward pass, which updates moving averages."""
+        buffers = list(self.detector.buffers())
+        if self._kept:
+            torch._foreach_copy_(self._kept, buffers)
+        else:
+            self._kept = [b.clone() for b in buffers]
+        self._in_step = True
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Undo what a step that is cut off has changed, where it has not reached the optimizer."""
+        if self._in_step and self.consistent:
+            torch._foreach_copy_(list(self.detector.buffers()), self._kept)
+
+    def step_done(self) -> None:
+        """To be called once the schedule has advanced."""
+        self.done, self.consistent, self._in_step = self.iter + 1, True, False
+
+    def state_dict(self):
+        own = {"seconds": self.seconds, "skipped": self.skipped, "bad_images": self.bad_images}
+        return super().state_dict() | own | {"scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.seconds = state_dict.get("seconds", 0.0)
+        self.skipped = state_dict.get("skipped", 0)
+        self.bad_images = dict(state_dict.get("bad_images", {}))
+        if state_dict.get("scaler") and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state_dict["scaler"])
+
+
+def _step_seed(seed: int, iteration: int, rank: int) -> int:
+    return int(np.random.SeedSequence([max(seed, 0), iteration, rank]).generate_state(1)[0])
+
+
+def _parts(batch: list[dict], count: int) -> list[list[dict]]:
+    size = len(batch) // count
+    return [batch[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _autocast_dtype(amp, device: str) -> torch.dtype | None:
+    """None where nothing is cast."""
+    if not amp.ENABLED:
+        return None
+    return getattr(torch, amp.DTYPE or ("float16" if device == "cuda" else "bfloat16"))
