@@ -10,12 +10,15 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test demo bench soak hostile lint clean distclean
+.PHONY: help setup test test-all demo docs types bench soak hostile lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and show results on the generated digits set"
-	@echo "make test       run the whole test suite (part of it: make test ARGS='-k losses')"
+	@echo "make test       run the tests, without those that take minutes (part: make test ARGS='-k losses')"
+	@echo "make test-all   run every test, trainings of minutes included"
+	@echo "make docs       build the documentation into site/, and fail at a broken link"
+	@echo "make types      check types with mypy"
 	@echo "make bench      time the losses beside others' implementations (it adds mmdet to $(VENV))"
 	@echo "make soak       break trainings in every way, and show what was lost (three minutes, Linux)"
 	@echo "make hostile    run the commands on files made to do harm, and show how each ended"
@@ -43,8 +46,19 @@ $(BIN)/python:
 	         "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# Two processes with one thread each get more done than one with two.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+types: setup
+	$(BIN)/python -m mypy
 
 demo: setup
 	$(BIN)/ghm train --config configs/quick/retinanet_ghm.yaml --output runs/demo --overwrite --seed 1 \
