@@ -14,9 +14,9 @@ import typer
 
 from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, PeerError, RunError, UsageError
 from ghm_d2.files import write_text
+from ghm_d2.run_folder import CONFIG_FILE, LAUNCH_FILE
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"  # of a group, over its restarts
-_LAUNCH_FILE = "launch_id"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun's, a file for each process
 _SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set for processes whose errors their starter shows
 
@@ -55,13 +55,13 @@ def restarts() -> int:
 def leave_launch_id(folder: Path) -> None:
     """Note in the folder of a run which group began or resumed it."""
     if is_member():
-        write_text(folder / _LAUNCH_FILE, os.environ[_RUN_ID])
+        write_text(folder / LAUNCH_FILE, os.environ[_RUN_ID])
 
 
 def was_begun(folder: Path) -> bool:
     """Whether torchrun has restarted this group, and the run in `folder` is what it was at."""
-    file = folder / _LAUNCH_FILE
-    if not restarts() or not file.is_file() or not (folder / "config.yaml").is_file():
+    file = folder / LAUNCH_FILE
+    if not restarts() or not file.is_file() or not (folder / CONFIG_FILE).is_file():
         return False
     return file.read_text() == os.environ[_RUN_ID]
 

@@ -5,12 +5,14 @@ import os
 import warnings
 from pathlib import Path
 
+from ghm_d2.run_folder import LOG_FILE
+
 from ._group import rank
 
 
 def log_to(folder: Path) -> None:
     """Send the log records of Detectron2, fvcore and this project to `folder`/log.txt."""
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     for name in ("detectron2", "fvcore", "ghm_d2", "py.warnings"):
         logger = logging.getLogger(name)

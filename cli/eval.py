@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
+
 from ._console import emit, out, tell, user_errors
 from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
 
@@ -38,7 +40,6 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     from ghm_d2.inference.evaluate import evaluate
     from ghm_d2.inference.load import config_for, load_detector
     from ghm_d2.inference.predict import draw_beside_truth
-    from ghm_d2.records import EVALUATION_FILE
     from ghm_d2.reports.tables import per_class_table, results_table
 
     from ._progress import progress
@@ -60,13 +61,13 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
     if output:
         record.write(output, EVALUATION_FILE)
-        write_json(output / "detections.json", result.detections)
-        draw_beside_truth(name, result.detections, output / "detections.png")
+        write_json(output / DETECTIONS_FILE, result.detections)
+        draw_beside_truth(name, result.detections, output / PICTURE_FILE)
 
     def human():
         out.print(results_table(record, f"{name}, {record.ms_per_image:.1f} ms/image"))
         out.print(per_class_table(record))
         if output:
-            tell(f"{output}: {EVALUATION_FILE}, detections.json, detections.png")
+            tell(f"{output}: {EVALUATION_FILE}, {DETECTIONS_FILE}, {PICTURE_FILE}")
 
     emit(asdict(record), as_json=as_json, human=human)

@@ -9,25 +9,20 @@ from typing import Annotated
 import typer
 
 from ghm_d2.errors import DataError, UsageError
+from ghm_d2.run_folder import (
+    BEST_WEIGHTS,
+    CONFIG_FILE,
+    FINAL_WEIGHTS,
+    METRICS_FILE,
+    PICTURE_FILE,
+    RUN_FILE,
+    RUN_MARKS,
+    WRITTEN_BY_TRAINING,
+)
 
 from ._console import emit, out, show_error, tell, user_errors
 from ._group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
 from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
-
-# what a run leaves in its folder, and --overwrite removes; MARKS tell that there is a run
-MARKS = ("run.json", "metrics.jsonl", "last_checkpoint", "events.out.tfevents.*")
-RUN_FILES = (
-    *MARKS,
-    "config.yaml",
-    "density.jsonl",
-    "divergence.jsonl",
-    "launch_id",
-    "log.txt",
-    "model_[0-9]*.pth",
-    "model_final.pth",
-    "model_best.pth",
-    "detections.png",
-)
 
 
 def train(
@@ -98,7 +93,7 @@ def train(
 
 
 def _own_config(folder: Path) -> str:
-    own = folder / "config.yaml"
+    own = folder / CONFIG_FILE
     if not own.is_file():
         raise UsageError(f"{folder} holds no run to resume")
     return str(own)
@@ -159,7 +154,7 @@ def _run(cfg, dataset, resume, overwrite, shown):
     label = data_label(cfg.DATASETS.TRAIN[0])
     record, evaluation = train(cfg, label, resume=resume, progress=shown, on_start=on_start)
     if rank() == 0:
-        draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / "detections.png")
+        draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
     return record
 
 
@@ -169,11 +164,11 @@ def _show(record, folder: Path, as_json: bool) -> None:
     def human():
         out.print(results_table(record, f"{record.dataset}, {record.iterations} iterations"))
         out.print(per_class_table(record))
-        best = "model_final.pth"
+        best = FINAL_WEIGHTS
         if record.best:
-            best = "model_best.pth"
+            best = BEST_WEIGHTS
             tell(f"best AP {record.best['AP']:.1f} at iteration {record.best['iteration']}")
-        tell(f"{folder}: checkpoints, run.json, metrics.jsonl, detections.png")
+        tell(f"{folder}: checkpoints, {RUN_FILE}, {METRICS_FILE}, {PICTURE_FILE}")
         tell(f"evaluate again: ghm eval --weights {folder / best}")
 
     emit(asdict(record), as_json=as_json, human=human)
@@ -185,13 +180,13 @@ def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
     """Refuse to write over what is in `folder`."""
-    present = _find(folder, RUN_FILES)
+    present = _find(folder, WRITTEN_BY_TRAINING)
     if present and not overwrite:
         raise UsageError(
             f"{folder} holds another run; --resume continues it, --overwrite removes it, "
             "--output DIR names another folder"
         )
-    if present and not _find(folder, MARKS):
+    if present and not _find(folder, RUN_MARKS):
         raise UsageError(
             f"{folder} holds {present[0].name} but no run, and --overwrite removes only runs; "
             "name another folder with --output DIR"
@@ -202,5 +197,5 @@ def _remove_run(folder: Path, cfg) -> None:
     for weights in (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED):
         if weights and Path(weights).resolve().parent == folder.resolve():
             raise UsageError(f"--overwrite would remove {weights}, which the new run starts from")
-    for file in _find(folder, RUN_FILES):
+    for file in _find(folder, WRITTEN_BY_TRAINING):
         file.unlink()

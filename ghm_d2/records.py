@@ -11,11 +11,9 @@ from typing import get_args, get_origin, get_type_hints
 
 from ghm_d2.errors import DataError, OutputError
 from ghm_d2.files import write_json
+from ghm_d2.run_folder import RUN_FILE
 
-RUN_FILE = "run.json"
-EVALUATION_FILE = "eval.json"
 COMPARISON_FILE = "comparison.json"
-ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
 # What a stranger's run may not exceed: it must not take all memory, and its sums must be finite
 _LONGEST_FILE, _LARGEST = 2**26, 1e15  # bytes
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

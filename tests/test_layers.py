@@ -3,9 +3,9 @@
 cli -> experiments, reports -> analysis -> training, inference -> modeling, data -> losses
 -> kernels
 
-config, records, files, progress and errors are leaves that anyone may import; register imports
-modeling; describe reads a cfg and a model for a record; training may import inference, never the
-other way round; reports see records only, and neither torch nor Detectron2.
+config, records, files, progress, run_folder and errors are leaves that anyone may import;
+register imports modeling; describe reads a cfg and a model for a record; training may import
+inference, never the other way round; reports see records only, and neither torch nor Detectron2.
 """
 
 import ast
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"version", "config", "configs", "records", "files", "errors", "progress"}
+LEAVES = {"version", "config", "configs", "records", "files", "errors", "progress", "run_folder"}
 MODELS = {"modeling", "data", "losses", "kernels", "register", "describe"}
 ALLOWED = {
     "cli": {
@@ -29,7 +29,7 @@ ALLOWED = {
         *MODELS,
         *LEAVES,
     },
-    "reports": {"records", "files", "errors"},
+    "reports": {"records", "files", "errors", "run_folder"},
     "experiments": {"analysis", "training", "inference", *MODELS, *LEAVES},
     "analysis": {"training", "inference", *MODELS, *LEAVES},
     "training": {"inference", *MODELS, *LEAVES},
@@ -42,15 +42,16 @@ ALLOWED = {
     "losses": {"kernels", *LEAVES},
     "kernels": LEAVES,
     "config": {"configs", "errors"},
-    "records": {"files", "errors"},
+    "records": {"files", "errors", "run_folder"},
     "files": {"errors"},
     "progress": set(),
     "configs": set(),
+    "run_folder": set(),
     "errors": set(),
     "version": set(),
 }
 HEAVY = {"torch", "torchvision", "detectron2", "fvcore"}
-LIGHT_LAYERS = {"reports", "records", "files", "errors", "version", "configs"}
+LIGHT_LAYERS = {"reports", "records", "files", "errors", "version", "configs", "run_folder"}
 
 
 def layer(module: str) -> str:

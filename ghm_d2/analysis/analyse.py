@@ -38,7 +38,7 @@ from ghm_d2.inference.confusion import (
 from ghm_d2.inference.evaluate import Evaluation, evaluate
 from ghm_d2.inference.predict import sheet_beside_truth
 from ghm_d2.progress import Progress
-from ghm_d2.records import ANALYSIS_FILE, WORST_FILE
+from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE
 
 IMAGES = 40  # of the training set
 NOISY_IMAGES = 400  # where spoilt annotations are to be weighed, which are few

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
-from ghm_d2.experiments.launch import BUSY, LOCK_FILE, LOG_FILE, is_training, take
+from ghm_d2.experiments.launch import BUSY, is_training, take
 from ghm_d2.experiments.plan import (
     Plan,
     Run,
@@ -29,6 +29,7 @@ from ghm_d2.records import (
     Trial,
     config_hash,
 )
+from ghm_d2.run_folder import LOCK_FILE, LOG_FILE, METRICS_FILE
 
 TABLE_FILE = "runs.jsonl"
 POLL_SECONDS = 1.0
@@ -262,7 +263,7 @@ class _Watch:
 
 def _last_row(run: Run) -> dict:
     """The last whole training row of a run's metrics.jsonl."""
-    file = run.folder / "metrics.jsonl"
+    file = run.folder / METRICS_FILE
     if not file.is_file():
         return {}
     for line in reversed(file.read_bytes()[-4096:].splitlines()):

@@ -20,8 +20,8 @@ from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
 from ghm_d2.experiments.plan import Run
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunsTable
+from ghm_d2.run_folder import CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
 
-LOG_FILE, LOCK_FILE = "log.txt", "lock"
 BUSY = 75  # exit code: another process is training this run
 
 
@@ -110,12 +110,12 @@ def _train(run: Run, device: str) -> None:
     cfg = run.build_config(device)
     cfg.OUTPUT_DIR = str(run.folder)
     record, evaluation = run.record(), None
-    weights = run.folder / "model_final.pth"
+    weights = run.folder / FINAL_WEIGHTS
     finished = record is not None and record.status == "finished"
     if not finished or not weights.is_file():
         resume = not finished  # without its weights, a finished run is made anew
         record, evaluation = train(cfg, run.label, resume=resume, progress=LogProgress())
-        for checkpoint in run.folder.glob("model_[0-9]*.pth"):
+        for checkpoint in run.folder.glob(CHECKPOINTS):
             checkpoint.unlink()  # model_final and model_best stay
     if run.analyse:
         from ghm_d2.analysis.analyse import analyse

@@ -24,7 +24,8 @@ from ghm_d2.describe import device_name, experiment_hash, method_name
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.suites import BASES, Side, Suite
 from ghm_d2.progress import Progress
-from ghm_d2.records import ANALYSIS_FILE, RUN_FILE, RunRecord, RunsTable, config_hash
+from ghm_d2.records import RunRecord, RunsTable, config_hash
+from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
 from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300

@@ -9,8 +9,7 @@ from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.losses import GradientDensity
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.register import register_all
-
-CONFIG_FILE = "config.yaml"
+from ghm_d2.run_folder import CONFIG_FILE
 
 
 def config_for(weights: Path, config: str | None, overrides: list[str]):

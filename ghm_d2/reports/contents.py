@@ -1,10 +1,10 @@
 """What stands in a report, in which order."""
 
-from ghm_d2.records import ANALYSIS_FILE
 from ghm_d2.reports import model_figures, report_tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
-from ghm_d2.reports.study import DENSITY_FILE, NOT_DONE, Run, Side, Study, checked
+from ghm_d2.reports.study import NOT_DONE, Run, Side, Study, checked
 from ghm_d2.reports.summary import Summary
+from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE
 
 
 def document_of(summary: Summary) -> Document:

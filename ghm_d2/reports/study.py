@@ -11,19 +11,22 @@ from typing import TypeVar
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import (
-    ANALYSIS_FILE,
     COMPARISON_FILE,
-    RUN_FILE,
-    WORST_FILE,
     ComparedSide,
     Comparison,
     Pair,
     RunRecord,
     find_records,
 )
+from ghm_d2.run_folder import (
+    ANALYSIS_FILE,
+    DENSITY_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    WORST_FILE,
+)
 
 FINISHED, NOT_DONE = "finished", "not done"
-DENSITY_FILE = "density.jsonl"
 # A run from elsewhere must not take all memory: no training writes as much, or such numbers
 LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
 Made = TypeVar("Made")
@@ -77,7 +80,7 @@ class Run:
 
     @cached_property
     def _metrics(self) -> list[dict]:
-        return _read(self.folder / "metrics.jsonl", _lines) or []
+        return _read(self.folder / METRICS_FILE, _lines) or []
 
 
 @dataclass(frozen=True)

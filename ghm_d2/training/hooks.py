@@ -17,6 +17,7 @@ from ghm_d2.losses import GradientDensity
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.progress import Progress
 from ghm_d2.records import finite_or_none
+from ghm_d2.run_folder import BEST_WEIGHTS
 from ghm_d2.training.divergence import REMEDY, is_finite
 
 # Seconds are kept out of metrics.jsonl, so that two runs with one seed write the same file.
@@ -202,7 +203,7 @@ class BestCheckpoint(HookBase):
         better = ap is not None and ap > self.best.get("AP", -1.0)
         if better and is_finite(self._checkpointer.model):
             self.best = {"AP": ap, "iteration": iteration}
-            self._checkpointer.save_weights("model_best", iteration=iteration)
+            self._checkpointer.save_weights(BEST_WEIGHTS.removesuffix(".pth"), iteration=iteration)
 
     def state_dict(self):
         return {"best": self.best}

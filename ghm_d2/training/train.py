@@ -27,11 +27,17 @@ from ghm_d2.errors import (
 )
 from ghm_d2.files import write_text
 from ghm_d2.inference.evaluate import Evaluation, evaluate
-from ghm_d2.inference.load import CONFIG_FILE
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.progress import Progress
-from ghm_d2.records import RUN_FILE, RunRecord
+from ghm_d2.records import RunRecord
 from ghm_d2.register import register_all
+from ghm_d2.run_folder import (
+    CONFIG_FILE,
+    DENSITY_FILE,
+    DIVERGENCE_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+)
 from ghm_d2.training.distributed import lost_peers, same_for_all, share_statistics
 from ghm_d2.training.divergence import is_finite
 from ghm_d2.training.hooks import (
@@ -47,7 +53,7 @@ from ghm_d2.training.hooks import (
     drop_lines_from,
 )
 from ghm_d2.training.optimizer import build_optimizer
-from ghm_d2.training.trainer import DIVERGENCE_FILE, GHMTrainer
+from ghm_d2.training.trainer import GHMTrainer
 
 
 def train(
@@ -137,10 +143,10 @@ class _Run:
             trainer.divergence_file = self.folder / DIVERGENCE_FILE
             drop_lines_from(trainer.divergence_file, trainer.done)
             writers = [
-                MetricsWriter(self.folder / "metrics.jsonl", trainer.done),
+                MetricsWriter(self.folder / METRICS_FILE, trainer.done),
                 TensorboardXWriter(str(self.folder), purge_step=trainer.done),
             ]
-            log = self.folder / "density.jsonl"
+            log = self.folder / DENSITY_FILE
             writing = [
                 DensityLog(log, trainer.detector, period, trainer.done),
                 ProgressHook(self.progress, cfg.MODEL.DEVICE),

@@ -20,7 +20,6 @@ from ghm_d2.training.divergence import diverged, first_nonfinite_output
 from ghm_d2.training.hooks import append_lines
 from ghm_d2.training.optimizer import clips_full_model
 
-DIVERGENCE_FILE = "divergence.jsonl"
 _NORMS = 100  # the last gradient norms that a report of divergence shows
 
 

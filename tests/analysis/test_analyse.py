@@ -11,7 +11,7 @@ from ghm_d2.analysis.analyse import analyse, measure_gradients
 from ghm_d2.analysis.samples import capture, read_batches, training_copy, training_items
 from ghm_d2.inference.evaluate import evaluate
 from ghm_d2.progress import Progress
-from ghm_d2.records import ANALYSIS_FILE, WORST_FILE
+from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE
 
 RETINANET = ("retinanet_ghm",)
 FASTER_RCNN = ("faster_rcnn_ghm_r", "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", "ghm_c")

@@ -9,11 +9,12 @@ from ghm_d2.describe import device_name
 from ghm_d2.errors import DataError, RunError
 from ghm_d2.experiments import compare as module
 from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs, run_all
-from ghm_d2.experiments.launch import BUSY, LOG_FILE
+from ghm_d2.experiments.launch import BUSY
 from ghm_d2.experiments.plan import expected_seconds
 from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
 from ghm_d2.progress import Progress
 from ghm_d2.records import Comparison, RunRecord, RunsTable
+from ghm_d2.run_folder import LOG_FILE
 
 
 @dataclass

@@ -13,9 +13,9 @@ from torch import nn
 from ghm_d2.errors import WeightsError
 from ghm_d2.files import write_atomically
 from ghm_d2.modeling.weights import last_whole
-from ghm_d2.modeling.weights.last_whole import LAST_CHECKPOINT
 from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 from ghm_d2.modeling.yolov3 import darknet_weights
+from ghm_d2.run_folder import LAST_CHECKPOINT
 
 
 class LoadReport(NamedTuple):

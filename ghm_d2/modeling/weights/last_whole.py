@@ -7,11 +7,10 @@ import zipfile
 
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weights.weight_files import read_weights
+from ghm_d2.run_folder import FINAL_WEIGHTS, LAST_CHECKPOINT
 
-LAST_CHECKPOINT = "last_checkpoint"
 _LONGEST_NAME = 255
 _CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # model_best holds no state of a run
-_FINAL = "model_final.pth"
 
 
 def has_checkpoint(folder: str) -> bool:
@@ -96,7 +95,7 @@ def _earlier(folder: str, noted: str) -> list[str]:
 def _iteration(folder: str, name: str) -> float:
     """At which a checkpoint was saved; infinity where nothing tells."""
     named = _CHECKPOINT.fullmatch(name)
-    if named and name != _FINAL:
+    if named and name != FINAL_WEIGHTS:
         return int(named[1])
     path = os.path.join(folder, name)
     if not named or damage(path):

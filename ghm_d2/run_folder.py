@@ -1,0 +1,37 @@
+"""The names of the files in a run's folder, each written once."""
+
+CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"  # the run's RunRecord
+METRICS_FILE = "metrics.jsonl"
+DENSITY_FILE = "density.jsonl"
+DIVERGENCE_FILE = "divergence.jsonl"  # the steps with a NaN or infinite loss or gradient
+EVENTS = "events.out.tfevents.*"  # a pattern: TensorBoard names its files
+LOG_FILE = "log.txt"
+LAUNCH_FILE = "launch_id"  # of the torchrun group that began or resumed the run
+LOCK_FILE = "lock"  # locked while a comparison trains the run
+LAST_CHECKPOINT = "last_checkpoint"  # holds the name of the checkpoint to resume from
+CHECKPOINTS = "model_[0-9]*.pth"  # a pattern: the number is the last iteration done
+FINAL_WEIGHTS, BEST_WEIGHTS = "model_final.pth", "model_best.pth"
+PICTURE_FILE = "detections.png"
+ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
+
+# `ghm eval --output` writes these into a folder of its own, beside PICTURE_FILE
+EVALUATION_FILE, DETECTIONS_FILE = "eval.json", "detections.json"
+
+# A folder with one of these holds a run
+RUN_MARKS = (RUN_FILE, METRICS_FILE, LAST_CHECKPOINT, EVENTS)
+# All that `ghm train` writes, which --overwrite removes
+WRITTEN_BY_TRAINING = (
+    *RUN_MARKS,
+    CONFIG_FILE,
+    DENSITY_FILE,
+    DIVERGENCE_FILE,
+    LAUNCH_FILE,
+    LOG_FILE,
+    CHECKPOINTS,
+    FINAL_WEIGHTS,
+    BEST_WEIGHTS,
+    PICTURE_FILE,
+    ANALYSIS_FILE,
+    WORST_FILE,
+)
