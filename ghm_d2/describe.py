@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ghm_d2 import __version__
-from ghm_d2.config import get_cfg, plain_config
+from ghm_d2.config import config_hash, get_cfg, plain_config
 from ghm_d2.config.detectors import TWO_STAGE, detector_name, loss_keys
-from ghm_d2.records import RunRecord, config_hash
+from ghm_d2.records import RunRecord
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
 CLS_NAMES = {

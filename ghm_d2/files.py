@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -25,6 +26,11 @@ def write_json(file: Path, value) -> None:
         ValueError: it holds a NaN or an infinity, which JSON does not know.
     """
     write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value`, or None for the NaN that stands for "not defined", which JSON does not know."""
+    return float(value) if math.isfinite(value) else None
 
 
 def write_text(file: Path, text: str) -> None:

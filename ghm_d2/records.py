@@ -1,22 +1,28 @@
 """What a run leaves behind as numbers: `RunRecord`, kept as run.json in the run's folder."""
 
 import fcntl
-import hashlib
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, field, is_dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar
+
+import msgspec
 
 from ghm_d2.errors import DataError, OutputError
 from ghm_d2.files import write_json
 from ghm_d2.run_folder import RUN_FILE
 
 COMPARISON_FILE = "comparison.json"
-# What a stranger's run may not exceed: it must not take all memory, and its sums must be finite
-_LONGEST_FILE, _LARGEST = 2**26, 1e15  # bytes
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# Limits of a stranger's file: it must not take all memory, and sums of its numbers must be finite
+_MOST_BYTES = 2**26
+_LARGEST = 10**15
+Int = Annotated[int, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+Float = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+Number = Int | Float  # a whole number stays one
+_Record = TypeVar("_Record")
 
 
 @dataclass
@@ -31,29 +37,29 @@ class RunRecord:
     network: str  # such as "ResNet-50-FPN"
     dataset: str
     config_hash: str
-    seed: int
+    seed: Int
     status: str = "finished"  # "finished" | "interrupted" | "diverged" | "failed"
-    iterations: int = 0
+    iterations: Int = 0
     device: str = ""
     code_version: str = ""
     packages: dict[str, str] = field(default_factory=dict)
-    parameters: int = 0
-    s_per_iter: float | None = None  # median over the training's iterations
-    ms_per_image: float | None = None  # inference alone, without loading
-    peak_memory_mb: float | None = None  # on the device; on a CPU of the whole process
-    train_seconds: float | None = None  # without evaluations
-    metrics: dict[str, float | None] = field(default_factory=dict)  # keys AP_COLUMNS
-    per_class: dict[str, float | None] = field(default_factory=dict)  # AP by class name
+    parameters: Int = 0
+    s_per_iter: Number | None = None  # median over the training's iterations
+    ms_per_image: Number | None = None  # inference alone, without loading
+    peak_memory_mb: Number | None = None  # on the device; on a CPU of the whole process
+    train_seconds: Number | None = None  # without evaluations
+    metrics: dict[str, Number | None] = field(default_factory=dict)  # keys AP_COLUMNS
+    per_class: dict[str, Number | None] = field(default_factory=dict)  # AP by class name
     # of masks, keys AP_COLUMNS; empty where the detector has none, and the others are of boxes
-    mask_metrics: dict[str, float | None] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)  # "AP" and "iteration" of model_best
+    mask_metrics: dict[str, Number | None] = field(default_factory=dict)
+    best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # what a run that did not finish says: "diverged at iteration 312: ..."
-    gflops: float | None = None  # of one forward pass of one validation image (fvcore)
-    loss_ms: float | None = None  # the losses of one batch, forward and backward
-    loss_variation: float | None = None  # loss_cls: std / mean over the second half of training
-    skipped_steps: int = 0  # steps whose loss or gradient was not finite, and that were left out
-    bad_images: int = 0  # distinct training images that could not be read, and were replaced
-    world_size: int = 1  # processes that trained together
+    gflops: Number | None = None  # of one forward pass of one validation image (fvcore)
+    loss_ms: Number | None = None  # the losses of one batch, forward and backward
+    loss_variation: Number | None = None  # loss_cls: std / mean over the second half of training
+    skipped_steps: Int = 0  # steps whose loss or gradient was not finite, and that were left out
+    bad_images: Int = 0  # distinct training images that could not be read, and were replaced
+    world_size: Int = 1  # processes that trained together
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""
@@ -67,12 +73,9 @@ class RunRecord:
             DataError: there is none, or it is not one.
         """
         file = Path(folder) / RUN_FILE
-        try:
-            return _typed(cls, _json(file))
-        except FileNotFoundError:
-            raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?") from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataError(f"{file}: not the record of a run: {error!s:.200}") from None
+        if not os.path.lexists(file):
+            raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?")
+        return _read(cls, file, "the record of a run")
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Trial:
 
     side: str
     overrides: list[str]
-    AP: float | None
+    AP: Number | None
     chosen: bool = False
 
 
@@ -113,7 +116,7 @@ class Comparison:
     question: str
     dataset: str
     budget: str
-    seeds: list[int]
+    seeds: list[Int]
     sides: list[ComparedSide]
     pairs: list[Pair]
     command: str = ""
@@ -131,59 +134,49 @@ class Comparison:
             DataError: there is none, or it is not one.
         """
         file = Path(folder) / COMPARISON_FILE
-        try:
-            return _typed(cls, _json(file))
-        except FileNotFoundError:
-            raise DataError(f"{folder}: no {COMPARISON_FILE}") from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataError(f"{file}: not a comparison: {error!s:.200}") from None
+        if not os.path.lexists(file):
+            raise DataError(f"{folder}: no {COMPARISON_FILE}")
+        return _read(cls, file, "a comparison")
 
 
-def _json(file: Path):
-    """What `file` holds. Raises ValueError where it is no JSON, no plain file, or too long."""
-    if not os.path.lexists(file):
-        raise FileNotFoundError
-    if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
-        raise ValueError(f"no plain file, or over {_LONGEST_FILE >> 20} MiB")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _typed(kind, value, where: str = ""):
-    """`value`, as JSON gave it, as `kind`: a dataclass, or a type of a dataclass's field.
+def _read(kind: type[_Record], file: Path, what: str) -> _Record:
+    """The record in `file`; `what` it should be is told where it is something else.
 
     Raises:
-        TypeError: it is something else; `where` it stands is named.
+        DataError: not a plain file, over 64 MiB, not JSON, a field that is missing, unknown or of
+            another type, or a number beyond 1e15.
     """
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise TypeError(f"{where or 'the whole'} is no object")
-        kinds = get_type_hints(kind)
-        return kind(**{k: _typed(kinds.get(k, object), v, k) for k, v in value.items()})
-    if get_origin(kind) is list:
-        (item,) = get_args(kind)
-        if isinstance(value, list):
-            return [_typed(item, v, where) for v in value]
-    elif get_origin(kind) is dict:
-        _, item = get_args(kind)
-        if isinstance(value, dict):
-            return {k: _typed(item, v, where) for k, v in value.items()}
-    elif not isinstance(value, int | float) or -_LARGEST < value < _LARGEST:
-        number = kind in (float, float | None) and isinstance(value, int)
-        if number or isinstance(value, kind):
-            return value
-    raise TypeError(f"{where} is {value!r:.40}")
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise DataError(f"{file}: not a plain file, or over {_MOST_BYTES >> 20} MiB")
+    try:
+        text = file.read_bytes()
+        record = msgspec.json.decode(text, type=kind)
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        for name in fields.keys() - vars(record).keys():  # a later version's, or another file's
+            raise ValueError(f"unknown field {name}")
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{file}: not {what}: {error!s:.200}") from None
+    return record
+
+
+class Row(TypedDict):
+    """A line of `RunsTable`: the run's key, its folder's name, and its RunRecord as a dict."""
+
+    key: str
+    folder: str
+    record: dict[str, Any]
+
+
+_ROW = msgspec.json.Decoder(Row)
 
 
 class RunsTable:
-    """An append-only table of runs, a JSON object a line, that several processes may write.
-
-    A row: {"key": of the run, "folder": its name, "record": a RunRecord as a dict}.
-    """
+    """An append-only table of runs, a JSON object a line, that several processes may write."""
 
     def __init__(self, file: Path):
         self.file = Path(file)
 
-    def append(self, row: dict) -> None:
+    def append(self, row: Row) -> None:
         """Add one row; it is on the disk when this returns.
 
         Raises:
@@ -207,20 +200,17 @@ class RunsTable:
             table.flush()
             os.fsync(table.fileno())
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[Row]:
         """All rows, oldest first; what a killed writer left of one is passed over."""
         if not self.file.is_file():
             return []
         rows = []
         for line in self.file.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                rows += [row] if {"key", "folder", "record"} <= row.keys() else []
-            except (ValueError, AttributeError):
-                continue
+            with suppress(ValueError):
+                rows.append(_ROW.decode(line))
         return rows
 
-    def latest(self, key: str) -> dict | None:
+    def latest(self, key: str) -> Row | None:
         """The last row of the run `key`, if there is one."""
         return next((row for row in reversed(self.rows()) if row["key"] == key), None)
 
@@ -235,13 +225,3 @@ def find_records(folder: Path) -> dict[str, RunRecord]:
     if not folders:
         raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
     return {run.relative_to(folder).as_posix(): RunRecord.read(run) for run in folders}
-
-
-def config_hash(text: str) -> str:
-    """A short name of a configuration's text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def finite_or_none(value: float) -> float | None:
-    """`value`, or None for the NaN that stands for "not defined", which JSON does not know."""
-    return float(value) if math.isfinite(value) else None

@@ -132,6 +132,9 @@ def test_a_record_of_before_there_were_masks_is_read(tmp_path):
         {"s_per_iter": "fast"},
         {"packages": {"torch": 2}},
         {"unknown": 1},
+        {"seed": 10**16},
+        {"metrics": {"AP": 1e308}},
+        {"metrics": {"AP": 10**400}},
     ],
 )
 def test_what_is_no_record_is_refused_by_name(tmp_path, change):
@@ -141,6 +144,14 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, change):
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"run\.json"):
         RunRecord.read(tmp_path)
+
+
+def test_whole_numbers_stay_whole_and_the_file_is_for_people_too(tmp_path):
+    RunRecord("m", "n", "d", "h", 1, best={"AP": 2.5, "iteration": 300}).write(tmp_path)
+    text = (tmp_path / "run.json").read_text()
+    assert text.startswith('{\n  "method": "m",\n') and text.endswith("}\n")
+    RunRecord.read(tmp_path).write(tmp_path)
+    assert (tmp_path / "run.json").read_text() == text
 
 
 def test_a_comparison_comes_back_as_it_was_written(tmp_path):

@@ -528,7 +528,7 @@ metrics = "\n".join([json.dumps({"iteration": 5, "loss_cls": 0.5}), *map(json.du
 
 REPORTS = [
     report("NaN, Infinity", {"r/run.json": record(metrics={"AP": float("nan")})}, "run.json"),
-    report("a list where a number belongs", {"r/run.json": record(seed=[1])}, "seed is"),
+    report("a list where a number belongs", {"r/run.json": record(seed=[1])}, "$.seed"),
     report("10^5 nested lists", {"r/run.json": deep}, "run.json"),
     report("a number of 400 digits", {"r/run.json": record(metrics={"AP": 10**400})}, "run.json"),
     report("1e308, whose sum is infinite",

@@ -3,6 +3,7 @@
 from ghm_d2.config.checks import check_config
 from ghm_d2.config.keys import add_ghm_config
 from ghm_d2.config.loader import (
+    config_hash,
     config_text,
     find_config,
     get_cfg,
@@ -15,6 +16,7 @@ from ghm_d2.config.loader import (
 __all__ = [
     "add_ghm_config",
     "check_config",
+    "config_hash",
     "config_text",
     "find_config",
     "get_cfg",

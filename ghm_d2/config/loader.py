@@ -5,6 +5,7 @@ inside the installed Detectron2, whose own RetinaNet base evaluates an expressio
 """
 
 import difflib
+import hashlib
 import json
 import os
 from importlib.util import find_spec
@@ -94,6 +95,11 @@ def merge_overrides(cfg, overrides: list[str]) -> None:
 def config_text(cfg) -> str:
     """`cfg` as YAML, the same text for the same values."""
     return yaml.safe_dump(plain_config(cfg))
+
+
+def config_hash(text: str) -> str:
+    """A short name of a configuration's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def plain_config(cfg) -> dict:

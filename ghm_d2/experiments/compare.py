@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ghm_d2.config import config_hash
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, is_training, take
 from ghm_d2.experiments.plan import (
@@ -27,7 +28,6 @@ from ghm_d2.records import (
     Pair,
     RunsTable,
     Trial,
-    config_hash,
 )
 from ghm_d2.run_folder import LOCK_FILE, LOG_FILE, METRICS_FILE
 

@@ -9,7 +9,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghm_d2.config import check_config, find_config, list_configs, load_config, plain_config
+from ghm_d2.config import (
+    check_config,
+    config_hash,
+    find_config,
+    list_configs,
+    load_config,
+    plain_config,
+)
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import (
     apply_to_config,
@@ -24,7 +31,7 @@ from ghm_d2.describe import device_name, experiment_hash, method_name
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.suites import BASES, Side, Suite
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunRecord, RunsTable, config_hash
+from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
 from ghm_d2.training.timing import time_steps
 

@@ -11,8 +11,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from ghm_d2.config.detectors import with_masks
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.files import finite_or_none
 from ghm_d2.progress import Progress
-from ghm_d2.records import AP_COLUMNS, finite_or_none
+from ghm_d2.records import AP_COLUMNS
 
 
 @dataclass

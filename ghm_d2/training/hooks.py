@@ -12,11 +12,10 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ghm_d2.describe import peak_memory_mb
 from ghm_d2.errors import DivergedError, OutputError
-from ghm_d2.files import write_text
+from ghm_d2.files import finite_or_none, write_text
 from ghm_d2.losses import GradientDensity
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.progress import Progress
-from ghm_d2.records import finite_or_none
 from ghm_d2.run_folder import BEST_WEIGHTS
 from ghm_d2.training.divergence import REMEDY, is_finite
 

@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ghm_d2.data.loaders import raise_on_bad_image, take_faults
 from ghm_d2.errors import DataError
-from ghm_d2.records import finite_or_none
+from ghm_d2.files import finite_or_none
 from ghm_d2.training.distributed import parallel, sums
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
 from ghm_d2.training.hooks import append_lines
