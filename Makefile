@@ -30,7 +30,7 @@ help:
 setup: $(READY)
 
 $(READY): setup.cfg setup.py pyproject.toml constraints.txt ghm_d2/kernels/cpu.c \
-    tools/detectron2_wheel.py $(BIN)/python
+    tools/detectron2_wheel.py tools/detectron2.patch $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install pip setuptools
 	$(BIN)/python -m pip install --editable '.[test]'
