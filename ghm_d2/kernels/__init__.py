@@ -1,11 +1,12 @@
-"""One entry to the kernels: `counted` and `focal` run the fastest twin for their tensors.
+"""One entry to the kernels: `counted` and `focal` run the fastest backend for their tensors.
 
-"torch" is `reference`, plain PyTorch on any device, and the definition. Its twins read the logits
-once forward, and read them again and write the gradient backward, since
+"torch" is `reference`: plain PyTorch on any device, and the definition. The backends "c" (`cpu`)
+and "triton" (`triton_ghm`) read the logits once forward; backward they read them again and write
+the gradient. That is enough, because
 
     L = sum_k w_k sum_{i in region k} l_i        (w_k = 1 / (n S_k): paper, equation 8)
 
-needs counts and sums of losses of the unit regions only: "c" (`cpu`), and "triton" (`triton_ghm`).
+needs only the counts and the sums of losses of the unit regions.
 """
 
 import functools
@@ -31,16 +32,16 @@ def harmonized(
     levels: Sequence[Sequence[Tensor]],
     bins: int,
     weigh: Weigh,
-    *numbers: float,
+    *params: float,
     kernel: str = "auto",
 ) -> list[Tensor]:
     """sum_i weights[region of i] * l_i of each feature level, a differentiable scalar each.
 
     Args:
         weigh: from counts (L, bins) int64 to weights (L, bins), constants for the gradient.
-        samples, levels, bins, *numbers, kernel, and errors raised: as of `counted`.
+        samples, levels, bins, *params, kernel, and errors raised: as of `counted`.
     """
-    counts, finish = counted(samples, levels, bins, *numbers, kernel=kernel)
+    counts, finish = counted(samples, levels, bins, *params, kernel=kernel)
     with torch.no_grad():
         weights = weigh(counts)
     return finish(weights)
@@ -50,17 +51,17 @@ def counted(
     samples: str,
     levels: Sequence[Sequence[Tensor]],
     bins: int,
-    *numbers: float,
+    *params: float,
     kernel: str = "auto",
 ) -> tuple[Tensor, Finish]:
-    """The two halves of `harmonized`, for who has something to do between them.
+    """The two halves of `harmonized`, for callers that do something between them.
 
     Args:
         samples: "sigmoid", "softmax" or "asl1": `reference.<samples>_samples` says what they are.
         levels: its tensors, of each level. The first is differentiated.
         bins: number of unit regions.
-        numbers: its other arguments.
-        kernel: one of `KERNELS`; "auto" is the twin for the device where there is one.
+        params: its other arguments.
+        kernel: one of `KERNELS`; "auto" is the backend for the device where there is one.
 
     Raises:
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
@@ -72,18 +73,18 @@ def counted(
     """
     check = _checked_deltas if samples == "asl1" else _checked_logits
     levels = [check(*tensors) for tensors in levels]
-    twin = _common_twin(kernel, levels)
-    if twin in (None, cpu):  # Triton's kernels read half precision as it is
+    backend = _common_backend(kernel, levels)
+    if backend in (None, cpu):  # Triton's kernels read half precision as it is
         levels = [tuple(map(upcast, tensors)) for tensors in levels]
-    if twin is None:
-        return _counted_by_reference(samples, levels, bins, numbers)
-    regions, gradient = getattr(twin, f"{samples}_regions"), getattr(twin, f"{samples}_grad")
+    if backend is None:
+        return _counted_by_reference(samples, levels, bins, params)
+    regions, gradient = getattr(backend, f"{samples}_regions"), getattr(backend, f"{samples}_grad")
     with torch.no_grad():
-        counts, losses = zip(*(regions(*t, *numbers, bins) for t in levels), strict=True)
+        counts, losses = zip(*(regions(*t, *params, bins) for t in levels), strict=True)
 
     def finish(weights: Tensor) -> list[Tensor]:
         return [
-            _Weighed.apply(gradient, numbers, loss, w, *tensors)
+            _Weighed.apply(gradient, params, loss, w, *tensors)
             for loss, w, tensors in zip(losses, weights, levels, strict=True)
         ]
 
@@ -93,20 +94,20 @@ def counted(
 def focal(
     logits: Tensor, labels: Tensor, alpha: float, gamma: float, *, kernel: str = "auto"
 ) -> Tensor | None:
-    """The sum of the focal losses in rows that are not ignored; None where there is no twin."""
+    """The sum of the focal losses in rows that are not ignored; None where there is no backend."""
     tensors = _checked_logits(logits, labels)
-    twin = _common_twin(kernel, [tensors])
-    if twin is None or not gamma >= 0:
+    backend = _common_backend(kernel, [tensors])
+    if backend is None or not gamma >= 0:
         return None
-    if twin is cpu:
-        tensors = tuple(map(upcast, tensors))
-    return _Focal.apply(twin, alpha, gamma, *tensors)
+    if backend is cpu:
+        tensors = upcast(tensors[0]), tensors[1]
+    return _Focal.apply(backend, alpha, gamma, *tensors)
 
 
 def update_density(
     counts: Tensor, ema: Tensor, num_updates: Tensor, *, kernel: str = "auto", **options
 ) -> Tensor | None:
-    """As `cpu.update_density`; None where there is no twin for the tensors."""
+    """As `cpu.update_density`; None where there is no backend for the tensors."""
     state = ema, num_updates
     fits = (
         all(t.is_contiguous() and t.shape == ema.shape for t in state)
@@ -115,17 +116,17 @@ def update_density(
         and counts.shape[1] == ema.shape[1]
         and wide(ema.dtype) == ema.dtype
     )
-    twin = twin_for(kernel, ema.device) if fits else None
-    return None if twin is None else twin.update_density(counts, *state, **options)
+    backend = backend_for(kernel, ema.device) if fits else None
+    return None if backend is None else backend.update_density(counts, *state, **options)
 
 
 def name_for(device: torch.device) -> str:
     """Which kernel "auto" is on a device."""
-    twin = twin_for("auto", device)
-    return "torch" if twin is None else "c" if twin is cpu else "triton"
+    backend = backend_for("auto", device)
+    return "torch" if backend is None else "c" if backend is cpu else "triton"
 
 
-def twin_for(kernel: str, device: torch.device) -> ModuleType | None:
+def backend_for(kernel: str, device: torch.device) -> ModuleType | None:
     """The module that does what `reference` defines, if another one does.
 
     Raises:
@@ -134,16 +135,16 @@ def twin_for(kernel: str, device: torch.device) -> ModuleType | None:
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
-    twin = None
+    backend = None
     if device.type == "cpu" and kernel in ("auto", "c") and cpu.available():
-        twin = cpu
+        backend = cpu
     elif (device.type == "cuda" and kernel == "auto") or kernel == "triton":
-        twin = _triton()
-        if device.type != "cuda" and twin is not None and not twin.interpreted():
-            twin = None
-    if twin is None and kernel in ("c", "triton"):
+        backend = _triton()
+        if device.type != "cuda" and backend is not None and not backend.interpreted():
+            backend = None
+    if backend is None and kernel in ("c", "triton"):
         raise RuntimeError(f"the kernel {kernel!r} is not there for {device.type}; see ghm doctor")
-    return None if _is_traced() else twin
+    return None if _is_traced() else backend
 
 
 def _is_traced() -> bool:
@@ -156,13 +157,13 @@ def _is_traced() -> bool:
     )
 
 
-def _common_twin(kernel: str, levels: Sequence[Sequence[Tensor]]) -> ModuleType | None:
-    """The twin for all levels. None differentiates a target, or mixes precisions but half."""
-    twins = {twin_for(kernel, x.device) for x, *_ in levels}
+def _common_backend(kernel: str, levels: Sequence[Sequence[Tensor]]) -> ModuleType | None:
+    """The backend for all levels; None where a target needs a gradient or precisions are mixed."""
+    backends = {backend_for(kernel, x.device) for x, *_ in levels}
     targets = [(x, t) for x, *others in levels for t in others if t.is_floating_point()]
     if any(t.requires_grad or wide(t.dtype) != wide(x.dtype) for x, t in targets):
         return None
-    return twins.pop() if len(twins) == 1 else None
+    return backends.pop() if len(backends) == 1 else None
 
 
 def _checked_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,8 +198,8 @@ def _triton() -> ModuleType | None:
     return triton_ghm if triton_ghm.available() else None
 
 
-def _counted_by_reference(samples, levels, bins, numbers) -> tuple[Tensor, Finish]:
-    of = [getattr(reference, f"{samples}_samples")(*tensors, *numbers) for tensors in levels]
+def _counted_by_reference(samples, levels, bins, params) -> tuple[Tensor, Finish]:
+    of = [getattr(reference, f"{samples}_samples")(*tensors, *params) for tensors in levels]
     index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in of]
     losses = [loss for loss, _, _ in of]
 
@@ -221,8 +222,8 @@ class _Weighed(Function):
     """The sum of a level's losses, weighed by unit region."""
 
     @staticmethod
-    def forward(ctx, gradient, numbers, losses, weights, *tensors):
-        ctx.gradient, ctx.numbers = gradient, numbers
+    def forward(ctx, gradient, params, losses, weights, *tensors):
+        ctx.gradient, ctx.params = gradient, params
         ctx.save_for_backward(weights, *tensors)
         return (weights * losses).sum().to(torch.promote_types(tensors[0].dtype, torch.float32))
 
@@ -232,19 +233,19 @@ class _Weighed(Function):
         weights, *tensors = ctx.saved_tensors
         # what the gradient is multiplied by goes into the weights: no pass of its own
         weights = weights.to(scale.dtype) * scale
-        gradient = ctx.gradient(*tensors, *ctx.numbers, weights)
+        gradient = ctx.gradient(*tensors, *ctx.params, weights)
         return (None,) * 4 + (gradient,) + (None,) * (len(tensors) - 1)
 
 
 class _Focal(Function):
     @staticmethod
-    def forward(ctx, twin, alpha, gamma, logits, labels):
-        ctx.twin, ctx.parameters = twin, (alpha, gamma)
+    def forward(ctx, backend, alpha, gamma, logits, labels):
+        ctx.backend, ctx.params = backend, (alpha, gamma)
         ctx.save_for_backward(logits, labels)
-        return twin.focal_sum(logits, labels, alpha, gamma)
+        return backend.focal_sum(logits, labels, alpha, gamma)
 
     @staticmethod
     def backward(ctx, scale):
         _refuse_to_be_differentiated()
-        gradient = ctx.twin.focal_grad(*ctx.saved_tensors, *ctx.parameters, scale)
+        gradient = ctx.backend.focal_grad(*ctx.saved_tensors, *ctx.params, scale)
         return None, None, None, gradient, None

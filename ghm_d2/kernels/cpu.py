@@ -1,5 +1,5 @@
-"""The CPU twins of `kernels.reference`, in C (`cpu.c`): one read of the logits forward, one read
-and one write backward, from integer labels, with no temporary larger than the gradient.
+"""The CPU backend, in C (`cpu.c`): one read of the logits forward, one read and one write backward,
+from integer labels, with no temporary larger than the gradient.
 
 Functions ending in `_regions` give a (bins,) int64 count of samples and a (bins,) float64 sum of
 plain losses for each unit region; those ending in `_grad` a gradient with a weight for each region.
@@ -116,27 +116,27 @@ def update_density(
 
 
 def _regions(
-    name: str, inputs: tuple[Tensor, ...], numbers: tuple, bins: int
+    name: str, inputs: tuple[Tensor, ...], params: tuple, bins: int
 ) -> tuple[Tensor, Tensor]:
     counts = torch.empty(bins, dtype=torch.int64)
     losses = torch.empty(bins, dtype=torch.float64)
-    _run(name, inputs, *numbers, bins, counts, losses)
+    _run(name, inputs, *params, bins, counts, losses)
     return counts, losses
 
 
-def _grad(name: str, inputs: tuple[Tensor, ...], numbers: tuple, weights: Tensor) -> Tensor:
+def _grad(name: str, inputs: tuple[Tensor, ...], params: tuple, weights: Tensor) -> Tensor:
     out = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     # the region after the last is that of ignored samples
     table = torch.cat([weights, weights.new_zeros(1)]).to(out.dtype)
-    _run(name, inputs, *numbers, len(weights), table, out)
+    _run(name, inputs, *params, len(weights), table, out)
     return out
 
 
 def _run(name: str, inputs: tuple[Tensor, ...], *rest) -> None:
     """Calls the C function of inputs with rows and columns, shared out to threads."""
     x = inputs[0]
-    inputs = [t.contiguous() for t in inputs]
-    _call(name, x.dtype, *inputs, *x.shape, _num_parts(x), *rest)
+    contiguous = (t.contiguous() for t in inputs)
+    _call(name, x.dtype, *contiguous, *x.shape, _num_parts(x), *rest)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments) -> None:

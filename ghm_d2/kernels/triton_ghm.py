@@ -1,4 +1,4 @@
-"""GHM's sums and gradients as Triton kernels: the twins of `reference`, for CUDA.
+"""GHM's sums and gradients as Triton kernels: the backend for CUDA.
 
 Each loss takes two passes. `*_regions` reads the inputs once and adds up, by unit region, the
 samples and their plain losses; the density turns the counts into weights, and the loss is

@@ -42,6 +42,9 @@ class GradientDensity(nn.Module):
         ValueError: an argument out of its range, naming both.
     """
 
+    ema: Tensor
+    num_updates: Tensor
+
     def __init__(
         self,
         bins: int,

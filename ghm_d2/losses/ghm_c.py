@@ -33,7 +33,8 @@ class CountedLoss(Count):
 
     def total(self) -> Tensor:
         """The sum of `losses`."""
-        return sum(self.losses())
+        first, *others = self.losses()
+        return sum(others, first)
 
 
 class HarmonizedLoss(nn.Module):
@@ -66,11 +67,11 @@ class HarmonizedLoss(nn.Module):
         """Count the samples of several feature levels, of each loss's own arguments."""
         raise NotImplementedError
 
-    def _begin(self, samples: str, levels: Sequence[Sequence[Tensor]], *numbers) -> CountedLoss:
+    def _begin(self, samples: str, levels: Sequence[Sequence[Tensor]], *params) -> CountedLoss:
         """Arguments as of `kernels.counted`."""
         density = self.density
         counts, weigh = kernels.counted(
-            samples, levels, density.bins, *numbers, kernel=density.kernel
+            samples, levels, density.bins, *params, kernel=density.kernel
         )
 
         def finish(count: Count) -> list[Tensor]:

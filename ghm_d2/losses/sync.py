@@ -39,14 +39,14 @@ def sum_up(*counts: Count | None) -> None:
     All processes call it with the same counts, in the same order. Nothing is done for None, nor
     where there is one process, nor within `alone`.
     """
-    counts = [count for count in counts if count is not None and count.sync]
+    synced = [count for count in counts if count is not None and count.sync]
     world = world_size()
-    if world == 1 or not counts:
+    if world == 1 or not synced:
         return
-    together = torch.cat([count.value.flatten() for count in counts])
+    together = torch.cat([count.value.flatten() for count in synced])
     dist.all_reduce(together)
-    parts = together.split([count.value.numel() for count in counts])
-    for count, part in zip(counts, parts, strict=True):
+    parts = together.split([count.value.numel() for count in synced])
+    for count, part in zip(synced, parts, strict=True):
         count.value, count.world = part.view(count.value.shape), world
 
 

@@ -52,7 +52,7 @@ def check_kernel(cfg) -> str:
         UsageError: there is not.
     """
     try:
-        kernels.twin_for(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
+        kernels.backend_for(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"MODEL.GHM.KERNEL: {error}") from None
     return cfg.MODEL.GHM.KERNEL

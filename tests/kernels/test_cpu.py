@@ -1,4 +1,4 @@
-"""The C twins against plain PyTorch, and what happens where they are not."""
+"""The C backend against plain PyTorch, and what happens where it is not there."""
 
 import math
 import os
@@ -59,7 +59,7 @@ def run(samples, kernel, levels, steps=2, **options):
     return losses, gradients, module.density.ema
 
 
-def assert_twins(samples, levels, **options):
+def assert_backends_agree(samples, levels, **options):
     tolerance = TOLERANCE[levels[0][0].dtype]
     mine, expected = (run(samples, kernel, levels, **options) for kernel in ("c", "torch"))
     for a, b in zip(mine[0], expected[0], strict=True):
@@ -81,36 +81,36 @@ def test_the_library_is_built_where_a_compiler_is():
 @pytest.mark.parametrize(
     ("rows", "columns"), [(0, 4), (1, 1), (5, 3), (257, 80), (1025, 1), (3, 1500), (2000, 81)]
 )
-def test_twins_agree(samples, rows, columns, dtype):
-    assert_twins(samples, [batch(samples, rows, columns, dtype)], momentum=0.75)
+def test_backends_agree(samples, rows, columns, dtype):
+    assert_backends_agree(samples, [batch(samples, rows, columns, dtype)], momentum=0.75)
 
 
 @needs_library
 @pytest.mark.parametrize("samples", LOSSES)
 @pytest.mark.parametrize("bins", [1, 3, 30, 1000])
-def test_twins_agree_for_any_number_of_regions(samples, bins):
-    assert_twins(samples, [batch(samples, 500, 6)], bins=bins)
+def test_backends_agree_for_any_number_of_regions(samples, bins):
+    assert_backends_agree(samples, [batch(samples, 500, 6)], bins=bins)
 
 
 @needs_library
 @pytest.mark.parametrize("samples", ["sigmoid", "asl1"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_twins_agree_over_levels(samples, scope):
+def test_backends_agree_over_levels(samples, scope):
     levels = [batch(samples, rows, 8, seed=rows) for rows in (900, 200, 0, 7)]
-    assert_twins(samples, levels, steps=3, scope=scope, num_levels=4)
+    assert_backends_agree(samples, levels, steps=3, scope=scope, num_levels=4)
 
 
 @needs_library
 @pytest.mark.parametrize("samples", LOSSES)
 @pytest.mark.parametrize("spread", [1e-3, 30.0, 1e3])
-def test_twins_agree_on_logits_of_any_size(samples, spread):
-    assert_twins(samples, [batch(samples, 400, 5, spread=spread)])
+def test_backends_agree_on_logits_of_any_size(samples, spread):
+    assert_backends_agree(samples, [batch(samples, 400, 5, spread=spread)])
 
 
 @needs_library
 @pytest.mark.parametrize("samples", LOSSES)
 @pytest.mark.parametrize("layout", ["transposed", "every_second", "expanded"])
-def test_twins_agree_on_tensors_that_are_not_contiguous(samples, layout):
+def test_backends_agree_on_tensors_that_are_not_contiguous(samples, layout):
     pred, *others = batch(samples, 300, 6)
     if layout == "transposed":
         pred = pred.t().contiguous().t()
@@ -119,7 +119,7 @@ def test_twins_agree_on_tensors_that_are_not_contiguous(samples, layout):
     else:
         pred = pred[:1].expand(300, -1)
     assert not pred.is_contiguous()
-    assert_twins(samples, [[pred, *others]])
+    assert_backends_agree(samples, [[pred, *others]])
 
 
 @needs_library

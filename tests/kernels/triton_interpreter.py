@@ -118,20 +118,20 @@ class Kind:
 
     name: str
     make: Callable  # (rows, columns, bins, dtype, seed) -> tensors; the first is differentiated
-    numbers: tuple = ()
+    params: tuple = ()
 
     def regions(self, tensors, bins):
-        return getattr(T, f"{self.name}_regions")(*tensors, *self.numbers, bins)
+        return getattr(T, f"{self.name}_regions")(*tensors, *self.params, bins)
 
     def grad(self, tensors, weights):
-        return getattr(T, f"{self.name}_grad")(*tensors, *self.numbers, weights)
+        return getattr(T, f"{self.name}_grad")(*tensors, *self.params, weights)
 
     def expected(self, tensors, weights):
         """Counts, losses by region and gradient, through autograd."""
         bins = len(weights)
         x, *rest = (wide(t) if t.is_floating_point() else t for t in tensors)
         x = x.detach().clone().requires_grad_()
-        loss, norm, valid = getattr(reference, f"{self.name}_samples")(x, *rest, *self.numbers)
+        loss, norm, valid = getattr(reference, f"{self.name}_samples")(x, *rest, *self.params)
         index = reference.unit_regions(norm, valid, bins)
         (gradient,) = torch.autograd.grad(reference.harmonized_sum(loss, index, weights), x)
         sums = loss.new_zeros(bins + 1, dtype=torch.float64)

@@ -49,7 +49,7 @@ def randomize(model, seed=0):
     return model
 
 
-def twins(name, **options):
+def ours_and_theirs(name, **options):
     """A backbone, and timm's own model with the same weights."""
     theirs = randomize(timm.create_model(name, features_only=True)).eval()
     ours = TimmBackbone(name, (8, 16, 32), **options)
@@ -61,7 +61,7 @@ def twins(name, **options):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_feature_maps_are_timms_own(name):
-    ours, theirs = twins(name)
+    ours, theirs = ours_and_theirs(name)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         got, expected = list(ours(images).items()), theirs(images)[-3:]
