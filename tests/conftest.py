@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 # a job in the background ignores Ctrl-C, and so would the commands that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+
+def pytest_configure(config):
+    """A warning that is laid to a module of the tests or the tools is an error."""
+    here = Path(__file__).parent
+    files = [*here.rglob("*.py"), *(here.parent / "tools").glob("*.py")]
+    names = "|".join(sorted({file.stem for file in files}))
+    config.addinivalue_line("filterwarnings", f"error:::({names})$")
+
 
 # a detector of seconds: random weights, images of 64 px, four iterations
 TINY = (
@@ -48,12 +59,20 @@ def digits_folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def ghm():
-    """Runs `ghm` with words as a subprocess, from `cwd`; gives the completed process."""
+    """Runs `ghm` with words in this process, from `cwd`; gives returncode, stdout and stderr."""
+    from command import run_command
 
-    def run(*words, cwd=None, **kwargs) -> subprocess.CompletedProcess:
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def ghm_process():
+    """Runs `ghm` with words as a process of its own, for what a process alone shows."""
+
+    def run(*words, **kwargs) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "ghm_d2.cli", *map(str, words)]
         return subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **kwargs
+            command, capture_output=True, text=True, timeout=300, check=False, **kwargs
         )
 
     return run

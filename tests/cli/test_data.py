@@ -1,8 +1,6 @@
 """`ghm data` as users run it: exit codes, JSON on stdout, one line on stderr."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,10 +8,11 @@ from PIL import Image
 
 
 @pytest.fixture
-def ghm(tmp_path):
+def data(ghm, tmp_path):
+    """Runs `ghm data` in tmp_path, and expects an exit code."""
+
     def run(*words, code=0):
-        command = [sys.executable, "-m", "ghm_d2.cli", "data", *map(str, words)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        result = ghm("data", *words, cwd=tmp_path)
         assert result.returncode == code, result.stderr + result.stdout
         return result
 
@@ -37,43 +36,43 @@ def voc(tmp_path):
     return tmp_path / "voc"
 
 
-def test_make_check_and_show(ghm, tmp_path):
-    made = ghm("make", "--output", "d", "--train", 3, "--val", 2, "--noise", 0.5, "--json")
+def test_make_check_and_show(data, tmp_path):
+    made = data("make", "--output", "d", "--train", 3, "--val", 2, "--noise", 0.5, "--json")
     report = json.loads(made.stdout)
     assert report["splits"]["train"]["images"] == 3
     assert (tmp_path / "d" / "val.json").is_file()
-    checked = ghm("check", "d", "--json")
+    checked = data("check", "d", "--json")
     assert json.loads(checked.stdout)["errors"] == 0
-    shown = ghm("show", "d", "--count", 2, "--output", "sheet.png")
+    shown = data("show", "d", "--count", 2, "--output", "sheet.png")
     assert "2 images" in shown.stdout
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 600
-    again = ghm("make", "--output", "d", "--train", 3, "--val", 2, code=2)
+    again = data("make", "--output", "d", "--train", 3, "--val", 2, code=2)
     assert "not empty" in again.stderr and len(again.stderr.splitlines()) == 1
-    ghm("make", "--output", "d", "--train", 1, "--val", 1, "--overwrite")
-    assert "exists already" in ghm("show", "d", "--output", "sheet.png", code=2).stderr
+    data("make", "--output", "d", "--train", 1, "--val", 1, "--overwrite")
+    assert "exists already" in data("show", "d", "--output", "sheet.png", code=2).stderr
 
 
-def test_import_reports_what_it_dropped_and_strict_refuses(ghm, voc):
-    told = ghm("import", "voc", "--output", "clean")
+def test_import_reports_what_it_dropped_and_strict_refuses(data, voc):
+    told = data("import", "voc", "--output", "clean")
     assert "dropped: 1 boxes" in told.stdout
     assert "Annotations/c.xml: object 1" in told.stdout and "inverted or empty" in told.stdout
-    report = json.loads(ghm("import", "voc", "--output", "again", "--json").stdout)
+    report = json.loads(data("import", "voc", "--output", "again", "--json").stdout)
     assert report["dropped"][0]["file"] == "Annotations/c.xml"
-    refused = ghm("import", "voc", "--output", "strict", "--strict", code=3)
+    refused = data("import", "voc", "--output", "strict", "--strict", code=3)
     assert refused.stderr.startswith("error: Annotations/c.xml: object 1")
     assert len(refused.stderr.splitlines()) == 1 and refused.stdout == ""
 
 
-def test_check_ends_with_3_on_an_error_and_lists_it(ghm, voc, tmp_path):
-    ghm("import", "voc", "--output", "d", "--copy")
+def test_check_ends_with_3_on_an_error_and_lists_it(data, voc, tmp_path):
+    data("import", "voc", "--output", "d", "--copy")
     coco = json.loads((tmp_path / "d" / "train.json").read_text())
     victim = coco["images"][0]["file_name"]
     path = tmp_path / "d" / "images" / victim
     path.write_bytes(path.read_bytes()[:700])
-    result = ghm("check", "d", code=3)
+    result = data("check", "d", code=3)
     assert f"error: train: {victim}: cannot be decoded" in result.stdout
-    problems = json.loads(ghm("check", "d", "--json", code=3).stdout)["problems"]
+    problems = json.loads(data("check", "d", "--json", code=3).stdout)["problems"]
     assert (problems[0]["kind"], problems[0]["file"]) == ("unreadable-image", victim)
 
 
@@ -90,28 +89,15 @@ def test_check_ends_with_3_on_an_error_and_lists_it(ghm, voc, tmp_path):
         (["show", "voc", "--output", "x.gif"], 2, "must end in .png"),
     ],
 )
-def test_mistakes_end_with_one_line_and_their_exit_code(
-    voc, words, code, told, tmp_path, monkeypatch
-):
-    from typer.testing import CliRunner
-
-    from ghm_d2.cli.data import app
-
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == code
+def test_mistakes_end_with_one_line_and_their_exit_code(data, voc, words, code, told):
+    result = data(*words, code=code)
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
     assert told in result.stderr and result.stdout == ""
 
 
 @pytest.mark.parametrize("command", ["make", "import", "check", "show"])
-def test_help_has_an_example(command):
-    from typer.testing import CliRunner
-
-    from ghm_d2.cli.data import app
-
-    result = CliRunner().invoke(app, [command, "--help"])
-    assert result.exit_code == 0 and f"Example: ghm data {command}" in result.output
+def test_help_has_an_example(data, command):
+    assert f"Example: ghm data {command}" in data(command, "--help").stdout
 
 
 def test_make_has_the_defaults_of_the_specification():
