@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-
 def pytest_configure(config):
     """A warning that is laid to a module of the tests or the tools is an error."""
     here = Path(__file__).parent

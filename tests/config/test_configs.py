@@ -43,12 +43,20 @@ def test_every_suite_has_both_sizes():
         assert all(side.config.startswith(folder) and side.config in names for side in sides)
 
 
+@pytest.fixture
+def no_denormals():
+    """Gradients of an untrained ResNet-101 are that small, and slow."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("no_denormals")
 @pytest.mark.parametrize("name", list_configs())
 def test_a_training_step(name):
     register_all()
     cfg = shipped(name)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)  # gradients of an untrained ResNet-101 are that small, and slow
     model = build_model(cfg).train()
     assert_described(name, cfg, model)
     optimizer = build_optimizer(cfg, model)
