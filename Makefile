@@ -19,7 +19,8 @@ help:
 	@echo "make test-all   run every test, trainings of minutes included"
 	@echo "make docs       build the documentation into site/, and fail at a broken link"
 	@echo "make types      check types with mypy"
-	@echo "make bench      time the losses beside others' implementations (it adds mmdet to $(VENV))"
+	@echo "make bench      time the losses beside others' implementations, and whole training steps,"
+	@echo "                into build/bench/ (it adds mmdet to $(VENV))"
 	@echo "make soak       break trainings in every way, and show what was lost (three minutes, Linux)"
 	@echo "make hostile    run the commands on files made to do harm, and show how each ended"
 	@echo "make setup      only install, into $(VENV) (the two above do it too)"
@@ -67,7 +68,12 @@ demo: setup
 # Of mmdet only the file with its GHM losses is used, which needs none of what mmdet requires.
 bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps mmdet==3.3.0
-	$(BIN)/ghm bench --growth $(ARGS)
+	$(BIN)/python benchmarks/time_losses.py --output build/bench/losses.json $(ARGS)
+	$(BIN)/python benchmarks/time_losses.py --output build/bench/growth.json --only GHM-C "torch BCE" \
+	    --samples 100000 1000000 8000000 10000000 100000000
+	$(BIN)/python benchmarks/time_steps.py --output build/bench/steps.json
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 \
+	    benchmarks/time_sync.py --device cpu --output build/bench/sync.json
 
 soak: setup
 	$(BIN)/python tools/soak.py $(ARGS)

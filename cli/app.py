@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, data
+from . import data
 from ._options import PASS_UNKNOWN
 from .compare import CompareCommand, compare
 from .configs import configs
@@ -50,7 +50,6 @@ app.command("report", epilog="Example: ghm report runs")(report)
 app.command("configs", epilog="Example: ghm configs")(configs)
 app.command("doctor", epilog="Example: ghm doctor")(doctor)
 app.add_typer(data.app, name="data")
-app.add_typer(bench.app, name="bench", epilog="Example: ghm bench --growth --output bench.json")
 
 
 def main() -> None:

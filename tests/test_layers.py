@@ -20,7 +20,6 @@ LEAVES = {"version", "config", "configs", "records", "files", "errors", "progres
 MODELS = {"modeling", "data", "losses", "kernels", "register", "describe"}
 ALLOWED = {
     "cli": {
-        "bench",
         "reports",
         "experiments",
         "analysis",
@@ -35,7 +34,6 @@ ALLOWED = {
     "training": {"inference", *MODELS, *LEAVES},
     "inference": {*MODELS, *LEAVES},
     "describe": LEAVES,
-    "bench": {"analysis", "training", "inference", *MODELS, *LEAVES},
     "register": {"modeling", *LEAVES},
     "modeling": {"losses", "kernels", *LEAVES},
     "data": {"losses", "kernels", *LEAVES},

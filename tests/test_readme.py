@@ -70,13 +70,6 @@ def test_reports_are_of_the_records(folder):
     assert f"results/comparisons/{folder.name}/report.md" in README
 
 
-@pytest.mark.parametrize("name", ["losses", "steps"])
-def test_the_benchmarks_are_those_in_results(ghm, name):
-    file = f"results/bench/{name}.json"
-    shown = ghm("bench", "show", ROOT / file, "--markdown")
-    assert shown.stdout.count("\n") > 5 and shown.stdout in README and file in README
-
-
 def test_the_table_of_configurations_is_the_commands(ghm):
     shown = ghm("configs", "--markdown")
     assert shown.stdout.count("\n") > 40 and shown.stdout in README

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from measure import peak_bytes
 
 from ghm_d2 import kernels
-from ghm_d2.bench.measure import peak_bytes
 from ghm_d2.kernels import cpu
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, bce_loss, focal_loss
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
