@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from ghm_d2.errors import UsageError
 
 from ._console import emit, err, out, user_errors
-from ._options import Dataset, Device, Json, make_folder, pick_device
+from ._options import Dataset, Device, Json, make_folder
 
 SET_BY_OPTIONS = {
     "SEED": "--seeds",
@@ -117,6 +117,7 @@ def compare(
 
         quiet()
         from ghm_d2.experiments.compare import Request
+        from ghm_d2.training.prepare import pick_device
 
         elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
         request = Request(

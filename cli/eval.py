@@ -9,7 +9,7 @@ import typer
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
 from ._console import emit, out, tell, user_errors
-from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
+from ._options import Dataset, Device, Json, Overrides, check_overrides, make_folder
 
 
 def evaluate(
@@ -34,23 +34,23 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     from ._logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.data.catalog import apply_to_config, data_label, validate
+    from ghm_d2.data.catalog import data_label
     from ghm_d2.describe import describe_run, peak_memory_mb
     from ghm_d2.files import write_json
     from ghm_d2.inference.evaluate import evaluate
-    from ghm_d2.inference.load import config_for, load_detector
+    from ghm_d2.inference.load import config_source, load_detector
     from ghm_d2.inference.predict import draw_beside_truth
     from ghm_d2.reports.tables import per_class_table, results_table
+    from ghm_d2.training.prepare import prepare_evaluation
 
     from ._progress import progress
 
+    check_overrides(overrides)
     if output:
         make_folder(output)
-    cfg = config_for(weights, config, overrides)
-    set_device(cfg, device, overrides)
-    apply_to_config(cfg, dataset, need_train=False)
+    source = config_source(weights, config)
+    cfg = prepare_evaluation(source, overrides, dataset=dataset, device=device)
     name = cfg.DATASETS.TEST[0]
-    validate(name)
     model = load_detector(cfg, weights)
     with progress() as shown:
         result = evaluate(model, cfg, name, shown)

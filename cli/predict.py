@@ -9,7 +9,7 @@ from ghm_d2.config.detectors import num_classes
 from ghm_d2.errors import DataError
 
 from ._console import emit, tell, user_errors
-from ._options import Device, Json, make_folder, set_device
+from ._options import Device, Json, make_folder
 
 
 def predict(
@@ -38,14 +38,14 @@ def _predict(images, weights, config, output, threshold, device, as_json) -> Non
 
     quiet()  # before anything that warns is imported
     from ghm_d2.data.show import contact_sheet
-    from ghm_d2.inference.load import config_for, load_detector
+    from ghm_d2.inference.load import config_source, load_detector
     from ghm_d2.inference.predict import predict
+    from ghm_d2.training.prepare import prepare_detector
 
     from ._progress import progress
 
     make_folder(output)
-    cfg = config_for(weights, config, [])
-    set_device(cfg, device, [])
+    cfg = prepare_detector(config_source(weights, config), device=device)
     model = load_detector(cfg, weights)
     # weights from elsewhere do not tell the names of their classes
     names = dict(enumerate(cfg.DATASETS.CLASS_NAMES or map(str, range(num_classes(cfg)))))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.errors import DataError, UsageError
+from ghm_d2.errors import UsageError
 from ghm_d2.run_folder import (
     BEST_WEIGHTS,
     CONFIG_FILE,
@@ -22,7 +22,7 @@ from ghm_d2.run_folder import (
 
 from ._console import emit, out, show_error, tell, user_errors
 from ._group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
-from ._options import Dataset, Device, Json, Overrides, make_folder, set_device
+from ._options import Dataset, Device, Json, Overrides, check_overrides, make_folder
 
 
 def train(
@@ -100,44 +100,43 @@ def _own_config(folder: Path) -> str:
 
 
 def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, as_json) -> None:
-    from ghm_d2.config import check_config, load_config
-
     from ._logs import quiet
     from ._progress import progress
 
-    quiet()
-    cfg = load_config(source, overrides)
-    set_device(cfg, device, overrides)
-    cfg.OUTPUT_DIR = str(folder)
-    if seed is not None:
-        cfg.SEED = seed
-    check_config(cfg)
+    quiet()  # before anything that warns is imported
+    from ghm_d2.inference.predict import draw_beside_truth
+    from ghm_d2.training.distributed import process_group
+    from ghm_d2.training.prepare import pick_device, prepare
+
+    check_overrides(overrides)
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
-    from ghm_d2.training.distributed import process_group
+    device = pick_device(device)
+    with progress() as shown:
+        with process_group(device):
+            cfg, scaling = prepare(
+                source,
+                overrides,
+                dataset=dataset,
+                device=device,
+                seed=seed,
+                output=folder,
+                resume=resume,
+            )
+            record, evaluation = _run(cfg, scaling, resume, overwrite, shown)
+        if rank() > 0:
+            return
+        draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
+    _show(record, folder, as_json)
 
-    with process_group(cfg.MODEL.DEVICE), progress() as shown:
-        record = _run(cfg, dataset, resume, overwrite, shown)
-    if rank() == 0:
-        _show(record, folder, as_json)
 
-
-def _run(cfg, dataset, resume, overwrite, shown):
-    from ghm_d2.data.catalog import apply_to_config, data_label, validate
-    from ghm_d2.inference.predict import draw_beside_truth
-    from ghm_d2.training.train import choose_seed, scale_to_group, train
+def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
+    from ghm_d2.data.catalog import data_label
+    from ghm_d2.training.train import train
 
     from ._logs import log_to
 
     folder = Path(cfg.OUTPUT_DIR)
-    classes = cfg.DATASETS.CLASS_NAMES
-    apply_to_config(cfg, dataset)
-    if resume and tuple(cfg.DATASETS.CLASS_NAMES) != tuple(classes):
-        raise DataError(f"{dataset} has other classes than the run that is to be resumed")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        validate(name)
-    choose_seed(cfg)
-    cfg, said = scale_to_group(cfg, resume)
 
     def on_start():
         if overwrite:
@@ -147,15 +146,12 @@ def _run(cfg, dataset, resume, overwrite, shown):
         log_to(folder)
         what = "resuming" if resume else "training"
         shown.message(f"{what} on {', '.join(cfg.DATASETS.TRAIN)} into {folder}, seed {cfg.SEED}")
-        if said:
-            logging.getLogger("ghm_d2").info(said)
-            shown.message(said)
+        if scaling:
+            logging.getLogger("ghm_d2").info(scaling)
+            shown.message(scaling)
 
     label = data_label(cfg.DATASETS.TRAIN[0])
-    record, evaluation = train(cfg, label, resume=resume, progress=shown, on_start=on_start)
-    if rank() == 0:
-        draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
-    return record
+    return train(cfg, label, resume=resume, progress=shown, on_start=on_start)
 
 
 def _show(record, folder: Path, as_json: bool) -> None:

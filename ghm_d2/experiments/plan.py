@@ -9,21 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghm_d2.config import (
-    check_config,
-    config_hash,
-    find_config,
-    list_configs,
-    load_config,
-    plain_config,
-)
+from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import (
-    apply_to_config,
     data_label,
     digits_folder,
     is_registered,
-    validate,
 )
 from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
@@ -33,6 +24,7 @@ from ghm_d2.experiments.suites import BASES, Side, Suite
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
+from ghm_d2.training.prepare import prepare
 from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300
@@ -119,19 +111,8 @@ class Plan:
 def build_config(
     config: str, overrides: Sequence[str], dataset: str | None, seed: int, device: str
 ):
-    """A `CfgNode` ready to train, its data sets registered and checked.
-
-    Raises:
-        UsageError, DataError: as their names say.
-    """
-    cfg = load_config(config, overrides)
-    cfg.MODEL.DEVICE = device
-    cfg.SEED = seed
-    check_config(cfg)
-    apply_to_config(cfg, dataset)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        validate(name)
-    return cfg
+    """A `CfgNode` ready to train, as `ghm train` prepares it. Raises: as `prepare` does."""
+    return prepare(config, overrides, dataset=dataset, seed=seed, device=device)[0]
 
 
 def side_config(side: Side, budget: str) -> tuple[str, tuple[str, ...]]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ghm_d2.config import load_config
 from ghm_d2.config.detectors import DETECTORS
-from ghm_d2.data.catalog import apply_to_config, data_label, validate
+from ghm_d2.data.catalog import data_label
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import Run, make_run, scaled_schedule
 from ghm_d2.records import RunsTable, Trial
+from ghm_d2.training.prepare import prepare
 
 LR_FACTORS, WEIGHT_FACTORS = (1.0, 0.5, 2.0), (0.5, 2.0)  # the configured rate wins a tie
 # by MODEL.META_ARCHITECTURE, where BBOX_REG_LOSS_WEIGHT is read
@@ -118,12 +119,10 @@ def holdout(root: Path, config: str, dataset: str | None) -> str:
     Raises:
         UsageError, DataError: there is no one training split, or none that can be divided.
     """
-    cfg = load_config(config)
-    apply_to_config(cfg, dataset)
+    cfg, _ = prepare(config, dataset=dataset, device="cpu")
     if len(cfg.DATASETS.TRAIN) > 1:
         raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
     name = cfg.DATASETS.TRAIN[0]
-    validate(name)
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)
     return str(folder.resolve())

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from detectron2.modeling import build_model
 
-from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.losses import GradientDensity
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
@@ -12,8 +11,11 @@ from ghm_d2.register import register_all
 from ghm_d2.run_folder import CONFIG_FILE
 
 
-def config_for(weights: Path, config: str | None, overrides: list[str]):
-    """The configuration `config`, or the config.yaml beside `weights`.
+def config_source(weights: Path, config: str | None) -> str:
+    """The name of the configuration that `weights` were trained with.
+
+    Args:
+        config: a YAML file, or the name of a shipped one; None takes config.yaml beside `weights`.
 
     Raises:
         WeightsError: there are no such weights.
@@ -24,7 +26,7 @@ def config_for(weights: Path, config: str | None, overrides: list[str]):
         raise WeightsError(f"no weights {weights}")
     if config is None and not beside.is_file():
         raise UsageError(f"no {CONFIG_FILE} beside {weights}; name one with --config FILE")
-    return load_config(config or str(beside), overrides)
+    return config or str(beside)
 
 
 def load_detector(cfg, weights: Path):

@@ -1,13 +1,12 @@
 """`train`: sets up one run, alone or as one process of a group, and sees it through."""
 
-import random
 import statistics
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
@@ -18,11 +17,9 @@ from ghm_d2.config import config_text
 from ghm_d2.data.loaders import build_train_loader
 from ghm_d2.describe import describe_run, peak_memory_mb
 from ghm_d2.errors import (
-    DataError,
     DivergedError,
     OutputError,
     RunError,
-    UsageError,
     WeightsError,
 )
 from ghm_d2.files import write_text
@@ -38,7 +35,7 @@ from ghm_d2.run_folder import (
     METRICS_FILE,
     RUN_FILE,
 )
-from ghm_d2.training.distributed import lost_peers, same_for_all, share_statistics
+from ghm_d2.training.distributed import lost_peers, share_statistics
 from ghm_d2.training.divergence import is_finite
 from ghm_d2.training.hooks import (
     BestCheckpoint,
@@ -53,6 +50,7 @@ from ghm_d2.training.hooks import (
     drop_lines_from,
 )
 from ghm_d2.training.optimizer import build_optimizer
+from ghm_d2.training.prepare import config_errors
 from ghm_d2.training.trainer import GHMTrainer
 
 
@@ -225,7 +223,7 @@ def set_up(
     """
     register_all()
     seed_all_rng(cfg.SEED)
-    with _as_usage_errors():
+    with config_errors():
         model = build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             model.to(memory_format=torch.channels_last)  # a quarter less time a step
@@ -245,7 +243,7 @@ def set_up(
             "write the name of a checkpoint model_[0-9]*.pth into last_checkpoint"
         )
     start_iter = loaded["trainer"]["iteration"] + 1 if resuming else 0
-    with _as_usage_errors():
+    with config_errors():
         loader = build_train_loader(cfg, start_iter)
     trainer = GHMTrainer(cfg, model, loader, optimizer, start_iter, progress.message)
     held = LossHistory(), BestCheckpoint(checkpointer)
@@ -255,55 +253,3 @@ def set_up(
         progress.message(f"resuming after {start_iter} iterations")
     checkpointer.add_checkpointable("trainer", trainer)
     return trainer, checkpointer, held
-
-
-@contextmanager
-def _as_usage_errors():
-    """Detectron2's complaints about a configuration, as errors of the configuration."""
-    try:
-        yield
-    except (KeyError, ValueError, AssertionError, IndexError) as error:
-        raise UsageError(
-            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {error.filename}") from None
-
-
-def choose_seed(cfg) -> None:
-    """Replace a negative SEED, Detectron2's "any", by a drawn one, so that it is on record.
-
-    It is the same in all processes of a group.
-    """
-    if cfg.SEED < 0:
-        cfg.SEED = same_for_all(random.SystemRandom().randrange(2**31))
-
-
-def scale_to_group(cfg, resume: bool = False) -> tuple[object, str]:
-    """`cfg` for as many processes as there are, and what a log should say of it.
-
-    With SOLVER.REFERENCE_WORLD_SIZE set, batch, learning rate and schedule are scaled as
-    Detectron2 scales them; without, all stay as they are, and so they do in a run that is resumed.
-
-    Raises:
-        UsageError: the batch cannot be divided among the processes and their parts of a step.
-    """
-    world, solver = comm.get_world_size(), cfg.SOLVER
-    reference = solver.REFERENCE_WORLD_SIZE
-    if not resume:
-        with _as_usage_errors():
-            cfg = DefaultTrainer.auto_scale_workers(cfg, world)
-    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
-    if batch % (world * parts):
-        raise UsageError(
-            f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {world} processes with "
-            f"SOLVER.ACCUMULATE {parts}"
-        )
-    said = f"{world} processes share each batch of {batch}; " if world > 1 else ""
-    if cfg.SOLVER is not solver:
-        return cfg, said + (
-            f"for {world} instead of SOLVER.REFERENCE_WORLD_SIZE {reference}, IMS_PER_BATCH "
-            f"{solver.IMS_PER_BATCH} becomes {batch}, BASE_LR {solver.BASE_LR:g} "
-            f"{cfg.SOLVER.BASE_LR:g}, MAX_ITER {solver.MAX_ITER} {cfg.SOLVER.MAX_ITER}"
-        )
-    return cfg, said and f"{said}BASE_LR {solver.BASE_LR:g} is as configured"

@@ -38,7 +38,8 @@ def test_a_run_is_its_configuration_data_and_seed(run_of, tmp_path):
     assert run.key in run.folder.name and run.folder.parent == tmp_path / "a" / "runs"
 
 
-def test_where_it_runs_and_what_it_is_called_do_not_matter(run_of):
+def test_where_it_runs_and_what_it_is_called_do_not_matter(run_of, monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     run = run_of()
     same = run_of("OUTPUT_DIR", "elsewhere", root="b", side="y", device="mps")
     assert same.key == run.key and same.folder.name == run.folder.name

@@ -16,7 +16,7 @@ from ghm_d2.register import register_all
 from ghm_d2.training import train as train_module
 from ghm_d2.training.hooks import FiniteCheckpointer
 from ghm_d2.training.optimizer import build_optimizer
-from ghm_d2.training.train import scale_to_group
+from ghm_d2.training.prepare import scale_to_group
 from ghm_d2.training.trainer import GHMTrainer
 
 

@@ -1,0 +1,173 @@
+"""From a configuration's name and a data set to a checked, resolved `cfg`: one way for all."""
+
+import random
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.utils import comm
+
+from ghm_d2.config import check_config, load_config
+from ghm_d2.data.catalog import apply_to_config, validate
+from ghm_d2.errors import DataError, UsageError
+from ghm_d2.training.distributed import same_for_all
+
+
+def prepare(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+) -> tuple[CfgNode, str]:
+    """A `cfg` that is ready for training.
+
+    The data sets are registered and checked, the number of classes is theirs, a seed is chosen,
+    and the schedule suits the number of processes. All ranks of a group call this, and get the
+    same.
+
+    Args:
+        source: a YAML file, or the name of a shipped configuration.
+        overrides: KEY, VALUE, KEY, VALUE, ...
+        dataset: as for `apply_to_config`; None takes DATASETS.TRAIN and DATASETS.TEST.
+        device: as for `pick_device`.
+        seed: None keeps SEED, or draws one where that is negative.
+        output: OUTPUT_DIR; None keeps the configured folder.
+        resume: `source` is the configuration of a run that is to be resumed: its classes and its
+            schedule stay as they are.
+
+    Returns:
+        the `cfg`, and what a log should say about its scaling to the group; "" for nothing.
+
+    Raises:
+        UsageError: an unknown key, a value out of range, an unknown data set or device, or a
+            batch that cannot be divided among the ranks.
+        DataError: the data sets cannot be used.
+    """
+    cfg = prepare_detector(source, overrides, device)
+    if output is not None:
+        cfg.OUTPUT_DIR = str(output)
+    if seed is not None:
+        cfg.SEED = seed
+    check_config(cfg)
+    classes = tuple(cfg.DATASETS.CLASS_NAMES)
+    apply_to_config(cfg, dataset)
+    if resume and tuple(cfg.DATASETS.CLASS_NAMES) != classes:
+        data = dataset or cfg.DATASETS.TRAIN[0]
+        raise DataError(f"{data} has other classes than the run that is to be resumed")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        validate(name)
+    choose_seed(cfg)
+    return scale_to_group(cfg, resume)
+
+
+def prepare_evaluation(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    device: str = "auto",
+) -> CfgNode:
+    """A `cfg` for evaluating a trained detector; DATASETS.TEST is registered and checked.
+
+    Training data need not exist, and what only a training reads is not checked.
+
+    Args and raises: as for `prepare`.
+    """
+    cfg = prepare_detector(source, overrides, device)
+    apply_to_config(cfg, dataset, need_train=False)
+    validate(cfg.DATASETS.TEST[0])
+    return cfg
+
+
+def prepare_detector(source: str, overrides: Sequence[str] = (), device: str = "auto") -> CfgNode:
+    """A `cfg` for a trained detector that needs no data set, as in `ghm predict`.
+
+    Args and raises: as for `prepare`.
+    """
+    cfg = load_config(source, overrides)
+    cfg.MODEL.DEVICE = pick_device(device)
+    return cfg
+
+
+def pick_device(device: str) -> str:
+    """The torch device that `device` stands for: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        UsageError: it is unknown, or not available.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(f"--device is auto, cpu, cuda or mps, not {device!r}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("no CUDA device here; use --device auto, and see ghm doctor")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("no MPS device here; use --device auto, and see ghm doctor")
+    return device
+
+
+def choose_seed(cfg) -> None:
+    """Replace a negative SEED, Detectron2's "any", by a drawn one, so that it is on record.
+
+    It is the same on all ranks.
+    """
+    if cfg.SEED < 0:
+        cfg.SEED = same_for_all(random.SystemRandom().randrange(2**31))
+
+
+def scale_to_group(cfg, resume: bool = False) -> tuple[CfgNode, str]:
+    """`cfg` for as many processes as there are, and what a log should say about it.
+
+    With SOLVER.REFERENCE_WORLD_SIZE set, Detectron2 scales batch, learning rate and schedule.
+    Without it, and in a run that is resumed, all stay as they are.
+
+    Raises:
+        UsageError: the batch cannot be divided among the ranks and SOLVER.ACCUMULATE.
+    """
+    world, before = comm.get_world_size(), cfg.SOLVER
+    if not resume:
+        with config_errors():
+            cfg = DefaultTrainer.auto_scale_workers(cfg, world)
+    solver = cfg.SOLVER
+    if solver.IMS_PER_BATCH % (world * solver.ACCUMULATE):
+        raise UsageError(
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} cannot be divided among {world} "
+            f"processes with SOLVER.ACCUMULATE {solver.ACCUMULATE}"
+        )
+    return cfg, _scaling_note(before, solver, world)
+
+
+def _scaling_note(before, after, world: int) -> str:
+    shared = f"{world} processes share each batch of {after.IMS_PER_BATCH}; " if world > 1 else ""
+    if after is before:
+        return shared and f"{shared}BASE_LR {after.BASE_LR:g} is as configured"
+    return shared + (
+        f"for {world} instead of SOLVER.REFERENCE_WORLD_SIZE {before.REFERENCE_WORLD_SIZE}, "
+        f"IMS_PER_BATCH {before.IMS_PER_BATCH} becomes {after.IMS_PER_BATCH}, BASE_LR "
+        f"{before.BASE_LR:g} {after.BASE_LR:g}, MAX_ITER {before.MAX_ITER} {after.MAX_ITER}"
+    )
+
+
+@contextmanager
+def config_errors():
+    """Turn Detectron2's complaints about a configuration into errors of the configuration.
+
+    Raises:
+        UsageError, DataError: in place of what was raised within.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, AssertionError, IndexError) as error:
+        raise UsageError(
+            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {error.filename}") from None
