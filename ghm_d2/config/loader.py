@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def get_cfg():
     return cfg
 
 
-def load_config(path: str, overrides: list[str] = ()):
+def load_config(path: str, overrides: Sequence[str] = ()):
     """A `CfgNode` from a YAML file and `KEY VALUE` overrides.
 
     Args:
@@ -68,7 +69,7 @@ def load_config(path: str, overrides: list[str] = ()):
     return cfg
 
 
-def merge_overrides(cfg, overrides: list[str]) -> None:
+def merge_overrides(cfg, overrides: Sequence[str]) -> None:
     """Merge `KEY VALUE` pairs, in place.
 
     Raises:

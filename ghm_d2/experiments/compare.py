@@ -6,13 +6,14 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ghm_d2.config import config_hash
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, is_training, take
 from ghm_d2.experiments.plan import (
     Plan,
-    Run,
+    PlannedRun,
     expected_seconds,
     make_run,
     side_config,
@@ -25,7 +26,7 @@ from ghm_d2.records import (
     COMPARISON_FILE,
     ComparedSide,
     Comparison,
-    Pair,
+    RunRecord,
     RunsTable,
     Trial,
 )
@@ -67,7 +68,7 @@ class Request:
         return self.root / f"{slug}-{name[:6]}"
 
 
-def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Run]:
+def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[PlannedRun]:
     """The runs of a comparison, one seed of all sides after another.
 
     Args:
@@ -97,7 +98,7 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     table = request.table
     searches = _searches(request)
     trials = [run for side in searches for _, run in side.trials(table)]
-    settings = {}
+    settings: dict[str, tuple[str, ...]] = {}
     if searches and len(trials) == TRIALS * len(searches) and all(t.is_done(table) for t in trials):
         settings, _ = search(searches, table, lambda runs: None)
     runs = make_runs(request, settings)
@@ -152,7 +153,7 @@ def _searches(request: Request) -> list[SideSearch]:
     return found
 
 
-def label_of(request: Request, runs: list[Run]) -> str:
+def label_of(request: Request, runs: list[PlannedRun]) -> str:
     """What the comparison's data are called; sides with noise of their own share digits."""
     return "digits" if request.suite.sides[0].noise is not None else runs[0].label
 
@@ -180,17 +181,17 @@ def _record(
         budget=request.budget,
         seeds=list(request.seeds),
         sides=sides,
-        pairs=[Pair(*pair) for pair in request.suite.pairs],
+        pairs=list(request.suite.pairs),
         command=request.command,
         search=trials,
     ).write(folder)
 
 
-def run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> None:
+def run_all(runs: list[PlannedRun], launcher, table: RunsTable, progress: Progress) -> None:
     """Run what is not done, and wait for what another comparison is at."""
     watch = _Watch(runs, table, progress)
     waiting = deque(run for run in runs if run.key not in watch.done)
-    jobs = []
+    jobs: list[tuple[PlannedRun, Any]] = []
     try:
         while waiting or jobs:
             for _ in range(len(waiting)):
@@ -219,7 +220,7 @@ def run_all(runs: list[Run], launcher, table: RunsTable, progress: Progress) -> 
             job.stop()
 
 
-def _failure(run: Run, code: int) -> BaseException:
+def _failure(run: PlannedRun, code: int) -> BaseException:
     if code == EXIT_INTERRUPTED:
         return KeyboardInterrupt()
     kind = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}.get(code, RunError)
@@ -237,22 +238,22 @@ def _failure(run: Run, code: int) -> BaseException:
 class _Watch:
     """Tells a `Progress` how far all runs together are, in iterations."""
 
-    def __init__(self, runs: list[Run], table: RunsTable, progress: Progress):
+    def __init__(self, runs: list[PlannedRun], table: RunsTable, progress: Progress):
         self._runs = {run.key: run for run in runs}
         self._progress = progress
         self.done = {key for key, run in self._runs.items() if run.is_done(table)}
 
-    def finished(self, run: Run) -> None:
+    def finished(self, run: PlannedRun) -> None:
         """A run has ended with a result."""
         self.done.add(run.key)
-        record, ap = run.record(), None
+        record = RunRecord.read(run.folder)
         ap = record.metrics.get("AP")
         result = record.outcome or ("no AP" if ap is None else f"AP {ap:.1f}")
         self._progress.message(
             f"{len(self.done)} of {len(self._runs)}: {run.side}, seed {run.seed}: {result}"
         )
 
-    def update(self, running: list[Run]) -> None:
+    def update(self, running: list[PlannedRun]) -> None:
         """Look into the folders of the runs under way."""
         done = sum(self._runs[key].iterations for key in self.done)
         rows = [_last_row(run) for run in running]
@@ -261,7 +262,7 @@ class _Watch:
         self._progress.step(done, total, rows[0] if rows else {})
 
 
-def _last_row(run: Run) -> dict:
+def _last_row(run: PlannedRun) -> dict:
     """The last whole training row of a run's metrics.jsonl."""
     file = run.folder / METRICS_FILE
     if not file.is_file():

@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
-from ghm_d2.experiments.plan import Run
+from ghm_d2.experiments.plan import PlannedRun
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunsTable
+from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
 
 BUSY = 75  # exit code: another process is training this run
 
 
-def train_run(run: Run, table_file: Path, device: str) -> int:
+def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
     """Train, analyse and enter one run; resumes it where it was cut off.
 
     Returns:
@@ -54,12 +54,12 @@ def train_run(run: Run, table_file: Path, device: str) -> int:
         except Exception:
             traceback.print_exc()
             return 1
-        record = asdict(run.record())
+        record = asdict(RunRecord.read(run.folder))
         table.append({"key": run.key, "folder": run.folder.name, "record": record})
     return 0
 
 
-def is_training(run: Run) -> bool:
+def is_training(run: PlannedRun) -> bool:
     """Whether some process is at this run now.
 
     Raises:
@@ -99,7 +99,7 @@ def _log_to(file: Path) -> None:
     os.dup2(log, 2)
 
 
-def _train(run: Run, device: str) -> None:
+def _train(run: PlannedRun, device: str) -> None:
     import torch
 
     from ghm_d2.training.train import train
@@ -111,9 +111,9 @@ def _train(run: Run, device: str) -> None:
     cfg.OUTPUT_DIR = str(run.folder)
     record, evaluation = run.record(), None
     weights = run.folder / FINAL_WEIGHTS
-    finished = record is not None and record.status == "finished"
-    if not finished or not weights.is_file():
-        resume = not finished  # without its weights, a finished run is made anew
+    if record is None or record.status != "finished" or not weights.is_file():
+        # without its weights, a finished run is made anew
+        resume = record is None or record.status != "finished"
         record, evaluation = train(cfg, run.label, resume=resume, progress=LogProgress())
         for checkpoint in run.folder.glob(CHECKPOINTS):
             checkpoint.unlink()  # model_final and model_best stay
@@ -156,7 +156,7 @@ class LocalLauncher:
 
             self.free = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
-    def start(self, run: Run, table_file: Path) -> "LocalJob":
+    def start(self, run: PlannedRun, table_file: Path) -> "LocalJob":
         """Start a run on a free device, which there must be one of."""
         return LocalJob(run, table_file, self.free)
 
@@ -164,7 +164,7 @@ class LocalLauncher:
 class LocalJob:
     """A run in a process of this machine."""
 
-    def __init__(self, run: Run, table_file: Path, free: list[str]):
+    def __init__(self, run: PlannedRun, table_file: Path, free: list[str]):
         self._free, self._device = free, free.pop(0)
         spawn = multiprocessing.get_context("spawn")  # a forked CUDA does not work
         arguments = (run, table_file, self._device)
@@ -186,7 +186,7 @@ class LocalJob:
         self._process.join()
 
 
-def _in_process(run: Run, table_file: Path, device: str) -> None:
+def _in_process(run: PlannedRun, table_file: Path, device: str) -> None:
     os.setpgrp()  # Ctrl-C is the comparison's to hear: it asks the run to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(train_run(run, table_file, device))
@@ -194,7 +194,8 @@ def _in_process(run: Run, table_file: Path, device: str) -> None:
 
 def _end_with_parent() -> None:
     """A killed comparison leaves nothing running: the run saves a checkpoint and ends."""
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -224,7 +225,7 @@ class SubmititLauncher:
         self._device = device
         self.free = [None]  # there is always room in a queue
 
-    def start(self, run: Run, table_file: Path) -> "SubmititJob":
+    def start(self, run: PlannedRun, table_file: Path) -> "SubmititJob":
         """Submit a run."""
         return SubmititJob(self._executor.submit(train_run, run, table_file, self._device))
 

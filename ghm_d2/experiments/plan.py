@@ -20,7 +20,7 @@ from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
 from ghm_d2.describe import device_name, experiment_hash, method_name
 from ghm_d2.errors import UsageError
-from ghm_d2.experiments.suites import BASES, Side, Suite
+from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
@@ -33,7 +33,7 @@ RESULTS = ("finished", "diverged")  # how a run ends that is never run again
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training of a comparison, and everything that is needed to run it in another process."""
 
     side: str
@@ -78,8 +78,8 @@ class Plan:
 
     suite: Suite
     dataset: str  # its label
-    runs: list[Run]
-    trials: list[Run]  # of the search, which come first
+    runs: list[PlannedRun]
+    trials: list[PlannedRun]  # of the search, which come first
     done: set[str]  # keys
     seconds: dict[str, float]  # expected, of what is not done, by key
 
@@ -95,7 +95,7 @@ class Plan:
             "runs": [self._row(run) for run in self.runs],
         }
 
-    def _row(self, run: Run) -> dict:
+    def _row(self, run: PlannedRun) -> dict:
         return {
             "side": run.side,
             "seed": run.seed,
@@ -115,23 +115,18 @@ def build_config(
     return prepare(config, overrides, dataset=dataset, seed=seed, device=device)[0]
 
 
-def side_config(side: Side, budget: str) -> tuple[str, tuple[str, ...]]:
+def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
     """The configuration of a side, and the overrides that fit its schedule to the budget.
 
-    A shipped suite is quick by its quick configurations, else it is the published recipe, with
-    half its iterations for "half". Anyone's own configuration is "full" as it is written, "half"
-    with half its iterations, and "quick" with QUICK_ITERATIONS at most.
+    "full" is the schedule as it is written, "half" has half its iterations, and "quick" at most
+    QUICK_ITERATIONS, which the shipped quick configurations have.
     """
-    if side.config in BASES:
-        config = BASES[side.config][budget != "quick"]
-        factor = 0.5 if budget == "half" else 1.0
-    else:
-        shipped = side.config in list_configs() and not Path(side.config).is_file()
-        config = side.config if shipped else str(find_config(side.config).resolve())
-        iterations = load_config(config).SOLVER.MAX_ITER
-        quick = min(1.0, QUICK_ITERATIONS / iterations)
-        factor = {"quick": quick, "half": 0.5, "full": 1.0}[budget]
-    return config, (*side.overrides, *scaled_schedule(load_config(config), factor))
+    shipped = side.config in list_configs() and not Path(side.config).is_file()
+    config = side.config if shipped else str(find_config(side.config).resolve())
+    cfg = load_config(config)
+    quick = min(1.0, QUICK_ITERATIONS / max(1, cfg.SOLVER.MAX_ITER))
+    factor = {"quick": quick, "half": 0.5, "full": 1.0}[budget]
+    return config, (*side.overrides, *scaled_schedule(cfg, factor))
 
 
 def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
@@ -153,7 +148,7 @@ def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
     return (*words, "SOLVER.STEPS", str(steps))
 
 
-def side_dataset(side: Side, dataset: str | None) -> str | None:
+def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
     """The data set of a side: the generated digits with its noise, or the comparison's.
 
     Raises:
@@ -179,7 +174,7 @@ def make_run(
     seed: int,
     device: str,
     analyse: bool = True,
-) -> Run:
+) -> PlannedRun:
     """A run with its key, in a folder below `root`/runs.
 
     Raises:
@@ -193,7 +188,7 @@ def make_run(
     content += [file_fingerprint(pretrained)] if Path(pretrained).is_file() else []
     key = config_hash(json.dumps(content))
     slug = re.sub(r"[^a-z0-9]+", "-", method_name(cfg).lower()).strip("-")
-    return Run(
+    return PlannedRun(
         side=side,
         config=config,
         overrides=tuple(overrides),
@@ -209,7 +204,7 @@ def make_run(
 
 
 def expected_seconds(
-    runs: Sequence[Run], table: RunsTable, device: str, progress: Progress
+    runs: Sequence[PlannedRun], table: RunsTable, device: str, progress: Progress
 ) -> dict[str, float]:
     """What each run will take, by key: from finished runs of its configuration, or timed steps.
 
@@ -230,7 +225,7 @@ def expected_seconds(
     return expected
 
 
-def _known_timing(run: Run, table: RunsTable, device: str) -> tuple[float, float] | None:
+def _known_timing(run: PlannedRun, table: RunsTable, device: str) -> tuple[float, float] | None:
     """Of a finished run of the same configuration on the same device."""
     for row in table.rows():
         record = row["record"]
@@ -240,7 +235,7 @@ def _known_timing(run: Run, table: RunsTable, device: str) -> tuple[float, float
     return None
 
 
-def _time_steps(run: Run, device: str) -> tuple[float, float]:
+def _time_steps(run: PlannedRun, device: str) -> tuple[float, float]:
     return time_steps(run.build_config(device))
 
 

@@ -15,7 +15,7 @@ from ghm_d2.data.catalog import data_label
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import UsageError
-from ghm_d2.experiments.plan import Run, make_run, scaled_schedule
+from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
 from ghm_d2.records import RunsTable, Trial
 from ghm_d2.training.prepare import prepare
 
@@ -61,7 +61,7 @@ class SideSearch:
         self._weight_key = f"MODEL.{part}.BBOX_REG_LOSS_WEIGHT"
         self._lr, self._weight = cfg.SOLVER.BASE_LR, cfg.MODEL[part].BBOX_REG_LOSS_WEIGHT
 
-    def trials(self, table: RunsTable) -> list[tuple[tuple[str, ...], Run]]:
+    def trials(self, table: RunsTable) -> list[tuple[tuple[str, ...], PlannedRun]]:
         """(setting, run) of the trials that are known by now; the weights' follow the rates'."""
         rates = [self._setting(lr=f) for f in LR_FACTORS]
         found = [(s, self._run(s)) for s in rates]
@@ -76,7 +76,7 @@ class SideSearch:
             return ("SOLVER.BASE_LR", f"{self._lr * lr:g}")
         return (self._weight_key, f"{self._weight * weight:g}")
 
-    def _run(self, setting: tuple[str, ...]) -> Run:
+    def _run(self, setting: tuple[str, ...]) -> PlannedRun:
         overrides = (*self._overrides, *setting)
         return make_run(
             self._root,
@@ -91,7 +91,7 @@ class SideSearch:
 
 
 def search(
-    sides: Sequence[SideSearch], table: RunsTable, run_all: Callable[[list[Run]], None]
+    sides: Sequence[SideSearch], table: RunsTable, run_all: Callable[[list[PlannedRun]], None]
 ) -> tuple[dict[str, tuple[str, ...]], list[Trial]]:
     """Run what is not done of the search, and choose for each side.
 
@@ -128,12 +128,18 @@ def holdout(root: Path, config: str, dataset: str | None) -> str:
     return str(folder.resolve())
 
 
-def _ap(run: Run, table: RunsTable) -> float | None:
-    record = table.latest(run.key)["record"]
-    return record["metrics"].get("AP") if record["status"] == "finished" else None
+def _ap(run: PlannedRun, table: RunsTable) -> float | None:
+    row = table.latest(run.key)
+    if row is None or row["record"]["status"] != "finished":
+        return None
+    return row["record"]["metrics"].get("AP")
 
 
 def _best(found, table: RunsTable) -> tuple[str, ...]:
     """The setting with the largest AP; of equals the first; a diverged trial is below all."""
-    aps = [_ap(run, table) for _, run in found]
-    return found[max(range(len(found)), key=lambda i: -1.0 if aps[i] is None else aps[i])][0]
+
+    def score(trial) -> float:
+        ap = _ap(trial[1], table)
+        return -1.0 if ap is None else ap
+
+    return max(found, key=score)[0]

@@ -10,7 +10,7 @@ from ghm_d2.data.digits.dataset import DigitsSpec, write
 from ghm_d2.describe import experiment_hash
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import make_run, scaled_schedule, side_dataset
-from ghm_d2.experiments.suites import Side
+from ghm_d2.experiments.suites import SuiteSide
 
 CONFIG = "quick/retinanet_ghm.yaml"
 
@@ -83,7 +83,7 @@ def test_noise_is_of_the_generated_digits(monkeypatch, tmp_path):
     monkeypatch.setattr("ghm_d2.experiments.plan.DigitsSpec", lambda noise: DigitsSpec(
         train=2, val=1, noise=noise
     ))  # fmt: skip
-    side = Side("a", CONFIG, noise=0.4)
+    side = SuiteSide("a", CONFIG, noise=0.4)
     clean = replace(side, noise=0.0)
     folder = Path(side_dataset(side, None))
     assert (folder / "train.json").is_file()

@@ -19,8 +19,8 @@ def test_every_side_is_a_configuration(name, budget):
         loaded[side.name] = cfg.dump() + str(side.noise)
         assert side.settings_of in ("", *(other.name for other in suite.sides))
     assert len(set(loaded.values())) == len(suite.sides), "two sides are the same experiment"
-    for side, reference, question in suite.pairs:
-        assert {side, reference} <= loaded.keys() and question
+    for pair in suite.pairs:
+        assert {pair.side, pair.reference} <= loaded.keys() and pair.question
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_families_are_named_with_and_without_vs(words):
     methods = {side.name for side in suite.sides if not side.optional}
     assert len(methods) == 4
     assert sum(name.startswith("Faster R-CNN") for name in methods) == 2
-    one_family = [len({s.split()[0], r.split()[0]}) == 1 for s, r, _ in suite.pairs]
-    asked = [question == "what GHM changes within each family" for *_, question in suite.pairs]
+    one_family = [p.side.split()[0] == p.reference.split()[0] for p in suite.pairs]
+    asked = [p.question == "what GHM changes within each family" for p in suite.pairs]
     assert asked == one_family and True in asked and False in asked
 
 
@@ -83,14 +83,14 @@ def test_sides_are_chosen_by_name():
 
 def test_sides_without_a_pair_are_compared_with_the_first():
     suite = choose_sides(find_suite(["losses"], "quick"), ["CE + SL1", "OHEM + SL1"])
-    assert [pair[:2] for pair in suite.pairs] == [("OHEM + SL1", "CE + SL1")]
+    assert [(p.side, p.reference) for p in suite.pairs] == [("OHEM + SL1", "CE + SL1")]
 
 
 def test_own_configurations_are_named_by_their_files(tmp_path):
     a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
     suite = find_suite([str(a), "vs", str(b)], "full")
     assert [side.name for side in suite.sides] == ["a", "b"]
-    assert suite.pairs[0][:2] == ("b", "a")
+    assert (suite.pairs[0].side, suite.pairs[0].reference) == ("b", "a")
     other = tmp_path / "other" / "a.yaml"
     suite = find_suite([str(a), str(other)], "full")
     assert [side.name for side in suite.sides] == [str(a), str(other)]
