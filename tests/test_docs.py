@@ -1,0 +1,110 @@
+"""What README.md and docs/ say is so."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ghm_d2.cli.app import app
+from ghm_d2.config import get_cfg, merge_overrides
+from ghm_d2.reports.document import escape
+from ghm_d2.reports.report import read_report, runs_csv
+from ghm_d2.reports.study import find_comparisons
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+TEXT = "\n".join(PAGES.values())
+
+
+def load_tool(name: str):
+    path = ROOT / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["configuration", "detectors", "results", "stability"])
+def test_generated_tables_are_what_their_commands_print(name):
+    tables, page = load_tool("docs_tables"), PAGES[f"{name}.md"]
+    parts = tables.PART.findall(page)
+    assert parts and len(parts) == page.count("<!-- generated:")
+    assert all(part.count("\n| ") >= 5 for part in page.split("<!-- generated:")[1:])
+    assert tables.generate(page) == page, "run python tools/docs_tables.py"
+
+
+def test_every_key_of_ours_is_in_the_tables():
+    from detectron2.config import get_cfg as detectron2_defaults
+
+    def keys(node, prefix=""):
+        for key, value in node.items():
+            name = prefix + key
+            yield from keys(value, name + ".") if isinstance(value, dict) and value else [name]
+
+    ours = set(keys(get_cfg())) - set(keys(detectron2_defaults()))
+    assert ours >= {"MODEL.GHM.CLS.BINS", "MODEL.TIMM.NAME"}
+    rows = re.findall(
+        r"^\| `([A-Z0-9_.]+)` \| `(.+?)` \| (.+) \|$", PAGES["configuration.md"], re.M
+    )
+    assert ours - {key for key, _, _ in rows} == set()
+    assert [key for key, _, meaning in rows if not meaning.strip()] == []
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.S))
+def test_the_code_runs(code):
+    exec(compile(code, "docs", "exec"), {})
+
+
+def shell_lines() -> list[str]:
+    """The lines of the blocks of commands."""
+    return "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.S)).splitlines()
+
+
+def test_the_commands_exist(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ghm"])
+    lines = "\n".join(shell_lines())
+    named = set(re.findall(r"^ghm (data \w+|\w+)", lines, re.M))
+    assert {"train", "eval", "predict", "data import", "compare", "export"} <= named
+    for command in sorted(named):
+        shown = CliRunner().invoke(app, [*command.split(), "--help"])
+        assert shown.exit_code == 0, command
+        assert "Example" in shown.stdout, f"ghm {command} --help has no example"
+
+
+def test_the_configurations_named_are_shipped():
+    named = set(re.findall(r"\bconfigs/\w+/\w+\.yaml", TEXT))
+    assert len(named) >= 5 and {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_overrides_shown_are_accepted():
+    shown = [line for line in shell_lines() if line.startswith("ghm train")]
+    pairs = [re.findall(r"\b([A-Z]+(?:\.[A-Z_]+)+) (\S+)", line) for line in shown]
+    assert any(pairs)
+    for words in pairs:
+        merge_overrides(get_cfg(), [word for pair in words for word in pair])
+
+
+def test_the_readmes_results_are_among_all_results():
+    rows = re.findall(r"^\| .* \| 3 \|$", PAGES["README.md"], re.M)
+    assert len(rows) > 3 and [row for row in rows if row not in PAGES["results.md"]] == []
+
+
+@pytest.mark.parametrize("folder", find_comparisons(ROOT / "results"), ids=lambda f: f.name)
+def test_reports_are_of_the_records(folder):
+    """`ghm report` of the folder would write these numbers and this answer again."""
+    report, text = read_report(folder), (folder / "report.md").read_text(encoding="utf-8")
+    assert all(table in text for table in report.markdown.split("\n\n"))
+    assert all(escape(sentence) in text for sentence in report.verdict)
+    assert (folder / "runs.csv").read_text(encoding="utf-8") == runs_csv(report.summary.study)
+    assert f"results/comparisons/{folder.name}/report.md" in PAGES["results.md"]
+
+
+def test_what_was_measured_with_a_configuration_is_in_results():
+    catalog = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))
+    measured = load_tool("describe_configs").measured_ap(ROOT / "results" / "comparisons")
+    assert {name: row["measured"] for name, row in catalog.items() if row["measured"]} == measured

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Writes the generated tables of docs/: `python tools/docs_tables.py`, then look at `git diff`.
+
+A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of `ghm`,
+whose output becomes the table, or `keys GROUP`: the configuration keys that the function
+`_add_GROUP` of ghm_d2/config/keys.py adds, with the comments that stand there.
+"""
+
+import ast
+import os
+import re
+from itertools import takewhile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KEYS = ROOT / "ghm_d2" / "config" / "keys.py"
+PART = re.compile(r"(<!-- generated: (.*?) -->\n\n).*?(<!-- end -->)", re.S)
+
+
+def main() -> None:
+    """Write every page again whose tables have changed."""
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        old = page.read_text(encoding="utf-8")
+        if (new := generate(old)) != old:
+            page.write_text(new, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}")
+
+
+def generate(text: str) -> str:
+    """The text of a page with its tables as their commands print them now."""
+    return PART.sub(lambda part: f"{part[1]}{run(part[2]).strip()}\n\n{part[3]}", text)
+
+
+def run(command: str) -> str:
+    """The table that a command gives, in Markdown."""
+    program, *words = command.split()
+    if program == "keys":
+        return keys_table(words[0])
+    from typer.testing import CliRunner
+
+    from ghm_d2.cli.app import app
+
+    before = Path.cwd()
+    try:
+        os.chdir(ROOT)  # the commands name folders of the repository
+        shown = CliRunner().invoke(app, words, catch_exceptions=False)
+    finally:
+        os.chdir(before)
+    if shown.exit_code:
+        raise SystemExit(f"{command} ended with {shown.exit_code}: {shown.output}")
+    return shown.stdout
+
+
+def keys_table(group: str) -> str:
+    """Key, default and meaning of each key that `_add_GROUP` adds."""
+    source = KEYS.read_text(encoding="utf-8")
+    functions = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
+    lines = source.splitlines()
+    rows = ["| Key | Default | Meaning |", "| --- | --- | --- |"]
+    for node in functions[f"_add_{group}"].body:
+        if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
+            key = ast.unparse(node.targets[0]).removeprefix("cfg.")
+            default = ast.literal_eval(node.value)
+            shown = default or '""' if isinstance(default, str) else default
+            rows.append(f"| `{key}` | `{shown}` | {as_markdown(comment(lines, node))} |")
+    return "\n".join(rows)
+
+
+def comment(lines: list[str], node: ast.Assign) -> str:
+    """The comment of an assignment: the lines right above it, or what follows on its own line."""
+    above = [line.strip() for line in reversed(lines[: node.lineno - 1])]
+    above = list(takewhile(lambda line: line.startswith("#"), above))[::-1]
+    behind = lines[node.end_lineno - 1][node.end_col_offset :]
+    return " ".join(part.strip().lstrip("# ") for part in [*above, behind] if part.strip())
+
+
+def as_markdown(text: str) -> str:
+    """Values and keys set as code; nothing that a table would take for its own."""
+    text = re.sub(r'"([^"]*)"', lambda quoted: f"`{quoted[1] or chr(34) * 2}`", text)
+    return re.sub(r"\b(?:MODEL|SOLVER)\.[A-Z0-9_.]*[A-Z]", r"`\g<0>`", text).replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    main()
