@@ -56,7 +56,7 @@ test-all: setup
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 types: setup
 	$(BIN)/python -m mypy
