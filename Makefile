@@ -10,13 +10,14 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-all demo docs types bench soak hostile lint clean distclean
+.PHONY: help setup test test-all coverage demo docs types bench soak hostile lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and show results on the generated digits set"
 	@echo "make test       run the tests, without those that take minutes (part: make test ARGS='-k losses')"
 	@echo "make test-all   run every test, trainings of minutes included"
+	@echo "make coverage   run make test, and print what the tests cover of each file"
 	@echo "make docs       build the documentation into site/, and fail at a broken link"
 	@echo "make types      check types with mypy"
 	@echo "make bench      time the losses beside others' implementations, and whole training steps,"
@@ -53,6 +54,12 @@ test: setup
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Lines and branches that the tests run, in processes that they start too
+coverage: setup
+	rm -rf build/coverage
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/python -m pytest -n 2 \
+	    -m "not slow" --cov --cov-report=term $(ARGS)
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -13,8 +13,8 @@ import pytest
 
 LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1")
 # long enough to be killed on the way
-LONGER = ("--set", "SOLVER.MAX_ITER", "200", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
-LONGER += ("--set", "TEST.EVAL_PERIOD", "100")
+LONGER = ("--set", "SOLVER.MAX_ITER", "120", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
+LONGER += ("--set", "TEST.EVAL_PERIOD", "60")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def wait_for(what, process=None, seconds=200):
     while not (found := what()):
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
+        time.sleep(0.05)
     return found
 
 
@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed(killed):
     iterations = [json.loads(line)["iteration"] for line in log.splitlines()]
     assert iterations == sorted(iterations)
     record = table(killed)[1]["record"]
-    assert record["status"] == "finished" and record["iterations"] == 200
+    assert record["status"] == "finished" and record["iterations"] == 120
     said = (killed / "runs" / table(killed)[1]["folder"] / "log.txt").read_text()
     assert re.search(r"resuming after [1-9]\d* iterations", said)
 
@@ -113,6 +113,7 @@ def test_the_end_is_a_report(killed):
     assert record["s_per_iter"] > 0 and record["ms_per_image"] > 0 and record["peak_memory_mb"] > 0
 
 
+@pytest.mark.slow  # tests/experiments have a run that another process trains
 def test_two_comparisons_at_once_share_their_runs(words, tmp_path):
     both = [start([*words(tmp_path, *LOSSES), "--json"]) for _ in range(2)]
     ends = [process.communicate(timeout=300) for process in both]

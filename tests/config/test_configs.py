@@ -51,14 +51,27 @@ def no_denormals():
     torch.set_flush_denormal(False)
 
 
-@pytest.mark.usefixtures("no_denormals")
 @pytest.mark.parametrize("name", list_configs())
+def test_it_is_described(name):
+    register_all()
+    cfg = shipped(name)
+    cfg.MODEL.DEVICE = "meta"  # parameters have shapes but no values, which would take time
+    with torch.device("meta"):
+        assert_described(name, cfg, build_model(cfg))
+
+
+def slow_where_deep(name: str):
+    """ResNet-101 and ResNeXt-101 take seconds; there are the same heads on smaller networks."""
+    return pytest.param(name, marks=[pytest.mark.slow] if "_101" in name else [])
+
+
+@pytest.mark.usefixtures("no_denormals")
+@pytest.mark.parametrize("name", map(slow_where_deep, list_configs()))
 def test_a_training_step(name):
     register_all()
     cfg = shipped(name)
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    assert_described(name, cfg, model)
     optimizer = build_optimizer(cfg, model)
     with EventStorage(0):
         losses = model(tiny_batch(num_classes(cfg)))

@@ -1,5 +1,8 @@
 """Pictures and boxes at the edge of what there is, in every detector."""
 
+import copy
+from functools import cache
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -34,14 +37,15 @@ def build():
     """Makes the detector of a quick configuration, the same each time."""
     register_all()
 
-    def make(name: str):
+    @cache
+    def build_once(name: str):
         words = ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "20"]
         for group, score in LOOSE.items():
             words += [f"MODEL.{group}.SCORE_THRESH_TEST", str(score)]
         torch.manual_seed(0)
         return build_model(load_config(f"quick/{name}.yaml", words))
 
-    return make
+    return lambda name: copy.deepcopy(build_once(name))
 
 
 def picture(height: int, width: int, seed: int = 0) -> dict:

@@ -73,14 +73,11 @@ def batch() -> list[dict]:
     masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y0:y1, x0 : (x0 + x1) // 2] = True
-    items = []
-    for _ in range(2):
-        instances = Instances((SIDE, SIDE))
-        instances.gt_boxes, instances.gt_masks = Boxes(boxes), BitMasks(masks)
-        instances.gt_classes = torch.randint(0, 10, (len(boxes),), generator=generator)
-        image = torch.randint(0, 256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "instances": instances})
-    return items
+    instances = Instances((SIDE, SIDE))
+    instances.gt_boxes, instances.gt_masks = Boxes(boxes), BitMasks(masks)
+    instances.gt_classes = torch.randint(0, 10, (len(boxes),), generator=generator)
+    image = torch.randint(0, 256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return [{"image": image, "instances": instances}]
 
 
 @pytest.mark.parametrize(("name", "kind"), SYSTEMS.items())

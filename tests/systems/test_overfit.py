@@ -1,7 +1,8 @@
-"""Every detector learns eight pictures by heart: what is wired wrongly does not."""
+"""Every detector learns a few pictures by heart: what is wired wrongly does not."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ SYSTEMS = (
     "fcos",
     "fcos_ghm_c",
 )
+IN_SECONDS = ("retinanet_ghm", "yolov3_ghm", "faster_rcnn_ghm_r")
 SHORT = {
     "SOLVER.MAX_ITER": 120,
     "SOLVER.WARMUP_ITERS": 20,
@@ -32,26 +34,47 @@ SHORT = {
     "INPUT.MIN_SIZE_TEST": 160,
     "INPUT.AUGMENTATION": "''",
 }
+SHORTER = {
+    "SOLVER.MAX_ITER": 60,
+    "SOLVER.WARMUP_ITERS": 10,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "INPUT.MIN_SIZE_TRAIN": "(96,)",
+    "INPUT.MIN_SIZE_TEST": 96,
+}
 
 
 @pytest.fixture(scope="module")
-def eight_pictures(tmp_path_factory) -> str:
-    """A folder whose val split is its train split."""
-    folder = tmp_path_factory.mktemp("data") / "eight"
-    sizes = {"image_size": (120, 160), "objects": (2, 4), "side": (24, 72), "clutter": (0, 3)}
-    write(DigitsSpec(train=8, val=1, **sizes), folder)
-    shutil.copy(folder / "train.json", folder / "val.json")
-    return str(folder)
+def pictures(tmp_path_factory):
+    """Makes a folder whose val split is its train split, from so many pictures."""
+
+    def make(count: int, **sizes) -> Path:
+        folder = tmp_path_factory.mktemp("data") / str(count)
+        write(DigitsSpec(train=count, val=1, objects=(2, 4), clutter=(0, 3), **sizes), folder)
+        shutil.copy(folder / "train.json", folder / "val.json")
+        return folder
+
+    return make
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_eight_pictures_are_learnt(ghm, eight_pictures, tmp_path, name):
-    words = [str(word) for pair in SHORT.items() for word in pair]
-    options = ["--dataset", eight_pictures, "--output", tmp_path, "--seed", 1, "--json"]
+def assert_learns(ghm, name: str, data: Path, output: Path, keys: dict) -> None:
+    words = [word for pair in keys.items() for word in pair]
+    options = ["--dataset", data, "--output", output, "--seed", 1, "--json"]
     trained = ghm("train", "--config", f"configs/quick/{name}.yaml", *options, *words)
     assert trained.returncode == 0, trained.stderr
     record = json.loads(trained.stdout)
     assert record["metrics"]["AP50"] >= 90
     if name.startswith("mask"):
         assert record["mask_metrics"]["AP50"] >= 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_eight_pictures_are_learnt(ghm, pictures, tmp_path, name):
+    data = pictures(8, image_size=(120, 160), side=(24, 72))
+    assert_learns(ghm, name, data, tmp_path / "run", SHORT)
+
+
+@pytest.mark.parametrize("name", IN_SECONDS)
+def test_four_small_pictures_are_learnt(ghm, pictures, tmp_path, name):
+    data = pictures(4, image_size=(96, 128), side=(24, 64))
+    assert_learns(ghm, name, data, tmp_path / "run", SHORT | SHORTER)

@@ -31,9 +31,12 @@ RECIPES = [
 ]
 
 
-def built(name: str):
+def built(name: str, device: str = "meta"):
+    """On "meta", parameters have shapes but no values, which would take time."""
     register_all()
-    return build_model(load_config(name, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])).eval()
+    cfg = load_config(name, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
+    with torch.device(device):
+        return build_model(cfg).eval()
 
 
 def convolutions(backbone: str) -> int:
@@ -67,7 +70,7 @@ def test_parameters(name):
 )
 def test_operations_of_the_convolutions(name, billions):
     inputs = [{"image": torch.rand(3, 800, 800)}]
-    count = FlopCountAnalysis(built(name), (inputs,))
+    count = FlopCountAnalysis(built(name, "cpu"), (inputs,))
     count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     assert int(count.by_operator()["conv"] / 1e9) == billions
 
@@ -88,7 +91,7 @@ def test_operations_of_the_convolutions(name, billions):
 def test_feature_maps(name, sizes):
     """FPN, arXiv 1612.03144, section 3; its P6 and P7 in RetinaNet, arXiv 1708.02002, section 4."""
     with torch.no_grad():
-        maps = built(name).backbone(torch.zeros(1, 3, 256, 320))
+        maps = built(name).backbone(torch.zeros(1, 3, 256, 320, device="meta"))
     assert {k: tuple(x.shape) for k, x in maps.items()} == {
         k: (1, 256, *size) for k, size in sizes.items()
     }
