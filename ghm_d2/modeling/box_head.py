@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.sync import sum_up
-from ghm_d2.modeling.build_losses import (
-    build_ghm_r,
-    build_softmax_ghm_c,
-    check_ghm,
-    check_loss_type,
-)
+from ghm_d2.modeling.build_losses import ghm_modules
+from ghm_d2.modeling.loss_choice import check_loss_type, used_module
 from ghm_d2.modeling.retinanet import REG_LOSSES
 
 
@@ -50,28 +46,22 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
                 Detectron2's `use_sigmoid_ce`.
         """
         super().__init__(input_shape, **kwargs)
-        check_loss_type("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", self.box_reg_loss_type, REG_LOSSES)
-        check_ghm(self.box_reg_loss_type, ghm_r, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")
+        self.ghm_c, self.asl1_mu = ghm_c, asl1_mu
+        reg_key = "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
+        self.ghm_r = used_module(reg_key, self.box_reg_loss_type, REG_LOSSES, ghm_r)
         if ghm_c is not None and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
             raise UsageError(
                 "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c trains a softmax, so that "
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
             )
-        self.ghm_c = ghm_c
-        self.ghm_r = ghm_r
-        self.asl1_mu = asl1_mu
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", keys.CLS_LOSS_TYPE, ("ce", "ghm_c"))
         ret = super().from_config(cfg, input_shape)
-        cls_type = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE
-        check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", cls_type, ("ce", "ghm_c"))
         ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
-        if cls_type == "ghm_c":
-            ret["ghm_c"] = build_softmax_ghm_c(cfg)
-        if cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE == "ghm_r":
-            ret["ghm_r"] = build_ghm_r(cfg)
-        return ret
+        return ret | ghm_modules(cfg, keys, softmax=True)
 
     def losses(self, predictions, proposals):
         """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
@@ -82,7 +72,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         boxes = *boxes, deltas, labels
         _log_classification_stats(scores, labels)
         ghm_c, ghm_r = self.ghm_c.begin([scores], [labels]), None
-        if self.box_reg_loss_type == "ghm_r":
+        if self.ghm_r is not None:
             ghm_r = self.ghm_r.begin(*([x] for x in self._foreground_deltas(*boxes)))
         sum_up(ghm_c, ghm_r)
         losses = {
@@ -97,7 +87,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         if self.box_reg_loss_type not in ("asl1", "ghm_r"):
             return super().box_reg_loss(*arguments, *args, **kwargs)
         pred, target = self._foreground_deltas(*arguments)
-        if self.box_reg_loss_type == "ghm_r":
+        if self.ghm_r is not None:
             return self.ghm_r(pred, target)
         loss = asl1_loss(pred, target, self.asl1_mu, "sum")
         return loss / max(gt_classes.numel(), 1)  # as Detectron2 divides smooth L1

@@ -1,15 +1,46 @@
-"""GHM losses from a configuration's MODEL.GHM."""
+"""Losses from a configuration: GHM's from MODEL.GHM, and a detector's choice of losses."""
+
+from typing import Any
 
 import torch
-from torch import nn
 
 from ghm_d2 import kernels
 from ghm_d2.errors import UsageError
 from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
+from ghm_d2.modeling.loss_choice import check_loss_type
 
 DENSITIES = ("unit_regions", "exact")
-GHM_LOSSES = ("ghm_c", "ghm_r")
+
+
+def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict[str, Any]:
+    """A detector's arguments that choose its losses: fields of `LossChoice`, `ghm_c` and `ghm_r`.
+
+    Smooth L1's beta is left to the detector, since its key has two names.
+
+    Args:
+        keys: the detector's part of `cfg`, such as MODEL.RETINANET.
+        num_levels: feature levels.
+        softmax: the classes are a softmax, whose losses have no kernel but GHM's.
+    """
+    return {
+        "cls_loss_type": keys.CLS_LOSS_TYPE,
+        "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
+        "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
+        "asl1_mu": cfg.MODEL.GHM.REG.MU,
+        "kernel": cfg.MODEL.GHM.KERNEL if softmax else check_kernel(cfg),
+        "sync": cfg.MODEL.GHM.SYNC,
+        **ghm_modules(cfg, keys, num_levels, softmax=softmax),
+    }
+
+
+def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dict[str, Any]:
+    """`ghm_c` and `ghm_r`, each None where another loss is chosen; arguments as above."""
+    build_c = build_softmax_ghm_c if softmax else build_ghm_c
+    return {
+        "ghm_c": build_c(cfg, num_levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
+        "ghm_r": build_ghm_r(cfg, num_levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
+    }
 
 
 def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
@@ -56,30 +87,6 @@ def check_kernel(cfg) -> str:
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"MODEL.GHM.KERNEL: {error}") from None
     return cfg.MODEL.GHM.KERNEL
-
-
-def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
-    """`value` if it is one of `known`.
-
-    Raises:
-        UsageError: it is not; the key and the known ones are named.
-    """
-    if value not in known:
-        raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")
-    return value
-
-
-def check_ghm(loss_type: str, module: nn.Module | None, key: str) -> None:
-    """Make sure that a GHM loss, which has a state, has its module.
-
-    Raises:
-        UsageError: `loss_type`, the value of `key`, is one of `GHM_LOSSES`, and `module` is None.
-    """
-    if loss_type in GHM_LOSSES and module is None:
-        raise UsageError(
-            f"{key} {loss_type} is computed by a module, and none is given: pass one of "
-            "ghm_d2.losses, as building from a configuration does"
-        )
 
 
 def _build_exact(keys, scope: str) -> ExactGHMC:

@@ -15,19 +15,15 @@ from torch.nn import functional as F
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.sync import sum_up
-from ghm_d2.modeling.build_losses import (
-    build_ghm_c,
-    build_ghm_r,
-    check_ghm,
-    check_kernel,
-    check_loss_type,
-)
-from ghm_d2.modeling.dense import SigmoidLosses, count_foreground
+from ghm_d2.losses.sync import sum_up, world_size
+from ghm_d2.modeling.build_losses import loss_arguments
+from ghm_d2.modeling.dense import BufferedNormalizer, begin_ghm_c, cls_loss, count_foreground
+from ghm_d2.modeling.loss_choice import LossChoice
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")
 DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+DEFAULTS = LossChoice("focal", "giou", smooth_l1_beta=0.1)
 # in strides: a CIoU is of shapes, and a box without width and height, as ReLU may leave, has none
 LEAST_SIDE = 0.01
 NAMES = {
@@ -38,7 +34,7 @@ NAMES = {
 
 
 @META_ARCH_REGISTRY.register()
-class GHMFCOS(SigmoidLosses, FCOS):
+class GHMFCOS(BufferedNormalizer, FCOS):
     """Detectron2's `FCOS` (Tian et al., arXiv 1904.01355) whose losses are chosen by name.
 
     Sums are divided by Detectron2's moving average of the number of foreground anchors, which is a
@@ -52,61 +48,35 @@ class GHMFCOS(SigmoidLosses, FCOS):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        cls_loss_type: str = "focal",
-        box_reg_loss_type: str = "giou",
-        box_reg_loss_weight: float = 1.0,
-        smooth_l1_beta: float = 0.1,
-        ghm_c: nn.Module | None = None,
-        ghm_r: nn.Module | None = None,
-        asl1_mu: float = 0.02,
-        kernel: str = "auto",
-        sync: bool = True,
-        **kwargs,
-    ):
+    def __init__(self, *, ghm_c: nn.Module | None = None, ghm_r: nn.Module | None = None, **kwargs):
         """
         Args:
-            cls_loss_type: "focal", "ce" or "ghm_c".
-            box_reg_loss_type: "giou", "diou" or "ciou" of boxes; "smooth_l1", "asl1" or "ghm_r"
-                of distances to a box's sides, in strides.
-            box_reg_loss_weight: factor on `loss_box_reg`.
-            smooth_l1_beta, asl1_mu: of these losses, in strides.
             ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
-            kernel: of focal loss and cross entropy, one of `kernels.KERNELS`.
-            sync: divide by the foreground of all processes; GHM losses have a `sync` of their own.
-            **kwargs: those of Detectron2's class.
+            **kwargs: those of Detectron2's class, and the fields of `LossChoice`:
+                `cls_loss_type` is "focal", "ce" or "ghm_c"; `box_reg_loss_type` is "giou", "diou"
+                or "ciou" of boxes, or "smooth_l1", "asl1" or "ghm_r" of distances to a box's
+                sides, in strides.
 
         Raises:
             UsageError: an unknown loss type, a GHM loss without its module, or a radius that
                 leaves no location to an object.
         """
+        choice = DEFAULTS.take(kwargs)
         super().__init__(**kwargs)
-        check_loss_type("MODEL.FCOS.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
-        check_loss_type("MODEL.FCOS.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
-        check_ghm(cls_loss_type, ghm_c, "MODEL.FCOS.CLS_LOSS_TYPE")
-        check_ghm(box_reg_loss_type, ghm_r, "MODEL.FCOS.BBOX_REG_LOSS_TYPE")
+        self.loss_choice = choice
+        modules = choice.used_modules("MODEL.FCOS", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
+        self.ghm_c, self.ghm_r = modules
         if not self.center_sampling_radius > 0:
             raise UsageError(
                 "MODEL.FCOS.CENTER_SAMPLING_RADIUS is above 0, not "
                 f"{self.center_sampling_radius:g}; a large number, such as 1e6, switches it off"
             )
-        self.cls_loss_type = cls_loss_type
-        self.box_reg_loss_type = box_reg_loss_type
-        self.box_reg_loss_weight = box_reg_loss_weight
-        self.smooth_l1_beta = smooth_l1_beta
-        self.ghm_c = ghm_c
-        self.ghm_r = ghm_r
-        self.asl1_mu = asl1_mu
-        self.kernel, self.sync = kernel, sync
         self._start_normalizer(300.0)
 
     @classmethod
     def from_config(cls, cfg):
         keys = cfg.MODEL.FCOS
         backbone = build_backbone(cfg)
-        levels = len(keys.IN_FEATURES)
         return {
             "backbone": backbone,
             "head": _build_head(keys, backbone.output_shape()),
@@ -121,15 +91,8 @@ class GHMFCOS(SigmoidLosses, FCOS):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "cls_loss_type": keys.CLS_LOSS_TYPE,
-            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
-            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
             "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
-            "asl1_mu": cfg.MODEL.GHM.REG.MU,
-            "kernel": check_kernel(cfg),
-            "sync": cfg.MODEL.GHM.SYNC,
-            "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
-            "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
+            **loss_arguments(cfg, keys, len(keys.IN_FEATURES)),
         }
 
     @torch.no_grad()
@@ -151,8 +114,9 @@ class GHMFCOS(SigmoidLosses, FCOS):
     ):
         """`loss_cls`, `loss_box_reg` and `loss_centerness`; arguments as in Detectron2's class."""
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
-        types = self.cls_loss_type, self.box_reg_loss_type, self.kernel
-        if types == ("focal", "giou", "torch") and not self._is_synced():
+        choice = self.loss_choice
+        types = choice.cls_loss_type, choice.box_reg_loss_type, choice.kernel
+        if types == ("focal", "giou", "torch") and not (choice.sync and world_size() > 1):
             # Detectron2's losses are not for half precision
             predicted = pred_logits, pred_anchor_deltas, pred_centerness
             logits, deltas, centerness = ([upcast(x) for x in xs] for xs in predicted)
@@ -160,7 +124,7 @@ class GHMFCOS(SigmoidLosses, FCOS):
             losses = {name: theirs[their_name] for name, their_name in NAMES.items()}
         else:
             losses = self._losses(*arguments)
-        losses["loss_box_reg"] = losses["loss_box_reg"] * self.box_reg_loss_weight
+        losses["loss_box_reg"] = losses["loss_box_reg"] * choice.box_reg_loss_weight
         return losses
 
     def _losses(
@@ -170,16 +134,21 @@ class GHMFCOS(SigmoidLosses, FCOS):
         pos_mask = gt_labels != self.num_classes  # FCOS ignores no anchor
         deltas = [upcast(d) for d in pred_anchor_deltas]
         boxes = anchors, self.box2box_transform, deltas, [b.tensor for b in gt_boxes], pos_mask
-        num_pos, ghm_r = count_foreground(pos_mask, self.sync), None
-        ghm_c = self._begin_ghm_c(pred_logits, gt_labels)
-        if self.box_reg_loss_type == "ghm_r":
+        choice = self.loss_choice
+        num_pos, ghm_r = count_foreground(pos_mask, choice.sync), None
+        ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
+        if self.ghm_r is not None:
             ghm_r = self.ghm_r.begin(*_foreground_deltas(*boxes))
         sum_up(num_pos, ghm_c, ghm_r)
         normalizer = self._update_normalizer(num_pos)
         centerness = upcast(torch.cat(pred_centerness, dim=1).squeeze(dim=2)[pos_mask])
         target = self.compute_ctrness_targets(anchors, gt_boxes)[pos_mask]
         loss_centerness = F.binary_cross_entropy_with_logits(centerness, target, reduction="sum")
-        loss_cls = ghm_c.total() if ghm_c else self._cls_loss(pred_logits, gt_labels, normalizer)
+        if ghm_c is not None:
+            loss_cls = ghm_c.total()
+        else:
+            factors = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
+            loss_cls = cls_loss(choice, pred_logits, gt_labels, **factors) / normalizer
         return {
             "loss_cls": loss_cls,
             "loss_box_reg": ghm_r.total() if ghm_r else self._box_reg_loss(*boxes) / normalizer,
@@ -188,11 +157,12 @@ class GHMFCOS(SigmoidLosses, FCOS):
 
     def _box_reg_loss(self, anchors, transform, pred_deltas, gt_boxes, pos_mask) -> Tensor:
         """The sum over foreground, of all but GHM-R."""
-        if self.box_reg_loss_type == "asl1":
+        choice = self.loss_choice
+        if choice.box_reg_loss_type == "asl1":
             levels = _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask)
             levels = zip(*levels, strict=True)
-            return sum(asl1_loss(p, t, self.asl1_mu, "sum") for p, t in levels)
-        if self.box_reg_loss_type == "ciou":
+            return sum(asl1_loss(p, t, choice.asl1_mu, "sum") for p, t in levels)
+        if choice.box_reg_loss_type == "ciou":
             pred_deltas = [d.clamp(min=LEAST_SIDE) for d in pred_deltas]
         return _dense_box_regression_loss(
             anchors,
@@ -200,8 +170,8 @@ class GHMFCOS(SigmoidLosses, FCOS):
             pred_deltas,
             gt_boxes,
             pos_mask,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+            box_reg_loss_type=choice.box_reg_loss_type,
+            smooth_l1_beta=choice.smooth_l1_beta,
         )
 
 

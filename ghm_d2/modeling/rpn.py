@@ -6,8 +6,9 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from torch import nn
 
-from ghm_d2.modeling.build_losses import build_ghm_c, check_loss_type
+from ghm_d2.modeling.build_losses import build_ghm_c
 from ghm_d2.modeling.dense import flat_levels
+from ghm_d2.modeling.loss_choice import check_loss_type
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

@@ -1,5 +1,7 @@
 """SSD and DSSD with a choice of losses."""
 
+from dataclasses import replace
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
@@ -12,22 +14,19 @@ from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses.sync import sum_up
-from ghm_d2.modeling.build_losses import (
-    build_ghm_r,
-    build_softmax_ghm_c,
-    check_ghm,
-    check_loss_type,
-)
-from ghm_d2.modeling.dense import begin_ghm_r, count_foreground, delta_loss, flat_levels
+from ghm_d2.modeling.build_losses import loss_arguments
+from ghm_d2.modeling.dense import begin_ghm, begin_ghm_c, count_foreground, delta_loss
 from ghm_d2.modeling.dssd.backbone import SSDBackbone
 from ghm_d2.modeling.dssd.default_boxes import check_sizes
 from ghm_d2.modeling.dssd.head import SSDHead
 from ghm_d2.modeling.dssd.labels import label_default_boxes
 from ghm_d2.modeling.dssd.mining import mined_ce_loss
 from ghm_d2.modeling.labels import box_levels
+from ghm_d2.modeling.loss_choice import LossChoice
 
 CLS_LOSSES = ("mining", "ce", "ghm_c")
 REG_LOSSES = ("smooth_l1", "asl1", "ghm_r")
+DEFAULTS = LossChoice("mining", "smooth_l1", smooth_l1_beta=1.0)  # as published
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,18 +52,13 @@ class SSD(DenseDetector):
         pixel_std,
         iou_threshold: float = 0.5,
         neg_pos_ratio: float = 3.0,
-        cls_loss_type: str = "mining",
-        box_reg_loss_type: str = "smooth_l1",
-        box_reg_loss_weight: float = 1.0,
-        smooth_l1_beta: float = 1.0,
-        asl1_mu: float = 0.02,
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
-        sync: bool = True,
         test_score_thresh: float = 0.01,
         test_topk_candidates: int = 400,
         test_nms_thresh: float = 0.45,
         max_detections_per_image: int = 200,
+        **losses,
     ):
         """
         Args:
@@ -74,33 +68,23 @@ class SSD(DenseDetector):
             pixel_mean, pixel_std: of each channel.
             iou_threshold: from which a default box is an object's.
             neg_pos_ratio: of hard negative mining.
-            cls_loss_type: "mining" (as published), "ce" (all boxes) or "ghm_c".
-            box_reg_loss_type: "smooth_l1" (as published), "asl1" or "ghm_r".
-            box_reg_loss_weight: factor on `loss_box_reg`.
-            smooth_l1_beta: where smooth L1 turns linear, in deltas.
-            asl1_mu: mu of ASL1.
             ghm_c, ghm_r: `SoftmaxGHMC` and `GHMR`, where a loss type names them.
-            sync: divide by the matched boxes of all processes; GHM losses have a `sync` of their
-                own.
             test_score_thresh, test_topk_candidates: which boxes of a class go into NMS.
             test_nms_thresh: IoU above which the lower scored box of a class goes.
             max_detections_per_image: that are left at last.
+            **losses: the fields of `LossChoice`: `cls_loss_type` is "mining", "ce" (all boxes) or
+                "ghm_c", `box_reg_loss_type` is "smooth_l1", "asl1" or "ghm_r".
 
         Raises:
             UsageError: an unknown loss type, or a GHM loss without its module.
         """
         super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
-        check_loss_type("MODEL.SSD.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
-        check_loss_type("MODEL.SSD.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
-        check_ghm(cls_loss_type, ghm_c, "MODEL.SSD.CLS_LOSS_TYPE")
-        check_ghm(box_reg_loss_type, ghm_r, "MODEL.SSD.BBOX_REG_LOSS_TYPE")
+        self.loss_choice = choice = replace(DEFAULTS, **losses)
+        modules = choice.used_modules("MODEL.SSD", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
+        self.ghm_c, self.ghm_r = modules
         self.anchor_generator, self.box2box_transform = anchor_generator, box2box_transform
         self.num_classes = num_classes
         self.iou_threshold, self.neg_pos_ratio = iou_threshold, neg_pos_ratio
-        self.cls_loss_type, self.box_reg_loss_type = cls_loss_type, box_reg_loss_type
-        self.box_reg_loss_weight = box_reg_loss_weight
-        self.smooth_l1_beta, self.asl1_mu = smooth_l1_beta, asl1_mu
-        self.ghm_c, self.ghm_r, self.sync = ghm_c, ghm_r, sync
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -143,24 +127,10 @@ class SSD(DenseDetector):
             "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": keys.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            **cls._losses_from_config(cfg, len(shapes)),
-        }
-
-    @classmethod
-    def _losses_from_config(cls, cfg, num_levels: int) -> dict:
-        keys = cfg.MODEL.SSD
-        ghm_c, ghm_r = keys.CLS_LOSS_TYPE == "ghm_c", keys.BBOX_REG_LOSS_TYPE == "ghm_r"
-        return {
             "iou_threshold": keys.IOU_THRESHOLD,
             "neg_pos_ratio": keys.NEG_POS_RATIO,
-            "cls_loss_type": keys.CLS_LOSS_TYPE,
-            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
-            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
             "smooth_l1_beta": keys.SMOOTH_L1_BETA,
-            "asl1_mu": cfg.MODEL.GHM.REG.MU,
-            "ghm_c": build_softmax_ghm_c(cfg, num_levels) if ghm_c else None,
-            "ghm_r": build_ghm_r(cfg, num_levels) if ghm_r else None,
-            "sync": cfg.MODEL.GHM.SYNC,
+            **loss_arguments(cfg, keys, len(shapes), softmax=True),
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
@@ -202,20 +172,20 @@ class SSD(DenseDetector):
         boxes = [upcast(x) for x in pred_anchor_deltas], gt_boxes, pos_mask
         dense = pos_mask.device.type != "cpu"
         levels = box_levels(anchors, self.box2box_transform, *boxes, dense=dense)
-        num_pos, ghm_r = count_foreground(pos_mask, self.sync), begin_ghm_r(self, levels)
-        ghm_c = None
-        if self.cls_loss_type == "ghm_c":
-            ghm_c = self.ghm_c.begin(*flat_levels(pred_logits, gt_labels))
+        choice = self.loss_choice
+        num_pos = count_foreground(pos_mask, choice.sync)
+        ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
+        ghm_r = begin_ghm(self.ghm_r, *zip(*levels, strict=True))
         sum_up(num_pos, ghm_c, ghm_r)
         normalizer = num_pos.value.clamp(min=1) / num_pos.world
         loss_cls = ghm_c.total() if ghm_c else self._cls_loss(pred_logits, gt_labels) / normalizer
-        loss_box_reg = ghm_r.total() if ghm_r else delta_loss(self, levels, normalizer)
-        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg * self.box_reg_loss_weight}
+        loss_box_reg = ghm_r.total() if ghm_r else delta_loss(choice, levels) / normalizer
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg * choice.box_reg_loss_weight}
 
     def _cls_loss(self, pred_logits, gt_labels: Tensor) -> Tensor:
         """The sum over boxes, of all but GHM-C."""
         logits = torch.cat(pred_logits, dim=1)
-        if self.cls_loss_type == "mining":
+        if self.loss_choice.cls_loss_type == "mining":
             return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio)
         return nn.functional.cross_entropy(
             logits.flatten(0, 1), gt_labels.flatten(), reduction="sum"

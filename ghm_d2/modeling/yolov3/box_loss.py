@@ -10,29 +10,31 @@ from torch import Tensor
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
+from ghm_d2.modeling.loss_choice import LossChoice
 
-NumberLoss = Callable[[Tensor, Tensor], Tensor]
+CoordinateLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def number_loss(kind: str, smooth_l1_beta: float, asl1_mu: float) -> NumberLoss | None:
-    """The loss of each number by its name "l2", "smooth_l1" or "asl1"; None of another.
+def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
+    """The chosen loss of each coordinate: L2, smooth L1 or ASL1; None for GHM-R.
 
     Raises:
-        UsageError: the one parameter that it has is out of range.
+        UsageError: its parameter is out of range.
     """
-    if kind == "smooth_l1":
-        if not 0 <= smooth_l1_beta < math.inf:
-            raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA is at least 0, not {smooth_l1_beta}")
-        return partial(smooth_l1_loss, beta=smooth_l1_beta)
-    if kind == "asl1":
-        if not 0 < asl1_mu < math.inf:
-            raise UsageError(f"MODEL.GHM.REG.MU is greater than 0, not {asl1_mu}")
-        return partial(asl1_loss, mu=asl1_mu)
-    return half_squared_error if kind == "l2" else None
+    if choice.box_reg_loss_type == "smooth_l1":
+        beta = choice.smooth_l1_beta
+        if not 0 <= beta < math.inf:
+            raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA is at least 0, not {beta}")
+        return partial(smooth_l1_loss, beta=beta)
+    if choice.box_reg_loss_type == "asl1":
+        if not 0 < choice.asl1_mu < math.inf:
+            raise UsageError(f"MODEL.GHM.REG.MU is greater than 0, not {choice.asl1_mu}")
+        return partial(asl1_loss, mu=choice.asl1_mu)
+    return half_squared_error if choice.box_reg_loss_type == "l2" else None
 
 
 def half_squared_error(pred: Tensor, target: Tensor) -> Tensor:
-    """Of each number: its gradient is prediction minus truth, as arXiv 1804.02767, 2.1, has it.
+    """Of each coordinate: the gradient is prediction minus truth (arXiv 1804.02767, section 2.1).
 
     darknet hands that gradient past the sigmoid of the centre, to the raw prediction; here it
     goes through the sigmoid, as the derivative of a sum of squared errors does.
@@ -46,7 +48,7 @@ def box_loss(
     boxes: Sequence[Tensor],
     positive: Sequence[Tensor],
     image_sizes: Sequence[tuple[int, int]],
-    loss: NumberLoss,
+    loss: CoordinateLoss,
 ) -> Tensor:
     """The sum over positive anchors, each weighed by `box_weights`.
 
@@ -56,15 +58,15 @@ def box_loss(
         boxes: (N, R_l, 4) matched boxes in px, a level each.
         positive: (N, R_l) bool a level.
         image_sizes: height and width of each image in px.
-        loss: of each number.
+        loss: of each coordinate.
     """
     # filled in on the device: a copy of numbers to it would wait for it
     areas = torch.stack([boxes[0].new_full((), h * w) for h, w in image_sizes])
     total = pred[0].new_zeros(())
     for p, t, b, mask in zip(pred, target, boxes, positive, strict=True):
         mask = mask[..., None]
-        numbers = loss(torch.where(mask, p, 0), torch.where(mask, t, 0))
-        total = total + (numbers * torch.where(mask, box_weights(b, areas), 0)).sum()
+        losses = loss(torch.where(mask, p, 0), torch.where(mask, t, 0))
+        total = total + (losses * torch.where(mask, box_weights(b, areas), 0)).sum()
     return total
 
 

@@ -1,5 +1,6 @@
 """YOLOv3 (Redmon and Farhadi, arXiv 1804.02767) with a choice of losses."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,17 +15,11 @@ from torch import Tensor, nn
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import bce_loss
-from ghm_d2.losses.ghm_c import CountedLoss
 from ghm_d2.losses.sync import Count, sum_up
-from ghm_d2.modeling.build_losses import (
-    build_ghm_c,
-    build_ghm_r,
-    check_ghm,
-    check_kernel,
-    check_loss_type,
-)
-from ghm_d2.modeling.dense import count_foreground, flat_levels
-from ghm_d2.modeling.yolov3.box_loss import box_loss, number_loss
+from ghm_d2.modeling.build_losses import build_ghm_c, loss_arguments
+from ghm_d2.modeling.dense import begin_ghm, count_foreground, flat_levels
+from ghm_d2.modeling.loss_choice import LossChoice, used_module
+from ghm_d2.modeling.yolov3.box_loss import box_loss, coordinate_loss
 from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels
 from ghm_d2.modeling.yolov3.labels import (
     PriorGenerator,
@@ -36,6 +31,7 @@ from ghm_d2.modeling.yolov3.labels import (
 
 CLS_LOSSES = ("ce", "ghm_c")  # of objectness too
 REG_LOSSES = ("l2", "smooth_l1", "asl1", "ghm_r")
+DEFAULTS = LossChoice("ce", "l2", smooth_l1_beta=0.1)
 
 
 @META_ARCH_REGISTRY.register()
@@ -63,20 +59,14 @@ class YOLOv3(DenseDetector):
         pixel_std,
         ignore_iou: float = 0.5,
         obj_loss_type: str = "ce",
-        cls_loss_type: str = "ce",
-        box_reg_loss_type: str = "l2",
-        box_reg_loss_weight: float = 1.0,
-        smooth_l1_beta: float = 0.1,
-        asl1_mu: float = 0.02,
         ghm_obj: nn.Module | None = None,
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
-        kernel: str = "auto",
-        sync: bool = True,
         test_score_thresh: float = 0.005,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.45,
         max_detections_per_image: int = 100,
+        **losses,
     ):
         """
         Args:
@@ -86,18 +76,16 @@ class YOLOv3(DenseDetector):
             num_classes: K.
             pixel_mean, pixel_std: of each channel.
             ignore_iou: see `label_priors`.
-            obj_loss_type, cls_loss_type: "ce" or "ghm_c".
-            box_reg_loss_type: "l2", "smooth_l1", "asl1" or "ghm_r".
-            box_reg_loss_weight: factor on `loss_box_reg`.
-            smooth_l1_beta, asl1_mu: of those two, in cells and in logarithms of sides.
+            obj_loss_type: "ce" or "ghm_c".
             ghm_obj, ghm_c, ghm_r: `GHMC` of the objectness, `GHMC` of the classes and `GHMR`,
                 where a loss type names them.
-            kernel: of cross entropy, one of `kernels.KERNELS`.
-            sync: divide by the images of all processes; GHM losses have a `sync` of their own.
             test_score_thresh: of objectness times class probability.
             test_topk_candidates: before non-maximum suppression, of each level.
             test_nms_thresh: IoU.
             max_detections_per_image: after it.
+            **losses: the fields of `LossChoice`: `cls_loss_type` is "ce" or "ghm_c",
+                `box_reg_loss_type` is "l2", "smooth_l1", "asl1" or "ghm_r"; `smooth_l1_beta` and
+                `asl1_mu` are in cells and in logarithms of sides.
 
         Raises:
             UsageError: an unknown loss type, a GHM loss without its module, or `ignore_iou` or
@@ -106,22 +94,16 @@ class YOLOv3(DenseDetector):
         super().__init__(
             backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
         )
-        check_loss_type("MODEL.YOLOV3.OBJ_LOSS_TYPE", obj_loss_type, CLS_LOSSES)
-        check_loss_type("MODEL.YOLOV3.CLS_LOSS_TYPE", cls_loss_type, CLS_LOSSES)
-        check_loss_type("MODEL.YOLOV3.BBOX_REG_LOSS_TYPE", box_reg_loss_type, REG_LOSSES)
-        check_ghm(obj_loss_type, ghm_obj, "MODEL.YOLOV3.OBJ_LOSS_TYPE")
-        check_ghm(cls_loss_type, ghm_c, "MODEL.YOLOV3.CLS_LOSS_TYPE")
-        check_ghm(box_reg_loss_type, ghm_r, "MODEL.YOLOV3.BBOX_REG_LOSS_TYPE")
+        self.loss_choice = choice = replace(DEFAULTS, **losses)
+        obj_key = "MODEL.YOLOV3.OBJ_LOSS_TYPE"
+        self.ghm_obj = used_module(obj_key, obj_loss_type, CLS_LOSSES, ghm_obj)
+        modules = choice.used_modules("MODEL.YOLOV3", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
+        self.ghm_c, self.ghm_r = modules
         if not 0 <= ignore_iou <= 1:
             raise UsageError(f"MODEL.YOLOV3.IGNORE_IOU lies in [0, 1], not {ignore_iou}")
         self.anchor_generator, self.num_classes = anchor_generator, num_classes
         self.ignore_iou = ignore_iou
-        self.box_reg_loss_type, self.box_reg_loss_weight = box_reg_loss_type, box_reg_loss_weight
-        self.box_loss = number_loss(box_reg_loss_type, smooth_l1_beta, asl1_mu)
-        self.ghm_obj = ghm_obj if obj_loss_type == "ghm_c" else None
-        self.ghm_c = ghm_c if cls_loss_type == "ghm_c" else None
-        self.ghm_r = ghm_r if box_reg_loss_type == "ghm_r" else None
-        self.kernel, self.sync = kernel, sync
+        self.box_loss = coordinate_loss(choice)
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
         self.test_score_thresh, self.test_topk_candidates = test_score_thresh, test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -145,16 +127,9 @@ class YOLOv3(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "ignore_iou": keys.IGNORE_IOU,
             "obj_loss_type": keys.OBJ_LOSS_TYPE,
-            "cls_loss_type": keys.CLS_LOSS_TYPE,
-            "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
-            "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
             "smooth_l1_beta": keys.SMOOTH_L1_BETA,
-            "asl1_mu": cfg.MODEL.GHM.REG.MU,
             "ghm_obj": build_ghm_c(cfg, levels) if keys.OBJ_LOSS_TYPE == "ghm_c" else None,
-            "ghm_c": build_ghm_c(cfg, levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
-            "ghm_r": build_ghm_r(cfg, levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
-            "kernel": check_kernel(cfg),
-            "sync": cfg.MODEL.GHM.SYNC,
+            **loss_arguments(cfg, keys, levels),
             "test_score_thresh": keys.SCORE_THRESH_TEST,
             "test_topk_candidates": keys.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": keys.NMS_THRESH_TEST,
@@ -188,19 +163,19 @@ class YOLOv3(DenseDetector):
             gt_labels, gt_boxes: (R,) and (R, 4) an image, as of `label_anchors`.
             image_sizes: height and width in px of each image, without its padding.
         """
-        background = self.num_classes
+        choice, background = self.loss_choice, self.num_classes
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != background)
-        count_foreground(positive, self.sync)  # for the log alone
+        count_foreground(positive, choice.sync)  # for the log alone
         predictions = [upcast(p) for p in predictions]
         objects = torch.where(labels < 0, -1, (labels == background).long())  # 0 object, 1 none
         classes = torch.where(positive, labels, -1)
         obj = flat_levels([p[..., 4:BOX_AND_OBJECTNESS] for p in predictions], objects)
         cls = flat_levels([p[..., BOX_AND_OBJECTNESS:] for p in predictions], classes)
         pred, target, boxes, positive = self._box_levels(anchors, predictions, gt_boxes, positive)
-        images = Count(labels.new_full((), len(labels)), self.sync)
-        ghm_obj, ghm_c = _begin(self.ghm_obj, *obj), _begin(self.ghm_c, *cls)
-        ghm_r = _begin(self.ghm_r, pred, target, positive)
+        images = Count(labels.new_full((), len(labels)), choice.sync)
+        ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls)
+        ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
         share = images.value / images.world
         if ghm_r is not None:
@@ -211,12 +186,12 @@ class YOLOv3(DenseDetector):
         return {
             "loss_obj": ghm_obj.total() if ghm_obj else self._ce_loss(*obj) / share,
             "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls) / share,
-            "loss_box_reg": loss_box_reg * self.box_reg_loss_weight,
+            "loss_box_reg": loss_box_reg * choice.box_reg_loss_weight,
         }
 
     def _ce_loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """The sum of the binary cross entropies of `flat_levels`."""
-        loss = partial(bce_loss, reduction="sum", kernel=self.kernel)
+        loss = partial(bce_loss, reduction="sum", kernel=self.loss_choice.kernel)
         return sum(loss(x, y) for x, y in zip(logits, labels, strict=True))
 
     def _box_levels(self, anchors, predictions, gt_boxes, positive):
@@ -255,7 +230,3 @@ class YOLOv3(DenseDetector):
         """(N, A * (5 + K), H, W) a level to (N, H * W * A, 5 + K)."""
         size = BOX_AND_OBJECTNESS + self.num_classes
         return self._transpose_dense_predictions([predictions], [size])[0]
-
-
-def _begin(ghm: nn.Module | None, *levels) -> CountedLoss | None:
-    return None if ghm is None else ghm.begin(*levels)

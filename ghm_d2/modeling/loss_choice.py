@@ -1,0 +1,87 @@
+"""Which losses a detector trains with: their names and settings, and their GHM modules."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import nn
+
+from ghm_d2.errors import UsageError
+
+GHM_LOSSES = ("ghm_c", "ghm_r")
+
+
+@dataclass(frozen=True)
+class LossChoice:
+    """The losses of a detector by name, with their settings.
+
+    Args:
+        cls_loss_type, box_reg_loss_type: names; each detector says which ones it has.
+        box_reg_loss_weight: factor on `loss_box_reg`.
+        smooth_l1_beta: where smooth L1 turns linear, in the unit of the detector's deltas.
+        asl1_mu: mu of ASL1, in the same unit.
+        kernel: of focal loss and binary cross entropy, one of `kernels.KERNELS`.
+        sync: divide sums by the count of all processes; GHM losses have a `sync` of their own.
+    """
+
+    cls_loss_type: str
+    box_reg_loss_type: str
+    box_reg_loss_weight: float = 1.0
+    smooth_l1_beta: float = 0.0
+    asl1_mu: float = 0.02
+    kernel: str = "auto"
+    sync: bool = True
+
+    def take(self, arguments: dict[str, Any]) -> "LossChoice":
+        """A copy with the fields that are in `arguments`, which are removed there."""
+        names = [field.name for field in fields(self) if field.name in arguments]
+        return replace(self, **{name: arguments.pop(name) for name in names})
+
+    def used_modules(
+        self,
+        group: str,
+        cls_losses: tuple[str, ...],
+        reg_losses: tuple[str, ...],
+        ghm_c: nn.Module | None,
+        ghm_r: nn.Module | None,
+    ) -> tuple[nn.Module | None, nn.Module | None]:
+        """`ghm_c` and `ghm_r`, each None where the loss is another; see `used_module`.
+
+        Args:
+            group: the configuration's part with the loss types, such as "MODEL.SSD".
+            cls_losses, reg_losses: the loss types that the detector has.
+        """
+        cls_key, reg_key = f"{group}.CLS_LOSS_TYPE", f"{group}.BBOX_REG_LOSS_TYPE"
+        return (
+            used_module(cls_key, self.cls_loss_type, cls_losses, ghm_c),
+            used_module(reg_key, self.box_reg_loss_type, reg_losses, ghm_r),
+        )
+
+
+def used_module(
+    key: str, loss_type: str, known: tuple[str, ...], module: nn.Module | None
+) -> nn.Module | None:
+    """`module` if `loss_type` is a GHM loss, which keeps its state in a module; otherwise None.
+
+    Raises:
+        UsageError: `loss_type`, the value of `key`, is not in `known`, or it is a GHM loss and
+            `module` is None.
+    """
+    if check_loss_type(key, loss_type, known) not in GHM_LOSSES:
+        return None
+    if module is None:
+        raise UsageError(
+            f"{key} {loss_type} is computed by a module, and none is given: pass one of "
+            "ghm_d2.losses, as building from a configuration does"
+        )
+    return module
+
+
+def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
+    """`value` if it is one of `known`.
+
+    Raises:
+        UsageError: it is not; the message names the key and the known ones.
+    """
+    if value not in known:
+        raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")
+    return value
