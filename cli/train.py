@@ -10,6 +10,7 @@ import typer
 
 from ghm_d2.errors import UsageError
 from ghm_d2.run_folder import (
+    ANALYSIS_FILE,
     BEST_WEIGHTS,
     CONFIG_FILE,
     FINAL_WEIGHTS,
@@ -17,6 +18,7 @@ from ghm_d2.run_folder import (
     PICTURE_FILE,
     RUN_FILE,
     RUN_MARKS,
+    WORST_FILE,
     WRITTEN_BY_TRAINING,
 )
 
@@ -46,7 +48,16 @@ def train(
     on_divergence: Annotated[
         str | None,
         typer.Option(
-            help="stop or skip: what a step that is not finite does; SOLVER.ON_DIVERGENCE."
+            help="What to do when a loss or gradient is NaN or infinite: stop the run, or skip "
+            "the step; SOLVER.ON_DIVERGENCE."
+        ),
+    ] = None,
+    analyse: Annotated[
+        bool | None,
+        typer.Option(
+            "--analyse/--no-analyse",
+            help="Write analysis.json, whose figures ghm report shows; by default where that "
+            "takes under 5 % of the training's time.",
         ),
     ] = None,
     num_gpus: Annotated[
@@ -61,7 +72,7 @@ def train(
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a detector, evaluate it, and draw what it finds.
+    """Train a detector, evaluate it, draw its detections, and analyse its gradients.
 
     `torchrun --nproc-per-node N -m ghm_d2.cli train ...` does what --num-gpus N does.
     """
@@ -89,7 +100,10 @@ def train(
         overrides = list(overrides or [])
         if on_divergence is not None and not was_begun(folder):
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
-        _train(config, overrides, dataset, folder, resume, overwrite, device, seed, as_json)
+        cfg_words = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
+        record = _train(config, overrides, cfg_words, resume, overwrite, analyse)
+        if record:
+            _show(record, folder, as_json)
 
 
 def _own_config(folder: Path) -> str:
@@ -99,7 +113,12 @@ def _own_config(folder: Path) -> str:
     return str(own)
 
 
-def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, as_json) -> None:
+def _train(source, overrides, words: dict, resume: bool, overwrite: bool, analyse: bool | None):
+    """The record of the trained run; None on all ranks but the first.
+
+    Args:
+        words: of `prepare`: dataset, device, seed and output.
+    """
     from ._logs import quiet
     from ._progress import progress
 
@@ -109,25 +128,20 @@ def _train(source, overrides, dataset, folder, resume, overwrite, device, seed, 
     from ghm_d2.training.prepare import pick_device, prepare
 
     check_overrides(overrides)
+    folder = words["output"]
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
-    device = pick_device(device)
     with progress() as shown:
-        with process_group(device):
-            cfg, scaling = prepare(
-                source,
-                overrides,
-                dataset=dataset,
-                device=device,
-                seed=seed,
-                output=folder,
-                resume=resume,
-            )
+        with process_group(pick_device(words["device"])):
+            cfg, scaling = prepare(source, overrides, resume=resume, **words)
             record, evaluation = _run(cfg, scaling, resume, overwrite, shown)
         if rank() > 0:
-            return
+            return None
+        # after the group has ended: nothing below waits for another rank
         draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
-    _show(record, folder, as_json)
+        if analyse is not False:
+            _analyse(cfg, record, evaluation, analyse is True, shown)
+    return record
 
 
 def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
@@ -142,6 +156,8 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
         if overwrite:
             _remove_run(folder, cfg)
         make_folder(folder)
+        for name in (ANALYSIS_FILE, WORST_FILE):  # those of other weights
+            (folder / name).unlink(missing_ok=True)
         leave_launch_id(folder)
         log_to(folder)
         what = "resuming" if resume else "training"
@@ -154,6 +170,31 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
     return train(cfg, label, resume=resume, progress=shown, on_start=on_start)
 
 
+def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
+    """Analyse a finished run; unless asked for, only if that is quick, and no failure is raised."""
+    from ghm_d2.analysis.after_training import LARGEST_SHARE, analyse_run, expected_seconds
+
+    command = f"ghm train --resume --analyse --output {cfg.OUTPUT_DIR}"
+    try:
+        seconds = 0 if asked_for else expected_seconds(cfg, record, evaluated=True)
+        if seconds > LARGEST_SHARE * record.train_seconds:
+            shown.message(
+                f"no {ANALYSIS_FILE}: it would take about {seconds:.0f} s, over "
+                f"{LARGEST_SHARE:.0%} of the training's time; make it with: {command}"
+            )
+            return
+        analyse_run(cfg, record, shown, evaluation)
+    except KeyboardInterrupt:
+        shown.message(f"the run is finished, its analysis is not; make it with: {command}")
+        raise
+    except Exception as error:
+        if asked_for:
+            raise
+        logging.getLogger("ghm_d2").exception("the analysis failed")
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        shown.message(f"the run is finished, but its analysis failed: {reason}; again: {command}")
+
+
 def _show(record, folder: Path, as_json: bool) -> None:
     from ghm_d2.reports.tables import per_class_table, results_table
 
@@ -164,7 +205,9 @@ def _show(record, folder: Path, as_json: bool) -> None:
         if record.best:
             best = BEST_WEIGHTS
             tell(f"best AP {record.best['AP']:.1f} at iteration {record.best['iteration']}")
-        tell(f"{folder}: checkpoints, {RUN_FILE}, {METRICS_FILE}, {PICTURE_FILE}")
+        present = (RUN_FILE, METRICS_FILE, PICTURE_FILE, ANALYSIS_FILE)
+        names = [name for name in present if (folder / name).is_file()]
+        tell(f"{folder}: checkpoints, {', '.join(names)}")
         tell(f"evaluate again: ghm eval --weights {folder / best}")
 
     emit(asdict(record), as_json=as_json, human=human)

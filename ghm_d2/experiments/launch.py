@@ -100,13 +100,9 @@ def _log_to(file: Path) -> None:
 
 
 def _train(run: PlannedRun, device: str) -> None:
-    import torch
-
     from ghm_d2.training.train import train
 
     _quiet()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     cfg = run.build_config(device)
     cfg.OUTPUT_DIR = str(run.folder)
     record, evaluation = run.record(), None
@@ -118,15 +114,9 @@ def _train(run: PlannedRun, device: str) -> None:
         for checkpoint in run.folder.glob(CHECKPOINTS):
             checkpoint.unlink()  # model_final and model_best stay
     if run.analyse:
-        from ghm_d2.analysis.analyse import analyse
-        from ghm_d2.analysis.cost import measure
-        from ghm_d2.inference.load import load_detector
+        from ghm_d2.analysis.after_training import analyse_run
 
-        model = load_detector(cfg, weights)
-        for name, value in measure(cfg, model).items():
-            setattr(record, name, value)
-        record.write(run.folder)
-        analyse(cfg, model, run.folder, LogProgress(), evaluation)
+        analyse_run(cfg, record, LogProgress(), evaluation)
 
 
 class LogProgress(Progress):

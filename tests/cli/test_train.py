@@ -21,6 +21,7 @@ def run_folder(ghm, digits_folder, tiny, tmp_path_factory) -> Path:
     done = ghm("train", *words, *tiny, "TEST.EVAL_PERIOD", 2)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder
 
 
@@ -163,6 +164,50 @@ def test_resuming_goes_on_with_what_the_run_knows(ghm, run_folder, tmp_path):
     finished = json.loads(again.stdout)
     assert finished["iterations"] == 6 and finished["metrics"] == after["metrics"]
     assert finished["s_per_iter"] == after["s_per_iter"]
+
+
+def test_an_analysis_of_over_a_twentieth_of_the_training_waits_until_asked_for(
+    ghm, run_folder, tmp_path
+):
+    """The line about it names the command; training on takes the old analysis away."""
+    assert "--resume --analyse" in (run_folder / "stderr.txt").read_text()
+    assert not (run_folder / "analysis.json").exists()
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    done = ghm("train", "--output", folder, "--resume", "--analyse", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "gradient_norms" in json.loads((folder / "analysis.json").read_text())
+    assert (folder / "worst.jpg").is_file()
+    assert json.loads(done.stdout)["gflops"] == record(folder)["gflops"] > 0
+    done = ghm("train", "--output", folder, "--resume", "--no-analyse", "SOLVER.MAX_ITER", 5)
+    assert done.returncode == 0 and "--analyse" not in done.stderr
+    assert not (folder / "analysis.json").exists() and not (folder / "worst.jpg").exists()
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_failed_analysis_fails_the_command_only_where_asked_for(asked_for, monkeypatch):
+    """The run is finished and recorded by then."""
+    from ghm_d2.analysis import after_training
+    from ghm_d2.cli.train import _analyse
+    from ghm_d2.config import get_cfg
+    from ghm_d2.errors import DataError
+    from ghm_d2.progress import Progress
+    from ghm_d2.records import RunRecord
+
+    def fail(*_):
+        raise DataError("a.jpg: cannot be read")
+
+    said = []
+    monkeypatch.setattr(Progress, "message", lambda _, text: said.append(text))
+    monkeypatch.setattr(after_training, "expected_seconds", lambda *_, evaluated: 1.0)
+    monkeypatch.setattr(after_training, "analyse_run", fail)
+    run = RunRecord("m", "n", "d", "0", 1, train_seconds=100.0)
+    if asked_for:
+        with pytest.raises(DataError):
+            _analyse(get_cfg(), run, None, asked_for, Progress())
+    else:
+        _analyse(get_cfg(), run, None, asked_for, Progress())
+        assert "the run is finished" in said[0] and "a.jpg: cannot be read" in said[0]
 
 
 def test_a_run_is_not_resumed_on_other_classes(ghm, run_folder, digits_folder, tmp_path):
