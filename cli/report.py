@@ -52,10 +52,9 @@ def report(
 
 
 def _markdown(folder: Path, comparisons: list[Path]) -> str:
-    from ghm_d2.records import find_records
     from ghm_d2.reports.document import markdown_table
     from ghm_d2.reports.report import overview, read_report
-    from ghm_d2.reports.study import is_comparison
+    from ghm_d2.reports.study import find_records, is_comparison
     from ghm_d2.reports.tables import runs_markdown
 
     if comparisons:
@@ -84,9 +83,8 @@ def _write_all(comparisons: list[Path], as_json: bool) -> None:
 
 
 def _write(folder: Path, output: Path | None, as_json: bool) -> None:
-    from ghm_d2.records import find_records
     from ghm_d2.reports.report import write_report
-    from ghm_d2.reports.study import is_comparison
+    from ghm_d2.reports.study import find_records, is_comparison
 
     records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder).values()]
     if as_json and records is not None and output is None:

@@ -77,6 +77,17 @@ class RunRecord:
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?")
         return _read(cls, file, "the record of a run")
 
+    @classmethod
+    def of(cls, row: "Row") -> "RunRecord":
+        """The record in a row of a `RunsTable`.
+
+        Raises:
+            DataError: it is not one.
+        """
+        return _decode(
+            cls, json.dumps(row["record"]).encode(), row["folder"], "the record of a run"
+        )
+
 
 @dataclass
 class ComparedSide:
@@ -150,12 +161,19 @@ def _read(kind: type[_Record], file: Path, what: str) -> _Record:
         raise DataError(f"{file}: not a plain file, or over {_MOST_BYTES >> 20} MiB")
     try:
         text = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    return _decode(kind, text, file, what)
+
+
+def _decode(kind: type[_Record], text: bytes, where: object, what: str) -> _Record:
+    try:
         record = msgspec.json.decode(text, type=kind)
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         for name in fields.keys() - vars(record).keys():  # a later version's, or another file's
             raise ValueError(f"unknown field {name}")
-    except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{file}: not {what}: {error!s:.200}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not {what}: {error!s:.200}") from None
     return record
 
 
@@ -206,22 +224,10 @@ class RunsTable:
             return []
         rows = []
         for line in self.file.read_bytes().splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 rows.append(_ROW.decode(line))
         return rows
 
     def latest(self, key: str) -> Row | None:
         """The last row of the run `key`, if there is one."""
         return next((row for row in reversed(self.rows()) if row["key"] == key), None)
-
-
-def find_records(folder: Path) -> dict[str, RunRecord]:
-    """The records of all runs below `folder`, by their paths in it and in the order of these.
-
-    Raises:
-        DataError: there is none, or a run.json that is not one.
-    """
-    folders = sorted(file.parent for file in Path(folder).rglob(RUN_FILE))
-    if not folders:
-        raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
-    return {run.relative_to(folder).as_posix(): RunRecord.read(run) for run in folders}

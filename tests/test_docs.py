@@ -9,7 +9,7 @@ import pytest
 
 from ghm_d2.config import get_cfg, merge_overrides
 from ghm_d2.reports.document import escape
-from ghm_d2.reports.report import read_report, runs_csv
+from ghm_d2.reports.report import read_report
 from ghm_d2.reports.study import find_comparisons
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,6 @@ def test_reports_are_of_the_records(folder):
     report, text = read_report(folder), (folder / "report.md").read_text(encoding="utf-8")
     assert all(table in text for table in report.markdown.split("\n\n"))
     assert all(escape(sentence) in text for sentence in report.verdict)
-    assert (folder / "runs.csv").read_text(encoding="utf-8") == runs_csv(report.summary.study)
     assert f"results/comparisons/{folder.name}/report.md" in PAGES["results.md"]
 
 

@@ -1,8 +1,8 @@
 """What a study's numbers allow one to say, in sentences."""
 
 from ghm_d2.reports.results import Difference
+from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.statistics import HIGHER, LOWER, NO_DIFFERENCE, NO_SEED, ONE_SEED, Estimate
-from ghm_d2.reports.study import Run, Side
 
 # more questions than this are answered together, by what came out
 MOST_SENTENCES = 6
@@ -29,7 +29,7 @@ def answer(differences: list[Difference], failures: list[str]) -> list[str]:
     return [*sentences, *failures, _reach(differences)]
 
 
-def failure(side: Side) -> str:
+def failure(side: SideRuns) -> str:
     """Such as "CE: diverged in 1 of 3 runs (seed 2: diverged at ...)"; "" where none failed."""
     parts = []
     bad = [r for r in side.runs if r.record and r not in side.finished]
@@ -43,7 +43,7 @@ def failure(side: Side) -> str:
     return f"{side.name}: {', '.join(parts)}; {rest}."
 
 
-def outcome(run: Run) -> str:
+def outcome(run: SeedRun) -> str:
     """What the record of a run says of its end; "" where it says nothing, or is not there."""
     return run.record.outcome if run.record else ""
 

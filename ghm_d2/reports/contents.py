@@ -2,7 +2,8 @@
 
 from ghm_d2.reports import model_figures, report_tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
-from ghm_d2.reports.study import NOT_DONE, Run, Side, Study, checked
+from ghm_d2.reports.runs import NOT_DONE, SeedRun, SideRuns, checked
+from ghm_d2.reports.study import Study
 from ghm_d2.reports.summary import Summary
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE
 
@@ -80,7 +81,7 @@ def _costs(summary: Summary) -> list[Block]:
     return blocks
 
 
-def _training(sides: list[Side]) -> list[Block]:
+def _training(sides: list[SideRuns]) -> list[Block]:
     ap, loss = training_figures.learning_curves(sides), training_figures.loss_curves(sides)
     blocks = [
         ap or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
@@ -89,7 +90,7 @@ def _training(sides: list[Side]) -> list[Block]:
     return blocks + checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
 
 
-def _models(sides: list[Side]) -> list[Block]:
+def _models(sides: list[SideRuns]) -> list[Block]:
     """The figures made from analyses, with a line for whatever is missing."""
     drawn = {
         "gradient norms": lambda: model_figures.gradient_norms(sides, "cls"),
@@ -128,7 +129,7 @@ def _noise(summary: Summary) -> list[Block]:
     return [report_tables.noise_of(summary.noise), Text(text, "note"), picture]
 
 
-def _worst(sides: list[Side]) -> list[Block]:
+def _worst(sides: list[SideRuns]) -> list[Block]:
     """A contact sheet a side, folded."""
     blocks, missing = [], []
     for i, side in enumerate(sides):
@@ -143,7 +144,7 @@ def _worst(sides: list[Side]) -> list[Block]:
     return blocks or [Text("No run has left pictures of its worst images.", "note")]
 
 
-def _worst_caption(run: Run) -> str:
+def _worst_caption(run: SeedRun) -> str:
     text = f"Seed {run.seed}. Truth beside detections, worst first."
     rows = run.analysis.get("worst") or []
     listed = "; ".join(f"{row['file_name']}: {row['missed']} / {row['false']}" for row in rows)
@@ -180,7 +181,7 @@ def _how(study: Study) -> list[Block]:
     return blocks
 
 
-def _versions(sides: list[Side]) -> list[Block]:
+def _versions(sides: list[SideRuns]) -> list[Block]:
     """Which sides were trained by which code, where it was not one for all."""
     made_by: dict[str, dict[str, None]] = {}
     for side in sides:

@@ -20,7 +20,7 @@ from ghm_d2.reports.drawing import (
     plain,
 )
 from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, NoiseRow
-from ghm_d2.reports.study import Run, Side, part
+from ghm_d2.reports.runs import SeedRun, SideRuns, part
 
 CLS_CURVES, REG_CURVES = ("CE", "focal", "GHM-C"), ("SL1", "ASL1", "GHM-R")
 LOSS_COLOURS, LOSS_LINES = (COLOURS[6], COLOURS[4], COLOURS[2]), (":", "--", "-")
@@ -29,7 +29,7 @@ PLAIN_NORM = "g = |p - t| over sigmoids, 1 - p of the true class over a softmax.
 MOST_CLASSES = 12  # a confusion matrix of more has no room for its numbers
 
 
-def gradient_norms(sides: list[Side], part_of: str) -> Picture | None:
+def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
     """How gradient norms are distributed on the trained models; None where no analysis says.
 
     Args:
@@ -73,7 +73,7 @@ def gradient_norms(sides: list[Side], part_of: str) -> Picture | None:
     return draw(f"gradient_norms_{part_of}.png", f"Gradient norms, {title}", caption, build)
 
 
-def effective_gradients(sides: list[Side], part_of: str) -> Picture | None:
+def effective_gradients(sides: list[SideRuns], part_of: str) -> Picture | None:
     """What each loss makes of the plain gradient; None where no analysis says."""
     keys = "effective_gradient", part_of
     found = [(s, run) for s in sides if (run := s.analysed(*keys))]
@@ -119,7 +119,7 @@ def effective_gradients(sides: list[Side], part_of: str) -> Picture | None:
     return draw(file, f"Effective gradient of a sample, {title}", caption, build)
 
 
-def _mus(runs: Iterable[Run]) -> str:
+def _mus(runs: Iterable[SeedRun]) -> str:
     """Such as "mu 0.02"."""
     found = {part(run.analysis, "gradient_norms", "reg", "mu") for run in runs}
     return f"mu {', '.join(f'{mu:g}' for mu in sorted(found))}"
@@ -129,7 +129,7 @@ def _own_mu(curves: dict) -> str:
     return f", mu {curves['mu']:g}" if "mu" in curves else ""
 
 
-def precision_recall(sides: list[Side]) -> Picture | None:
+def precision_recall(sides: list[SideRuns]) -> Picture | None:
     """Precision against recall at two IoU thresholds; None where no analysis says."""
     found = []
     for i, side in enumerate(sides):
@@ -161,7 +161,7 @@ def precision_recall(sides: list[Side]) -> Picture | None:
     return draw("precision_recall.png", "Precision and recall", caption, build)
 
 
-def confusion(sides: list[Side]) -> Picture | None:
+def confusion(sides: list[SideRuns]) -> Picture | None:
     """What was taken for what, a panel a side; None where no analysis says."""
     found = [(s, run) for s in sides if (run := s.analysed("confusion", "matrix"))]
     if not found:

@@ -12,7 +12,8 @@ from ghm_d2.records import AP_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.document import Table
 from ghm_d2.reports.report_tables import differences_of, overview_of, results_of
-from ghm_d2.reports.study import Run, Study, is_comparison, read_study
+from ghm_d2.reports.runs import SeedRun
+from ghm_d2.reports.study import Study, is_comparison, read_study
 from ghm_d2.reports.summary import Summary
 
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
@@ -125,7 +126,7 @@ def runs_csv(study: Study) -> str:
     return out.getvalue()
 
 
-def _numbers(run: Run, masks: Sequence[str], classes: list[str]) -> list:
+def _numbers(run: SeedRun, masks: Sequence[str], classes: list[str]) -> list:
     record = run.record
     if record is None:
         columns = (*RECORD_FIELDS, *AP_COLUMNS, *masks, *classes)

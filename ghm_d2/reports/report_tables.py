@@ -6,8 +6,8 @@ from ghm_d2.records import AP_COLUMNS, Trial
 from ghm_d2.reports.answer import interval, signed
 from ghm_d2.reports.document import Best, Table
 from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, Difference, NoiseRow, Row
+from ghm_d2.reports.runs import SideRuns
 from ghm_d2.reports.statistics import Estimate
-from ghm_d2.reports.study import Side
 from ghm_d2.reports.summary import Summary
 from ghm_d2.reports.tables import HEADERS
 
@@ -54,7 +54,7 @@ def _best(rows: list[dict[str, Estimate]]) -> dict[str, str | None]:
     return best
 
 
-def _result(name: str, side: Side, ap: dict[str, Estimate], best: dict) -> tuple[str, ...]:
+def _result(name: str, side: SideRuns, ap: dict[str, Estimate], best: dict) -> tuple[str, ...]:
     figures = [_percent(ap[c], len(side.finished), best[c]) for c in AP_COLUMNS]
     done = f"{len(side.finished)} of {len(side.runs)}"
     return name, side.network or "-", *figures, done
@@ -123,7 +123,7 @@ def noise_of(rows: list[NoiseRow]) -> Table:
     return Table(tuple(headers), cells, text_columns=2)
 
 
-def sides_of(sides: list[Side]) -> Table:
+def sides_of(sides: list[SideRuns]) -> Table:
     """How each side was configured."""
     rows = [
         (
@@ -153,7 +153,7 @@ def search_of(trials: list[Trial]) -> Table:
     return Table(("Side", "Overrides", "", "AP, held-out training images"), rows, text_columns=3)
 
 
-def setting_of(sides: list[Side], facts: list[tuple[str, str]]) -> Table:
+def setting_of(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
     """`facts`, and what the records say of machine and versions; all values where they differ."""
     records = [record for side in sides for record in side.records]
     rows = [

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from ghm_d2.records import AP_COLUMNS, Pair, RunRecord
 from ghm_d2.reports.published import Published, published_for
+from ghm_d2.reports.runs import SideRuns, part
 from ghm_d2.reports.statistics import Estimate, estimate, paired_difference, verdict
-from ghm_d2.reports.study import Side, Study, part
+from ghm_d2.reports.study import Study
 
 # kinds of spoilt annotations, and whose gradient is weighed, as the analysis calls them
 NOISE_KINDS = {"class": "wrong class", "shift": "shifted box"}
@@ -38,7 +39,7 @@ class Row:
     ap, published: of boxes. mask_ap: of masks, empty where the detector has none.
     """
 
-    side: Side
+    side: SideRuns
     ap: dict[str, Estimate]
     cost: dict[str, Estimate]
     published: list[Published]
@@ -67,14 +68,14 @@ class NoiseRow:
     ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in one run.
     """
 
-    side: Side
+    side: SideRuns
     measure: str
     weight: dict[str, Estimate]
     ratio: dict[str, Estimate]
     boxes: dict[str, int]
 
 
-def row_of(side: Side) -> Row:
+def row_of(side: SideRuns) -> Row:
     """The results of `side`."""
     records = [run.record for run in side.finished]
     masks = {column: side.mask_values(column).values() for column in AP_COLUMNS}
@@ -98,7 +99,7 @@ def difference_of(study: Study, pair: Pair) -> Difference:
     )
 
 
-def noise_of(side: Side) -> list[NoiseRow]:
+def noise_of(side: SideRuns) -> list[NoiseRow]:
     """What the analyses of its runs say of noise, for each measure that they have."""
     found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
     kinds = ("none", *NOISE_KINDS)

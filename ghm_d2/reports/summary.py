@@ -12,7 +12,8 @@ from ghm_d2.reports.results import (
     noise_of,
     row_of,
 )
-from ghm_d2.reports.study import Study, checked
+from ghm_d2.reports.runs import checked
+from ghm_d2.reports.study import Study
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from ghm_d2.reports.drawing import (
     numbers,
     panels,
 )
-from ghm_d2.reports.study import FINISHED, Side
+from ghm_d2.reports.runs import FINISHED, SideRuns
 
 Curve = tuple[list[int], list[float]]
 
 
-def learning_curves(sides: list[Side]) -> Picture | None:
+def learning_curves(sides: list[SideRuns]) -> Picture | None:
     """AP against iteration; None where no run was evaluated."""
     caption = (
         "Line: mean over the seeds that finished. Band: from the lowest to the highest of them, "
@@ -31,7 +31,7 @@ def learning_curves(sides: list[Side]) -> Picture | None:
     return _curves(sides, "bbox/AP", "learning.png", "AP on the validation images", caption, "AP")
 
 
-def loss_curves(sides: list[Side]) -> Picture | None:
+def loss_curves(sides: list[SideRuns]) -> Picture | None:
     """The classification loss against iteration; None where none was written."""
     caption = (
         "loss_cls, each point the median of 20 iterations, on a logarithmic scale; line and band "
@@ -50,7 +50,7 @@ def loss_curves(sides: list[Side]) -> Picture | None:
 
 
 def _curves(
-    sides: list[Side], key: str, file: str, title: str, caption: str, label: str, log=False
+    sides: list[SideRuns], key: str, file: str, title: str, caption: str, label: str, log=False
 ) -> Picture | None:
     found = [(i, side, _by_seed(side, key)) for i, side in enumerate(sides)]
     found = [(i, side, curves) for i, side, curves in found if curves]
@@ -82,7 +82,7 @@ def _curves(
     return draw(file, title, caption, build)
 
 
-def _by_seed(side: Side, key: str) -> list[tuple[str, Curve]]:
+def _by_seed(side: SideRuns, key: str) -> list[tuple[str, Curve]]:
     """(status, curve) of each run that has one."""
     curves = [(run.status, run.curve(key)) for run in side.runs if run.record]
     return [(status, curve) for status, curve in curves if curve[0]]
@@ -115,7 +115,7 @@ def _spread(curves: list[tuple[str, Curve]]) -> tuple[list[int], list, list, lis
     return steps, [min(r) for r in rows], [sum(r) / len(r) for r in rows], [max(r) for r in rows]
 
 
-def density_figures(sides: list[Side]) -> list[Picture]:
+def density_figures(sides: list[SideRuns]) -> list[Picture]:
     """The moving average over time of each side with a GHM loss; a picture for each kind of it."""
     kinds: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     for side in sides:

@@ -6,7 +6,8 @@ import pytest
 
 from ghm_d2.errors import DataError
 from ghm_d2.files import write_json
-from ghm_d2.records import RunRecord, find_records
+from ghm_d2.records import RunRecord
+from ghm_d2.reports.study import find_records
 from ghm_d2.reports.tables import RUN_HEADERS, results_table, runs_markdown
 
 

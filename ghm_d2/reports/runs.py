@@ -1,0 +1,183 @@
+"""A side's runs and what they have left: records, curves, analyses and pictures."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ghm_d2.errors import DataError
+from ghm_d2.records import RunRecord
+from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE, WORST_FILE
+
+FINISHED, NOT_DONE = "finished", "not done"
+# A run from elsewhere must not take all memory: no training writes as much, or such numbers
+LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One seed of a side. `record` is None where the run is planned and not done.
+
+    kept: the contents of files by name, where they are kept apart from the run's folder.
+    """
+
+    seed: int
+    folder: Path
+    record: RunRecord | None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """The record's status, or `NOT_DONE`."""
+        return self.record.status if self.record else NOT_DONE
+
+    @cached_property
+    def analysis(self) -> dict:
+        """The contents of analysis.json; empty where there is none. Raises: see `read_file`."""
+        found = self._contents(ANALYSIS_FILE, json.loads)
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def density(self) -> list[dict]:
+        """The rows of density.jsonl, by iteration. Raises: see `read_file`."""
+        rows = _objects(self._contents(DENSITY_FILE, json_lines))
+        return [row for row in rows if row.keys() >= {"iteration", "density", "ema"}]
+
+    @cached_property
+    def metrics(self) -> list[dict]:
+        """The rows of metrics.jsonl. Raises: see `read_file`."""
+        return _objects(self._contents(METRICS_FILE, json_lines))
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Iterations done and the values of `key` then, from metrics.jsonl.
+
+        Rows without the two numbers are passed over, and numbers that no training gives.
+
+        Raises:
+            DataError: see `read_file`.
+        """
+        rows = [r for r in self.metrics if _is_number(r.get("iteration"), r.get(key))]
+        rows = [r for r in rows if r["iteration"] >= 0]
+        # rows count iterations from 0, the evaluation after the last one has their number
+        last = self.record.iterations if self.record else 0
+        steps = [row["iteration"] + (row["iteration"] < last) for row in rows]
+        return steps, [row[key] for row in rows]
+
+    @cached_property
+    def worst(self) -> bytes | None:
+        """The contact sheet of the worst images, a JPEG."""
+        file = self.folder / WORST_FILE
+        return file.read_bytes() if is_own(file) else None  # a link could name any picture here
+
+    def _contents(self, name: str, parse: Callable[[str], Any]) -> Any:
+        return self.kept[name] if name in self.kept else read_file(self.folder / name, parse)
+
+
+@dataclass(frozen=True)
+class SideRuns:
+    """One side of a comparison and its runs, one a seed."""
+
+    name: str
+    config: str
+    overrides: list[str]
+    runs: list[SeedRun]
+
+    @property
+    def finished(self) -> list[SeedRun]:
+        """The runs that count."""
+        return [run for run in self.runs if run.status == FINISHED]
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Of all runs that have one, those of finished runs first."""
+        runs = sorted(self.runs, key=lambda run: run.status != FINISHED)
+        return [run.record for run in runs if run.record]
+
+    @property
+    def method(self) -> str:
+        """As recorded, such as "RetinaNet GHM-C + GHM-R"; "" before the first run."""
+        return self.records[0].method if self.records else ""
+
+    @property
+    def network(self) -> str:
+        """As recorded; "" before the first run."""
+        return self.records[0].network if self.records else ""
+
+    def values(self, metric: str) -> dict[int, float | None]:
+        """A metric of `AP_COLUMNS` by the seeds that finished."""
+        return {r.seed: r.record.metrics.get(metric) for r in self.finished if r.record}
+
+    def mask_values(self, metric: str) -> dict[int, float | None]:
+        """As `values`, of masks; empty where the detector has none."""
+        with_masks = [r for r in self.finished if r.record and r.record.mask_metrics]
+        return {r.seed: r.record.mask_metrics.get(metric) for r in with_masks if r.record}
+
+    def analysed(self, *keys: str) -> SeedRun | None:
+        """The first finished run whose analysis has `keys`, one within the other."""
+        return next((run for run in self.finished if part(run.analysis, *keys)), None)
+
+
+def part(tree: Any, *keys: str) -> Any:
+    """`tree[key][key]...`; None where a key is missing."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def checked(make: Callable[[], Made], file: str = ANALYSIS_FILE) -> Made:
+    """The result of `make`, which draws on the runs' `file`.
+
+    Raises:
+        DataError: one is not of the known form.
+    """
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{file} of a run is not of the known form ({error!r}); without the file the report "
+            "leaves its figures out"
+        ) from error
+
+
+def read_file(file: Path, parse: Callable[[str], Made]) -> Made | None:
+    """The file's text as `parse` reads it; None where there is no file.
+
+    Raises:
+        DataError: it is not JSON, not a plain file, or over 64 MiB.
+    """
+    if not os.path.lexists(file):
+        return None
+    if not is_own(file):
+        raise DataError(f"{file}: a link, no plain file, or over {LONGEST_FILE >> 20} MiB")
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON: {error}") from None
+
+
+def json_lines(text: str) -> list:
+    """The value on each line; a killed training leaves half a line, which is passed over."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return rows
+
+
+def _objects(rows: Any) -> list[dict]:
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _is_number(*values) -> bool:
+    return all(isinstance(v, int | float) and not abs(v) > LARGEST for v in values)
+
+
+def is_own(file: Path) -> bool:
+    """Whether it is a file of the run, not too long: no link to elsewhere, no pipe, no device."""
+    return file.is_file() and not file.is_symlink() and file.stat().st_size <= LONGEST_FILE

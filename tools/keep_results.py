@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Keeps of runs what their reports need: records, and the figures' data, thinned.
+
+    python tools/keep_results.py runs results/comparisons    # what `ghm compare --output runs` left
+    python tools/keep_results.py my-runs results             # a folder of other runs
+
+Records go to results/runs.jsonl. Each comparison, or the folder of other runs, becomes a folder of
+the same name below the second argument, with comparison.json and figures.jsonl. `ghm report` of
+that folder then writes report.md and its figures.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ghm_d2.files import write_text
+from ghm_d2.records import COMPARISON_FILE, RunsTable
+from ghm_d2.reports.runs import SeedRun, SideRuns
+from ghm_d2.reports.study import (
+    FIGURES_FILE,
+    TABLE_FILE,
+    find_comparisons,
+    find_records,
+    read_study,
+)
+from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
+
+RESULTS = Path(__file__).parents[1] / "results"
+CURVES = ("loss_cls", "bbox/AP")
+MOST_ROWS = 40  # of a density's moving average
+OF_EACH_SEED = ("precision_recall", "noise")  # the other analyses are drawn of one seed
+DIGITS = 4
+
+
+def main(source: Path, output: Path) -> None:
+    """Keep the comparisons, or the runs, in `source` below `output`."""
+    keep_records(source, output)
+    for folder in find_comparisons(source) or [source]:
+        kept = output / folder.name
+        kept.mkdir(parents=True, exist_ok=True)
+        if (folder / COMPARISON_FILE).is_file():
+            shutil.copy(folder / COMPARISON_FILE, kept)
+        rows = [row for side in read_study(folder).sides for row in figures_data(side, folder)]
+        lines = [json.dumps(rounded(row), separators=(",", ":")) + "\n" for row in rows]
+        write_text(kept / FIGURES_FILE, "".join(lines))
+
+
+def keep_records(source: Path, output: Path) -> None:
+    """Add the records of all runs in `source` to the table, unless they are there."""
+    table = RunsTable(RESULTS / TABLE_FILE)
+    keys = {row["folder"]: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
+    place = (output if keys else output / source.name).resolve().relative_to(RESULTS)
+    known = {row["folder"] for row in table.rows()}
+    for name, record in find_records(source).items():
+        folder = (place / name).as_posix()
+        if folder not in known:
+            key = keys.get(Path(name).name, f"{record.config_hash}-s{record.seed}")
+            table.append({"key": key, "folder": folder, "record": asdict(record)})
+
+
+def figures_data(side: SideRuns, folder: Path) -> list[dict]:
+    """A row for each run of `side` that has left anything: the contents of its files by name."""
+    rows = []
+    for run in side.runs:
+        first = run in side.finished[:1]
+        files = {
+            METRICS_FILE: curves(run),
+            DENSITY_FILE: density(run) if first else [],
+            ANALYSIS_FILE: {
+                name: found
+                for name, found in run.analysis.items()
+                if name in OF_EACH_SEED or (first and name != "worst")
+            },
+        }
+        name = Path(os.path.relpath(run.folder, folder)).as_posix()
+        rows += [{"folder": name} | {file: found for file, found in files.items() if found}]
+    return [row for row in rows if len(row) > 1]
+
+
+def curves(run: SeedRun) -> list[dict]:
+    """The rows of metrics.jsonl with the keys that figures are drawn from."""
+    found = []
+    for row in run.metrics:
+        wanted = {key: row[key] for key in CURVES if key in row}
+        found += [{"iteration": row["iteration"]} | wanted] if wanted else []
+    return found
+
+
+def density(run: SeedRun) -> list[dict]:
+    """Some rows of density.jsonl, summed over feature levels, as the figure shows them."""
+    found = []
+    for name in dict.fromkeys(row["density"] for row in run.density):
+        rows = [row for row in run.density if row["density"] == name]
+        for row in rows[:: -(-len(rows) // MOST_ROWS)]:
+            levels = [[value or 0 for value in level] for level in row["ema"]]
+            found.append(row | {"ema": [[sum(values) for values in zip(*levels, strict=True)]]})
+    return found
+
+
+def rounded(value):
+    """`value` with its floats rounded."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*map(Path, sys.argv[1:]))
