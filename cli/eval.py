@@ -40,7 +40,7 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
     from ghm_d2.inference.evaluate import evaluate
     from ghm_d2.inference.load import config_source, load_detector
     from ghm_d2.inference.predict import draw_beside_truth
-    from ghm_d2.reports.tables import per_class_table, results_table
+    from ghm_d2.reports.tables import per_class, run_results, terminal_table
     from ghm_d2.training.prepare import prepare_evaluation
 
     from ._progress import progress
@@ -65,8 +65,10 @@ def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> N
         draw_beside_truth(name, result.detections, output / PICTURE_FILE)
 
     def human():
-        out.print(results_table(record, f"{name}, {record.ms_per_image:.1f} ms/image"))
-        out.print(per_class_table(record))
+        out.print(
+            terminal_table(run_results(record), f"{name}, {record.ms_per_image:.1f} ms/image")
+        )
+        out.print(terminal_table(per_class(record)))
         if output:
             tell(f"{output}: {EVALUATION_FILE}, {DETECTIONS_FILE}, {PICTURE_FILE}")
 

@@ -55,18 +55,18 @@ def _markdown(folder: Path, comparisons: list[Path]) -> str:
     from ghm_d2.reports.document import markdown_table
     from ghm_d2.reports.report import overview, read_report
     from ghm_d2.reports.study import find_records, is_comparison
-    from ghm_d2.reports.tables import runs_markdown
+    from ghm_d2.reports.tables import runs_table
 
     if comparisons:
         return markdown_table(overview([read_report(f) for f in comparisons]))
     if is_comparison(folder):
         return read_report(folder).markdown
-    return runs_markdown(find_records(folder))
+    return markdown_table(runs_table(find_records(folder)))
 
 
 def _write_all(comparisons: list[Path], as_json: bool) -> None:
     from ghm_d2.reports.report import overview, write_report
-    from ghm_d2.reports.tables import report_table
+    from ghm_d2.reports.tables import terminal_table
 
     from ._progress import progress
 
@@ -75,7 +75,7 @@ def _write_all(comparisons: list[Path], as_json: bool) -> None:
         written = [write_report(folder) for folder in tracked]
 
     def human():
-        _wide().print(report_table(overview(written)))
+        _wide().print(terminal_table(overview(written)))
         for report in written:
             tell(f"report: {report.files[0]}")
 
@@ -105,12 +105,11 @@ def show_report(report, as_json: bool) -> None:
 
 
 def _show(report) -> None:
-    from ghm_d2.reports.tables import report_table
+    from ghm_d2.reports.tables import terminal_table
 
     wide = _wide()
-    for table in (report.results, report.differences):
-        if table.rows:
-            wide.print(report_table(table))
+    for table in report.tables:
+        wide.print(terminal_table(table))
     for sentence in report.verdict:
         tell(sentence)
     tell(f"report: {report.files[0]}")

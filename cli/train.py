@@ -196,11 +196,13 @@ def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
 
 
 def _show(record, folder: Path, as_json: bool) -> None:
-    from ghm_d2.reports.tables import per_class_table, results_table
+    from ghm_d2.reports.tables import per_class, run_results, terminal_table
 
     def human():
-        out.print(results_table(record, f"{record.dataset}, {record.iterations} iterations"))
-        out.print(per_class_table(record))
+        out.print(
+            terminal_table(run_results(record), f"{record.dataset}, {record.iterations} iterations")
+        )
+        out.print(terminal_table(per_class(record)))
         best = FINAL_WEIGHTS
         if record.best:
             best = BEST_WEIGHTS

@@ -1,35 +1,36 @@
 """What stands in a report, in which order."""
 
-from ghm_d2.reports import model_figures, report_tables, training_figures
+from functools import partial
+
+from ghm_d2.reports import model_figures, tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
+from ghm_d2.reports.report import Report
 from ghm_d2.reports.runs import NOT_DONE, SeedRun, SideRuns, checked
 from ghm_d2.reports.study import Study
-from ghm_d2.reports.summary import Summary
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE
 
 
-def document_of(summary: Summary) -> Document:
+def document_of(report: Report) -> Document:
     """The whole report.
 
     Raises:
         DataError: a file of a run is not what its name says.
     """
-    study = summary.study
+    study = report.study
     comparison = study.comparison
     title = f"{comparison.name} on {comparison.dataset}" if comparison.dataset else comparison.name
-    training, models = _training(study.sides), _models(study.sides)
     sections = [
-        Section("Results", _results(summary)),
-        Section("Differences", _differences(summary)),
-        Section("Cost", _costs(summary)),
-        Section("Training", training),
-        Section("The trained models", models),
-        Section("Annotation noise", _noise(summary)),
+        Section("Results", _results(report)),
+        Section("Differences", _differences(report)),
+        Section("Cost", _costs(report)),
+        Section("Training", _training(study.sides)),
+        Section("The trained models", _models(study.sides)),
+        Section("Annotation noise", _noise(report)),
         Section("The worst images", _worst(study.sides)),
         Section("How it was run", _how(study)),
     ]
     sections = [section for section in sections if section.blocks]
-    return Document(title, comparison.question, summary.verdict, sections)
+    return Document(title, comparison.question, report.verdict, sections)
 
 
 def progress_of(study: Study) -> str:
@@ -42,30 +43,30 @@ def progress_of(study: Study) -> str:
     return text
 
 
-def _results(summary: Summary) -> list[Block]:
+def _results(report: Report) -> list[Block]:
     text = (
         "Mean over the seeds that finished, ± half the 95% t interval; AP in percent, at the end "
         "of the training. Bold: the best mean of a column, whether or not a difference is shown."
     )
-    if any(row.published for row in summary.rows):
+    if any(row.published for row in report.rows):
         text += " Published rows are other people's, of the same method and network."
-    notes = [progress_of(summary.study), *summary.study.notes]
-    table = report_tables.results_of(summary.rows)
+    notes = [progress_of(report.study), *report.study.notes]
+    table = tables.results_of(report.rows)
     return [table, Text(text, "note"), *(Text(note) for note in notes)]
 
 
-def _differences(summary: Summary) -> list[Block]:
-    if not summary.differences:
+def _differences(report: Report) -> list[Block]:
+    if not report.differences:
         return []
     text = (
         "Side minus reference, of the same seeds, with the 95% t interval; the verdict is on AP. "
         "A claim is made only where the interval excludes zero; that none is shown does not mean "
         "that there is none."
     )
-    return [report_tables.differences_of(summary.differences), Text(text, "note")]
+    return [tables.differences_of(report.differences), Text(text, "note")]
 
 
-def _costs(summary: Summary) -> list[Block]:
+def _costs(report: Report) -> list[Block]:
     text = (
         "Means over the finished runs. s/iteration: median of a training, without evaluations, "
         "data loading included (± half the 95% t interval); ms/image: the network at inference, "
@@ -74,20 +75,22 @@ def _costs(summary: Summary) -> list[Block]:
         "of one batch, the RPN's left out; variation: standard deviation / mean of loss_cls over "
         "the second half of the training."
     )
-    devices = {record.device for side in summary.study.sides for record in side.records}
-    blocks = [report_tables.costs_of(summary.rows), Text(text, "note")]
+    devices = {record.device for side in report.study.sides for record in side.records}
+    blocks: list[Block] = [tables.costs_of(report.rows), Text(text, "note")]
     if len(devices) > 1:
         blocks.append(Text("The runs were not all made on one device: times do not compare."))
     return blocks
 
 
 def _training(sides: list[SideRuns]) -> list[Block]:
-    ap, loss = training_figures.learning_curves(sides), training_figures.loss_curves(sides)
-    blocks = [
-        ap or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
-        loss or Text("No loss curves: no run has left losses in metrics.jsonl."),
+    densities = checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
+    return [
+        training_figures.learning_curves(sides)
+        or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
+        training_figures.loss_curves(sides)
+        or Text("No loss curves: no run has left losses in metrics.jsonl."),
+        *densities,
     ]
-    return blocks + checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
 
 
 def _models(sides: list[SideRuns]) -> list[Block]:
@@ -100,7 +103,8 @@ def _models(sides: list[SideRuns]) -> list[Block]:
         "precision and recall": lambda: model_figures.precision_recall(sides),
         "a confusion matrix": lambda: model_figures.confusion(sides),
     }
-    blocks, missing = [], []
+    blocks: list[Block] = []
+    missing = []
     for name, make in drawn.items():
         picture = checked(make)
         if picture is None:
@@ -113,10 +117,10 @@ def _models(sides: list[SideRuns]) -> list[Block]:
     return blocks
 
 
-def _noise(summary: Summary) -> list[Block]:
-    if not summary.noise:
+def _noise(report: Report) -> list[Block]:
+    if not report.noise:
         return []
-    picture = checked(lambda: model_figures.noise_weights(summary.noise))
+    picture = checked(lambda: model_figures.noise_weights(report.noise))
     text = (
         "Weight: the share that the anchors matched to such boxes have of the loss's gradient, "
         "over their share of the plain gradient: of the score of the annotated (spoilt: the "
@@ -126,16 +130,17 @@ def _noise(summary: Summary) -> list[Block]:
         "seeds, ± half its 95% t interval, on the same boxes; below 1 the spoilt annotations "
         "weigh less than the clean ones. Boxes that the noise left out have no weight to measure."
     )
-    return [report_tables.noise_of(summary.noise), Text(text, "note"), picture]
+    return [tables.noise_of(report.noise), Text(text, "note"), picture]
 
 
 def _worst(sides: list[SideRuns]) -> list[Block]:
     """A contact sheet a side, folded."""
-    blocks, missing = [], []
+    blocks: list[Block] = []
+    missing = []
     for i, side in enumerate(sides):
         run = next((run for run in side.finished if run.worst), None)
-        if run and is_picture(run.worst):
-            caption = checked(lambda run=run: _worst_caption(run))
+        if run and run.worst and is_picture(run.worst):
+            caption = checked(partial(_worst_caption, run))
             blocks.append(Picture(f"worst_{i + 1}.jpg", run.worst, side.name, caption, folded=True))
         else:
             missing.append(side.name)
@@ -159,7 +164,7 @@ def _how(study: Study) -> list[Block]:
         ("Budget", comparison.budget),
         ("Seeds", ", ".join(map(str, comparison.seeds))),
     ]
-    blocks.append(report_tables.sides_of(study.sides))
+    blocks.append(tables.sides_of(study.sides))
     if comparison.search:
         text = (
             "The learning rate and the weight of the box loss were searched first, by the same "
@@ -170,11 +175,12 @@ def _how(study: Study) -> list[Block]:
         text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
         if shared:
             text += " That favours the side that was searched."
-        blocks += [Text(text), report_tables.search_of(comparison.search)]
+        blocks += [Text(text), tables.search_of(comparison.search)]
     elif comparison.command:
         blocks.append(Text("No setting was searched: each side ran as configured."))
-    blocks.append(report_tables.setting_of(study.sides, facts))
+    blocks.append(tables.setting_of(study.sides, facts))
     blocks += _versions(study.sides)
+    blocks.append(Text("ghm report of this folder writes this report again.", "note"))
     not_done = sum(run.status == NOT_DONE for side in study.sides for run in side.runs)
     if not_done and comparison.command:
         blocks.append(Text("The same command again does the runs that are not done.", "note"))

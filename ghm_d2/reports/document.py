@@ -6,6 +6,7 @@ Every text in it may be hostile, since names of classes, files and data sets are
 import base64
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Table:
     """Rows of cells under headers; the first `text_columns` are names, the others figures."""
 
     headers: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     text_columns: int = 1
     kind: str = "table"
 
@@ -160,6 +161,6 @@ def _paragraph(text: str) -> str:
     return re.sub(r"^([#+=-]|\d+(?=[.)]))", _entity, escape(text))
 
 
-def _entity(match: re.Match) -> str:
+def _entity(match: re.Match[str]) -> str:
     first, rest = match[0][0], match[0][1:]
     return f"&#{ord(first)};{rest}"

@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -20,12 +21,12 @@ from ghm_d2.reports.document import Picture
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; their yellow is too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", ":")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 OTHERS = "#C8CDD2"  # of the lines that a panel is not about
 # as many sides can be told apart in one panel; more get a panel each
 MOST_LINES = 6
 COLUMNS = 3
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figures everywhere
     "font.size": 10,
     "axes.titlesize": 10,
@@ -46,7 +47,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def line_style(index: int) -> str:
+def line_style(index: int) -> Any:
     """So that sides of one colour differ."""
     return LINES[index // len(COLOURS) % len(LINES)]
 
@@ -127,7 +128,7 @@ def label_outside(figure: Figure, x: str, y: str) -> None:
     figure.supylabel(y, fontsize=10)
 
 
-def legend(figure: Figure, labels: Sequence[tuple[str, str, str]]) -> None:
+def legend(figure: Figure, labels: Sequence[tuple[str, str, Any]]) -> None:
     """A legend above the panels, of (text, colour, line style)."""
     handles = [Line2D([], [], color=c, linestyle=s) for _, c, s in labels]
     texts = [plain(text) for text, _, _ in labels]
@@ -141,6 +142,6 @@ def legend(figure: Figure, labels: Sequence[tuple[str, str, str]]) -> None:
     )
 
 
-def numbers(values) -> np.ndarray:
+def numbers(values: Iterable[float | None]) -> np.ndarray:
     """A float array; null becomes NaN, which is not drawn."""
     return np.array([np.nan if v is None else v for v in values], dtype=float)

@@ -77,7 +77,7 @@ class NoiseRow:
 
 def row_of(side: SideRuns) -> Row:
     """The results of `side`."""
-    records = [run.record for run in side.finished]
+    records = [run.record for run in side.finished if run.record]
     masks = {column: side.mask_values(column).values() for column in AP_COLUMNS}
     return Row(
         side,

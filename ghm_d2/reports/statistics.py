@@ -27,7 +27,7 @@ class Estimate:
     @property
     def half_width(self) -> float | None:
         """Half the length of the interval; None where there is none."""
-        return None if self.low is None else (self.high - self.low) / 2
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def estimate(values: Iterable[float | None]) -> Estimate:
@@ -54,13 +54,13 @@ def paired_difference(
     Args:
         side, reference: the value by seed; None where it is not defined.
     """
-    both = [s for s in side if side[s] is not None and reference.get(s) is not None]
-    return estimate(side[s] - reference[s] for s in both)
+    both = [(value, reference.get(seed)) for seed, value in side.items()]
+    return estimate(a - b for a, b in both if a is not None and b is not None)
 
 
 def verdict(difference: Estimate) -> str:
     """The claim that a difference allows: `HIGHER` or `LOWER` if its interval excludes zero."""
-    if difference.n < 2:
+    if difference.low is None or difference.high is None:
         return ONE_SEED if difference.n else NO_SEED
     if difference.low > 0:
         return HIGHER

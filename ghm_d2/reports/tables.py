@@ -1,72 +1,223 @@
-"""Tables of run records, for a terminal or as Markdown."""
+"""All tables: of single runs, and of a comparison; each is a `Table` that any form can show."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import rich.table
 from rich.markup import escape
-from rich.table import Table
 
 from ghm_d2.errors import printable
-from ghm_d2.records import AP_COLUMNS, RunRecord
-from ghm_d2.reports import document
-from ghm_d2.reports.document import Best
+from ghm_d2.records import AP_COLUMNS, RunRecord, Trial
+from ghm_d2.reports.answer import interval, signed
+from ghm_d2.reports.document import Best, Table
+from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, Difference, NoiseRow, Row
+from ghm_d2.reports.runs import SideRuns
+from ghm_d2.reports.statistics import Estimate
 
 HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min", "Run")
+# header, key of `results.COSTS`, factor, decimals
+COST_COLUMNS = (
+    ("s/iteration", "s_per_iter", 1, 3),
+    ("ms/image", "ms_per_image", 1, 1),
+    ("Peak memory, MB", "peak_memory_mb", 1, 0),
+    ("Parameters, M", "parameters", 1e-6, 2),
+    ("GFLOPs", "gflops", 1, 1),
+    ("Loss, ms", "loss_ms", 1, 1),
+    ("Loss, % of the iteration", "loss_share", 100, 1),
+    ("Variation of loss_cls", "loss_variation", 1, 3),
+)
+DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
 
 
-def results_table(record: RunRecord, title: str | None = None) -> Table:
+def terminal_table(table: Table, title: str = "") -> rich.table.Table:
+    """`table` for a terminal."""
+    shown = rich.table.Table(title=escape(printable(title)) or None, title_justify="left")
+    for i, header in enumerate(table.headers):
+        is_text = i < table.text_columns
+        shown.add_column(
+            header, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
+    for row in table.rows:
+        cells = [(escape(printable(cell)), isinstance(cell, Best)) for cell in row]
+        shown.add_row(*(f"[bold]{text}[/]" if best else text for text, best in cells))
+    return shown
+
+
+def run_results(record: RunRecord) -> Table:
     """One run, in the published column order; a second row has the masks where there are some."""
-    return _table(HEADERS, _results(record), title, text_columns=2)
+    rows = [(record.method, record.metrics)]
+    if record.mask_metrics:
+        rows = [
+            (f"{record.method} (boxes)", record.metrics),
+            (f"{record.method} (masks)", record.mask_metrics),
+        ]
+    cells = [
+        (name, record.network, *(_number(metrics.get(c)) for c in AP_COLUMNS))
+        for name, metrics in rows
+    ]
+    return Table(HEADERS, cells, text_columns=2)
 
 
-def runs_markdown(records: Mapping[str, RunRecord]) -> str:
-    """A row a run, as Markdown: the published columns, then data, seed, iterations, time, name.
-
-    A run with masks has a second row, of their AP.
-    """
-    rows = [map(document.escape, (*row, name)) for name, r in records.items() for row in _run(r)]
-    lines = [RUN_HEADERS, ["---"] * len(RUN_HEADERS), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def report_table(table: document.Table) -> Table:
-    """A report's table for a terminal."""
-    return _table(table.headers, table.rows, None, table.text_columns)
+def runs_table(records: Mapping[str, RunRecord]) -> Table:
+    """`run_results` of each run, then its data, seed, iterations, time and name."""
+    rows = []
+    for name, record in records.items():
+        minutes = None if record.train_seconds is None else record.train_seconds / 60
+        facts = (record.dataset, str(record.seed), str(record.iterations), _number(minutes), name)
+        rows += [(*row, *facts) for row in run_results(record).rows]
+    return Table(RUN_HEADERS, rows, text_columns=len(RUN_HEADERS))
 
 
-def per_class_table(record: RunRecord) -> Table:
+def per_class(record: RunRecord) -> Table:
     """AP of each class."""
-    rows = [(name, _percent(ap)) for name, ap in record.per_class.items()]
-    return _table(("Class", "AP"), rows, None, text_columns=1)
+    return Table(("Class", "AP"), [(name, _number(ap)) for name, ap in record.per_class.items()])
 
 
-def _results(r: RunRecord) -> list[tuple[str, ...]]:
-    rows = [(r.method, r.metrics)]
-    if r.mask_metrics:
-        rows = [(f"{r.method} (boxes)", r.metrics), (f"{r.method} (masks)", r.mask_metrics)]
-    return [(name, r.network, *(_percent(m.get(c)) for c in AP_COLUMNS)) for name, m in rows]
+def results_of(rows: list[Row]) -> Table:
+    """The published columns: mean and half the 95% interval; the best mean in bold.
 
-
-def _run(r: RunRecord) -> list[tuple[str, ...]]:
-    minutes = "-" if r.train_seconds is None else f"{r.train_seconds / 60:.1f}"
-    return [(*row, r.dataset, str(r.seed), str(r.iterations), minutes) for row in _results(r)]
-
-
-def _table(headers, rows, title, text_columns: int) -> Table:
-    table = Table(title=title and escape(printable(title)), title_justify="left")
-    for i, header in enumerate(headers):
-        is_text = i < text_columns
-        justify = "left" if is_text else "right"
-        table.add_column(header, justify=justify, overflow="fold", no_wrap=not is_text)
+    A side with masks has a second row, of their AP.
+    """
+    best = _best([row.ap for row in rows])
+    best_masks = _best([row.mask_ap for row in rows if row.mask_ap])
+    cells = []
     for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
+        name = row.side.name
+        cells.append(_result(f"{name} (boxes)" if row.mask_ap else name, row.side, row.ap, best))
+        for published in row.published:
+            values = [f"{ap:.1f}" for ap in published.ap]
+            values += ["-"] * (len(AP_COLUMNS) - len(values))
+            cells.append((f"published: {published.source}", published.network, *values, "-"))
+        if row.mask_ap:
+            cells.append(_result(f"{name} (masks)", row.side, row.mask_ap, best_masks))
+    return Table((*HEADERS, "Seeds"), cells, text_columns=2)
 
 
-def _cell(cell: str) -> str:
-    shown = escape(printable(cell))
-    return f"[bold]{shown}[/]" if isinstance(cell, Best) else shown
+def _best(rows: list[dict[str, Estimate]]) -> dict[str, str]:
+    """The highest mean of each column, as it is shown: what looks alike is equally good."""
+    means = {c: [m for ap in rows if (m := ap[c].mean) is not None] for c in AP_COLUMNS}
+    return {c: _number(max(values)) for c, values in means.items() if len(values) > 1}
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _result(
+    name: str, side: SideRuns, ap: dict[str, Estimate], best: dict[str, str]
+) -> tuple[str, ...]:
+    figures = []
+    for column in AP_COLUMNS:
+        text = mean_with_n(ap[column], side)
+        is_best = ap[column].n and _number(ap[column].mean) == best.get(column)
+        figures.append(Best(text) if is_best else text)
+    done = f"{len(side.finished)} of {len(side.runs)}"
+    return name, side.network or "-", *figures, done
+
+
+def differences_of(differences: list[Difference]) -> Table:
+    """Each pair's paired differences with their 95% intervals, and the verdict on AP."""
+    rows = [
+        (
+            f"{d.pair.side} against {d.pair.reference}",
+            d.pair.question,
+            d.verdict,
+            *(difference_with_interval(d.ap[column]) for column in DIFFERENCE_COLUMNS),
+            str(len(d.seeds)),
+        )
+        for d in differences
+    ]
+    headers = ("Pair", "Question", "AP is", *DIFFERENCE_COLUMNS, "Seeds")
+    return Table(headers, rows, text_columns=3)
+
+
+def costs_of(rows: list[Row]) -> Table:
+    """What each side costs: means over its finished runs."""
+    cells = []
+    for row in rows:
+        figures = [
+            "-" if (mean := row.cost[key].mean) is None else f"{mean * factor:,.{digits}f}"
+            for _, key, factor, digits in COST_COLUMNS
+        ]
+        figures[0] = _with_half_width(row.cost["s_per_iter"], 3)
+        cells.append((row.side.name, *figures))
+    return Table(("Method", *(column[0] for column in COST_COLUMNS)), cells)
+
+
+def noise_of(rows: list[NoiseRow]) -> Table:
+    """Mean weights of clean and of spoilt annotations, and their ratio with its interval."""
+    headers = ["Method", "Gradient of", "Clean boxes", "Weight"]
+    for words in NOISE_KINDS.values():
+        headers += [words.capitalize(), "Weight", "Ratio to clean"]
+    cells = []
+    for row in rows:
+        line = [row.side.name, NOISE_MEASURES[row.measure]]
+        for kind in ("none", *NOISE_KINDS):
+            line += [str(row.boxes[kind]), _number(row.weight[kind].mean, ".3g")]
+            line += [_with_half_width(row.ratio[kind], 2)] if kind in row.ratio else []
+        cells.append(tuple(line))
+    return Table(tuple(headers), cells, text_columns=2)
+
+
+def sides_of(sides: list[SideRuns]) -> Table:
+    """How each side was configured."""
+    rows = [
+        (
+            side.name,
+            side.method or "-",
+            side.config or "-",
+            " ".join(side.overrides) or "-",
+            _listed(record.config_hash for record in side.records),
+        )
+        for side in sides
+    ]
+    headers = ("Side", "Method as recorded", "Configuration", "Overrides", "Configuration's hash")
+    return Table(headers, rows, text_columns=5)
+
+
+def search_of(trials: list[Trial]) -> Table:
+    """What was tried for each side's setting, and what was chosen."""
+    rows = [
+        (
+            trial.side,
+            " ".join(trial.overrides) or "as configured",
+            "chosen" if trial.chosen else "",
+            _number(trial.AP),
+        )
+        for trial in trials
+    ]
+    return Table(("Side", "Overrides", "", "AP, held-out training images"), rows, text_columns=3)
+
+
+def setting_of(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
+    """`facts`, and what the records say of machine and versions; all values where they differ."""
+    records = [record for side in sides for record in side.records]
+    rows = [
+        *facts,
+        ("Iterations", _listed(str(r.iterations) for r in records if r.status == "finished")),
+        ("Device", _listed(r.device for r in records)),
+        ("ghm_d2", _listed(r.code_version for r in records)),
+    ]
+    packages = sorted({name for record in records for name in record.packages})
+    rows += [(n, _listed(r.packages[n] for r in records if n in r.packages)) for n in packages]
+    return Table(("What", "Value"), [row for row in rows if row[1]], text_columns=2)
+
+
+def mean_with_n(value: Estimate, side: SideRuns) -> str:
+    """Mean and half the interval, with the number of seeds where some have no value."""
+    fewer = f" (n = {value.n})" if 0 < value.n < len(side.finished) else ""
+    return _with_half_width(value, 1) + fewer
+
+
+def _with_half_width(value: Estimate, digits: int) -> str:
+    text = _number(value.mean, f".{digits}f")
+    return text if value.half_width is None else f"{text} ± {value.half_width:.{digits}f}"
+
+
+def difference_with_interval(value: Estimate) -> str:
+    mean = signed(value.mean)
+    return mean if value.low is None else f"{mean} ({interval(value)})"
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(v for v in values if v))

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from ghm_d2.reports.document import Picture
 from ghm_d2.reports.drawing import (
+    COLUMNS,
     MOST_LINES,
     OTHERS,
     colour,
@@ -119,9 +120,9 @@ def density_figures(sides: list[SideRuns]) -> list[Picture]:
     """The moving average over time of each side with a GHM loss; a picture for each kind of it."""
     kinds: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     for side in sides:
-        run = next((run for run in side.finished if run.density), None)
-        for name in dict.fromkeys(row["density"] for row in run.density) if run else ():
-            rows = [row for row in run.density if row["density"] == name]
+        rows_of_side = next((run.density for run in side.finished if run.density), [])
+        for name in dict.fromkeys(row["density"] for row in rows_of_side):
+            rows = [row for row in rows_of_side if row["density"] == name]
             steps = np.array([row["iteration"] + 1 for row in rows])
             # (T, M); of a moving average a feature level, their sum
             ema = np.stack([np.nansum([numbers(level) for level in r["ema"]], 0) for r in rows])
@@ -140,7 +141,8 @@ def _kind(name: str) -> tuple[str, str]:
 
 def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) -> Picture:
     top = max(ema.max() for _, _, ema in found)
-    norm = LogNorm(max(top / 1e6, 0.1), max(top, 1.0))
+    lowest = max(top / 1e6, 0.1)
+    norm = LogNorm(lowest, max(top, 1.0))
 
     def build() -> Figure:
         figure, axes = panels([name for name, _, _ in found])
@@ -148,9 +150,9 @@ def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) 
             axis.grid(False)
             edges = np.concatenate([[0], steps])
             bins = np.linspace(0, 1, ema.shape[1] + 1)
-            shown = np.ma.masked_less(ema.T, norm.vmin)
+            shown = np.ma.masked_less(ema.T, lowest)
             drawn = axis.pcolormesh(edges, bins, shown, norm=norm, cmap="viridis")
-        height = 20 * axes[0].get_gridspec().nrows
+        height = 20 * -(-len(found) // COLUMNS)
         label = "samples in the unit region, moving average"
         bar = figure.colorbar(drawn, ax=axes, label=label, pad=0.02, aspect=height)
         bar.minorticks_off()

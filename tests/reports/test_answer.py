@@ -41,7 +41,7 @@ def test_one_seed_makes_no_claim_however_large_the_difference(comparison):
 def test_unequal_seeds_are_compared_on_those_both_have(comparison):
     ap = {SL1: (50.0, 51.0, None, 99.0), GHM_R: (52.0, 53.5, 10.0, None)}
     report = read_report(comparison(ap, ONE_PAIR, analysis=False))
-    (difference,) = report.summary.differences
+    (difference,) = report.differences
     assert difference.seeds == [1, 2]
     assert difference.ap["AP"].mean == pytest.approx(2.25)
 
@@ -58,7 +58,7 @@ def test_a_diverged_run_is_told_and_its_ap_does_not_count(comparison):
     report = read_report(folder)
     sentence = f"{GHM}: diverged in 1 of 3 runs (seed 2: {how}); its figures are of the others."
     assert sentence in report.verdict
-    row = next(row for row in report.summary.rows if row.side.name == GHM)
+    row = next(row for row in report.rows if row.side.name == GHM)
     assert (row.ap["AP"].n, row.ap["AP"].mean) == (2, pytest.approx(48.75))
     assert "2 of 3" in report.markdown
 
@@ -98,7 +98,7 @@ def test_an_ap_that_is_not_defined_is_counted_as_such(comparison):
     record = json.loads((folder / "../runs/0_1/run.json").read_text())
     record["metrics"]["AP50"] = None
     (folder / "../runs/0_1/run.json").write_text(json.dumps(record))
-    table = read_report(folder).results
+    table = read_report(folder).tables[0]
     row = dict(zip(table.headers, table.rows[0], strict=True))
     assert row["AP50"].endswith("(n = 2)")
     assert row["AP_S"] == "-"

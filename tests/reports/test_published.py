@@ -47,23 +47,3 @@ def test_the_papers_resnext_stands_beside_any_but_is_nobodys_experiment():
     assert [row.ap[0] for row in published_like(method, "ResNeXt-101-64x4d-FPN")] == [41.6, 41.4]
     assert published_for(record(network=network)) == []
     assert published_like(method, "DarkNet-53") == []
-
-
-@pytest.mark.parametrize(
-    ("method", "network", "ap"),
-    [
-        ("Faster R-CNN CE + SL1", "ResNet-101-FPN", 36.2),
-        ("Mask R-CNN CE + SL1", "ResNet-101-FPN", 38.2),
-        ("Mask R-CNN CE + SL1", "ResNeXt-101-64x4d-FPN", 39.8),
-        ("YOLOv3 CE + L2", "DarkNet-53", 33.0),
-        ("DSSD mining + SL1", "ResNet-101", 33.2),
-        ("RetinaNet focal + SL1", "ResNet-101-FPN", 39.1),
-        ("RetinaNet focal + SL1", "ResNeXt-101-64x4d-FPN", 40.8),
-        ("RetinaNet GHM-C + GHM-R", "ResNet-101-FPN", 39.9),
-        ("RetinaNet GHM-C + GHM-R", "ResNeXt-101-64x4d-FPN", 41.6),
-    ],
-)
-def test_the_papers_nine_systems(method, network, ap):
-    """Its comparison with the state of the art, COCO test-dev."""
-    (row,) = [r for r in published_like(method, network) if r.source == "paper, test-dev"]
-    assert row.ap[0] == ap and len(row.ap) == 6
