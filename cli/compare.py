@@ -155,7 +155,7 @@ def _compare(request, job_device: str | None, dry_run: bool, as_json: bool) -> N
         start = LocalLauncher(request.device)
     with progress() as shown:
         folder = compare(request, start, shown)
-    from ghm_d2.reports.report import write_report
+    from ghm_d2.reports.write import write_report
 
     from .report import show_report
 

@@ -65,8 +65,9 @@ def _markdown(folder: Path, comparisons: list[Path]) -> str:
 
 
 def _write_all(comparisons: list[Path], as_json: bool) -> None:
-    from ghm_d2.reports.report import overview, write_report
+    from ghm_d2.reports.report import overview
     from ghm_d2.reports.tables import terminal_table
+    from ghm_d2.reports.write import write_report
 
     from ._progress import progress
 
@@ -83,8 +84,8 @@ def _write_all(comparisons: list[Path], as_json: bool) -> None:
 
 
 def _write(folder: Path, output: Path | None, as_json: bool) -> None:
-    from ghm_d2.reports.report import write_report
     from ghm_d2.reports.study import find_records, is_comparison
+    from ghm_d2.reports.write import write_report
 
     records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder).values()]
     if as_json and records is not None and output is None:

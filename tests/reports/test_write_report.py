@@ -22,7 +22,8 @@ from made_comparison import (
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.records import AP_COLUMNS, Comparison, Pair, RunRecord, Trial
 from ghm_d2.reports.document import Best
-from ghm_d2.reports.report import read_report, runs_csv, write_report
+from ghm_d2.reports.report import read_report
+from ghm_d2.reports.write import runs_csv, write_report
 
 FIGURES = {
     "learning.png",

@@ -1,0 +1,97 @@
+"""A report as a folder that can be mailed: report.html, report.md, runs.csv and the pictures."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import fields
+from operator import methodcaller
+from pathlib import Path
+
+from ghm_d2.errors import UsageError
+from ghm_d2.files import write_atomically, write_text
+from ghm_d2.records import AP_COLUMNS, RunRecord
+from ghm_d2.reports import document as documents
+from ghm_d2.reports.contents import document_of
+from ghm_d2.reports.report import Report, read_report
+from ghm_d2.reports.runs import SeedRun
+from ghm_d2.reports.study import Study, is_comparison
+
+HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
+# what runs.csv has in columns of its own, or not at all
+APART = ("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best")
+RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
+
+
+def write_report(folder: Path, output: Path | None = None) -> Report:
+    """Write report.html, report.md, runs.csv and the pictures, each whole or not at all.
+
+    The same records give the same bytes.
+
+    Args:
+        folder: of a comparison (comparison.json), finished or not; or one with runs in it, which
+            are then grouped by what was trained.
+        output: where to write; by default the comparison's folder, or FOLDER/report.
+
+    Raises:
+        DataError: there is neither in `folder`, or a file is not what its name says.
+        UsageError: `output` cannot be written.
+    """
+    folder = Path(folder)
+    report = read_report(folder)
+    document = document_of(report)
+    if output is None:
+        output = folder if is_comparison(folder) else folder / "report"
+    texts = {
+        HTML_FILE: documents.html(document),
+        MARKDOWN_FILE: documents.markdown(document),
+        RUNS_FILE: runs_csv(report.study),
+    }
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        for picture in document.pictures:
+            write_atomically(str(output / picture.file), methodcaller("write", picture.data))
+        for name, text in texts.items():
+            write_text(output / name, text)
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror}") from None
+    names = [*texts, *(picture.file for picture in document.pictures)]
+    return Report(report.study, tuple(output / name for name in names))
+
+
+def runs_csv(study: Study) -> str:
+    """A row a planned run: side, seed, status, outcome, and the numbers of its record."""
+    runs = [(side, run) for side in study.sides for run in side.runs]
+    records = [run.record for _, run in runs if run.record]
+    classes = sorted({name for record in records for name in record.per_class})
+    masks = AP_COLUMNS if any(record.mask_metrics for record in records) else ()
+    header = ["side", "seed", "status", "outcome", *RECORD_FIELDS, *AP_COLUMNS]
+    header += [f"mask_{column}" for column in masks]
+    header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(_harmless, header))
+    for side, run in runs:
+        cells = [side.name, run.seed, run.status, *_numbers(run, masks, classes)]
+        writer.writerow(map(_harmless, cells))
+    return out.getvalue()
+
+
+def _numbers(run: SeedRun, masks: Sequence[str], classes: list[str]) -> list:
+    record = run.record
+    if record is None:
+        columns = (*RECORD_FIELDS, *AP_COLUMNS, *masks, *classes)
+        return [""] * (1 + len(columns) + 2)
+    return [
+        record.outcome,
+        *(getattr(record, name) for name in RECORD_FIELDS),
+        *(record.metrics.get(column) for column in AP_COLUMNS),
+        *(record.mask_metrics.get(column) for column in masks),
+        record.best.get("AP"),
+        record.best.get("iteration"),
+        *(record.per_class.get(name) for name in classes),
+    ]
+
+
+def _harmless(cell):
+    """A spreadsheet takes text that starts with one of these for a formula, and runs it."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
