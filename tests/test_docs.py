@@ -59,7 +59,7 @@ def test_the_code_runs(code):
 
 def shell_lines() -> list[str]:
     """The lines of the blocks of commands."""
-    return "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.S)).splitlines()
+    return "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.S)).replace("\\\n", " ").splitlines()
 
 
 def test_the_commands_exist(ghm):
