@@ -1,7 +1,6 @@
 """Checks of a complete configuration: ranges, and loss types that their detector would ignore."""
 
 from ghm_d2.config.detectors import LOSS_GROUPS, TWO_STAGE
-from ghm_d2.config.loader import get_key
 from ghm_d2.errors import UsageError
 
 _OF_OURS = ("asl1", "ghm_r")
@@ -86,3 +85,10 @@ def _check_steps(cfg) -> None:
     ):
         if value < 0:
             raise UsageError(f"{key} is at least 0, not {value}")
+
+
+def get_key(node, key: str):
+    """The value under a dotted key."""
+    for part in key.split("."):
+        node = node[part]
+    return node

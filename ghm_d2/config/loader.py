@@ -4,13 +4,17 @@ A configuration file is data: it is parsed with YAML's safe loader. The one exce
 inside the installed Detectron2, whose own RetinaNet base evaluates an expression.
 """
 
+import copy
 import difflib
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,26 +49,17 @@ def load_config(path: str, overrides: Sequence[str] = ()):
         overrides: keys and values in turn, the values as Python or YAML literals.
 
     Raises:
-        UsageError: no such file, not YAML, an unknown key (the nearest known one is named), a
-            value of the wrong type, a number too large for any machine, a file that tries to
-            construct Python objects or stands for more than 20,000 values, or
+        UsageError: no such file, not YAML, an unknown key (the error names the nearest known
+            one), a value of the wrong type, a number too large for any machine, a file that tries
+            to construct Python objects or stands for more than 20,000 values, or
             MODEL.LOAD_PROPOSALS, whose files Detectron2 would execute.
     """
     cfg = get_cfg()
-    file = find_config(path)
-    merged = _load_yaml_with_base(file, seen=())
-    _check_keys(merged, cfg, str(path))
-    from detectron2.config import CfgNode
-
+    values = _read_with_base(find_config(path), seen=())
     try:
-        cfg.merge_from_other_cfg(CfgNode(_fit_types(merged, cfg)))
-        _check_harmless(cfg)
+        _merge(cfg, values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    except (ValueError, KeyError, AttributeError, AssertionError, SyntaxError) as error:
-        raise UsageError(f"{path}: {_first_line(error)}") from None
-    except (RecursionError, MemoryError):  # Python's parser, on brackets in a string
-        raise UsageError(f"{path}: a value is nested too deeply") from None
     merge_overrides(cfg, overrides)
     return cfg
 
@@ -82,15 +77,7 @@ def merge_overrides(cfg, overrides: Sequence[str]) -> None:
             raise UsageError(f"no option {word}; --help lists them")
     if len(overrides) % 2:
         raise UsageError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
-    known = set(_flatten(cfg))
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        if key not in known:
-            raise UsageError(_unknown_key(key, known))
-        try:
-            cfg.merge_from_list([key, _fit_type(value, get_key(cfg, key))])
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
-            raise UsageError(f"{key} {value}: {_first_line(error)}") from None
-    _check_harmless(cfg)
+    _merge(cfg, dict(zip(overrides[::2], overrides[1::2], strict=True)))
 
 
 def config_text(cfg) -> str:
@@ -129,20 +116,21 @@ def find_config(path: str) -> Path:
 def list_configs() -> list[str]:
     """Names of the shipped configurations, below configs/; those to build upon left out."""
     folder = _shipped_configs()
-    files = (f for f in folder.rglob("*.yaml") if not f.name.startswith("Base-"))
-    return sorted(str(f.relative_to(folder)) for f in files)
+    found = (f for f in folder.rglob("*.yaml") if not f.name.startswith("Base-"))
+    return sorted(str(f.relative_to(folder)) for f in found)
 
 
 def _shipped_configs() -> Path:
-    return Path(next(iter(find_spec("ghm_d2.configs").submodule_search_locations)))
+    return Path(str(files("ghm_d2.configs")))
 
 
 def _model_zoo_configs() -> Path | None:
     spec = find_spec("detectron2")
-    return Path(spec.origin).parent / "model_zoo" / "configs" if spec else None
+    return Path(spec.origin).parent / "model_zoo" / "configs" if spec and spec.origin else None
 
 
-def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
+def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file and its bases, by dotted key."""
     file = file.resolve()
     if file in seen:
         raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
@@ -155,7 +143,7 @@ def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
         raise UsageError(f"{file}: values are nested too deeply, or within themselves") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
-    # not all that YAML refuses is a YAMLError: numbers of 10,000 digits, months past December
+    # PyYAML raises more than YAMLError, for numbers of 10,000 digits or months past December
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
     if not isinstance(loaded, dict):
@@ -164,10 +152,10 @@ def _load_yaml_with_base(file: Path, seen: tuple[Path, ...]) -> dict:
         raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
     base = loaded.pop(BASE_KEY, None)
     if base is None:
-        return loaded
+        return _flatten(loaded)
     beside = file.parent / os.path.expanduser(str(base))
     base_file = beside if beside.is_file() else find_config(str(base))
-    return _merge(_load_yaml_with_base(base_file, (*seen, file)), loaded)
+    return _read_with_base(base_file, (*seen, file)) | _flatten(loaded)
 
 
 def _parse(file: Path):
@@ -191,78 +179,55 @@ def _count(node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def _merge(cfg, values: dict[str, Any]) -> None:
+    """Merge values by dotted key, in place; what they may not be stands at `load_config`."""
+    known = _flatten(cfg)
+    for key, value in values.items():
+        if any(k.startswith(f"{key}.") for k in known):
+            raise UsageError(f"{_shown(key)} is a group of keys, not a value")
+        if key not in known:
+            near = difflib.get_close_matches(key[:300], known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown key {_shown(key)}{hint}")
+        try:
+            cfg.merge_from_list([key, copy.deepcopy(_fit_type(value, known[key]))])
+        except (RecursionError, MemoryError):  # Python's parser, on brackets in a string
+            raise UsageError(f"{key}: the value is nested too deeply") from None
+        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, SyntaxError) as e:
+            raise UsageError(f"{key} {_shown(str(value))}: {_first_line(e)}") from None
+    _check_harmless(cfg)
+
+
 def _check_harmless(cfg) -> None:
     """Refuse what would run code, or numbers that only exhaust a machine."""
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UsageError(
             "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
         )
-    for group in ("MODEL", "INPUT"):
-        for key in _flatten(cfg[group], group + "."):
-            value = get_key(cfg, key)
-            limit = next(most for ends, most in _LIMITS if key.endswith(ends))
-            numbers = value if isinstance(value, list | tuple) else [value]
-            for number in numbers:
-                if isinstance(number, int | float) and abs(number) > limit:
-                    raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
+    for key, value in _flatten({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT}).items():
+        limit = next(most for ends, most in _LIMITS if key.endswith(ends))
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and abs(number) > limit:
+                raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
 
 
-def _merge(base: dict, over: dict) -> dict:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _flatten(node, prefix: str = "") -> list[str]:
-    keys = []
+def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
+    """The values of nested groups by their dotted keys."""
+    values: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
-        keys += _flatten(value, name + ".") if isinstance(value, dict) else [name]
-    return keys
-
-
-def _check_keys(loaded: dict, cfg, path: str) -> None:
-    known = set(_flatten(cfg))
-    for key in _flatten(loaded):
-        if any(k.startswith(key + ".") for k in known):
-            raise UsageError(f"{path}: {key} is a group of keys, not a value")
-        if key not in known:
-            raise UsageError(f"{path}: {_unknown_key(key, known)}")
-
-
-def get_key(node, key: str):
-    """The value under a dotted key."""
-    for part in key.split("."):
-        node = node[part]
-    return node
-
-
-def _fit_types(loaded: dict, cfg) -> dict:
-    return {
-        key: _fit_types(value, cfg[key]) if isinstance(value, dict) else _fit_type(value, cfg[key])
-        for key, value in loaded.items()
-        if key in cfg
-    }
+        values |= _flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+    return values
 
 
 def _fit_type(value, default):
-    """What YAML takes and `CfgNode` does not: 1 for 1.0, and the word true for True."""
+    """Convert what YAML takes and `CfgNode` does not: 1 for 1.0, and the word true for True."""
     if isinstance(default, bool):
         return str(value).capitalize() if value in ("true", "false") else value
     if isinstance(default, float) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, TypeError):
             return float(value)
-        except (ValueError, TypeError):
-            return value
     return value
-
-
-def _unknown_key(key: str, known: set[str]) -> str:
-    key = _shown(key)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _first_line(error: Exception) -> str:
