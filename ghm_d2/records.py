@@ -1,4 +1,4 @@
-"""What a run leaves behind as numbers: `RunRecord`, kept as run.json in the run's folder."""
+"""The numbers of runs and comparisons, kept as run.json, comparison.json and runs.jsonl."""
 
 import fcntl
 import json
@@ -50,11 +50,11 @@ class RunRecord:
     train_seconds: Number | None = None  # without evaluations
     metrics: dict[str, Number | None] = field(default_factory=dict)  # keys AP_COLUMNS
     per_class: dict[str, Number | None] = field(default_factory=dict)  # AP by class name
-    # of masks, keys AP_COLUMNS; empty where the detector has none, and the others are of boxes
+    # mask AP, keys AP_COLUMNS; empty for detectors without masks. `metrics` has box AP
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
     best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
-    outcome: str = ""  # what a run that did not finish says: "diverged at iteration 312: ..."
-    gflops: Number | None = None  # of one forward pass of one validation image (fvcore)
+    outcome: str = ""  # why a run did not finish: "diverged at iteration 312: ..."
+    gflops: Number | None = None  # for one forward pass on one validation image (fvcore)
     loss_ms: Number | None = None  # the losses of one batch, forward and backward
     loss_variation: Number | None = None  # loss_cls: std / mean over the second half of training
     skipped_steps: Int = 0  # steps whose loss or gradient was not finite, and that were left out
@@ -121,7 +121,7 @@ class Trial:
 
 @dataclass
 class Comparison:
-    """What was compared, kept as comparison.json in the comparison's folder."""
+    """A comparison's sides, seeds and pairs, kept as comparison.json in the comparison's folder."""
 
     name: str  # such as "two-stage vs one-stage"
     question: str

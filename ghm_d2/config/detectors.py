@@ -9,8 +9,8 @@ TWO_STAGE = "GeneralizedRCNN"
 class Detector:
     """One value of MODEL.META_ARCHITECTURE.
 
-    group: of MODEL, the keys CLS_LOSS_TYPE, BBOX_REG_LOSS_TYPE and BBOX_REG_LOSS_WEIGHT stand in.
-    classes: of MODEL, the group that NUM_CLASSES stands in.
+    group: the group of MODEL with CLS_LOSS_TYPE, BBOX_REG_LOSS_TYPE and BBOX_REG_LOSS_WEIGHT.
+    classes: the group of MODEL with NUM_CLASSES.
     """
 
     name: str
@@ -37,7 +37,7 @@ def loss_keys(cfg):
 
 
 def detector_name(cfg) -> str:
-    """As tables have it: such as "Mask R-CNN" or "DSSD"; an unknown architecture's own name."""
+    """The name for tables, such as "Mask R-CNN"; an unknown META_ARCHITECTURE is its own name."""
     arch = cfg.MODEL.META_ARCHITECTURE
     if with_masks(cfg):
         return "Mask R-CNN"
@@ -47,7 +47,7 @@ def detector_name(cfg) -> str:
 
 
 def with_masks(cfg) -> bool:
-    """Whether the detector learns and predicts masks: Mask R-CNN."""
+    """True for Mask R-CNN, which learns and predicts masks."""
     return cfg.MODEL.META_ARCHITECTURE == TWO_STAGE and cfg.MODEL.MASK_ON
 
 
@@ -58,7 +58,7 @@ def set_num_classes(cfg, number: int) -> None:
 
 
 def num_classes(cfg) -> int:
-    """Of MODEL.META_ARCHITECTURE; of an unknown one, the largest number there is."""
+    """The number that the detector reads; the largest one for an unknown META_ARCHITECTURE."""
     detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     groups = [detector.classes] if detector else {d.classes for d in DETECTORS.values()}
     return max(cfg.MODEL[group].NUM_CLASSES for group in groups)

@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked to compare.
+    """A comparison that a user asks for.
 
     root: folder that comparisons share: the runs table, the runs, and a folder a comparison.
     overrides: KEY VALUE in turn, of all sides.
@@ -56,11 +56,11 @@ class Request:
 
     @property
     def table(self) -> RunsTable:
-        """Of all runs below `root`."""
+        """The table of all runs below `root`."""
         return RunsTable(self.root / TABLE_FILE)
 
     def folder(self) -> Path:
-        """Of this comparison; another question, configuration, data or search has another one."""
+        """The comparison's folder, named by its question, configurations, data and search."""
         runs = make_runs(replace(self, seeds=(1,)), {})
         words = [self.suite.name, label_of(self, runs), self.budget]
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")[:100]
@@ -91,7 +91,7 @@ def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Pl
 
 
 def make_plan(request: Request, progress: Progress) -> Plan:
-    """What will run and how long it will take; the trials of a search first.
+    """The runs to come and how long they will take; the trials of a search come first.
 
     A trial that depends on others' results is counted as one with the side's own settings.
     """
@@ -137,7 +137,7 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
 
 
 def _searches(request: Request) -> list[SideSearch]:
-    """Of each side that has a search of its own."""
+    """The search of each side that does not share another side's."""
     if not request.search:
         return []
     names = {side.name for side in request.suite.sides}
@@ -154,7 +154,7 @@ def _searches(request: Request) -> list[SideSearch]:
 
 
 def label_of(request: Request, runs: list[PlannedRun]) -> str:
-    """What the comparison's data are called; sides with noise of their own share digits."""
+    """The name of the comparison's data; it is digits where the sides differ in noise."""
     return "digits" if request.suite.sides[0].noise is not None else runs[0].label
 
 

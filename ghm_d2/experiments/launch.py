@@ -60,7 +60,7 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
 
 
 def is_training(run: PlannedRun) -> bool:
-    """Whether some process is at this run now.
+    """True while another process trains this run.
 
     Raises:
         UsageError: its folder is on a file system without locks.
@@ -200,7 +200,7 @@ class SubmititLauncher:
         Args:
             folder: where submitit keeps its logs.
             minutes: limit of a job.
-            device: of a job: "cpu"; "cuda", for which it asks for a GPU; "auto", what it finds.
+            device: a job's device: "cpu", "cuda" (the job asks for a GPU) or "auto".
 
         Raises:
             UsageError: submitit is not installed.

@@ -28,7 +28,7 @@ from ghm_d2.training.prepare import prepare
 from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300
-SET_UP_SECONDS = 15  # of a run: the model, the data and the analysis after it
+SET_UP_SECONDS = 15  # a run's share for building the model, loading data and analysis
 RESULTS = ("finished", "diverged")  # how a run ends that is never run again
 
 
@@ -41,7 +41,7 @@ class PlannedRun:
     overrides: tuple[str, ...]
     dataset: str | None  # a name or an absolute path; None: the configuration's own
     seed: int
-    label: str  # of the data, for the record
+    label: str  # the data's name in the record
     iterations: int
     config_hash: str
     key: str  # hash of configuration, data and seed
@@ -50,21 +50,24 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """What trains the same by hand."""
+        """The command that trains the same by hand."""
         words = ["ghm", "train", "--config", self.config]
         words += ["--dataset", self.dataset] if self.dataset else []
         return shlex.join([*words, "--seed", str(self.seed), *self.overrides])
 
     def build_config(self, device: str):
         """The run's `CfgNode`, its data sets registered."""
-        return build_config(self.config, self.overrides, self.dataset, self.seed, device)
+        cfg, _ = prepare(
+            self.config, self.overrides, dataset=self.dataset, seed=self.seed, device=device
+        )
+        return cfg
 
     def record(self) -> RunRecord | None:
-        """What the run has left, if anything."""
+        """The record in the run's folder, if there is one."""
         return RunRecord.read(self.folder) if (self.folder / RUN_FILE).is_file() else None
 
     def is_done(self, table: RunsTable) -> bool:
-        """Whether its result is on the table and in its folder."""
+        """True if the result is in the table and in the run's folder."""
         row = table.latest(self.key)
         if row is None or row["record"]["status"] not in RESULTS or self.record() is None:
             return False
@@ -74,17 +77,17 @@ class PlannedRun:
 
 @dataclass
 class Plan:
-    """What a comparison will run."""
+    """The runs of a comparison, and the time they are expected to take."""
 
     suite: Suite
     dataset: str  # its label
     runs: list[PlannedRun]
-    trials: list[PlannedRun]  # of the search, which come first
+    trials: list[PlannedRun]  # runs of the search, which come first
     done: set[str]  # keys
     seconds: dict[str, float]  # expected, of what is not done, by key
 
     def as_dict(self) -> dict:
-        """For `--dry-run --json`."""
+        """The plan as `--dry-run --json` prints it."""
         return {
             "comparison": self.suite.name,
             "question": self.suite.question,
@@ -106,13 +109,6 @@ class Plan:
             "expected_seconds": round(self.seconds.get(run.key, 0)),
             "command": run.command,
         }
-
-
-def build_config(
-    config: str, overrides: Sequence[str], dataset: str | None, seed: int, device: str
-):
-    """A `CfgNode` ready to train, as `ghm train` prepares it. Raises: as `prepare` does."""
-    return prepare(config, overrides, dataset=dataset, seed=seed, device=device)[0]
 
 
 def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
@@ -180,7 +176,7 @@ def make_run(
     Raises:
         UsageError, DataError: the configuration or the data cannot be used.
     """
-    cfg = build_config(config, overrides, dataset, seed, device)
+    cfg, _ = prepare(config, overrides, dataset=dataset, seed=seed, device=device)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)
     weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED
@@ -206,7 +202,7 @@ def make_run(
 def expected_seconds(
     runs: Sequence[PlannedRun], table: RunsTable, device: str, progress: Progress
 ) -> dict[str, float]:
-    """What each run will take, by key: from finished runs of its configuration, or timed steps.
+    """Seconds for each run, by key: from finished runs of its configuration, or timed steps.
 
     Runs that differ in their losses alone share one timing.
     """
@@ -226,7 +222,7 @@ def expected_seconds(
 
 
 def _known_timing(run: PlannedRun, table: RunsTable, device: str) -> tuple[float, float] | None:
-    """Of a finished run of the same configuration on the same device."""
+    """The timing of a finished run with the same configuration on the same device."""
     for row in table.rows():
         record = row["record"]
         same = (record["config_hash"], record["device"]) == (run.config_hash, device)
@@ -240,7 +236,7 @@ def _time_steps(run: PlannedRun, device: str) -> tuple[float, float]:
 
 
 def _kind_of_network(cfg) -> str:
-    """What decides the time of a step, the losses left out."""
+    """The settings that decide the time of a step, without the losses."""
     losses = ("LOSS_TYPE", "LOSS_WEIGHT")
     model = plain_config(cfg.MODEL)
     del model["GHM"], model["WEIGHTS"]

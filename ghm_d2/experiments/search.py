@@ -20,7 +20,7 @@ from ghm_d2.records import RunsTable, Trial
 from ghm_d2.training.prepare import prepare
 
 LR_FACTORS, WEIGHT_FACTORS = (1.0, 0.5, 2.0), (0.5, 2.0)  # the configured rate wins a tie
-# by MODEL.META_ARCHITECTURE, where BBOX_REG_LOSS_WEIGHT is read
+# MODEL.META_ARCHITECTURE -> the group with BBOX_REG_LOSS_WEIGHT
 WEIGHT_KEYS = {arch: d.group for arch, d in DETECTORS.items() if arch != "RetinaNet"}
 TRIALS = len(LR_FACTORS) + len(WEIGHT_FACTORS)  # a side
 SEED, ITERATIONS = 0, 0.5  # the seed of no compared run; the share of a run's iterations
@@ -40,7 +40,7 @@ class SideSearch:
     ):
         """
         Args:
-            root: of the comparisons' folders.
+            root: the folder that comparisons share.
             config, overrides: of the side; the search varies them.
             dataset: a folder from `holdout`.
 
