@@ -10,7 +10,8 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-all coverage demo docs types bench soak hostile lint clean distclean
+.PHONY: help setup test test-all coverage demo docs types bench gpu gpu-pack soak \
+    hostile lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +23,8 @@ help:
 	@echo "make types      check types with mypy"
 	@echo "make bench      time the losses beside others' implementations, and whole training steps,"
 	@echo "                into build/bench/ (it adds mmdet to $(VENV))"
+	@echo "make gpu        check and time everything that needs a GPU, into results/gpu/ (eight minutes)"
+	@echo "make gpu-pack   gather the wheels that make gpu needs on a machine without a network"
 	@echo "make soak       break trainings in every way, and show what was lost (three minutes, Linux)"
 	@echo "make hostile    run the commands on files made to do harm, and show how each ended"
 	@echo "make setup      only install, into $(VENV) (the two above do it too)"
@@ -81,6 +84,13 @@ bench: setup
 	$(BIN)/python benchmarks/time_steps.py --output build/bench/steps.json
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 \
 	    benchmarks/time_sync.py --device cpu --output build/bench/sync.json
+
+# On a machine without a network there is no $(VENV), and PYTHON has what make gpu-pack gathered.
+gpu:
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output results/gpu $(ARGS)
+
+gpu-pack: setup
+	$(BIN)/python benchmarks/gpu_pack.py
 
 soak: setup
 	$(BIN)/python tools/soak.py $(ARGS)

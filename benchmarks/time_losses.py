@@ -67,7 +67,7 @@ def _runs(names, samples: int, args, missing: dict[str, str]) -> dict:
             run = partial(_loss_and_gradient, build(inputs[kind]), inputs[kind].x)
             run()
             runs[name] = run, inputs[kind].x
-        except (ImportError, RuntimeError) as error:  # not installed, this dtype, out of memory
+        except Exception as error:  # not installed, not of this dtype, out of memory, ...
             lines = str(error).splitlines()
             missing[name] = f"{type(error).__name__} at {samples:,} samples: {lines[0]}"
     return runs
