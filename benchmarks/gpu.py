@@ -98,7 +98,7 @@ def run(part: Part, args, limit: float) -> dict:
         "part": part.name,
         "status": "passed" if code == 0 else "failed",
         "seconds": round(time.monotonic() - start, 1),
-        "command": " ".join(["python", *words]),
+        "command": " ".join(["python", *words]).replace(f"{ROOT}/", ""),
     }
     if code != 0:
         outcome["error"] = f"exit code {code}" if code is not None else "time limit"
