@@ -20,7 +20,7 @@ from ghm_d2.experiments.plan import (
     side_dataset,
 )
 from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
-from ghm_d2.experiments.suites import Suite
+from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import (
     COMPARISON_FILE,
@@ -59,6 +59,11 @@ class Request:
         """The table of all runs below `root`."""
         return RunsTable(self.root / TABLE_FILE)
 
+    def inputs(self, side: SuiteSide) -> tuple[str, tuple[str, ...], str | None]:
+        """A side's configuration, overrides and data set."""
+        config, own = side_config(side, self.budget)
+        return config, (*own, *self.overrides), side_dataset(side, self.dataset)
+
     def folder(self) -> Path:
         """The comparison's folder, named by its question, configurations, data and search."""
         runs = make_runs(replace(self, seeds=(1,)), {})
@@ -80,13 +85,11 @@ def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Pl
     runs = []
     for seed in request.seeds:
         for side in request.suite.sides:
-            config, own = side_config(side, request.budget)
+            config, overrides, dataset = request.inputs(side)
             chosen = settings.get(side.settings_of) or settings.get(side.name, ())
-            overrides = (*own, *request.overrides, *chosen)
-            dataset = side_dataset(side, request.dataset)
-            runs += [
-                make_run(request.root, side.name, config, overrides, dataset, seed, request.device)
-            ]
+            words = (*overrides, *chosen)
+            root, device = request.root, request.device
+            runs += [make_run(root, side.name, config, words, dataset, seed, device)]
     return runs
 
 
@@ -145,9 +148,7 @@ def _searches(request: Request) -> list[SideSearch]:
     for side in request.suite.sides:
         if side.settings_of in names:
             continue
-        config, own = side_config(side, request.budget)
-        dataset = side_dataset(side, request.dataset)
-        overrides = (*own, *request.overrides)
+        config, overrides, dataset = request.inputs(side)
         data = holdout(request.root, config, dataset)
         found += [SideSearch(request.root, side.name, config, overrides, data, request.device)]
     return found

@@ -168,6 +168,13 @@ def test_wrong_type(write, key, value):
 @pytest.mark.parametrize("text", ["MODEL: 3", "MODEL:", "MODEL: {GHM: focal}"])
 def test_group_given_a_value(write, text):
     assert "is a group of keys" in message(write(text))
+    assert "is a group of keys" in message(write("{}"), ["MODEL.GHM", "3"])
+
+
+def test_a_file_may_have_dotted_keys(write):
+    file = write("MODEL.GHM.CLS.BINS: 5\nMODEL: {GHM: {CLS: {MOMENTUM: 0.5}}}")
+    cfg = load_config(file)
+    assert (cfg.MODEL.GHM.CLS.BINS, cfg.MODEL.GHM.CLS.MOMENTUM) == (5, 0.5)
 
 
 def test_numbers_and_truths_as_people_write_them(write):
