@@ -66,7 +66,7 @@ def slow_where_deep(name: str):
 
 
 @pytest.mark.usefixtures("no_denormals")
-@pytest.mark.parametrize("name", map(slow_where_deep, list_configs()))
+@pytest.mark.parametrize("name", [slow_where_deep(name) for name in list_configs()])
 def test_a_training_step(name):
     register_all()
     cfg = shipped(name)

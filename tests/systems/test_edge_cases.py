@@ -92,7 +92,7 @@ def test_the_same_boxes_alone_and_in_a_batch(build, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_panorama(build, name):
-    item = picture(240, 4000)
+    item = picture(120, 2000)
     (instances,) = detect(build(name), [item])
     assert len(instances)
     assert_within(instances, item)
