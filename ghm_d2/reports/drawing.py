@@ -111,6 +111,15 @@ def panels(
     return figure, axes[: len(titles)]
 
 
+def side_panels(sides: Sequence[tuple[int, str]], height: float) -> tuple[Figure, Sequence[Axes]]:
+    """An axis for each side, of (index, name): one for all of a few, a panel each for more."""
+    if len(sides) > MOST_LINES:
+        return panels([name for _, name in sides], height=min(height, 2.5))
+    figure, axes = panels([""], height=height)
+    legend(figure, [(name, colour(i), line_style(i)) for i, name in sides])
+    return figure, axes * len(sides)
+
+
 def log_scale(axes: Sequence[Axes]) -> None:
     """Logarithmic y axes that share one scale; with round numbers where they span little."""
     for axis in axes:

@@ -12,11 +12,11 @@ from ghm_d2.reports.drawing import (
     colour,
     draw,
     label_outside,
-    legend,
     line_style,
     log_scale,
     numbers,
     panels,
+    side_panels,
 )
 from ghm_d2.reports.runs import FINISHED, SideRuns
 
@@ -29,7 +29,8 @@ def learning_curves(sides: list[SideRuns]) -> Picture | None:
         "Line: mean over the seeds that finished. Band: from the lowest to the highest of them, "
         "not a confidence interval."
     )
-    return _curves(sides, "bbox/AP", "learning.png", "AP on the validation images", caption, "AP")
+    title = "AP on the validation images"
+    return _curves(sides, "bbox/AP", "AP", "learning.png", title, caption)
 
 
 def loss_curves(sides: list[SideRuns]) -> Picture | None:
@@ -39,40 +40,34 @@ def loss_curves(sides: list[SideRuns]) -> Picture | None:
         "as above. The losses are different functions: compare how they fall and how steady they "
         "are, not how high they stand."
     )
-    return _curves(
-        sides,
-        "loss_cls",
-        "loss.png",
-        "Classification loss in training",
-        caption,
-        "loss_cls",
-        log=True,
-    )
+    title = "Classification loss in training"
+    return _curves(sides, "loss_cls", "loss_cls", "loss.png", title, caption, log=True)
 
 
 def _curves(
-    sides: list[SideRuns], key: str, file: str, title: str, caption: str, label: str, log=False
+    sides: list[SideRuns],
+    key: str,
+    label: str,
+    file: str,
+    title: str,
+    caption: str,
+    log: bool = False,
 ) -> Picture | None:
-    found = [(i, side, _by_seed(side, key)) for i, side in enumerate(sides)]
-    found = [(i, side, curves) for i, side, curves in found if curves]
+    found = [(i, side.name, _by_seed(side, key)) for i, side in enumerate(sides)]
+    found = [(i, name, curves) for i, name, curves in found if curves]
     if not found:
         return None
     if any(status != FINISHED for *_, curves in found for status, _ in curves):
         caption += " Thin dotted lines: runs that did not finish."
 
     def build() -> Figure:
-        if len(found) <= MOST_LINES:
-            figure, (axis,) = panels([""], height=3.8)
-            for i, _, curves in found:
-                _draw_side(axis, curves, colour(i), line_style(i))
-            legend(figure, [(side.name, colour(i), line_style(i)) for i, side, _ in found])
-            axes = [axis]
-        else:
-            figure, axes = panels([side.name for _, side, _ in found])
-            for axis, (i, _, curves) in zip(axes, found, strict=True):
+        figure, axes = side_panels([(i, name) for i, name, _ in found], height=3.8)
+        for axis, (i, _, curves) in zip(axes, found, strict=True):
+            if len(found) > MOST_LINES:
                 for _, _, others in found:
-                    axis.plot(*_mean(others), color=OTHERS, linewidth=0.8)
-                _draw_side(axis, curves, colour(i), "-")
+                    steps, _, mean, _ = _spread(others)
+                    axis.plot(steps, mean, color=OTHERS, linewidth=0.8)
+            _draw_side(axis, curves, colour(i), "-" if len(found) > MOST_LINES else line_style(i))
         if log:
             log_scale(axes)
         label_outside(figure, "iteration", label)
@@ -97,11 +92,6 @@ def _draw_side(axis, curves: list[tuple[str, Curve]], shade: str, style: str) ->
     for status, curve in curves:
         if status != FINISHED:
             axis.plot(*curve, color=shade, linestyle=":", linewidth=1)
-
-
-def _mean(curves: list[tuple[str, Curve]]) -> tuple[list[int], list[float]]:
-    steps, _, mean, _ = _spread(curves)
-    return steps, mean
 
 
 def _spread(curves: list[tuple[str, Curve]]) -> tuple[list[int], list, list, list]:
