@@ -15,6 +15,7 @@ from ghm_d2.files import write_json
 from ghm_d2.run_folder import RUN_FILE
 
 COMPARISON_FILE = "comparison.json"
+TABLE_FILE = "runs.jsonl"  # a `RunsTable`
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # Limits of a stranger's file: it must not take all memory, and sums of its numbers must be finite
 _MOST_BYTES = 2**26

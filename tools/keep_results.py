@@ -10,6 +10,7 @@ that folder then writes report.md and its figures.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,11 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ghm_d2.files import write_text
-from ghm_d2.records import COMPARISON_FILE, RunsTable
+from ghm_d2.records import COMPARISON_FILE, TABLE_FILE, RunsTable
 from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.study import (
     FIGURES_FILE,
-    TABLE_FILE,
     find_comparisons,
     find_records,
     read_study,
@@ -30,7 +30,7 @@ from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 
 RESULTS = Path(__file__).parents[1] / "results"
 CURVES = ("loss_cls", "bbox/AP")
-MOST_ROWS = 40  # of a density's moving average
+MOST_ROWS = 60  # of a density's moving average
 OF_EACH_SEED = ("precision_recall", "noise")  # the other analyses are drawn of one seed
 DIGITS = 4
 
@@ -94,7 +94,7 @@ def density(run: SeedRun) -> list[dict]:
     found = []
     for name in dict.fromkeys(row["density"] for row in run.density):
         rows = [row for row in run.density if row["density"] == name]
-        for row in rows[:: -(-len(rows) // MOST_ROWS)]:
+        for row in rows[:: -math.ceil(len(rows) / MOST_ROWS)][::-1]:  # with the last
             levels = [[value or 0 for value in level] for level in row["ema"]]
             found.append(row | {"ema": [[sum(values) for values in zip(*levels, strict=True)]]})
     return found

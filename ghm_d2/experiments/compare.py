@@ -24,6 +24,7 @@ from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import (
     COMPARISON_FILE,
+    TABLE_FILE,
     ComparedSide,
     Comparison,
     RunRecord,
@@ -32,7 +33,6 @@ from ghm_d2.records import (
 )
 from ghm_d2.run_folder import LOCK_FILE, LOG_FILE, METRICS_FILE
 
-TABLE_FILE = "runs.jsonl"
 POLL_SECONDS = 1.0
 
 

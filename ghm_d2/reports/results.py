@@ -78,13 +78,13 @@ class NoiseRow:
 def row_of(side: SideRuns) -> Row:
     """The results of `side`."""
     records = [run.record for run in side.finished if run.record]
-    masks = {column: side.mask_values(column).values() for column in AP_COLUMNS}
+    masks = [record.mask_metrics for record in records if record.mask_metrics]
     return Row(
         side,
         {column: estimate(side.values(column).values()) for column in AP_COLUMNS},
         {name: estimate(map(cost, records)) for name, cost in COSTS.items()},
         published_for(records[0]) if records else [],
-        {column: estimate(values) for column, values in masks.items() if values},
+        {c: estimate(metrics.get(c) for metrics in masks) for c in AP_COLUMNS if masks},
     )
 
 

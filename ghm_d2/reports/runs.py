@@ -111,11 +111,6 @@ class SideRuns:
         """A metric of `AP_COLUMNS` by the seeds that finished."""
         return {r.seed: r.record.metrics.get(metric) for r in self.finished if r.record}
 
-    def mask_values(self, metric: str) -> dict[int, float | None]:
-        """As `values`, of masks; empty where the detector has none."""
-        with_masks = [r for r in self.finished if r.record and r.record.mask_metrics]
-        return {r.seed: r.record.mask_metrics.get(metric) for r in with_masks if r.record}
-
     def analysed(self, *keys: str) -> SeedRun | None:
         """The first finished run whose analysis has `keys`, one within the other."""
         return next((run for run in self.finished if part(run.analysis, *keys)), None)

@@ -8,6 +8,7 @@ from typing import Any
 from ghm_d2.errors import DataError
 from ghm_d2.records import (
     COMPARISON_FILE,
+    TABLE_FILE,
     ComparedSide,
     Comparison,
     Pair,
@@ -18,9 +19,9 @@ from ghm_d2.records import (
 from ghm_d2.reports.runs import FINISHED, SeedRun, SideRuns, is_own, json_lines, read_file
 from ghm_d2.run_folder import RUN_FILE
 
-# Results that are kept without the folders of their runs: a table of records, and the contents of
-# the other files that figures are drawn from, a run a line
-TABLE_FILE, FIGURES_FILE = "runs.jsonl", "figures.jsonl"
+# What figures of runs are drawn from whose folders are not kept: the contents of their files, a run
+# a line. Their records are in a runs.jsonl
+FIGURES_FILE = "figures.jsonl"
 
 
 @dataclass(frozen=True)

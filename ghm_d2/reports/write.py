@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import fields
 from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 from ghm_d2.errors import UsageError
 from ghm_d2.files import write_atomically, write_text
@@ -13,7 +13,6 @@ from ghm_d2.records import AP_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.contents import document_of
 from ghm_d2.reports.report import Report, read_report
-from ghm_d2.reports.runs import SeedRun
 from ghm_d2.reports.study import Study, is_comparison
 
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
@@ -68,28 +67,24 @@ def runs_csv(study: Study) -> str:
     header += [f"mask_{column}" for column in masks]
     header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(_harmless, header))
+    csv.writer(out, lineterminator="\n").writerow(map(_harmless, header))
+    writer = csv.DictWriter(out, header, extrasaction="ignore", lineterminator="\n")
     for side, run in runs:
-        cells = [side.name, run.seed, run.status, *_numbers(run, masks, classes)]
-        writer.writerow(map(_harmless, cells))
+        row = {"side": side.name, "seed": run.seed, "status": run.status, **_numbers(run.record)}
+        writer.writerow({name: _harmless(cell) for name, cell in row.items()})
     return out.getvalue()
 
 
-def _numbers(run: SeedRun, masks: Sequence[str], classes: list[str]) -> list:
-    record = run.record
+def _numbers(record: RunRecord | None) -> dict[str, Any]:
     if record is None:
-        columns = (*RECORD_FIELDS, *AP_COLUMNS, *masks, *classes)
-        return [""] * (1 + len(columns) + 2)
-    return [
-        record.outcome,
-        *(getattr(record, name) for name in RECORD_FIELDS),
-        *(record.metrics.get(column) for column in AP_COLUMNS),
-        *(record.mask_metrics.get(column) for column in masks),
-        record.best.get("AP"),
-        record.best.get("iteration"),
-        *(record.per_class.get(name) for name in classes),
-    ]
+        return {}
+    return {
+        **record.metrics,
+        **{name: getattr(record, name) for name in (*RECORD_FIELDS, "outcome")},
+        **{f"mask_{name}": ap for name, ap in record.mask_metrics.items()},
+        **{f"best {name}": value for name, value in record.best.items()},
+        **{f"AP of {name}": ap for name, ap in record.per_class.items()},
+    }
 
 
 def _harmless(cell):
