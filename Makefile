@@ -53,16 +53,16 @@ $(BIN)/python:
 
 # Two processes with one thread each get more done than one with two.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Lines and branches that the tests run, in processes that they start too
 coverage: setup
 	rm -rf build/coverage
-	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/python -m pytest -n 2 \
-	    -m "not slow" --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/python -m pytest \
+	    -n 2 --dist worksteal -m "not slow" --cov --cov-report=term $(ARGS)
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
