@@ -67,7 +67,7 @@ def compiled(tmp_path, monkeypatch):
     [
         (torch.float32, 40, 30),
         (torch.bfloat16, 40, 30),
-        (torch.float64, 40, 30),
+        pytest.param(torch.float64, 40, 30, marks=pytest.mark.slow),
         (torch.half, 1, 1),
     ],
     ids=str,

@@ -17,7 +17,7 @@ KINDS = {"ghm_c": (GHMC, CLASSES), "softmax": (SoftmaxGHMC, CLASSES + 1), "ghm_r
 CASES = [f"{kind}-{scope}" for kind in KINDS for scope in SCOPES]
 # float32: the averages of millions of counts keep it, and so do sums of a few dozen losses
 TOLERANCE = {torch.float64: (1e-10, 1e-12), torch.float32: (1e-5, 1e-6)}
-WORLDS = (2, 4)
+WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 
 
 def build(case, dtype, **options):

@@ -41,8 +41,6 @@ CASES = {
     "yolov3, GHM": ("yolov3_ghm", {}),
     "ssd": ("ssd", {}),
     "ssd, GHM": ("ssd_ghm", {}),
-    "dssd": ("dssd", {}),
-    "dssd, GHM": ("dssd_ghm", {}),
 }
 TWO_STAGE = {"box head": ("ghm_c", "ghm_r"), "and RPN": ("ghm_c", "ghm_r", "ghm_c")}
 UNSYNCED = ("retinanet", "retinanet, GHM", "fcos", "yolov3", "ssd")

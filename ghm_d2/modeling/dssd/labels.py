@@ -46,14 +46,14 @@ def match_one_to_one(iou: Tensor) -> Tensor:
     Returns:
         (R,) int64.
     """
-    number, count = iou.shape
+    num_objects, num_boxes = iou.shape
     # each of the others can take one box away, so that an object's G best are enough
-    iou, boxes = iou.topk(min(number, count), dim=1)
-    rows = torch.arange(number, device=iou.device)[:, None].expand_as(boxes)
-    own = boxes.new_full((count + 1,), -1)  # the last place is for pairs that do not overlap
-    for _ in range(number):
+    iou, boxes = iou.topk(min(num_objects, num_boxes), dim=1)
+    rows = torch.arange(num_objects, device=iou.device)[:, None].expand_as(boxes)
+    own = boxes.new_full((num_boxes + 1,), -1)  # the last place is for pairs that do not overlap
+    for _ in range(num_objects):
         pair = iou.flatten().argmax(keepdim=True)
         row, box, overlap = rows.take(pair), boxes.take(pair), iou.take(pair)
-        own.scatter_(0, torch.where(overlap > 0, box, count), row)
+        own.scatter_(0, torch.where(overlap > 0, box, num_boxes), row)
         iou = iou.masked_fill((rows == row) | (boxes == box), -1)
-    return own[:count]
+    return own[:num_boxes]

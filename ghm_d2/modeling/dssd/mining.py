@@ -27,6 +27,6 @@ def mined_ce_loss(logits: Tensor, labels: Tensor, neg_pos_ratio: float) -> Tenso
     foreground = labels != logits.shape[-1] - 1
     hardness = loss.detach().masked_fill(foreground, -1)
     rank = hardness.argsort(dim=1, descending=True).argsort(dim=1)
-    number = (foreground.sum(1, keepdim=True) * neg_pos_ratio).long()
-    mined = (rank < number) & ~foreground
+    num_mined = (foreground.sum(1, keepdim=True) * neg_pos_ratio).long()
+    mined = (rank < num_mined) & ~foreground
     return (loss * (foreground | mined)).sum()
