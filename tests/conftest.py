@@ -16,9 +16,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
-    """A warning that is laid to a module of the tests or the tools is an error."""
-    here = Path(__file__).parent
-    files = [*here.rglob("*.py"), *(here.parent / "tools").glob("*.py")]
+    """A warning that is laid to a module of the tests, tools or benchmarks is an error."""
+    root = Path(__file__).parents[1]
+    files = [
+        file for part in ("tests", "tools", "benchmarks") for file in root.glob(f"{part}/**/*.py")
+    ]
     names = "|".join(sorted({file.stem for file in files}))
     config.addinivalue_line("filterwarnings", f"error:::({names})$")
 

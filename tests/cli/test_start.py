@@ -1,4 +1,4 @@
-"""The command line starts quickly: what is heavy is imported by the command that needs it."""
+"""The command line as a process: its exit codes, and that heavy packages are imported late."""
 
 import json
 import subprocess
@@ -35,3 +35,13 @@ def test_the_package_imports_nothing_heavy():
 
 def test_heavy_imports_are_seen():
     assert imported_by("import scipy.special") & HEAVY == {"scipy"}
+
+
+def test_a_process_ends_with_the_exit_code_of_its_command(ghm_process, tmp_path):
+    listed = ghm_process("configs", "--json", cwd=tmp_path)
+    assert listed.returncode == 0 and json.loads(listed.stdout) and listed.stderr == ""
+    unknown = ghm_process("configs", "--jsn", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--jsn" in unknown.stderr
+    empty = ghm_process("report", tmp_path)
+    assert empty.returncode == 3 and empty.stderr.startswith("error: ")
+    assert empty.stdout == "" and len(empty.stderr.splitlines()) == 1
