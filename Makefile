@@ -10,8 +10,7 @@ READY := $(VENV)/ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-all coverage demo docs types bench gpu gpu-pack soak \
-    hostile lint clean distclean
+.PHONY: help setup test test-all coverage demo docs types bench gpu gpu-pack lint clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,8 +24,6 @@ help:
 	@echo "                into build/bench/ (it adds mmdet to $(VENV))"
 	@echo "make gpu        check and time everything that needs a GPU, into results/gpu/ (eight minutes)"
 	@echo "make gpu-pack   gather the wheels that make gpu needs on a machine without a network"
-	@echo "make soak       break trainings in every way, and show what was lost (three minutes, Linux)"
-	@echo "make hostile    run the commands on files made to do harm, and show how each ended"
 	@echo "make setup      only install, into $(VENV) (the two above do it too)"
 	@echo "make lint       check style and formatting"
 	@echo "make clean      remove caches and build output; distclean removes $(VENV) too"
@@ -91,12 +88,6 @@ gpu:
 
 gpu-pack: setup
 	$(BIN)/python benchmarks/gpu_pack.py
-
-soak: setup
-	$(BIN)/python tools/soak.py $(ARGS)
-
-hostile: setup
-	$(BIN)/python tools/hostile_files.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import resource
 import shutil
 import signal
@@ -152,6 +154,53 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(survivor, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(survivor, whole, tmp_path):
+    """Each kill costs the iterations since the last checkpoint, and no more."""
+    output, dice = tmp_path / "run", random.Random(1)
+    process, done = survivor.start(output), 0
+    for _ in range(4):
+        wait_for_rows(output, done + 2 + dice.randrange(PERIOD - 2), process)
+        time.sleep(dice.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        done = max(iterations_of(output), default=-1) + 1
+        process = survivor.popen(output, "--resume")
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, stderr
+    assert done - int(re.search(r"resuming after (\d+)", stderr)[1]) <= PERIOD
+    assert_same_runs(output, whole)
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_goes_away_ends_and_can_be_resumed(survivor, whole, tmp_path):
+    output = tmp_path / "run"
+    process = survivor.start(output)
+    wait_for_rows(output, 7, process)
+    output.rename(tmp_path / "away")
+    stderr = process.communicate(timeout=240)[1]
+    assert process.returncode == 2 and "Traceback" not in stderr, stderr
+    shutil.rmtree(output, ignore_errors=True)
+    (tmp_path / "away").rename(output)
+    survivor.resume(output)
+    assert_same_runs(output, whole)
+
+
+@pytest.mark.slow
+def test_a_group_ends_with_the_process_that_started_it(survivor, tmp_path):
+    """Its processes notice that it is gone, and leave no orphan behind."""
+    process = survivor.start(tmp_path / "run", *GROUP)
+    wait_for_rows(tmp_path / "run", 3, process)
+    members = children(process.pid)
+    process.kill()
+    limit = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in members):
+        assert time.monotonic() < limit, "the processes outlive the one that started them"
+        time.sleep(0.1)
+    process.communicate()
+    survivor.resume(tmp_path / "run", *GROUP)
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one(survivor, whole, tmp_path):
     """A process that is killed makes both go on from the last checkpoint, without a person."""
     output = tmp_path / "run"
@@ -228,6 +277,12 @@ def test_what_every_process_of_a_group_refuses_is_said_once(survivor, tmp_path):
     assert process.returncode == 2, stderr
     assert "divided among 2" in stderr and stderr.count("error: ") == 1
     assert "Traceback" not in stderr
+
+
+def iterations_of(output: Path) -> list[int]:
+    """The iterations whose metrics are on the disk; the last row may be half written."""
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["iteration"] for line in lines if line.endswith("}")]
 
 
 def children(pid: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Whatever stands in a folder's annotation files: a sound data set, or an error of one line."""
 
 import copy
-import importlib.util
 import json
 import re
 import tempfile
@@ -10,15 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from import_judge import SOUND, WORDS, judge_import, make_folder
 from json_places import places
 
-TOOL = Path(__file__).parents[2] / "tools" / "fuzz.py"
-spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-fuzz = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz)
-
-FILES = [(kind, name) for kind, files in fuzz.SOUND.items() for name in files]
-COCO = json.loads(fuzz.SOUND["coco"]["train.json"])
+FILES = [(kind, name) for kind, files in SOUND.items() for name in files]
+COCO = json.loads(SOUND["coco"]["train.json"])
 thorough = settings(max_examples=120, derandomize=True, deadline=None, database=None)
 
 
@@ -29,16 +24,16 @@ def imported(tmp_path_factory):
     work = tmp_path_factory.mktemp("import")
 
     def run(kind: str, changed: dict[str, bytes | None]) -> bool:
-        sound = {name: text.encode() for name, text in fuzz.SOUND[kind].items()}
+        sound = {name: text.encode() for name, text in SOUND[kind].items()}
         contents = {n: content for n, content in (sound | changed).items() if content is not None}
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            source = fuzz.make_folder(kind, Path(folder) / "source", contents)
-            return fuzz.judge_import(source, kind)
+            source = make_folder(kind, Path(folder) / "source", contents)
+            return judge_import(source, kind)
 
     return run
 
 
-odd_texts = st.one_of(st.sampled_from(fuzz.WORDS), st.text(max_size=6))
+odd_texts = st.one_of(st.sampled_from(WORDS), st.text(max_size=6))
 odd_numbers = st.one_of(
     st.integers(), st.floats(), st.sampled_from([10**400, -(10**30), 2**63, 1e308, 2**53 + 1])
 )
@@ -66,7 +61,7 @@ contents = st.one_of(
 )
 
 
-@pytest.mark.parametrize("kind", fuzz.SOUND)
+@pytest.mark.parametrize("kind", SOUND)
 def test_sound_folders_are_imported(imported, kind):
     assert imported(kind, {})
 
@@ -92,7 +87,7 @@ def damaged(draw, text: str) -> bytes:
 @thorough
 @given(data=st.data())
 def test_a_file_with_other_words(imported, kind, name, data):
-    imported(kind, {name: data.draw(damaged(fuzz.SOUND[kind][name]))})
+    imported(kind, {name: data.draw(damaged(SOUND[kind][name]))})
 
 
 @st.composite
@@ -168,3 +163,26 @@ def xml_of_values(draw) -> bytes:
 def test_a_voc_file_with_any_values(imported, content):
     changed = {"Annotations/a.xml": content, "labels.txt": None, "ImageSets/Main/train.txt": None}
     imported("voc", changed)
+
+
+PICTURE = """{"images": [{"id": %s, "file_name": "%s"}], "annotations": [],
+ "categories": [{"id": 1, "name": "%s"}]}"""
+XML = """<annotation><object><name>%s</name>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object></annotation>"""
+FOUND_BY_FUZZING = [
+    ("coco", {"train.json": PICTURE % ("false", "a.png", "cat")}),
+    ("coco", {"train.json": PICTURE % ("-1", "a.png", "cat")}),
+    ("coco", {"train.json": PICTURE % ("1", ".", "cat")}),
+    ("coco", {"train.json": PICTURE % ("1", "a\\u001b", "cat")}),
+    ("coco", {"train.json": PICTURE % ("1", "a.png", "\\ud800")}),
+    ("voc", {"ImageSets/Main/train.txt": "a\n././/"}),
+    ("voc", {"ImageSets/Main/train.txt": "\x02ba"}),
+    ("voc", {"Annotations/a.xml": XML % "cat\ndog"}),
+    ("yolo", {"data.yaml": "names: [a]\nval: val.txt", "val.txt": "oejb\x08<>"}),
+    ("yolo", {"data.yaml": 'names: [a]\nval: "a\\eb"', "val.txt": ""}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changed"), FOUND_BY_FUZZING)
+def test_files_that_once_did_harm(imported, kind, changed):
+    imported(kind, {name: text.encode() for name, text in changed.items()})
