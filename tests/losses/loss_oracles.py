@@ -2,6 +2,9 @@
 
 import math
 
+import pytest
+import torch
+
 
 class Density:
     """S_k of each unit region, and the weight beta / N of a sample in it."""
@@ -110,3 +113,14 @@ def harmonized(levels, density, training=True):
                 gradient[at] = gradient.get(at, 0.0) + weight * slope
         results.append((loss, gradient))
     return results
+
+
+def assert_oracle(logits, losses, expected):
+    """Losses and their gradients, a level at a time."""
+    for x, loss, (value, gradient) in zip(logits, losses, expected, strict=True):
+        (actual,) = torch.autograd.grad(loss, x)
+        dense = torch.zeros_like(x)
+        for at, slope in gradient.items():
+            dense[at] = slope
+        assert loss.item() == pytest.approx(value, rel=1e-12)
+        torch.testing.assert_close(actual, dense, rtol=1e-10, atol=1e-14)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_route import never_waiting
-from loss_oracles import Density, harmonized, sigmoid_samples, softmax_samples
+from loss_oracles import Density, assert_oracle, harmonized, sigmoid_samples, softmax_samples
 
 from ghm_d2.losses import (
     GHMC,
@@ -41,17 +41,6 @@ def plain(kind, logits, labels):
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     target = F.one_hot(labels, CLASSES + 1)[:, :-1].to(logits)
     return F.binary_cross_entropy_with_logits(logits, target)
-
-
-def assert_oracle(logits, losses, expected):
-    """Losses and their gradients, a level at a time."""
-    for x, loss, (value, gradient) in zip(logits, losses, expected, strict=True):
-        (actual,) = torch.autograd.grad(loss, x)
-        dense = torch.zeros_like(x)
-        for at, slope in gradient.items():
-            dense[at] = slope
-        assert loss.item() == pytest.approx(value, rel=1e-12)
-        torch.testing.assert_close(actual, dense, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.75])

@@ -10,12 +10,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tiny_models import (
     CLASSES,
+    assert_resumes_exactly,
     assert_same_inference,
     assert_same_training,
     assert_sound_step,
     faster_rcnn,
     ghm_faster_rcnn,
-    gradients,
     inputs,
     step,
 )
@@ -194,14 +194,7 @@ def test_detectron2_weights_load():
 
 
 def test_a_saved_model_continues_exactly(tmp_path):
-    model, resumed = (ghm_faster_rcnn("ghm_c", "ghm_r", "ghm_c") for _ in range(2))
-    step(model, inputs(seed=1))
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    resumed.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
-    losses, expected = step(resumed, inputs(seed=2)), step(model, inputs(seed=2))
-    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
-    theirs = gradients(model)
-    assert all(torch.equal(g, theirs[name]) for name, g in gradients(resumed).items())
+    assert_resumes_exactly(lambda: ghm_faster_rcnn("ghm_c", "ghm_r", "ghm_c"), tmp_path)
 
 
 @pytest.mark.parametrize(

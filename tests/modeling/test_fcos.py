@@ -9,6 +9,7 @@ from tiny_models import (
     HEIGHT,
     TINY,
     WIDTH,
+    assert_resumes_exactly,
     assert_same,
     assert_sound_step,
     gradients,
@@ -274,14 +275,7 @@ def bce_of(logits, targets):
 
 
 def test_a_saved_model_continues_exactly(tmp_path):
-    model, resumed = ghm_fcos("ghm_c", "giou"), ghm_fcos("ghm_c", "giou")
-    step(model, inputs(seed=1))
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    resumed.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
-    losses, expected = step(resumed, inputs(seed=2)), step(model, inputs(seed=2))
-    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
-    theirs = gradients(model)
-    assert all(torch.equal(g, theirs[name]) for name, g in gradients(resumed).items())
+    assert_resumes_exactly(lambda: ghm_fcos("ghm_c", "giou"), tmp_path)
 
 
 def detections(model, batch):

@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 from device_route import never_waiting
 from tiny_models import (
     CLASSES,
+    assert_resumes_exactly,
     assert_same_inference,
     assert_same_training,
     assert_sound_step,
@@ -282,14 +283,7 @@ def test_detectron2_weights_load():
     ("cls", "reg"), [("ghm_c", "ghm_r"), ("focal", "smooth_l1"), ("ce", "asl1")]
 )
 def test_a_saved_model_continues_exactly(cls, reg, tmp_path):
-    model, resumed = ghm_retinanet(cls, reg), ghm_retinanet(cls, reg)
-    step(model, inputs(seed=1))
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    resumed.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
-    losses, expected = step(resumed, inputs(seed=2)), step(model, inputs(seed=2))
-    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
-    theirs = gradients(model)
-    assert all(torch.equal(g, theirs[name]) for name, g in gradients(resumed).items())
+    assert_resumes_exactly(lambda: ghm_retinanet(cls, reg), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,18 @@ def assert_same_inference(ours, theirs):
         assert torch.equal(mine.pred_classes, expected.pred_classes)
 
 
+def assert_resumes_exactly(make_model, folder):
+    """A model that loads a saved one's state goes on with its losses and gradients."""
+    model, resumed = make_model(), make_model()
+    step(model, inputs(seed=1))
+    torch.save(model.state_dict(), folder / "model.pth")
+    resumed.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
+    losses, expected = step(resumed, inputs(seed=2)), step(model, inputs(seed=2))
+    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+    theirs = gradients(model)
+    assert all(torch.equal(g, theirs[name]) for name, g in gradients(resumed).items())
+
+
 def assert_sound_step(model, batch, heads, reaching=True):
     """Finite losses and gradients; `reaching`: to every parameter of the heads."""
     losses = step(model, batch)
