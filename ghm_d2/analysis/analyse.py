@@ -1,4 +1,4 @@
-"""What a trained detector does, beyond its AP: written into the run's folder for the report."""
+"""A trained detector's gradients, curves and errors, written into the run's folder."""
 
 import io
 import json
@@ -41,7 +41,7 @@ from ghm_d2.progress import Progress
 from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE
 
 IMAGES = 40  # of the training set
-NOISY_IMAGES = 400  # where spoilt annotations are to be weighed, which are few
+NOISY_IMAGES = 400  # where annotations are known to be wrong, which are few
 MU = 0.02  # the published one: the histogram of boxes has the same for every detector
 _IOUS = {"0.5": 0, "0.75": 5}  # in the evaluation's precision
 _CELL = 240  # px
@@ -126,7 +126,7 @@ def _below(root: Path, errors: ImageErrors) -> str:
 def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     """Gradient norms, effective gradients and weights of noise, of a trained detector.
 
-    On up to 40 images of DATASETS.TRAIN (400 where annotations are known to be spoilt), without
+    On up to 40 images of DATASETS.TRAIN (400 where annotations are known to be wrong), without
     augmentation; `model` is left as it was.
 
     Args:
@@ -135,7 +135,7 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
         progress: is told of every batch.
 
     Returns:
-        "gradient_norms", "effective_gradient" and, where annotations are known to be spoilt,
+        "gradient_norms", "effective_gradient" and, where annotations are known to be wrong,
         "noise", as analysis.json has them. The gradient norms of boxes are those of mu 0.02 in
         deltas without the box coder's weights, so that they compare between detectors; the
         effective gradients are of the detector's own mu and deltas.

@@ -1,4 +1,4 @@
-"""What a detector costs: the operations of an image, and the time that its losses take."""
+"""What a detector costs: operations for an image, and the time of its losses."""
 
 import copy
 import statistics
@@ -22,7 +22,7 @@ _WARM_UP, _REPEATS = 3, 5  # fvcore's focal loss is compiled in its first runs
 
 
 def measure(cfg, model: nn.Module) -> dict[str, float | None]:
-    """`gflops` and `loss_ms` of a run's record; None where one cannot be had.
+    """`gflops` and `loss_ms` of a run's record; None where one cannot be measured.
 
     Raises:
         DataError: an image cannot be read.
@@ -31,7 +31,7 @@ def measure(cfg, model: nn.Module) -> dict[str, float | None]:
 
 
 def gflops(cfg, model: nn.Module) -> float | None:
-    """`count_gflops` of the first image of DATASETS.TEST; None where it cannot be had.
+    """`count_gflops` of the first image of DATASETS.TEST; None where it cannot be counted.
 
     Raises:
         DataError: the image cannot be read.
@@ -39,7 +39,7 @@ def gflops(cfg, model: nn.Module) -> float | None:
     (item,) = raise_on_bad_image(next(iter(build_test_loader(cfg, cfg.DATASETS.TEST[0]))))
     try:
         return count_gflops(model, item["image"])
-    except Exception:  # tracing fails in as many ways as there are models
+    except Exception:  # tracing a model can fail in any way
         return None
 
 
@@ -51,7 +51,7 @@ def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
     a convolution nor a matrix product mostly as none. In two-stage detectors the number depends
     on how many proposals the image has.
     """
-    model = copy.deepcopy(model).eval()  # tracing leaves traces
+    model = copy.deepcopy(model).eval()  # tracing changes the model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         count = FlopCountAnalysis(model, [{"image": image}])

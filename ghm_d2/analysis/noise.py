@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.analysis.gradients import derivative
-from ghm_d2.analysis.samples import NOISE_KINDS, Samples
+from ghm_d2.analysis.samples import NOISE_LABELS, Samples
 from ghm_d2.losses import SmoothL1
 
 
@@ -22,10 +22,10 @@ class NoiseWeights:
             beta: of the smooth L1 that the boxes' gradient is compared with.
         """
         self._smooth_l1 = SmoothL1(beta, "sum")
-        self._boxes = np.zeros(len(NOISE_KINDS), dtype=int)
+        self._boxes = np.zeros(len(NOISE_LABELS), dtype=int)
         # by kind: sums of the loss's own gradients, and of the plain ones
-        self._effective = {name: np.zeros(len(NOISE_KINDS)) for name in ("weight", "box_weight")}
-        self._plain = {name: np.zeros(len(NOISE_KINDS)) for name in self._effective}
+        self._effective = {name: np.zeros(len(NOISE_LABELS)) for name in ("weight", "box_weight")}
+        self._plain = {name: np.zeros(len(NOISE_LABELS)) for name in self._effective}
 
     def add(self, samples: Samples, batch: list[dict]) -> None:
         """Take in the foreground rows of a batch, and the boxes of its images."""
@@ -55,7 +55,7 @@ class NoiseWeights:
         return {
             kind: {"boxes": int(self._boxes[i])}
             | {name: _ratio(own[i], plain[i]) for name, (own, plain) in shares.items()}
-            for i, kind in enumerate(NOISE_KINDS)
+            for i, kind in enumerate(NOISE_LABELS)
         }
 
 
@@ -84,7 +84,7 @@ def foreground_gradients(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sums(kinds: Tensor, values: Tensor | None = None) -> np.ndarray:
     values = None if values is None else values.double().cpu().numpy()
-    return np.bincount(kinds.cpu().numpy(), values, minlength=len(NOISE_KINDS))
+    return np.bincount(kinds.cpu().numpy(), values, minlength=len(NOISE_LABELS))
 
 
 def _ratio(value: float, by: float) -> float | None:

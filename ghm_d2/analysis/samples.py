@@ -1,4 +1,4 @@
-"""What a detector's losses get: its predictions on training images beside its own targets."""
+"""What a detector's losses receive: its predictions on training images, and their targets."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
 from ghm_d2.modeling.dssd.ssd import SSD
 
-# of an annotation that is in the data; the noise that leaves one out has nothing to weigh
-NOISE_KINDS = ("none", "class", "shift")
-# whose `training` decides what they return; the layers stay in evaluation mode
+# What is wrong with an annotation; there is none to label where noise left one out
+NOISE_LABELS = ("none", "class", "shift")
+# Modules whose `training` decides what they return; all others stay in evaluation mode
 _SWITCHES = (DenseDetector, GeneralizedRCNN, RPN, ROIHeads, BaseMaskRCNNHead, BaseKeypointRCNNHead)
 
 
@@ -40,7 +40,7 @@ class Samples:
         deltas: predicted boxes, (N, R_l, 4) a level; (R, 4 * K) or (R, 4).
         labels: (rows,) int64; a class, K background, -1 ignored.
         errors: (F, 4), predicted minus target deltas of the F foreground rows.
-        noise: (F,) int64, what ails the box that each was matched to: index of NOISE_KINDS.
+        noise: (F,) int64, the noise of the box that each was matched to: index of NOISE_LABELS.
         losses: `loss_cls` and `loss_box_reg` of other logits and deltas of the same shapes; the
             detector's own, moving averages included.
         normalizer: by what a sum over samples was divided in the last call of `losses`.
@@ -62,7 +62,7 @@ class Samples:
         return ((self.labels >= 0) & (self.labels < classes)).nonzero().squeeze(1)
 
     def rows(self, parts: list[Tensor]) -> Tensor:
-        """(rows, C), in the order of `labels`, of what is shaped as `logits` or `deltas` are."""
+        """`logits`, `deltas` or tensors of their shapes, as (rows, C) in the order of `labels`."""
         return torch.cat(parts, dim=-2).flatten(0, -2)
 
     def norms(self) -> Tensor:
@@ -72,7 +72,7 @@ class Samples:
         return norm[valid]
 
     def cross_entropy(self, logits: list[Tensor]) -> Tensor:
-        """The sum over all samples: what the other classification losses are measured by."""
+        """The sum over all samples, which other classification losses are compared with."""
         loss = softmax_ce_loss if self.softmax else bce_loss
         return loss(self.rows(logits), self.labels, reduction="sum")
 
@@ -140,11 +140,11 @@ def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> 
     foreground = (rows >= 0) & (rows != model.num_classes)
     all_anchors = type(anchors[0]).cat(anchors).tensor
     targets = torch.stack([model.box2box_transform.get_deltas(all_anchors, b) for b in boxes])
-    # matched once more, with what ails a box in the place of its class
-    ailing = [item["instances"].to(model.device) for item in batch]
-    for instances in ailing:
+    # matched once more, with a box's noise in the place of its class
+    labelled = [item["instances"].to(model.device) for item in batch]
+    for instances in labelled:
         instances.gt_classes = instances.gt_noise
-    noise, _ = model.label_anchors(anchors, ailing)
+    noise, _ = model.label_anchors(anchors, labelled)
     softmax = isinstance(model, SSD)
 
     def losses(logits, deltas):
@@ -205,15 +205,15 @@ def training_items(cfg, count: int) -> list[dict]:
 
 
 def has_noise(items: list[dict]) -> bool:
-    """Whether an annotation is known to be spoilt, as some of the generated digits are."""
-    spoilt = NOISE_KINDS[1:]
-    return any(a.get("noise") in spoilt for item in items for a in item["annotations"])
+    """Whether an annotation is known to be wrong, as some of the generated digits are."""
+    wrong = NOISE_LABELS[1:]
+    return any(a.get("noise") in wrong for item in items for a in item["annotations"])
 
 
 def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
     """SOLVER.IMS_PER_BATCH images at a time, sized as in a test and without augmentation.
 
-    The instances have a field `gt_noise` beside Detectron2's: index of NOISE_KINDS.
+    The instances have a field `gt_noise` beside Detectron2's: index of NOISE_LABELS.
 
     Raises:
         DataError: an image cannot be read.
@@ -232,17 +232,17 @@ def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
         batch = raise_on_bad_image([mapper(_coded(i)) for i in items[start : start + size]])
         for item in batch:
             codes = item["instances"].gt_classes
-            item["instances"].gt_classes = codes // len(NOISE_KINDS)
-            item["instances"].gt_noise = codes % len(NOISE_KINDS)
+            item["instances"].gt_classes = codes // len(NOISE_LABELS)
+            item["instances"].gt_noise = codes % len(NOISE_LABELS)
         yield batch
 
 
 def _coded(item: dict) -> dict:
-    """The item with its annotations' noise within their class: mappers keep nothing else."""
+    """The item with its annotations' noise coded into their class: mappers keep no other field."""
 
     def code(annotation):
-        noise = annotation.get("noise")  # somebody else's data may mean something else by it
-        kind = NOISE_KINDS.index(noise) if noise in NOISE_KINDS else 0
-        return annotation | {"category_id": annotation["category_id"] * len(NOISE_KINDS) + kind}
+        noise = annotation.get("noise")  # another data set may use the field otherwise
+        kind = NOISE_LABELS.index(noise) if noise in NOISE_LABELS else 0
+        return annotation | {"category_id": annotation["category_id"] * len(NOISE_LABELS) + kind}
 
     return item | {"annotations": [code(a) for a in item["annotations"]]}

@@ -1,4 +1,4 @@
-"""Which objects a detector misses, invents or takes for another class, at a score and an IoU."""
+"""The confusion matrix: objects that a detector misses, invents or takes for another class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,10 @@ IOU = 0.5
 
 @dataclass
 class ImageErrors:
-    """Of one image: `missed` objects; detections of none, or of another class: `false`."""
+    """Of one image: how many objects were `missed`, and how many detections were `false`.
+
+    A false detection has no object there, or one of another class.
+    """
 
     item: dict = field(repr=False)  # the data set dict
     missed: int

@@ -79,11 +79,10 @@ def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COC
 def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
     """Run `model` over the whole data set `dataset_name` and compute COCO's AP of what it finds.
 
-    Of its boxes, and of its masks where it has some.
+    AP of boxes, and of masks where the detector has some.
 
-    The model is left in the mode (training or evaluation) it was in. The processes of a group
-    share the images, each of which is seen once; only the first process gets figures and
-    detections.
+    The model is left in the mode (training or evaluation) it was in. The ranks of a group share
+    the images, each of which is seen once; only rank 0 gets figures and detections.
 
     Raises:
         DataError: an image cannot be read.

@@ -37,7 +37,7 @@ def predict(
         DataError: an image cannot be read.
     """
     (resize,) = build_augmentations(cfg, False)
-    # of the shorter side nothing would be left
+    # beyond this ratio the shorter side would be resized to 0 px
     longest = cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.RESIZE == "shortest_edge" else float("inf")
     found = []
     for i, file in enumerate(progress.track(files, "predicting", len(files))):

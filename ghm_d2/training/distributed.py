@@ -1,4 +1,4 @@
-"""Processes that train together, as torchrun starts them: joining the group, and its few words."""
+"""The process group of a distributed training, as torchrun starts it, and its collectives."""
 
 import os
 import signal
@@ -16,23 +16,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ghm_d2.errors import EXIT_INTERRUPTED, PeerError, UsageError
 
-_GRACE = 30  # seconds for saving a checkpoint, as torchrun gives
+_GRACE = 30  # seconds for saving a checkpoint, as torchrun allows
 LOST = "another process of the group has ended, and this one cannot go on without it"
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Be one of torchrun's processes while this lasts: NCCL on GPUs, one a process, else gloo.
+    """Join torchrun's process group within: NCCL with a GPU for each rank, gloo on CPUs.
 
-    Without torchrun there is nothing to join. A process whose torchrun has gone ends as if
-    stopped by SIGTERM.
+    Without torchrun it does nothing. A process whose torchrun has ended is sent SIGTERM.
 
     Args:
         device: "cpu" or "cuda"; a group has no others.
 
     Raises:
-        UsageError: another device, or fewer GPUs here than processes.
-        PeerError: the others cannot be reached, or one of them ended while this one waited for it.
+        UsageError: another device, or fewer GPUs on this machine than ranks.
+        PeerError: the other ranks cannot be reached, or one ended while this one waited for it.
     """
     if not dist.is_torchelastic_launched():
         yield
@@ -57,8 +56,8 @@ def process_group(device: str) -> Iterator[None]:
 def _join(backend: str) -> None:
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
-        # torchrun may go on with the store of the group that it restarts, and a process would
-        # then look for its peers where they were; several machines count restarts differently
+        # torchrun may reuse the store of the group that it restarts, and a rank would then look
+        # for its peers at their old addresses; several machines count restarts differently
         store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
@@ -68,16 +67,16 @@ def _end_with(parent: int) -> None:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os._exit(EXIT_INTERRUPTED)  # it waits within the backend, where no signal is heard
+    os._exit(EXIT_INTERRUPTED)  # it waits within the backend, where signals are not handled
 
 
 @contextmanager
 def lost_peers() -> Iterator[None]:
-    """Turn what a backend says when a process is gone into `PeerError`."""
+    """Turn a backend's error about a rank that has ended into `PeerError`."""
     try:
         yield
     except RuntimeError as error:
-        # gloo has no class of its own for it
+        # gloo raises a plain RuntimeError
         lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
         if lost and dist.is_torchelastic_launched():
             raise PeerError(LOST) from None
@@ -85,22 +84,22 @@ def lost_peers() -> Iterator[None]:
 
 
 def parallel(model: nn.Module, device: str) -> nn.Module:
-    """`model` whose gradients are averaged over the group; itself where there is no group."""
+    """`model` with its gradients averaged over the ranks; `model` itself without a group."""
     if comm.get_world_size() == 1:
         return model
     devices = [torch.cuda.current_device()] if device == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def sums(numbers: Tensor) -> Tensor:
-    """`numbers`, of any shape, added up over the group, in place."""
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """`values`, of any shape, added up over all ranks, in place."""
     if comm.get_world_size() > 1:
-        dist.all_reduce(numbers)
-    return numbers
+        dist.all_reduce(values)
+    return values
 
 
 def same_for_all(value):
-    """The first process' `value`, which is plain data."""
+    """Rank 0's `value`, which is plain data."""
     if comm.get_world_size() == 1:
         return value
     held = [value]
@@ -110,7 +109,7 @@ def same_for_all(value):
 
 @torch.no_grad()
 def share_statistics(model: nn.Module) -> None:
-    """Give all processes the first one's batch norm statistics, which each gathers by itself."""
+    """Give all ranks rank 0's batch norm statistics; each rank gathers its own in training."""
     if comm.get_world_size() == 1:
         return
     for module in model.modules():

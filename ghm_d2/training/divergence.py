@@ -1,4 +1,4 @@
-"""Say where a training stopped being finite."""
+"""Where NaN or infinity first appeared in a training that diverged."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,14 @@ def diverged(
     iteration: int,
     gather: Callable[[dict], list[dict]] = lambda found: [found],
 ) -> DivergedError:
-    """The error for a step that is not finite; `what` names the loss, such as "loss_cls is nan".
+    """The error for a step with a NaN or infinite loss or gradient.
 
-    Runs the model once more on the batch, whose weights the step has not changed yet, to find
-    the first module with an output that is not finite, and its feature level.
+    The model runs once more on the batch, with the weights as before the step, to find the first
+    module with a NaN or infinite output, and its feature level.
 
     Args:
-        gather: from what this process found to what each of its group found.
+        what: names the loss, such as "loss_cls is nan".
+        gather: from what this rank found to what each rank found.
 
     Returns:
         with a `report`: iteration, what, where (None if not found), images of the whole batch.
@@ -45,16 +46,17 @@ def diverged(
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether all that a checkpoint would hold of it is."""
+    """Whether all parameters and buffers of `model` are finite."""
     tensors = model.state_dict().values()
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 
 
 @torch.no_grad()
 def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
-    """The module, and the feature level where it runs on several, or None where all is finite.
+    """The first module with a NaN or infinite output, or None where all outputs are finite.
 
-    A module that runs once a level (RetinaNet's and the RPN's heads) runs on them in turn.
+    The feature level is named too where a module runs once for each, as RetinaNet's and the RPN's
+    heads do.
     """
     calls: dict[str, int] = {}
     found: list[tuple[str, int]] = []
@@ -69,12 +71,12 @@ def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
 
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
     handles = [module.register_forward_hook(check(name)) for name, module in leaves]
-    state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages stay as they were
+    state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages are restored below
     try:
         with EventStorage(0), alone():
             model(batch)
     except (RuntimeError, AssertionError, FloatingPointError, ValueError):
-        pass  # not finite inputs may stop a later module; the hooks have seen enough
+        pass  # NaN inputs may stop a later module; the hooks have seen enough
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""`train`: sets up one run, alone or as one process of a group, and sees it through."""
+"""`train`: one run from its cfg to its record, in one process or as one rank of a group."""
 
 import statistics
 from collections.abc import Callable
@@ -29,9 +29,11 @@ from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import (
+    CHECKPOINTS,
     CONFIG_FILE,
     DENSITY_FILE,
     DIVERGENCE_FILE,
+    LAST_CHECKPOINT,
     METRICS_FILE,
     RUN_FILE,
 )
@@ -39,19 +41,21 @@ from ghm_d2.training.distributed import lost_peers, share_statistics
 from ghm_d2.training.divergence import is_finite
 from ghm_d2.training.hooks import (
     BestCheckpoint,
-    DensityLog,
     FiniteCheckpointer,
     LossHistory,
-    MetricsWriter,
-    ProgressHook,
     StopOnSignal,
     WholeRunsEvalHook,
-    WholeStepsWriter,
-    drop_lines_from,
 )
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.prepare import config_errors
 from ghm_d2.training.trainer import GHMTrainer
+from ghm_d2.training.writers import (
+    DensityLog,
+    MetricsWriter,
+    ProgressHook,
+    WholeStepsWriter,
+    drop_lines_from,
+)
 
 
 def train(
@@ -65,16 +69,16 @@ def train(
     """Train the detector that `cfg` describes, into OUTPUT_DIR.
 
     The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
-    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json; divergence.jsonl where
-    a step was not finite. Of a group only the first process writes, and only its evaluation has
-    figures.
+    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json, and divergence.jsonl if
+    a step diverged. In a group only rank 0 writes, and only its evaluation has figures.
 
     Args:
-        cfg: with data sets that are registered and a SEED of at least 0.
+        cfg: from `prepare`.
         dataset_label: what the record calls the data.
         resume: continue from the folder's last checkpoint.
         progress: is told of every iteration.
-        on_start: is called when everything is built and loaded, before anything is written.
+        on_start: is called on rank 0 when everything is built and loaded, before anything is
+            written.
 
     Returns:
         the record, and the last evaluation.
@@ -82,14 +86,14 @@ def train(
     Raises:
         UsageError: a class or schedule that cannot be built from `cfg`.
         DataError, WeightsError, DivergedError, OutputError: as their names say; the record on
-            disk tells of divergence.
-        RunError: a process of the group, or one that loads images, has ended.
+            disk notes a divergence.
+        RunError: another rank, or a process that loads images, has ended.
         KeyboardInterrupt: after SIGINT or SIGTERM.
-        In each case the last step that was complete is saved first, if it can be.
+        In each case the last complete step is saved first, if it can be.
     """
     progress = progress or Progress()
     stop = StopOnSignal(progress)
-    run = _Run(cfg, dataset_label, resume, progress)
+    run = _TrainingRun(cfg, dataset_label, resume, progress)
     if comm.is_main_process():
         on_start()
         write_text(run.folder / CONFIG_FILE, config_text(cfg))
@@ -112,8 +116,8 @@ def train(
     return run.record, run.evaluation
 
 
-class _Run:
-    """A run on its way: trainer, checkpoints, evaluations and record."""
+class _TrainingRun:
+    """A run while it trains: trainer, checkpoints, evaluations and record."""
 
     def __init__(self, cfg, dataset_label: str, resume: bool, progress: Progress):
         self.cfg, self.progress = cfg, progress
@@ -124,15 +128,15 @@ class _Run:
         if resume and (self.folder / RUN_FILE).is_file():
             before = RunRecord.read(self.folder)
             self.record.s_per_iter = before.s_per_iter
-            # of an evaluation after the last checkpoint, whose weights may be here still
+            # the best AP may come from an evaluation newer than the last checkpoint
             if before.best.get("iteration", 0) <= self.trainer.done:
                 self.best.best = max(before.best, self.best.best, key=lambda x: x.get("AP", -1))
 
     def register_hooks(self, stop: StopOnSignal) -> None:
-        """Those that know of the folder.
+        """Register the hooks that write into the folder, and those around them, in this order:
 
-        Rows of iterations are written before the checkpoint that has them behind it; the
-        evaluation goes before what records its AP.
+        an evaluation before the rows that hold its AP, and the rows of an iteration before the
+        checkpoint that follows it.
         """
         cfg, trainer = self.cfg, self.trainer
         period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
@@ -174,13 +178,13 @@ class _Run:
         self.best.update(metrics["AP"], trainer.done)
 
     def cut_short(self, error: BaseException) -> None:
-        """Save what can be, and say in the record how the run ended."""
+        """Save a checkpoint if possible, and say in the record how the run ended."""
         self.record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if isinstance(error, DivergedError):
             self.record.status, self.record.outcome = "diverged", f"diverged at {error.what}"
         if isinstance(error, OutputError):
             return
-        with suppress(Exception):  # the error that ended the run is the one to be told
+        with suppress(Exception):  # the error that ended the run is the one to report
             self._save_last()
             self.complete()
 
@@ -219,19 +223,43 @@ def set_up(
 ) -> tuple[GHMTrainer, GHMCheckpointer, tuple[LossHistory, BestCheckpoint]]:
     """Build and load everything, the hooks that are part of a checkpoint included.
 
-    Nothing is written. Of a group, each process does the same.
+    Nothing is written. All ranks do the same.
     """
     register_all()
     seed_all_rng(cfg.SEED)
+    model, optimizer, scheduler = _build(cfg)
+    checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
+    state = _load(checkpointer, cfg.MODEL.WEIGHTS, resume, progress)
+    start_iter = state["iteration"] + 1 if state else 0
+    with config_errors():
+        loader = build_train_loader(cfg, start_iter)
+    trainer = GHMTrainer(cfg, model, loader, optimizer, start_iter, progress.message)
+    held = LossHistory(), BestCheckpoint(checkpointer)
+    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), *held])
+    if state:
+        trainer.load_state_dict(state)
+        progress.message(f"resuming after {start_iter} iterations")
+    checkpointer.add_checkpointable("trainer", trainer)
+    return trainer, checkpointer, held
+
+
+def _build(cfg):
     with config_errors():
         model = build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             model.to(memory_format=torch.channels_last)  # a quarter less time a step
         optimizer = build_optimizer(cfg, model)
-        scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
+        return model, optimizer, build_lr_scheduler(cfg, optimizer)
+
+
+def _load(checkpointer: GHMCheckpointer, weights: str, resume: bool, progress: Progress) -> dict:
+    """Load the last checkpoint of a run to resume, else `weights`.
+
+    Returns:
+        the trainer's state in the checkpoint; empty where the run starts anew.
+    """
     resuming = resume and checkpointer.has_checkpoint()
-    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    loaded = checkpointer.resume_or_load(weights, resume=resume)
     report = checkpointer.report
     if resuming and (report.missing or report.mismatched):
         raise WeightsError(f"the run cannot be resumed: {report.warnings()[-1]}")
@@ -239,17 +267,7 @@ def set_up(
         progress.message(line)
     if resuming and "trainer" not in loaded:
         raise WeightsError(
-            f"{report.path} holds weights alone, and a run is resumed from what else it knew too; "
-            "write the name of a checkpoint model_[0-9]*.pth into last_checkpoint"
+            f"{report.path} holds weights alone, without the state that a run is resumed from; "
+            f"write the name of a checkpoint {CHECKPOINTS} into {LAST_CHECKPOINT}"
         )
-    start_iter = loaded["trainer"]["iteration"] + 1 if resuming else 0
-    with config_errors():
-        loader = build_train_loader(cfg, start_iter)
-    trainer = GHMTrainer(cfg, model, loader, optimizer, start_iter, progress.message)
-    held = LossHistory(), BestCheckpoint(checkpointer)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), *held])
-    if resuming:
-        trainer.load_state_dict(loaded["trainer"])
-        progress.message(f"resuming after {start_iter} iterations")
-    checkpointer.add_checkpointable("trainer", trainer)
-    return trainer, checkpointer, held
+    return loaded["trainer"] if resuming else {}

@@ -13,12 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from ghm_d2.data.loaders import raise_on_bad_image, take_faults
-from ghm_d2.errors import DataError
+from ghm_d2.errors import DataError, DivergedError
 from ghm_d2.files import finite_or_none
-from ghm_d2.training.distributed import parallel, sums
+from ghm_d2.training.distributed import parallel, sum_over_ranks
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
-from ghm_d2.training.hooks import append_lines
 from ghm_d2.training.optimizer import clips_full_model
+from ghm_d2.training.writers import append_lines
 
 _NORMS = 100  # the last gradient norms that a report of divergence shows
 
@@ -26,27 +26,27 @@ _NORMS = 100  # the last gradient norms that a report of divergence shows
 class GHMTrainer(SimpleTrainer):
     """Detectron2's `SimpleTrainer` that answers for each step.
 
-    - A step that is not finite changes nothing: it stops the training, or is skipped and counted,
-      as SOLVER.ON_DIVERGENCE says.
-    - What a step draws at random depends on SEED, the iteration and the process alone, and its
-      images come from `build_train_loader`, so that a resumed run does what it would have done.
-    - W processes train as one: the gradient is averaged over them, losses are logged as averages,
-      and all stop at the same step.
-    - It clips the gradient of the whole model where asked to, trains in mixed precision under
-      SOLVER.AMP, and lets a batch through in SOLVER.ACCUMULATE parts. Each part has its own
-      gradient density then, and moving averages advance once a part.
+    - A step with a NaN or infinite loss or gradient changes nothing: it stops the training, or is
+      skipped and counted, as SOLVER.ON_DIVERGENCE says.
+    - Random numbers in a step depend on SEED, the iteration and the rank alone, and its images
+      come from `build_train_loader`, so that a resumed run repeats what it would have done.
+    - W ranks train as one process: gradients are averaged over them, losses are logged as
+      averages, and all stop at the same step.
+    - It can clip the gradient norm of the whole model, trains in mixed precision under SOLVER.AMP,
+      and splits a batch into SOLVER.ACCUMULATE parts. Each part then has its own gradient density,
+      and moving averages advance once a part.
 
     Attributes:
-        detector: the model itself, where `model` is its wrapper of several processes.
-        done: steps that are complete.
+        detector: the model itself; `model` may be its DistributedDataParallel.
+        done: number of complete steps.
         consistent: whether model, optimizer and schedule are those after `done` steps.
-        stop_requested: whether this process was asked to end after the step under way.
-        stopping: whether one of the group was, as of the last step.
-        seconds: spent in steps by all legs of the run, loading included.
-        step_seconds: of each step of this leg.
-        skipped: steps left out because they were not finite.
-        bad_images: what was wrong with each image that could not be read, by file name.
-        divergence_file: where steps that were not finite are told; None for nowhere.
+        stop_requested: whether this process was asked to end after the current step.
+        stopping: whether any rank was, as of the last step.
+        seconds: spent in steps, loading included, since the run began, before resuming too.
+        step_seconds: of each step since the run began or was resumed.
+        skipped: steps skipped because of a NaN or infinite loss or gradient.
+        bad_images: why each image that could not be read could not, by file name.
+        divergence_file: where diverged steps are reported; None for nowhere.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class GHMTrainer(SimpleTrainer):
     ):
         """
         Args:
-            done: steps that a resumed run has behind it.
-            tell: is told what a person should read.
+            done: steps that a resumed run had done before.
+            tell: is called with messages for the user.
         """
         self.detector = model
         super().__init__(parallel(model, cfg.MODEL.DEVICE), data_loader, optimizer)
@@ -84,8 +84,8 @@ class GHMTrainer(SimpleTrainer):
 
         Raises:
             DataError: too many images cannot be read.
-            DivergedError: a loss or the gradient is not finite, and steps are not skipped, or too
-                many were; model and optimizer are as before.
+            DivergedError: a loss or the gradient is NaN or infinite, and the step is not skipped;
+                model and optimizer are as before it.
         """
         start = time.perf_counter()
         batch = raise_on_bad_image(next(self._data_loader_iter))
@@ -104,7 +104,7 @@ class GHMTrainer(SimpleTrainer):
         self.seconds += self.step_seconds[-1]
 
     def _update(self, batch, losses: dict[str, float], finite: bool, data_seconds: float) -> None:
-        """The optimizer's step, or none where the loss or the gradient is not finite."""
+        """The optimizer's step, or none where the loss or the gradient is NaN or infinite."""
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm).item()
         # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
@@ -118,7 +118,7 @@ class GHMTrainer(SimpleTrainer):
         self._scaler.update()
 
     def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        """Leave the gradient of the batch's mean loss in the parameters; the losses."""
+        """The losses; their gradient, the batch's mean, is left in the parameters."""
         self.optimizer.zero_grad()
         parts = _parts(batch, self._cfg.SOLVER.ACCUMULATE)
         total: dict[str, torch.Tensor] = {}
@@ -136,25 +136,25 @@ class GHMTrainer(SimpleTrainer):
             return self.model(batch)
 
     def _why_stopped(self, batch, error: Exception) -> str:
-        """What to say of a forward pass that an assertion ended, if by numbers not finite."""
+        """Why an assertion ended the forward pass; raises `error` if it was not NaN or infinity."""
         self.take_back()
         if isinstance(error, FloatingPointError):  # Detectron2's RPN
-            return "the proposals are not finite"
+            return "proposals are NaN or infinite"
         if first_nonfinite_output(self.detector, batch) is None:
             raise error
-        return "the predicted boxes are not finite"  # GIoU and its kind
+        return "predicted boxes are NaN or infinite"  # GIoU, DIoU and CIoU assert
 
     def _share(self, losses: dict, faults: dict) -> tuple[dict[str, float], bool]:
-        """The losses' means over the group, and whether all of them are finite.
+        """The losses' means over the ranks, and whether all of them are finite.
 
-        Takes in what else the processes have to agree on: bad images, and a wish to stop.
+        The ranks agree here on bad images and on a request to stop too, in the same all-reduce.
         """
-        exact = torch.float32 if self._device == "mps" else torch.float64  # MPS has no other
+        exact = torch.float32 if self._device == "mps" else torch.float64  # MPS has no float64
         values = torch.stack([x.to(exact).reshape(()) for x in losses.values()])
         faults = {name: why for name, why in faults.items() if name not in self.bad_images}
         flags = [not values.isfinite().all(), len(faults), self.stop_requested]
-        numbers = torch.cat([values, values.new_tensor([float(x) for x in flags])])
-        *means, bad, new, stop = sums(numbers).tolist()
+        shared = torch.cat([values, values.new_tensor([float(x) for x in flags])])
+        *means, bad, new, stop = sum_over_ranks(shared).tolist()
         if new:
             self._note_bad_images(faults)
         self.stopping = stop > 0
@@ -177,36 +177,47 @@ class GHMTrainer(SimpleTrainer):
     def _leave_out(
         self, batch: list[dict], losses: dict[str, float], norm: float, stopped: str = ""
     ) -> None:
-        """Report a step that is not finite; return if it is to be skipped.
+        """Undo and report a step with a NaN or infinite loss or gradient; return if it is skipped.
 
         Args:
-            stopped: why there are no losses; the others of a group know nothing of it then, and
-                cannot skip.
+            stopped: why the forward pass gave no losses. The other ranks do not know about it
+                then, so that a group cannot skip the step.
+
+        Raises:
+            DivergedError: the step is not skipped.
         """
         self.take_back()
+        error = self._diverged(batch, losses, norm, stopped)
+        solver = self._cfg.SOLVER
+        skip = solver.ON_DIVERGENCE == "skip" and self.skipped < solver.MAX_SKIPPED_STEPS
+        skip &= not stopped or comm.get_world_size() == 1
+        if self.divergence_file:
+            action = {"action": "skipped" if skip else "stopped"}
+            append_lines(self.divergence_file, [self._divergence_row(error, losses, norm) | action])
+        if not skip:
+            raise error
+        self.skipped += 1
+        limit = solver.MAX_SKIPPED_STEPS
+        self._tell(f"{error.what}: step skipped ({self.skipped} of at most {limit})")
+
+    def _diverged(
+        self, batch: list[dict], losses: dict[str, float], norm: float, stopped: str
+    ) -> DivergedError:
         bad = [f"{name} is {value}" for name, value in losses.items() if not np.isfinite(value)]
         what = stopped or ", ".join(bad) or f"the gradient's norm is {norm}"
         alone = bool(stopped) or comm.get_world_size() == 1
         together = {} if alone else {"gather": comm.all_gather}
-        error = diverged(self.detector, batch, what, self.iter, **together)
+        return diverged(self.detector, batch, what, self.iter, **together)
+
+    def _divergence_row(self, error: DivergedError, losses: dict[str, float], norm: float) -> dict:
         history = self.storage.histories().get("grad_norm")
         norms = [finite_or_none(v) for v, _ in history.values()[-_NORMS:]] if history else []
-        limit = self._cfg.SOLVER.MAX_SKIPPED_STEPS
-        skip = self._cfg.SOLVER.ON_DIVERGENCE == "skip" and self.skipped < limit
-        skip &= not stopped or comm.get_world_size() == 1
-        row = error.report | {
+        return error.report | {
             "losses": {name: repr(value) for name, value in losses.items()},
             "grad_norm": repr(norm),
             "grad_norms_before": norms,
             "lr": [group["lr"] for group in self.optimizer.param_groups][-1],
-            "action": "skipped" if skip else "stopped",
         }
-        if self.divergence_file:
-            append_lines(self.divergence_file, [row])
-        if not skip:
-            raise error
-        self.skipped += 1
-        self._tell(f"{error.what}: step skipped ({self.skipped} of at most {limit})")
 
     def _log(self, losses: dict[str, float], norm: float, data_seconds: float) -> None:
         self.storage.put_scalars(total_loss=sum(losses.values()), grad_norm=norm)
@@ -216,7 +227,7 @@ class GHMTrainer(SimpleTrainer):
 
     @torch.no_grad()
     def _keep_buffers(self) -> None:
-        """Before the forward pass, which updates moving averages."""
+        """Keep the moving averages as they are before the forward pass, which updates them."""
         buffers = list(self.detector.buffers())
         if self._kept:
             torch._foreach_copy_(self._kept, buffers)
@@ -226,12 +237,12 @@ class GHMTrainer(SimpleTrainer):
 
     @torch.no_grad()
     def take_back(self) -> None:
-        """Undo what a step that is cut off has changed, where it has not reached the optimizer."""
+        """Undo the buffers' changes of a step that did not reach the optimizer."""
         if self._in_step and self.consistent:
             torch._foreach_copy_(list(self.detector.buffers()), self._kept)
 
     def step_done(self) -> None:
-        """To be called once the schedule has advanced."""
+        """Count the step; called once the learning rate schedule has advanced."""
         self.done, self.consistent, self._in_step = self.iter + 1, True, False
 
     def state_dict(self):

@@ -6,7 +6,7 @@ import torch
 from ghm_d2.analysis.gradients import derivative
 from ghm_d2.analysis.noise import foreground_gradients
 from ghm_d2.analysis.samples import (
-    NOISE_KINDS,
+    NOISE_LABELS,
     capture,
     has_noise,
     read_batches,
@@ -79,11 +79,11 @@ def test_gradient_norms_are_those_of_each_sample(captured):
 def test_noise_goes_with_the_box_that_was_matched(captured):
     _, model, batch, _ = captured
     for item in batch:
-        item["instances"].gt_noise = item["instances"].gt_classes % len(NOISE_KINDS)
+        item["instances"].gt_noise = item["instances"].gt_classes % len(NOISE_LABELS)
     samples = capture(model, batch)
     classes = samples.labels[samples.foreground]
     assert len(classes.unique()) > 1
-    assert torch.equal(samples.noise, classes % len(NOISE_KINDS))
+    assert torch.equal(samples.noise, classes % len(NOISE_LABELS))
 
 
 def test_the_same_proposals_are_drawn_each_time(captured):
@@ -122,5 +122,5 @@ def test_images_are_spread_over_the_data_and_not_augmented(detector, noisy_folde
             got = item["instances"]
             assert torch.allclose(got.gt_boxes.tensor, boxes * scale, atol=1.0)
             assert got.gt_classes.tolist() == [a["category_id"] for a in source["annotations"]]
-            noise = [NOISE_KINDS[i] for i in got.gt_noise]
+            noise = [NOISE_LABELS[i] for i in got.gt_noise]
             assert noise == [a["noise"] for a in source["annotations"]]

@@ -14,9 +14,10 @@ from ghm_d2.config import get_cfg
 from ghm_d2.describe import describe_run, device_name
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
-from ghm_d2.training.hooks import BestCheckpoint, LossHistory, MetricsWriter
+from ghm_d2.training.hooks import BestCheckpoint, LossHistory
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.trainer import GHMTrainer
+from ghm_d2.training.writers import MetricsWriter
 
 
 class Quadratic(nn.Module):

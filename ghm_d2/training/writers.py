@@ -1,0 +1,129 @@
+"""What a training writes as it goes: metrics.jsonl, density.jsonl, and its progress."""
+
+import json
+import os
+from pathlib import Path
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from ghm_d2.describe import peak_memory_mb
+from ghm_d2.errors import OutputError
+from ghm_d2.files import finite_or_none, write_text
+from ghm_d2.losses import GradientDensity
+from ghm_d2.progress import Progress
+
+# Seconds are kept out of metrics.jsonl, so that two runs with one seed write the same file.
+WALL_CLOCK = ("time", "data_time", "rank_data_time", "eta_seconds")
+SMOOTHING_WINDOW = 20  # iterations; as in Detectron2's own writers
+
+
+class MetricsWriter(EventWriter):
+    """Appends a JSON object for each iteration that is logged: losses (medians of 20), lr, AP.
+
+    Lines of iterations that a resumed run will repeat are dropped first.
+    """
+
+    def __init__(self, file: Path, start_iter: int = 0):
+        self._file = Path(file)
+        drop_lines_from(self._file, start_iter)
+        self._written = start_iter - 1
+
+    def write(self) -> None:
+        rows: dict[int, dict] = {}
+        latest = get_event_storage().latest_with_smoothing_hint(SMOOTHING_WINDOW)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._written and name not in WALL_CLOCK:
+                row = rows.setdefault(iteration, {"iteration": iteration})
+                row[name] = finite_or_none(value)  # JSON has no infinity
+        append_lines(self._file, [rows[i] for i in sorted(rows)])
+        self._written = max([self._written, *rows])
+
+
+class WholeStepsWriter(hooks.PeriodicWriter):
+    """Detectron2's, but it writes nothing at the end of a run that was cut short.
+
+    The files then do not depend on interruptions: a resumed run writes the same lines as one that
+    was never interrupted.
+    """
+
+    def after_step(self):
+        latest = self.trainer.storage.latest()
+        evaluated = latest.get("bbox/AP", (None, -1))[1] == self.trainer.iter
+        if evaluated and (self.trainer.iter + 1) % self._period:
+            for writer in self._writers:
+                writer.write()
+        super().after_step()
+
+    def after_train(self):
+        for writer in self._writers:
+            if self.trainer.iter >= self.trainer.max_iter:
+                writer.write()
+            writer.close()
+
+
+class DensityLog(HookBase):
+    """Appends the moving average of every gradient density, every `period` iterations."""
+
+    def __init__(self, file: Path, model, period: int, start_iter: int = 0):
+        self._densities = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, GradientDensity)
+        ]
+        self._file, self._period = Path(file), period
+        if self._densities:
+            drop_lines_from(self._file, start_iter)
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self._period:
+            return
+        rows = [
+            {"iteration": self.trainer.iter, "density": name, "ema": module.ema.tolist()}
+            for name, module in self._densities
+        ]
+        if rows:
+            append_lines(self._file, rows)
+
+
+class ProgressHook(HookBase):
+    """Reports each iteration to a `Progress`, with the peak memory so far ("memory_mb")."""
+
+    def __init__(self, progress: Progress, device: str):
+        self._progress, self._device = progress, device
+
+    def after_step(self):
+        latest = self.trainer.storage.latest_with_smoothing_hint(SMOOTHING_WINDOW)
+        scalars = {name: value for name, (value, _) in latest.items()}
+        scalars["memory_mb"] = peak_memory_mb(self._device)
+        self._progress.step(self.trainer.iter + 1, self.trainer.max_iter, scalars)
+
+
+def append_lines(file: Path, rows: list[dict]) -> None:
+    """Append `rows` to `file` as JSON lines; they are on the disk when this returns.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows]
+    try:
+        with open(file, "a", encoding="utf-8") as out:
+            out.writelines(lines)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        raise OutputError.of(file, error) from error
+
+
+def drop_lines_from(file: Path, iteration: int) -> None:
+    """Drop the JSON lines of `iteration` and later ones, and any line that is not whole."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["iteration"] < iteration:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_text(file, "".join(kept))
