@@ -23,7 +23,7 @@ def install(session: nox.Session, *extras: str) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, without those that take minutes."""
     install(session, "test")
-    words = session.posargs or ["-n", "2"]
+    words = session.posargs or ["-n", "2", "--dist", "worksteal"]
     session.run("pytest", "-m", "not slow", *words, env={"OMP_NUM_THREADS": "1"})
 
 
