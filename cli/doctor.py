@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata as metadata
-import json
 import platform
 import re
 import shlex
@@ -16,22 +15,13 @@ import typer
 from ._console import emit, err, out, user_errors
 from ._options import Json
 
-# What each is good for; none of them is needed to train and evaluate.
-OPTIONAL = {
-    "opencv-python-headless": "drawing masks with Detectron2's visualizer",
-    "triton": "the fused loss kernels on CUDA",
-    "pytest": "the tests",
-    "supervision": "the tests",
-    "ruff": "the linter",
-}
-OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
+ROOT = Path(__file__).resolve().parents[1]
 DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
-TESTED_PYTHONS = ((3, 10), (3, 13))
 
 
 @dataclass
 class Finding:
-    """One line of the report. `status` is ok, missing, too old, broken or untested."""
+    """One line of the report. `status` is ok, missing, too old or broken."""
 
     name: str
     version: str | None
@@ -42,7 +32,10 @@ class Finding:
 
     @property
     def fatal(self) -> bool:
-        return self.needed and self.status in ("missing", "too old", "broken")
+        return self.needed and self.status != "ok"
+
+    def fail(self, status: str, detail: str, mend: str) -> None:
+        self.status, self.detail, self.mend = status, detail, mend
 
 
 def doctor(as_json: Json = False) -> None:
@@ -63,185 +56,98 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Look at everything, most fundamental first."""
-    required = requirements()
-    packages = {name: look_up(name, minimum) for name, minimum in required.items()}
-    special = {"torch": check_torch, "torchvision": check_torchvision}
-    for name, check in special.items():
-        if packages[name].status == "ok":
-            check(packages[name])
-    detectron2 = check_detectron2()
-    optional = [look_up_optional(name, use) for name, use in OPTIONAL.items()]
-    first = [packages.pop(name) for name in special]
-    kernels = check_kernels()
-    return [check_python(), *first, detectron2, kernels, *packages.values(), *optional]
+    """Python, Detectron2, the kernels, and every package that ours requires."""
+    packages = [look_up(line) for line in metadata.requires("ghm_d2") if "extra ==" not in line]
+    for finding in packages:
+        if finding.name in ("torch", "torchvision") and finding.status == "ok":
+            command = pip("install", "--upgrade", "torch", "torchvision")
+            if check_import(finding, finding.name, command) and finding.name == "torch":
+                finding.detail = devices()
+    python = Finding("Python", platform.python_version(), detail=sys.executable)
+    return [python, check_detectron2(), check_kernels(), *packages]
 
 
-def requirements() -> dict[str, str | None]:
-    """Every package that ours requires, with the least version, as its own metadata has it."""
-    found = {}
-    for line in metadata.requires("ghm_d2") or []:
-        if "extra ==" in line:
-            continue
-        name = re.match(r"[\w.-]+", line).group()
-        minimum = re.search(r">=\s*([\d.]+)", line)
-        found[name] = minimum.group(1) if minimum else None
-    return found
-
-
-def look_up(name: str, minimum: str | None = None) -> Finding:
-    """A package's version, from its metadata: it need not import for that."""
-    mend = pip("install", f"{name}>={minimum}" if minimum else name)
-    version = version_of(name)
-    if version is None:
-        return Finding(name, None, "missing", mend=mend)
-    if minimum and release(version) < release(minimum):
-        return Finding(name, version, "too old", detail=f"needs {minimum} or newer", mend=mend)
-    return Finding(name, version)
-
-
-def look_up_optional(name: str, use: str) -> Finding:
-    names = OPENCV if name in OPENCV else (name,)
-    version = next(filter(None, map(version_of, names)), None)
-    if version:
-        return Finding(name, version, needed=False, detail=f"for {use}")
-    return Finding(name, None, "missing", False, f"optional: for {use}", pip("install", name))
-
-
-def check_python() -> Finding:
-    finding = Finding("Python", platform.python_version(), detail=sys.executable)
-    oldest, newest = TESTED_PYTHONS
-    if not oldest <= sys.version_info[:2] <= newest:
-        finding.status = "untested"
-        finding.mend = "make distclean setup PYTHON=python3.12"
+def look_up(requirement: str) -> Finding:
+    """A package's version, as its metadata has it: the package need not import for that."""
+    name, minimum = re.match(r"([\w.-]+)(?:.*?>=\s*([\d.]+))?", requirement).groups()
+    finding = Finding(name, version_of(name))
+    command = pip("install", f"{name}>={minimum}" if minimum else name)
+    if finding.version is None:
+        finding.fail("missing", "", command)
+    elif minimum and numbers(finding.version) < numbers(minimum):
+        finding.fail("too old", f"needs {minimum} or newer", command)
     return finding
 
 
-def check_torch(finding: Finding) -> None:
-    """Whether torch imports, and the devices that it sees."""
-    torch = try_import("torch", finding)
-    if torch is None:
-        finding.mend = pip("install", "--force-reinstall", "torch", "torchvision")
-        return
+def check_import(finding: Finding, module: str, mend: str) -> bool:
+    """Whether `module` imports; where it does not, `finding` says why and what mends it."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken native library raises OSError, RuntimeError, ...
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            finding.fail("missing", "", mend)
+        else:
+            finding.fail("broken", f"{type(error).__name__}: {error}".splitlines()[0], mend)
+    return finding.status == "ok"
+
+
+def devices() -> str:
+    """The GPUs that torch sees, or why it sees none."""
+    import torch
+
     with warnings.catch_warnings(record=True) as caught:  # such as: the driver is too old
         warnings.simplefilter("always")
-        cuda = torch.cuda.is_available()
-    if cuda:
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        finding.detail = f"CUDA {torch.version.cuda}: {', '.join(names)}"
-    elif torch.backends.mps.is_available():
-        finding.detail = "MPS"
-    else:
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
-        reason = "".join(f"; {first_line(warning.message)}" for warning in caught[:1])
-        finding.detail = f"CPU only here ({built}{reason})"
-
-
-def check_torchvision(finding: Finding) -> None:
-    """Whether its compiled ops load: they do not when it was built for another torch."""
-    finding.mend = pip("install", "--upgrade", "torch", "torchvision")
-    ops = try_import("torchvision.ops", finding)
-    if ops is None:
-        return
-    try:
-        import torch
-
-        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except Exception as error:
-        finding.status = "broken"
-        finding.detail = f"does not fit this torch: {first_line(error)}"
-    else:
-        finding.mend = None
+        if torch.cuda.is_available():
+            names = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+            return f"CUDA {torch.version.cuda}: {', '.join(names)}"
+    if torch.backends.mps.is_available():
+        return "MPS"
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    reason = "".join(f"; {warning.message}".splitlines()[0] for warning in caught[:1])
+    return f"CPU only here (built for {built}{reason})"
 
 
 def check_detectron2() -> Finding:
-    """Its version, origin and compiled ops; any build that imports will do."""
-    finding = Finding("detectron2", version_of("detectron2"), mend=detectron2_command())
-    module = try_import("detectron2", finding)
-    if module is None:
-        if finding.status == "broken":
-            finding.mend = f"{pip('uninstall', 'detectron2')} && {finding.mend}"
-        return finding
-    if not hasattr(module, "__version__"):  # any folder of that name imports
-        finding.status, finding.detail = "broken", f"{list(module.__path__)} is not Detectron2"
-        return finding
-    finding.version = finding.version or module.__version__
-    if try_import("detectron2.model_zoo", finding) is None:  # which imports nearly all of it
-        if "pkg_resources" in finding.detail:
-            finding.mend = pip("install", "setuptools<81")
-        return finding
-    finding.mend = None
-    finding.detail = f"{detectron2_origin(finding.version, module)}; {compiled_ops(finding)}"
+    """Any Detectron2 that imports will do; one that fails to is to be removed first."""
+    finding = Finding("detectron2", version_of("detectron2"))
+    tool = ROOT / "tools" / "detectron2_wheel.py"
+    source = pip("install", "--no-build-isolation", DETECTRON2_SOURCE)
+    command = shlex.join([sys.executable, str(tool)]) if tool.is_file() else source
+    again = f"{pip('uninstall', 'detectron2')} && {command}"
+    # model_zoo imports nearly all of it
+    if check_import(finding, "detectron2", command) and check_import(
+        finding, "detectron2.model_zoo", again
+    ):
+        ours = "+ghm." in (finding.version or "")
+        finding.detail = "Python files only, by tools/detectron2_wheel.py" if ours else "your own"
+    elif "pkg_resources" in finding.detail:  # v0.6 needs it, and setuptools 81 removed it
+        finding.mend = pip("install", "setuptools<81")
+    elif finding.status == "broken":
+        finding.mend = again
     return finding
 
 
 def check_kernels() -> Finding:
-    """Whether the C library of the losses was built."""
+    """What the losses run on here: Triton on CUDA; on the CPU C, where this cpu.c was compiled."""
+    words = ["--editable", str(ROOT)] if (ROOT / "setup.py").is_file() else ["ghm_d2"]
+    again = pip("install", "--no-deps", "--force-reinstall", *words)
     finding = Finding("loss kernels", None, needed=False)
-    kernels = try_import("ghm_d2.kernels", finding)
-    if kernels is None:
+    if not check_import(finding, "ghm_d2.kernels", again):
         return finding
-    finding.detail = "C on the CPU"
-    if not kernels.cpu.available():
-        finding.status = "missing"
-        finding.detail = "not built, which takes gcc or clang: plain PyTorch instead, slower"
-        finding.mend = install_again()
+    import torch
+
+    from ghm_d2 import kernels
+
+    names = {"c": "C", "triton": "Triton", "torch": "plain PyTorch"}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    used = {device: kernels.name_for(torch.device(device)) for device in devices}
+    finding.detail = ", ".join(f"{names[name]} on {device}" for device, name in used.items())
+    if used["cpu"] == "torch":
+        reason = "the C library is not compiled, which takes gcc or clang, or is of another cpu.c"
+        finding.fail("missing", f"{finding.detail}, slower: {reason}", again)
+    elif used.get("cuda") == "torch":
+        finding.fail("missing", f"{finding.detail}, slower: no Triton", pip("install", "triton"))
     return finding
-
-
-def install_again() -> str:
-    """How to install ghm_d2 anew, from a checkout where this is one."""
-    root = Path(__file__).resolve().parents[1]
-    words = ["--editable", str(root)] if (root / "setup.py").is_file() else ["ghm_d2"]
-    return pip("install", "--no-deps", "--force-reinstall", *words)
-
-
-def compiled_ops(finding: Finding) -> str:
-    """Whether Detectron2's extension is there; having none is fine, one that fails is not."""
-    try:
-        importlib.import_module("detectron2._C")
-    except ModuleNotFoundError:
-        return "no compiled ops"
-    except ImportError as error:
-        finding.status = "broken"
-        finding.mend = pip("install", "--force-reinstall", "--no-deps", *source_build())
-        return f"its compiled ops do not load: {first_line(error)}"
-    return "with compiled ops"
-
-
-def detectron2_origin(version: str, module) -> str:
-    """Where the installed Detectron2 came from, as far as it can be told."""
-    if "+ghm." in version:
-        return "by tools/detectron2_wheel.py"
-    try:
-        source = json.loads(metadata.distribution("detectron2").read_text("direct_url.json") or "")
-    except (metadata.PackageNotFoundError, ValueError):
-        return f"in {Path(module.__file__).parent}"
-    commit = source.get("vcs_info", {}).get("commit_id", "")
-    return f"from {source['url']}" + (f" at {commit[:10]}" if commit else "")
-
-
-def detectron2_command() -> str:
-    """How to get a Detectron2: this checkout's tool, or a build from source without a checkout."""
-    tool = Path(__file__).resolve().parents[1] / "tools" / "detectron2_wheel.py"
-    if tool.is_file():
-        return shlex.join([sys.executable, str(tool)])
-    return pip("install", *source_build())
-
-
-def source_build() -> list[str]:
-    return ["--no-build-isolation", DETECTRON2_SOURCE]
-
-
-def try_import(name: str, finding: Finding):
-    """Import a module; when that fails, say so in `finding` and return None."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a broken native library raises OSError, RuntimeError, ...
-        absent = isinstance(error, ModuleNotFoundError) and error.name == name
-        finding.status = "missing" if absent else "broken"
-        finding.detail = "" if absent else first_line(error)
-        return None
 
 
 def version_of(name: str) -> str | None:
@@ -251,49 +157,24 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def release(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """The numbers that a version begins with: 2.14.1+cu130 is (2, 14, 1)."""
     return tuple(map(int, re.match(r"\d+(?:\.\d+)*", version).group().split(".")))
 
 
-def pip(*arguments: str) -> str:
-    return shlex.join([sys.executable, "-m", "pip", *arguments])
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def pip(*words: str) -> str:
+    return shlex.join([sys.executable, "-m", "pip", *words])
 
 
 def show(findings: list[Finding]) -> None:
     """The findings, then the commands, each on a line of its own to copy."""
-    if out.is_terminal:
-        show_table(findings)
-    else:
-        for f in findings:
-            line = f"{f.name:34}{f.version or '-':20}{f.status:10}{f.detail}".rstrip()
-            out.print(line, markup=False, highlight=False)
-    for heading, fatal in (("To mend this:", True), ("Optional:", False)):
-        commands = [f.mend for f in findings if f.mend and f.fatal == fatal]
-        if commands:
-            out.print(heading)
-            for command in dict.fromkeys(commands):
-                out.print(f"  {command}", markup=False, highlight=False)
+    for f in findings:
+        line = f"{f.name:34}{f.version or '-':20}{f.status:10}{f.detail}".rstrip()
+        out.print(line, markup=False, highlight=False, style="red" if f.fatal else None)
+    for command in dict.fromkeys(f.mend for f in findings if f.mend):
+        out.print(f"To mend this: {command}", markup=False, highlight=False)
     if any(finding.fatal for finding in findings):
         err.print("Something that training needs is missing or broken, see above.")
     else:
         out.print("All that training and evaluation need is there.")
-
-
-def show_table(findings: list[Finding]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "version", "status"):
-        table.add_column(column, no_wrap=True)
-    table.add_column(overflow="fold")
-    for f in findings:
-        colour = "red" if f.fatal else "green" if f.status == "ok" else "yellow"
-        table.add_row(f.name, f.version or "-", f"[{colour}]{f.status}[/]", escape(f.detail))
-    out.print(table)
+        out.print("Devices, compilers and libraries: python -m detectron2.utils.collect_env")
