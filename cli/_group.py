@@ -23,7 +23,7 @@ _SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set for processes whose errors their start
 
 @dataclass
 class Group:
-    """How many processes, on how many machines, that meet where (HOST:PORT)."""
+    """How many processes on how many machines, and the HOST:PORT where the machines meet."""
 
     num_gpus: int = 1  # on each machine
     num_machines: int = 1
@@ -43,7 +43,7 @@ def is_member() -> bool:
 
 
 def rank() -> int:
-    """Of this process in its group; 0 where there is none."""
+    """The rank of this process; 0 without a group."""
     return int(os.environ.get("RANK", 0)) if is_member() else 0
 
 
@@ -53,13 +53,13 @@ def restarts() -> int:
 
 
 def leave_launch_id(folder: Path) -> None:
-    """Note in the folder of a run which group began or resumed it."""
+    """Note in a run's folder which group began or resumed it."""
     if is_member():
         write_text(folder / LAUNCH_FILE, os.environ[_RUN_ID])
 
 
 def was_begun(folder: Path) -> bool:
-    """Whether torchrun has restarted this group, and the run in `folder` is what it was at."""
+    """Whether torchrun has restarted this group, and the group had begun the run in `folder`."""
     file = folder / LAUNCH_FILE
     if not restarts() or not file.is_file() or not (folder / CONFIG_FILE).is_file():
         return False
@@ -67,7 +67,10 @@ def was_begun(folder: Path) -> bool:
 
 
 def leave_error(error: GHMError) -> bool:
-    """Leave an error for whoever started this process; whether that one will show it."""
+    """Write an error into torchrun's error file; whether the process that started it shows it.
+
+    torchrun's own `record` writes no exit code, which `end_if_hopeless` needs.
+    """
     if not is_member():
         return False
     if not isinstance(error, PeerError):
@@ -78,7 +81,10 @@ def leave_error(error: GHMError) -> bool:
 
 
 def end_if_hopeless() -> None:
-    """End as the group did before torchrun restarted it, if by an error that would come again."""
+    """After a restart, end with the error before it if that would come again.
+
+    torchrun restarts a group after any error; a fault of the configuration or the data stays.
+    """
     if not restarts():
         return
     attempts = Path(os.environ[_ERROR_FILE]).parents[1]
@@ -91,35 +97,22 @@ def end_if_hopeless() -> None:
 
 
 def launch(group: Group, show_error: Callable[[str], None]) -> None:
-    """Run this very command in the processes of `group`, and wait for them.
+    """Run this very command under torchrun, in the processes of `group`, and wait for them.
 
     Args:
-        show_error: is told what the first process that failed has said.
+        show_error: is called with the message of the process that failed first.
 
     Raises:
-        UsageError: numbers that do not make a group.
+        UsageError: options that do not make a group.
         RunError: a process ended without a message of its own, as when it was killed.
         typer.Exit: with a process' exit code, once its message was shown.
     """
-    if min(group.num_gpus, group.num_machines) < 1 or group.max_restarts < 0:
-        raise UsageError("--num-gpus and --num-machines are at least 1, --max-restarts at least 0")
-    if group.num_machines > 1 and not group.rdzv:
-        raise UsageError("--num-machines needs --rdzv HOST:PORT, the same on all machines")
-    if group.num_machines > 1 and group.max_restarts:
-        raise UsageError(
-            "--max-restarts is of one machine, since several count restarts differently; after a "
-            "failure run the command with --resume on each"
-        )
+    _check(group)
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // group.num_gpus)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # peers that have gone are told by us
-    # otherwise a group that is started again may find the addresses of the one before
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    os.environ[_SHOWS_ERRORS] = "1"
+    _set_environment(group)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     meeting = ["--standalone"]
     if group.num_machines > 1:
@@ -135,8 +128,30 @@ def launch(group: Group, show_error: Callable[[str], None]) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
+def _check(group: Group) -> None:
+    if min(group.num_gpus, group.num_machines) < 1 or group.max_restarts < 0:
+        raise UsageError("--num-gpus and --num-machines are at least 1, --max-restarts at least 0")
+    if group.num_machines > 1 and not group.rdzv:
+        raise UsageError("--num-machines needs --rdzv HOST:PORT, the same on all machines")
+    if group.num_machines > 1 and group.max_restarts:
+        raise UsageError(
+            "--max-restarts is of one machine, since several count restarts differently; after a "
+            "failure run the command with --resume on each"
+        )
+
+
+def _set_environment(group: Group) -> None:
+    """Of this process, which torchrun's processes inherit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // group.num_gpus)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report ranks that have ended
+    # otherwise a restarted group may find the addresses of the one before
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[_SHOWS_ERRORS] = "1"
+
+
 def _tell_first(failures: dict, show_error: Callable[[str], None]) -> None:
-    """Show what the process said that failed first, and exit with its code."""
+    """Show the message of the process that failed first, and exit with its code."""
     spoken = [f for f in failures.values() if os.path.isfile(f.error_file)]
     killed = [f for f in failures.values() if f.exitcode < 0]
     if spoken:

@@ -100,8 +100,8 @@ def train(
         overrides = list(overrides or [])
         if on_divergence is not None and not was_begun(folder):
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
-        cfg_words = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
-        record = _train(config, overrides, cfg_words, resume, overwrite, analyse)
+        options = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
+        record = _train(config, overrides, options, resume, overwrite, analyse)
         if record:
             _show(record, folder, as_json)
 
@@ -113,11 +113,11 @@ def _own_config(folder: Path) -> str:
     return str(own)
 
 
-def _train(source, overrides, words: dict, resume: bool, overwrite: bool, analyse: bool | None):
-    """The record of the trained run; None on all ranks but the first.
+def _train(source, overrides, options: dict, resume: bool, overwrite: bool, analyse: bool | None):
+    """The record of the trained run; None on ranks other than 0.
 
     Args:
-        words: of `prepare`: dataset, device, seed and output.
+        options: dataset, device, seed and output, as for `prepare`.
     """
     from ._logs import quiet
     from ._progress import progress
@@ -128,12 +128,12 @@ def _train(source, overrides, words: dict, resume: bool, overwrite: bool, analys
     from ghm_d2.training.prepare import pick_device, prepare
 
     check_overrides(overrides)
-    folder = words["output"]
+    folder = options["output"]
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
     with progress() as shown:
-        with process_group(pick_device(words["device"])):
-            cfg, scaling = prepare(source, overrides, resume=resume, **words)
+        with process_group(pick_device(options["device"])):
+            cfg, scaling = prepare(source, overrides, resume=resume, **options)
             record, evaluation = _run(cfg, scaling, resume, overwrite, shown)
         if rank() > 0:
             return None

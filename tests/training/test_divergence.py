@@ -1,4 +1,4 @@
-"""A step that is not finite stops the training with its name, before it harms the weights."""
+"""A NaN or infinite loss or gradient stops the training before it harms the weights."""
 
 import pytest
 import torch

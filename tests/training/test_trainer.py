@@ -95,7 +95,7 @@ def test_the_best_weights_are_kept_and_the_best_survives_a_resume(tmp_path):
     assert best.best == {"AP": 30.0, "iteration": 1}
     nn.init.constant_(model.a, math.inf)
     best.update(40.0, 4)
-    assert best.best == {"AP": 30.0, "iteration": 1}, "weights that are not finite are not kept"
+    assert best.best == {"AP": 30.0, "iteration": 1}, "NaN or infinite weights are not kept"
     assert not (tmp_path / "last_checkpoint").exists()
 
 
