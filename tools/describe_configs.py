@@ -4,8 +4,9 @@
     python tools/describe_configs.py              # all; minutes, since the large ones are traced
     python tools/describe_configs.py quick/ssd    # those whose name begins so
 
-Of each: method, network, parameters, and GFLOPs of a picture of 640 x 480 px sized as the
-configuration says; of a comparison `systems` in results/comparisons, the AP that it measured.
+Run it after adding a configuration or changing what one builds, and commit the file. It records
+each one's method, network, parameters, and GFLOPs of a picture of 640 x 480 px sized as the
+configuration says; for a side of a comparison `systems` in results/comparisons, its measured AP.
 """
 
 import argparse
