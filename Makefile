@@ -57,7 +57,7 @@ test-all: setup
 
 # Lines and branches that the tests run, in processes that they start too
 coverage: setup
-	rm -rf build/coverage
+	rm -rf build/coverage; mkdir -p build/coverage
 	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/python -m pytest \
 	    -n 2 --dist worksteal -m "not slow" --cov --cov-report=term $(ARGS)
 
