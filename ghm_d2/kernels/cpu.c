@@ -1,4 +1,4 @@
-/* The CPU twins of kernels/reference.py, called through ctypes by kernels/cpu.py.
+/* The CPU backend of kernels/reference.py, called through ctypes by kernels/cpu.py.
  *
  * Rows of contiguous arrays are shared out to `parts` threads, those of OpenMP that torch uses too,
  * so that none waits for a core that another spins on. A `_part` works through rows [begin, end) in
