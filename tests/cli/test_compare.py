@@ -13,8 +13,8 @@ import pytest
 
 LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1")
 # long enough to be killed on the way
-LONGER = ("--set", "SOLVER.MAX_ITER", "120", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
-LONGER += ("--set", "TEST.EVAL_PERIOD", "60")
+LONGER = ("--set", "SOLVER.MAX_ITER", "60", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
+LONGER += ("--set", "TEST.EVAL_PERIOD", "30")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed(killed):
     iterations = [json.loads(line)["iteration"] for line in log.splitlines()]
     assert iterations == sorted(iterations)
     record = table(killed)[1]["record"]
-    assert record["status"] == "finished" and record["iterations"] == 120
+    assert record["status"] == "finished" and record["iterations"] == 60
     said = (killed / "runs" / table(killed)[1]["folder"] / "log.txt").read_text()
     assert re.search(r"resuming after [1-9]\d* iterations", said)
 
@@ -123,6 +123,7 @@ def test_two_comparisons_at_once_share_their_runs(words, tmp_path):
     assert len(keys) == len(set(keys)) == 2
 
 
+@pytest.mark.slow  # tests/experiments start one run so
 def test_jobs_of_submitit(ghm, words, tmp_path):
     done = ghm(*words(tmp_path, *LOSSES), "--launcher", "submitit", "--json")
     assert done.returncode == 0, done.stderr
