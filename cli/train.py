@@ -18,7 +18,6 @@ from ghm_d2.run_folder import (
     PICTURE_FILE,
     RUN_FILE,
     RUN_MARKS,
-    WORST_FILE,
     WRITTEN_BY_TRAINING,
 )
 
@@ -125,7 +124,7 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
     quiet()  # before anything that warns is imported
     from ghm_d2.inference.predict import draw_beside_truth
     from ghm_d2.training.distributed import process_group
-    from ghm_d2.training.prepare import pick_device, prepare
+    from ghm_d2.training.prepare import pick_device, prepare, scale_to_group
 
     check_overrides(overrides)
     folder = options["output"]
@@ -133,13 +132,15 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
         _check_folder(folder, overwrite)
     with progress() as shown:
         with process_group(pick_device(options["device"])):
-            cfg, scaling = prepare(source, overrides, resume=resume, **options)
+            cfg = prepare(source, overrides, resume=resume, **options)
+            cfg, scaling = scale_to_group(cfg, resume)
             record, evaluation = _run(cfg, scaling, resume, overwrite, shown)
         if rank() > 0:
             return None
         # after the group has ended: nothing below waits for another rank
         draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
-        if analyse is not False:
+        kept = (folder / ANALYSIS_FILE).is_file()  # of these weights, which trained no further
+        if analyse or (analyse is None and not kept):
             _analyse(cfg, record, evaluation, analyse is True, shown)
     return record
 
@@ -156,8 +157,6 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
         if overwrite:
             _remove_run(folder, cfg)
         make_folder(folder)
-        for name in (ANALYSIS_FILE, WORST_FILE):  # those of other weights
-            (folder / name).unlink(missing_ok=True)
         leave_launch_id(folder)
         log_to(folder)
         what = "resuming" if resume else "training"
@@ -172,11 +171,11 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
 
 def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
     """Analyse a finished run; unless asked for, only if that is quick, and no failure is raised."""
-    from ghm_d2.analysis.after_training import LARGEST_SHARE, analyse_run, expected_seconds
+    from ghm_d2.analysis.after_training import LARGEST_SHARE, analyse_run, expected_analysis_seconds
 
     command = f"ghm train --resume --analyse --output {cfg.OUTPUT_DIR}"
     try:
-        seconds = 0 if asked_for else expected_seconds(cfg, record, evaluated=True)
+        seconds = 0 if asked_for else expected_analysis_seconds(cfg, record, evaluated=True)
         if seconds > LARGEST_SHARE * record.train_seconds:
             shown.message(
                 f"no {ANALYSIS_FILE}: it would take about {seconds:.0f} s, over "

@@ -46,7 +46,7 @@ def analyse_run(
     analyse(cfg, model, folder, progress, evaluation)
 
 
-def expected_seconds(cfg, record: RunRecord, evaluated: bool) -> float:
+def expected_analysis_seconds(cfg, record: RunRecord, evaluated: bool) -> float:
     """About how long `analyse_run` will take, from the speed that the training had.
 
     Args:

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ghm_d2.data.digits.noise import KINDS
 from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
@@ -25,7 +26,7 @@ from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
 from ghm_d2.modeling.dssd.ssd import SSD
 
 # What is wrong with an annotation; there is none to label where noise left one out
-NOISE_LABELS = ("none", "class", "shift")
+NOISE_LABELS = ("none", *(kind for kind in KINDS if kind != "missing"))
 # Modules whose `training` decides what they return; all others stay in evaluation mode
 _SWITCHES = (DenseDetector, GeneralizedRCNN, RPN, ROIHeads, BaseMaskRCNNHead, BaseKeypointRCNNHead)
 

@@ -184,6 +184,8 @@ def _merge(cfg, values: dict[str, Any]) -> None:
     known = _flatten(cfg)
     for key, value in values.items():
         if any(k.startswith(f"{key}.") for k in known):
+            if value == {}:  # a group of which the file sets no key
+                continue
             raise UsageError(f"{_shown(key)} is a group of keys, not a value")
         if key not in known:
             near = difflib.get_close_matches(key[:300], known, n=1, cutoff=0.5)
@@ -216,7 +218,8 @@ def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
-        values |= _flatten(value, name + ".") if isinstance(value, dict) else {name: value}
+        group = isinstance(value, dict) and value  # an empty one is a value, of the wrong type
+        values |= _flatten(value, name + ".") if group else {name: value}
     return values
 
 

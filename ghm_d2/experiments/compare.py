@@ -149,7 +149,7 @@ def _searches(request: Request) -> list[SideSearch]:
         if side.settings_of in names:
             continue
         config, overrides, dataset = request.inputs(side)
-        data = holdout(request.root, config, dataset)
+        data = holdout(request.root, config, overrides, dataset, request.device)
         found += [SideSearch(request.root, side.name, config, overrides, data, request.device)]
     return found
 

@@ -57,10 +57,9 @@ class PlannedRun:
 
     def build_config(self, device: str):
         """The run's `CfgNode`, its data sets registered."""
-        cfg, _ = prepare(
+        return prepare(
             self.config, self.overrides, dataset=self.dataset, seed=self.seed, device=device
         )
-        return cfg
 
     def record(self) -> RunRecord | None:
         """The record in the run's folder, if there is one."""
@@ -176,7 +175,7 @@ def make_run(
     Raises:
         UsageError, DataError: the configuration or the data cannot be used.
     """
-    cfg, _ = prepare(config, overrides, dataset=dataset, seed=seed, device=device)
+    cfg = prepare(config, overrides, dataset=dataset, seed=seed, device=device)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)
     weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED

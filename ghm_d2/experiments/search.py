@@ -113,13 +113,15 @@ def search(
     return chosen, trials
 
 
-def holdout(root: Path, config: str, dataset: str | None) -> str:
+def holdout(
+    root: Path, config: str, overrides: Sequence[str], dataset: str | None, device: str
+) -> str:
     """A folder below `root` that divides the training split of the comparison's data.
 
     Raises:
         UsageError, DataError: there is no one training split, or none that can be divided.
     """
-    cfg, _ = prepare(config, dataset=dataset, device="cpu")
+    cfg = prepare(config, overrides, dataset=dataset, device=device)
     if len(cfg.DATASETS.TRAIN) > 1:
         raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
     name = cfg.DATASETS.TRAIN[0]

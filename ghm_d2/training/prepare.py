@@ -26,12 +26,11 @@ def prepare(
     seed: int | None = None,
     output: Path | None = None,
     resume: bool = False,
-) -> tuple[CfgNode, str]:
-    """A `cfg` that is ready for training.
+) -> CfgNode:
+    """A `cfg` that is ready for training in one process; `scale_to_group` fits it to several.
 
-    The data sets are registered and checked, the number of classes is theirs, a seed is chosen,
-    and the schedule suits the number of processes. All ranks of a group call this, and get the
-    same.
+    The data sets are registered and checked, the number of classes is theirs, and a seed is chosen.
+    All ranks of a group call this, and get the same.
 
     Args:
         source: a YAML file, or the name of a shipped configuration.
@@ -40,15 +39,11 @@ def prepare(
         device: as for `pick_device`.
         seed: None keeps SEED, or draws one where that is negative.
         output: OUTPUT_DIR; None keeps the configured folder.
-        resume: `source` is the configuration of a run that is to be resumed: its classes and its
-            schedule stay as they are.
-
-    Returns:
-        the `cfg`, and what a log should say about its scaling to the group; "" for nothing.
+        resume: `source` is the configuration of a run that is to be resumed, whose classes must
+            still be those of the data.
 
     Raises:
-        UsageError: an unknown key, a value out of range, an unknown data set or device, or a
-            batch that cannot be divided among the ranks.
+        UsageError: an unknown key, a value out of range, or an unknown data set or device.
         DataError: the data sets cannot be used.
     """
     cfg = prepare_detector(source, overrides, device)
@@ -65,7 +60,7 @@ def prepare(
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         validate(name)
     choose_seed(cfg)
-    return scale_to_group(cfg, resume)
+    return cfg
 
 
 def prepare_evaluation(
@@ -124,7 +119,7 @@ def choose_seed(cfg) -> None:
 
 
 def scale_to_group(cfg, resume: bool = False) -> tuple[CfgNode, str]:
-    """`cfg` for as many processes as there are, and what a log should say about it.
+    """`cfg` for as many processes as there are, and what a log should say about it; "" for nothing.
 
     With SOLVER.REFERENCE_WORLD_SIZE set, Detectron2 scales batch, learning rate and schedule.
     Without it, and in a run that is resumed, all stay as they are.

@@ -29,6 +29,7 @@ from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import (
+    ANALYSIS_FILE,
     CHECKPOINTS,
     CONFIG_FILE,
     DENSITY_FILE,
@@ -36,6 +37,7 @@ from ghm_d2.run_folder import (
     LAST_CHECKPOINT,
     METRICS_FILE,
     RUN_FILE,
+    WORST_FILE,
 )
 from ghm_d2.training.distributed import lost_peers, share_statistics
 from ghm_d2.training.divergence import is_finite
@@ -96,6 +98,7 @@ def train(
     run = _TrainingRun(cfg, dataset_label, resume, progress)
     if comm.is_main_process():
         on_start()
+        run.forget_analysis()
         write_text(run.folder / CONFIG_FILE, config_text(cfg))
     stop.install()
     try:
@@ -128,9 +131,20 @@ class _TrainingRun:
         if resume and (self.folder / RUN_FILE).is_file():
             before = RunRecord.read(self.folder)
             self.record.s_per_iter = before.s_per_iter
+            if self._is_done():
+                self.record.gflops, self.record.loss_ms = before.gflops, before.loss_ms
             # the best AP may come from an evaluation newer than the last checkpoint
             if before.best.get("iteration", 0) <= self.trainer.done:
                 self.best.best = max(before.best, self.best.best, key=lambda x: x.get("AP", -1))
+
+    def _is_done(self) -> bool:
+        return self.trainer.done >= self.cfg.SOLVER.MAX_ITER
+
+    def forget_analysis(self) -> None:
+        """Remove the folder's analysis, unless it is of the weights that the run will end with."""
+        if not self._is_done():
+            for name in (ANALYSIS_FILE, WORST_FILE):
+                (self.folder / name).unlink(missing_ok=True)
 
     def register_hooks(self, stop: StopOnSignal) -> None:
         """Register the hooks that write into the folder, and those around them, in this order:

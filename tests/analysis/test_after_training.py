@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ghm_d2.analysis.after_training import analyse_run, expected_seconds
+from ghm_d2.analysis.after_training import analyse_run, expected_analysis_seconds
 from ghm_d2.describe import describe_run
 from ghm_d2.errors import WeightsError
 from ghm_d2.progress import Progress
@@ -43,8 +43,10 @@ def test_a_failure_leaves_the_record(finished, tmp_path):
 
 def test_an_expectation_follows_the_speed_of_the_training(finished):
     cfg, record = finished
-    one = expected_seconds(cfg, record, evaluated=True)
+    one = expected_analysis_seconds(cfg, record, evaluated=True)
     assert one >= 6  # six images are three steps of two seconds
-    assert expected_seconds(cfg, record, evaluated=False) == pytest.approx(one + 1.5, abs=0.5)
+    assert expected_analysis_seconds(cfg, record, evaluated=False) == pytest.approx(
+        one + 1.5, abs=0.5
+    )
     record.world_size = 4  # its steps took a quarter of what one process would need
-    assert expected_seconds(cfg, record, evaluated=True) > 2 * one
+    assert expected_analysis_seconds(cfg, record, evaluated=True) > 2 * one

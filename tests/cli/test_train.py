@@ -179,6 +179,9 @@ def test_an_analysis_of_over_a_twentieth_of_the_training_waits_until_asked_for(
     assert "gradient_norms" in json.loads((folder / "analysis.json").read_text())
     assert (folder / "worst.jpg").is_file()
     assert json.loads(done.stdout)["gflops"] == record(folder)["gflops"] > 0
+    done = ghm("train", "--output", folder, "--resume", "--json")  # nothing is left to train
+    assert "--analyse" not in done.stderr and (folder / "analysis.json").is_file()
+    assert json.loads(done.stdout)["gflops"] == record(folder)["gflops"] > 0
     done = ghm("train", "--output", folder, "--resume", "--no-analyse", "SOLVER.MAX_ITER", 5)
     assert done.returncode == 0 and "--analyse" not in done.stderr
     assert not (folder / "analysis.json").exists() and not (folder / "worst.jpg").exists()
@@ -199,7 +202,7 @@ def test_a_failed_analysis_fails_the_command_only_where_asked_for(asked_for, mon
 
     said = []
     monkeypatch.setattr(Progress, "message", lambda _, text: said.append(text))
-    monkeypatch.setattr(after_training, "expected_seconds", lambda *_, evaluated: 1.0)
+    monkeypatch.setattr(after_training, "expected_analysis_seconds", lambda *_, evaluated: 1.0)
     monkeypatch.setattr(after_training, "analyse_run", fail)
     run = RunRecord("m", "n", "d", "0", 1, train_seconds=100.0)
     if asked_for:

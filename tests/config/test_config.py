@@ -171,6 +171,12 @@ def test_group_given_a_value(write, text):
     assert "is a group of keys" in message(write("{}"), ["MODEL.GHM", "3"])
 
 
+def test_an_empty_group_changes_nothing_and_is_no_value(write):
+    assert load_config(write("SOLVER: {}")).SOLVER == get_cfg().SOLVER
+    for text, key in ("SOLVER: {BASE_LR: {}}", "SOLVER.BASE_LR"), ("NOPE: {}", "unknown key NOPE"):
+        assert key in message(write(text))
+
+
 def test_a_file_may_have_dotted_keys(write):
     file = write("MODEL.GHM.CLS.BINS: 5\nMODEL: {GHM: {CLS: {MOMENTUM: 0.5}}}")
     cfg = load_config(file)

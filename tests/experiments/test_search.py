@@ -16,7 +16,7 @@ LR, WEIGHT = "SOLVER.BASE_LR", "MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT"
 
 @pytest.fixture
 def divided(digits_folder, tmp_path) -> str:
-    return holdout(tmp_path, RETINANET, digits_folder)
+    return holdout(tmp_path, RETINANET, (), digits_folder, "cpu")
 
 
 @pytest.fixture
@@ -96,7 +96,14 @@ def test_data_that_cannot_be_divided_are_refused_as_in_training(tmp_path, digits
     for split in ("train", "val"):
         (tmp_path / f"{split}.json").write_text(json.dumps(coco))
     with pytest.raises(DataError, match="no such image"):
-        holdout(tmp_path / "out", RETINANET, str(tmp_path))
+        holdout(tmp_path / "out", RETINANET, (), str(tmp_path), "cpu")
+
+
+def test_data_are_divided_under_the_overrides_of_the_comparison(tmp_path, digits_folder):
+    config = tmp_path / "half.yaml"
+    config.write_text(f"_BASE_: {RETINANET}\nSOLVER: {{AMP: {{ENABLED: true, DTYPE: float16}}}}\n")
+    overrides = ("SOLVER.AMP.DTYPE", "bfloat16")  # a CPU has no float16
+    assert Path(holdout(tmp_path, str(config), overrides, digits_folder, "cpu")).is_dir()
 
 
 def test_every_side_has_the_same_trials(tmp_path, divided, bench):
