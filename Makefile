@@ -24,7 +24,7 @@ help:
 	@echo "                into build/bench/ (it adds mmdet to $(VENV))"
 	@echo "make gpu        check and time everything that needs a GPU, into results/gpu/ (eight minutes)"
 	@echo "make gpu-pack   gather the wheels that make gpu needs on a machine without a network"
-	@echo "make setup      only install, into $(VENV) (the two above do it too)"
+	@echo "make setup      only install, into $(VENV) (every target but gpu and clean does it too)"
 	@echo "make lint       check style and formatting"
 	@echo "make clean      remove caches and build output; distclean removes $(VENV) too"
 	@echo "PYTHON=...      the Python that $(VENV) is made with, 3.10 to 3.13"
@@ -95,7 +95,7 @@ lint: setup
 
 # Runs, data sets and results are people's work: nothing here removes them.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .nox .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

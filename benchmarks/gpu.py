@@ -15,7 +15,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,18 +111,30 @@ def run(part: Part, args, limit: float) -> dict:
 
 
 def _run_limited(command: list[str], limit: float) -> tuple[int | None, str]:
-    """(exit code, or None at the time limit; what it printed); its children end with it."""
+    """(exit code, or None at the time limit; what it printed)."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": _threads()}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        cwd=ROOT, env=environment, start_new_session=True,
-    )  # fmt: skip
-    try:
-        printed, _ = process.communicate(timeout=max(1, limit))
-        return process.returncode, printed
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return None, process.communicate()[0]
+    # a file, for whoever is left over would keep a pipe open, and us reading it
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT,
+            cwd=ROOT, env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=max(1, limit))
+        except subprocess.TimeoutExpired:
+            code = None
+            _end(process)
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End its group. torchrun's workers are not in it: torchrun itself ends them at SIGTERM."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # the group may have ended; a process that waits for a driver may not end at all
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(timeout=10)
 
 
 def _threads() -> str:

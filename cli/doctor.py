@@ -21,7 +21,7 @@ DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"
 
 @dataclass
 class Finding:
-    """One line of the report. `status` is ok, missing, too old or broken."""
+    """One line of the report. `status` is ok, missing, too old, broken or untested."""
 
     name: str
     version: str | None
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def fatal(self) -> bool:
-        return self.needed and self.status != "ok"
+        return self.needed and self.status not in ("ok", "untested")
 
     def fail(self, status: str, detail: str, mend: str) -> None:
         self.status, self.detail, self.mend = status, detail, mend
@@ -63,8 +63,14 @@ def examine() -> list[Finding]:
             command = pip("install", "--upgrade", "torch", "torchvision")
             if check_import(finding, finding.name, command) and finding.name == "torch":
                 finding.detail = devices()
-    python = Finding("Python", platform.python_version(), detail=sys.executable)
-    return [python, check_detectron2(), check_kernels(), *packages]
+    return [check_python(), check_detectron2(), check_kernels(), *packages]
+
+
+def check_python() -> Finding:
+    finding = Finding("Python", platform.python_version(), detail=sys.executable)
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        finding.status, finding.detail = "untested", f"{sys.executable}; 3.10 to 3.13 are tested"
+    return finding
 
 
 def look_up(requirement: str) -> Finding:
@@ -118,7 +124,11 @@ def check_detectron2() -> Finding:
     if check_import(finding, "detectron2", command) and check_import(
         finding, "detectron2.model_zoo", again
     ):
-        ours = "+ghm." in (finding.version or "")
+        import detectron2
+
+        # one found by PYTHONPATH has no metadata
+        finding.version = finding.version or detectron2.__version__
+        ours = "+ghm." in finding.version
         finding.detail = "Python files only, by tools/detectron2_wheel.py" if ours else "your own"
     elif "pkg_resources" in finding.detail:  # v0.6 needs it, and setuptools 81 removed it
         finding.mend = pip("install", "setuptools<81")

@@ -1,4 +1,4 @@
-"""How the engine tells somebody how far it is. The command line shows it; nobody need listen."""
+"""How training, evaluation and analysis report progress; silent unless the command line listens."""
 
 from collections.abc import Iterable, Iterator
 

@@ -21,7 +21,7 @@ def time_steps(cfg) -> tuple[float, float]:
     may find more to sort out than a trained one. A training that diverges is timed until then.
 
     Args:
-        cfg: as for `engine.train.train`.
+        cfg: as for `training.train.train`.
 
     Raises:
         UsageError, DataError, WeightsError: as training would.

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata as metadata
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -75,6 +76,22 @@ def test_what_does_not_import_is_named_with_the_command_that_mends_it(
     assert code == 2 and finding["status"] == status and mend in finding["mend"]
     assert str(error).partition("\n")[0] in finding["detail"]
     assert "more" not in finding["detail"]
+
+
+def test_a_detectron2_without_metadata_tells_its_own_version(monkeypatch):
+    known = doctor.version_of
+    monkeypatch.setattr(
+        doctor, "version_of", lambda name: None if name == "detectron2" else known(name)
+    )
+    code, found = report()
+    assert code == 0 and found["detectron2"]["version"][0].isdigit()
+
+
+@pytest.mark.parametrize(("python", "status"), [((3, 13), "ok"), ((3, 14), "untested")])
+def test_a_python_that_is_not_tested_is_told_and_no_failure(monkeypatch, python, status):
+    monkeypatch.setattr(sys, "version_info", (*python, 0))
+    finding = doctor.check_python()
+    assert finding.status == status and not finding.fatal
 
 
 def test_kernels_that_were_not_compiled_are_slower_and_no_failure(monkeypatch):

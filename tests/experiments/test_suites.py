@@ -1,11 +1,19 @@
 """The questions, and how a command names them."""
 
+from importlib.resources import files
+
 import pytest
 
 from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import side_config
 from ghm_d2.experiments.suites import BUDGETS, SUITES, choose_sides, find_suite
+
+
+def test_every_suite_has_a_file_and_every_file_is_a_suite():
+    listed = [name.replace(" ", "-") + ".yaml" for name in SUITES]
+    there = files("ghm_d2.experiments").joinpath("suites").iterdir()
+    assert sorted(file.name for file in there) == sorted(listed)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
