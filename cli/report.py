@@ -85,12 +85,13 @@ def _write_all(comparisons: list[Path], as_json: bool) -> None:
 
 def _write(folder: Path, output: Path | None, as_json: bool) -> None:
     from ghm_d2.reports.study import find_records, is_comparison
-    from ghm_d2.reports.write import write_report
 
     records = None if is_comparison(folder) else [asdict(r) for r in find_records(folder).values()]
     if as_json and records is not None and output is None:
         emit(records, as_json=True, human=None)
         return
+    from ghm_d2.reports.write import write_report  # imports matplotlib
+
     if output is not None:
         make_folder(output)
     written = write_report(folder, output)
@@ -109,7 +110,7 @@ def _show(report) -> None:
     from ghm_d2.reports.tables import terminal_table
 
     wide = _wide()
-    for table in report.tables:
+    for table in report.shown_tables:
         wide.print(terminal_table(table))
     for sentence in report.verdict:
         tell(sentence)

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
@@ -79,15 +79,14 @@ class RunRecord:
         return _read(cls, file, "the record of a run")
 
     @classmethod
-    def of(cls, row: "Row") -> "RunRecord":
-        """The record in a row of a `RunsTable`.
+    def of(cls, row: "TableRow", file: Path) -> "RunRecord":
+        """The record in a row of the `RunsTable` in `file`.
 
         Raises:
             DataError: it is not one.
         """
-        return _decode(
-            cls, json.dumps(row["record"]).encode(), row["folder"], "the record of a run"
-        )
+        text, where = json.dumps(row["record"]).encode(), f"{file}: {row['folder']}"
+        return _decode(cls, text, where, "the record of a run")
 
 
 @dataclass
@@ -170,23 +169,43 @@ def _read(kind: type[_Record], file: Path, what: str) -> _Record:
 def _decode(kind: type[_Record], text: bytes, where: object, what: str) -> _Record:
     try:
         record = msgspec.json.decode(text, type=kind)
-        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        for name in fields.keys() - vars(record).keys():  # a later version's, or another file's
-            raise ValueError(f"unknown field {name}")
+        _refuse_unknown(text, record)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not {what}: {error!s:.200}") from None
     return record
 
 
-class Row(TypedDict):
-    """A line of `RunsTable`: the run's key, its folder's name, and its RunRecord as a dict."""
+def _refuse_unknown(text: bytes | msgspec.Raw, record: object) -> None:
+    """Refuse fields of `text`, a later version's or another file's, that are not in `record`.
+
+    Raises:
+        ValueError: there is one, in the record itself or in one that it holds.
+    """
+    if is_dataclass(record):
+        known = vars(record)
+        for name, value in msgspec.json.decode(text, type=dict[str, msgspec.Raw]).items():
+            if name not in known:
+                raise ValueError(f"unknown field {name}")
+            _refuse_unknown(value, known[name])
+    elif isinstance(record, list) and record and is_dataclass(record[0]):
+        items = msgspec.json.decode(text, type=list[msgspec.Raw])
+        for item, within in zip(items, record, strict=True):
+            _refuse_unknown(item, within)
+
+
+class TableRow(TypedDict):
+    """A line of `RunsTable`: the run's key, its folder, and its RunRecord as a dict.
+
+    folder: relative to the table's. In older tables of `ghm compare`, the name alone of a folder
+    in runs/; it ends in the key.
+    """
 
     key: str
     folder: str
     record: dict[str, Any]
 
 
-_ROW = msgspec.json.Decoder(Row)
+_ROW = msgspec.json.Decoder(TableRow)
 
 
 class RunsTable:
@@ -195,7 +214,7 @@ class RunsTable:
     def __init__(self, file: Path):
         self.file = Path(file)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: TableRow) -> None:
         """Add one row; it is on the disk when this returns.
 
         Raises:
@@ -219,7 +238,7 @@ class RunsTable:
             table.flush()
             os.fsync(table.fileno())
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         """All rows, oldest first; what a killed writer left of one is passed over."""
         if not self.file.is_file():
             return []
@@ -229,6 +248,6 @@ class RunsTable:
                 rows.append(_ROW.decode(line))
         return rows
 
-    def latest(self, key: str) -> Row | None:
+    def latest(self, key: str) -> TableRow | None:
         """The last row of the run `key`, if there is one."""
         return next((row for row in reversed(self.rows()) if row["key"] == key), None)

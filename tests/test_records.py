@@ -201,6 +201,10 @@ def test_what_the_next_ones_spoil_is_a_comparison(tmp_path):
                 {"question": None},
                 {"pairs": [{"side": "a", "reference": "a", "question": None}]},
                 {"search": [{"side": "a", "overrides": [], "AP": "high"}]},
+                {"unknown": 1},
+                {"sides": [{"name": "a", "config": "c", "unknown": 1}]},
+                {"pairs": [{"side": "a", "reference": "a", "question": "q", "unknown": 1}]},
+                {"search": [{"side": "a", "overrides": [], "AP": 1, "unknown": 1}]},
             )
         ),
     ],

@@ -49,14 +49,14 @@ def main(source: Path, output: Path) -> None:
 
 
 def keep_records(source: Path, output: Path) -> None:
-    """Add the records of all runs in `source` to the table, unless they are there."""
+    """Add the records of all runs in `source` to the table, unless they are there as they are."""
     table = RunsTable(RESULTS / TABLE_FILE)
-    keys = {row["folder"]: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
+    keys = {Path(row["folder"]).name: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
     place = (output if keys else output / source.name).resolve().relative_to(RESULTS)
-    known = {row["folder"] for row in table.rows()}
+    known = {row["folder"]: row["record"] for row in table.rows()}
     for name, record in find_records(source).items():
         folder = (place / name).as_posix()
-        if folder not in known:
+        if known.get(folder) != asdict(record):
             key = keys.get(Path(name).name, f"{record.config_hash}-s{record.seed}")
             table.append({"key": key, "folder": folder, "record": asdict(record)})
 

@@ -55,7 +55,8 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
             traceback.print_exc()
             return 1
         record = asdict(RunRecord.read(run.folder))
-        table.append({"key": run.key, "folder": run.folder.name, "record": record})
+        folder = Path(os.path.relpath(run.folder, table_file.parent)).as_posix()
+        table.append({"key": run.key, "folder": folder, "record": record})
     return 0
 
 

@@ -51,7 +51,7 @@ def _results(report: Report) -> list[Block]:
     if any(row.published for row in report.rows):
         text += " Published rows are other people's, of the same method and network."
     notes = [progress_of(report.study), *report.study.notes]
-    table = tables.results_of(report.rows)
+    table = tables.results_table(report.rows)
     return [table, Text(text, "note"), *(Text(note) for note in notes)]
 
 
@@ -63,7 +63,7 @@ def _differences(report: Report) -> list[Block]:
         "A claim is made only where the interval excludes zero; that none is shown does not mean "
         "that there is none."
     )
-    return [tables.differences_of(report.differences), Text(text, "note")]
+    return [tables.differences_table(report.differences), Text(text, "note")]
 
 
 def _costs(report: Report) -> list[Block]:
@@ -76,7 +76,7 @@ def _costs(report: Report) -> list[Block]:
         "the second half of the training."
     )
     devices = {record.device for side in report.study.sides for record in side.records}
-    blocks: list[Block] = [tables.costs_of(report.rows), Text(text, "note")]
+    blocks: list[Block] = [tables.costs_table(report.rows), Text(text, "note")]
     if len(devices) > 1:
         blocks.append(Text("The runs were not all made on one device: times do not compare."))
     return blocks
@@ -130,7 +130,7 @@ def _noise(report: Report) -> list[Block]:
         "seeds, ± half its 95% t interval, on the same boxes; below 1 the spoilt annotations "
         "weigh less than the clean ones. Boxes that the noise left out have no weight to measure."
     )
-    return [tables.noise_of(report.noise), Text(text, "note"), picture]
+    return [tables.noise_table(report.noise), Text(text, "note"), picture]
 
 
 def _worst(sides: list[SideRuns]) -> list[Block]:
@@ -164,7 +164,7 @@ def _how(study: Study) -> list[Block]:
         ("Budget", comparison.budget),
         ("Seeds", ", ".join(map(str, comparison.seeds))),
     ]
-    blocks.append(tables.sides_of(study.sides))
+    blocks.append(tables.sides_table(study.sides))
     if comparison.search:
         text = (
             "The learning rate and the weight of the box loss were searched first, by the same "
@@ -175,10 +175,10 @@ def _how(study: Study) -> list[Block]:
         text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
         if shared:
             text += " That favours the side that was searched."
-        blocks += [Text(text), tables.search_of(comparison.search)]
+        blocks += [Text(text), tables.search_table(comparison.search)]
     elif comparison.command:
         blocks.append(Text("No setting was searched: each side ran as configured."))
-    blocks.append(tables.setting_of(study.sides, facts))
+    blocks.append(tables.setting_table(study.sides, facts))
     blocks += _versions(study.sides)
     blocks.append(Text("ghm report of this folder writes this report again.", "note"))
     not_done = sum(run.status == NOT_DONE for side in study.sides for run in side.runs)

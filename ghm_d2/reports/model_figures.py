@@ -20,7 +20,7 @@ from ghm_d2.reports.drawing import (
     plain,
     side_panels,
 )
-from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, NoiseRow
+from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, NoiseRow
 from ghm_d2.reports.runs import SeedRun, SideRuns, part
 
 PARTS = {"cls": "classification", "reg": "box regression"}
@@ -211,7 +211,7 @@ def noise_weights(rows: list[NoiseRow]) -> Picture:
         axes[0].set_yticks(range(len(names)), [plain(name, 34) for name in names])
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         figure.supxlabel("weight of spoilt annotations / weight of clean ones", fontsize=10)
-        legend(figure, [(words, colour(k), "-") for k, words in enumerate(NOISE_KINDS.values())])
+        legend(figure, [(words, colour(k), "-") for k, words in enumerate(NOISE_WORDS.values())])
         return figure
 
     caption = (
@@ -223,7 +223,7 @@ def noise_weights(rows: list[NoiseRow]) -> Picture:
 
 
 def _draw_ratios(axis, y: int, row: NoiseRow) -> None:
-    for k, kind in enumerate(NOISE_KINDS):
+    for k, kind in enumerate(NOISE_WORDS):
         value, at = row.ratio[kind], y + (k - 0.5) * 0.24
         if value.low is not None:
             axis.plot([value.low, value.high], [at, at], color=colour(k), linewidth=1.4)

@@ -44,15 +44,15 @@ class Report:
         return answer(self.differences, failures)
 
     @property
-    def tables(self) -> list[Table]:
+    def shown_tables(self) -> list[Table]:
         """The results, a row a side, and the differences, a row a pair, where there are any."""
-        found = [tables.results_of(self.rows), tables.differences_of(self.differences)]
+        found = [tables.results_table(self.rows), tables.differences_table(self.differences)]
         return [table for table in found if table.rows]
 
     @property
     def markdown(self) -> str:
-        """`tables` as Markdown."""
-        return "\n".join(map(documents.markdown_table, self.tables))
+        """`shown_tables` as Markdown."""
+        return "\n".join(map(documents.markdown_table, self.shown_tables))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON-able data; AP in percent, intervals of 95%, null where undefined."""

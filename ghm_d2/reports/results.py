@@ -9,8 +9,8 @@ from ghm_d2.reports.runs import SideRuns, part
 from ghm_d2.reports.statistics import Estimate, estimate, paired_difference, verdict
 from ghm_d2.reports.study import Study
 
-# kinds of spoilt annotations, and whose gradient is weighed, as the analysis calls them
-NOISE_KINDS = {"class": "wrong class", "shift": "shifted box"}
+# what is wrong with spoilt annotations, and whose gradient is weighed; keys as in analysis.json
+NOISE_WORDS = {"class": "wrong class", "shift": "shifted box"}
 NOISE_MEASURES = {"weight": "class score", "box_weight": "box"}
 
 
@@ -102,7 +102,7 @@ def difference_of(study: Study, pair: Pair) -> Difference:
 def noise_of(side: SideRuns) -> list[NoiseRow]:
     """What the analyses of its runs say of noise, for each measure that they have."""
     found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
-    kinds = ("none", *NOISE_KINDS)
+    kinds = ("none", *NOISE_WORDS)
     if not found:
         return []
     # the same in all runs: the seed of a training is not that of its data
@@ -110,7 +110,7 @@ def noise_of(side: SideRuns) -> list[NoiseRow]:
     rows = []
     for measure in NOISE_MEASURES:
         weight = {k: estimate(part(noise, k, measure) for noise in found) for k in kinds}
-        ratio = {k: estimate(_ratio(noise, k, measure) for noise in found) for k in NOISE_KINDS}
+        ratio = {k: estimate(_ratio(noise, k, measure) for noise in found) for k in NOISE_WORDS}
         if any(value.n for value in ratio.values()):
             rows.append(NoiseRow(side, measure, weight, ratio, boxes))
     return rows

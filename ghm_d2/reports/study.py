@@ -12,9 +12,9 @@ from ghm_d2.records import (
     ComparedSide,
     Comparison,
     Pair,
-    Row,
     RunRecord,
     RunsTable,
+    TableRow,
 )
 from ghm_d2.reports.runs import FINISHED, SeedRun, SideRuns, is_own, json_lines, read_file
 from ghm_d2.run_folder import RUN_FILE
@@ -70,7 +70,8 @@ def read_study(folder: Path) -> Study:
 def find_records(folder: Path) -> dict[str, RunRecord]:
     """The records of all runs below `folder`, by their paths in it and in the order of these.
 
-    They are read from the runs' own folders; where there is none, from the nearest runs.jsonl.
+    They are read from the runs' own folders; where there is none, from the nearest runs.jsonl: in
+    `folder` or up to two folders above. Its rows name the runs' folders as `TableRow` says.
 
     Raises:
         DataError: there is none, or one of them is not the record of a run.
@@ -79,20 +80,29 @@ def find_records(folder: Path) -> dict[str, RunRecord]:
     if runs:
         return {run.relative_to(folder).as_posix(): RunRecord.read(run) for run in runs}
     kept = _kept_records(Path(folder))
-    found = {name: RunRecord.of(row) for name, row in sorted(kept.items()) if name[:2] != ".."}
+    found = {name: RunRecord.of(*kept[name]) for name in sorted(kept) if name[:2] != ".."}
     if not found:
         raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
     return found
 
 
-def _kept_records(folder: Path) -> dict[str, Row]:
-    """The last row of each run in the nearest runs.jsonl, by the run's path from `folder`."""
+def _kept_records(folder: Path) -> dict[str, tuple[TableRow, Path]]:
+    """The last row of each run in the nearest runs.jsonl, which is told too, by the run's path from
+    `folder`.
+    """
     above = (folder, *folder.absolute().parents[:2])
     file = next((up / TABLE_FILE for up in above if is_own(up / TABLE_FILE)), None)
     if file is None:
         return {}
     rows = RunsTable(file).rows()
-    return {os.path.relpath(file.parent / row["folder"], folder): row for row in rows}
+    return {os.path.relpath(file.parent / _run_folder(row), folder): (row, file) for row in rows}
+
+
+def _run_folder(row: TableRow) -> str:
+    """The run's folder, relative to the table's; see `TableRow`."""
+    name = row["folder"]
+    is_older = "/" not in name and name.endswith(f"-{row['key']}")
+    return f"runs/{name}" if is_older else name
 
 
 def _kept_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -110,8 +120,8 @@ def _compared(folder: Path) -> Study:
         own = _beside(folder, name)
         if (own / RUN_FILE).is_file():
             return SeedRun(seed, own, RunRecord.read(own))
-        row = rows.get(os.path.normpath(name))
-        return SeedRun(seed, own, RunRecord.of(row) if row else None, files.get(name, {}))
+        kept = rows.get(os.path.normpath(name))
+        return SeedRun(seed, own, RunRecord.of(*kept) if kept else None, files.get(name, {}))
 
     sides = []
     for side in comparison.sides:
@@ -155,7 +165,9 @@ def _grouped(folder: Path) -> Study:
             first = os.path.relpath(runs[record.seed].folder, folder)
             notes.append(f"{name}: same configuration and seed as {first}, left out")
         else:
-            runs[record.seed] = SeedRun(record.seed, folder / name, record, files.get(name, {}))
+            run = folder / name
+            kept = {} if (run / RUN_FILE).is_file() else files.get(name, {})
+            runs[record.seed] = SeedRun(record.seed, run, record, kept)
     names = _names(list(groups))
     by_name = zip(names, groups.values(), strict=True)
     sides = [SideRuns(name, "", [], [runs[s] for s in sorted(runs)]) for name, runs in by_name]

@@ -9,7 +9,7 @@ from ghm_d2.errors import printable
 from ghm_d2.records import AP_COLUMNS, RunRecord, Trial
 from ghm_d2.reports.answer import interval, signed
 from ghm_d2.reports.document import Best, Table
-from ghm_d2.reports.results import NOISE_KINDS, NOISE_MEASURES, Difference, NoiseRow, Row
+from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
 from ghm_d2.reports.runs import SideRuns
 from ghm_d2.reports.statistics import Estimate
 
@@ -73,7 +73,7 @@ def per_class(record: RunRecord) -> Table:
     return Table(("Class", "AP"), [(name, _number(ap)) for name, ap in record.per_class.items()])
 
 
-def results_of(rows: list[Row]) -> Table:
+def results_table(rows: list[Row]) -> Table:
     """The published columns: mean and half the 95% interval; the best mean in bold.
 
     A side with masks has a second row, of their AP.
@@ -111,7 +111,7 @@ def _result(
     return name, side.network or "-", *figures, done
 
 
-def differences_of(differences: list[Difference]) -> Table:
+def differences_table(differences: list[Difference]) -> Table:
     """Each pair's paired differences with their 95% intervals, and the verdict on AP."""
     rows = [
         (
@@ -127,7 +127,7 @@ def differences_of(differences: list[Difference]) -> Table:
     return Table(headers, rows, text_columns=3)
 
 
-def costs_of(rows: list[Row]) -> Table:
+def costs_table(rows: list[Row]) -> Table:
     """What each side costs: means over its finished runs."""
     cells = []
     for row in rows:
@@ -140,22 +140,22 @@ def costs_of(rows: list[Row]) -> Table:
     return Table(("Method", *(column[0] for column in COST_COLUMNS)), cells)
 
 
-def noise_of(rows: list[NoiseRow]) -> Table:
+def noise_table(rows: list[NoiseRow]) -> Table:
     """Mean weights of clean and of spoilt annotations, and their ratio with its interval."""
     headers = ["Method", "Gradient of", "Clean boxes", "Weight"]
-    for words in NOISE_KINDS.values():
+    for words in NOISE_WORDS.values():
         headers += [words.capitalize(), "Weight", "Ratio to clean"]
     cells = []
     for row in rows:
         line = [row.side.name, NOISE_MEASURES[row.measure]]
-        for kind in ("none", *NOISE_KINDS):
+        for kind in ("none", *NOISE_WORDS):
             line += [str(row.boxes[kind]), _number(row.weight[kind].mean, ".3g")]
             line += [_with_half_width(row.ratio[kind], 2)] if kind in row.ratio else []
         cells.append(tuple(line))
     return Table(tuple(headers), cells, text_columns=2)
 
 
-def sides_of(sides: list[SideRuns]) -> Table:
+def sides_table(sides: list[SideRuns]) -> Table:
     """How each side was configured."""
     rows = [
         (
@@ -171,7 +171,7 @@ def sides_of(sides: list[SideRuns]) -> Table:
     return Table(headers, rows, text_columns=5)
 
 
-def search_of(trials: list[Trial]) -> Table:
+def search_table(trials: list[Trial]) -> Table:
     """What was tried for each side's setting, and what was chosen."""
     rows = [
         (
@@ -185,7 +185,7 @@ def search_of(trials: list[Trial]) -> Table:
     return Table(("Side", "Overrides", "", "AP, held-out training images"), rows, text_columns=3)
 
 
-def setting_of(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
+def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
     """`facts`, and what the records say of machine and versions; all values where they differ."""
     records = [record for side in sides for record in side.records]
     rows = [

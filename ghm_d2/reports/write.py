@@ -70,7 +70,7 @@ def runs_csv(study: Study) -> str:
     csv.writer(out, lineterminator="\n").writerow(map(_harmless, header))
     writer = csv.DictWriter(out, header, extrasaction="ignore", lineterminator="\n")
     for side, run in runs:
-        row = {"side": side.name, "seed": run.seed, "status": run.status, **_numbers(run.record)}
+        row = {**_numbers(run.record), "side": side.name, "seed": run.seed, "status": run.status}
         writer.writerow({name: _harmless(cell) for name, cell in row.items()})
     return out.getvalue()
 
@@ -79,11 +79,11 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
     if record is None:
         return {}
     return {
-        **record.metrics,
-        **{name: getattr(record, name) for name in (*RECORD_FIELDS, "outcome")},
-        **{f"mask_{name}": ap for name, ap in record.mask_metrics.items()},
-        **{f"best {name}": value for name, value in record.best.items()},
         **{f"AP of {name}": ap for name, ap in record.per_class.items()},
+        **{f"best {name}": value for name, value in record.best.items()},
+        **{f"mask_{column}": record.mask_metrics.get(column) for column in AP_COLUMNS},
+        **{column: record.metrics.get(column) for column in AP_COLUMNS},
+        **{name: getattr(record, name) for name in (*RECORD_FIELDS, "outcome")},
     }
 
 

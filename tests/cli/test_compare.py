@@ -75,7 +75,7 @@ def killed(words, tmp_path_factory) -> Path:
     first.communicate()
     wait_for(lambda: not any(is_alive(pid) for pid in below))
     assert len(table(output)) == 1, "the comparison was over before it was killed"
-    done = output / "runs" / rows[0]["folder"] / "model_final.pth"
+    done = output / rows[0]["folder"] / "model_final.pth"
     (output / "before.json").write_text(json.dumps(done.stat().st_mtime_ns))
     again = start([*words(output, *LOSSES), *more])
     stdout, stderr = again.communicate(timeout=300)
@@ -88,17 +88,17 @@ def test_a_killed_comparison_repeats_no_finished_run(killed):
     rows = table(killed)
     assert len(rows) == 2 and len({row["key"] for row in rows}) == 2
     before = json.loads((killed / "before.json").read_text())
-    final = killed / "runs" / rows[0]["folder"] / "model_final.pth"
+    final = killed / rows[0]["folder"] / "model_final.pth"
     assert final.stat().st_mtime_ns == before
 
 
 def test_a_killed_run_is_resumed(killed):
-    log = (killed / "runs" / table(killed)[1]["folder"] / "metrics.jsonl").read_text()
+    log = (killed / table(killed)[1]["folder"] / "metrics.jsonl").read_text()
     iterations = [json.loads(line)["iteration"] for line in log.splitlines()]
     assert iterations == sorted(iterations)
     record = table(killed)[1]["record"]
     assert record["status"] == "finished" and record["iterations"] == 60
-    said = (killed / "runs" / table(killed)[1]["folder"] / "log.txt").read_text()
+    said = (killed / table(killed)[1]["folder"] / "log.txt").read_text()
     assert re.search(r"resuming after [1-9]\d* iterations", said)
 
 

@@ -59,9 +59,8 @@ def enter(run, table_file, **measured):
     record.metrics, record.device = {"AP": 1.0}, device_name("cpu")
     record.write(run.folder)
     (run.folder / "analysis.json").write_text("{}")
-    RunsTable(table_file).append(
-        {"key": run.key, "folder": run.folder.name, "record": asdict(record)}
-    )
+    folder = str(run.folder.relative_to(table_file.parent))
+    RunsTable(table_file).append({"key": run.key, "folder": folder, "record": asdict(record)})
 
 
 class Heard(Progress):

@@ -98,7 +98,7 @@ def test_an_ap_that_is_not_defined_is_counted_as_such(comparison):
     record = json.loads((folder / "../runs/0_1/run.json").read_text())
     record["metrics"]["AP50"] = None
     (folder / "../runs/0_1/run.json").write_text(json.dumps(record))
-    table = read_report(folder).tables[0]
+    table = read_report(folder).shown_tables[0]
     row = dict(zip(table.headers, table.rows[0], strict=True))
     assert row["AP50"].endswith("(n = 2)")
     assert row["AP_S"] == "-"

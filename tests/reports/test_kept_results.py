@@ -73,5 +73,22 @@ def test_a_kept_record_of_another_form_is_named(small, tmp_path):
     name = Comparison.read(small).sides[0].runs[0].removeprefix("../")
     with (tmp_path / "runs.jsonl").open("a") as lines:
         lines.write(json.dumps({"key": "", "folder": name, "record": {"method": 1}}) + "\n")
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=rf"runs\.jsonl: {name}: not the record of a run"):
         read_report(small)
+
+
+def test_an_older_table_names_the_folders_in_runs_alone(tmp_path):
+    write_run(tmp_path / "runs" / "focal-s1-0f09", 0, FOCAL, 1, 47.0)
+    record = json.loads((tmp_path / "runs/focal-s1-0f09/run.json").read_text())
+    shutil.rmtree(tmp_path / "runs")
+    row = {"key": "0f09", "folder": "focal-s1-0f09", "record": record}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    assert list(find_records(tmp_path)) == ["runs/focal-s1-0f09"]
+
+
+def test_kept_figures_are_not_those_of_a_run_whose_folder_is_there(tmp_path):
+    write_run(tmp_path / "a", 0, FOCAL, 1, 47.0)
+    (tmp_path / "a/metrics.jsonl").unlink()
+    row = {"folder": "a", "metrics.jsonl": [{"iteration": 1, "loss_cls": 0.5}]}
+    (tmp_path / "figures.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_report(tmp_path).study.sides[0].runs[0].metrics == []

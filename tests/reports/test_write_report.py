@@ -158,6 +158,17 @@ def test_runs_csv_has_a_row_a_planned_run(comparison):
     assert rows[2]["side"] == rows[2]["method"] == "'=cmd()"
 
 
+def test_a_metric_named_like_a_column_does_not_replace_it_in_runs_csv(comparison):
+    folder = comparison({SL1: (50.0,)}, [], analysis=False)
+    record = RunRecord.read(folder / "../runs/0_1")
+    record.metrics |= {"side": 7, "seed": 7, "status": 7, "method": 7, "mask_AP": 7}
+    record.mask_metrics = {"AP": 41.5}
+    record.write(folder / "../runs/0_1")
+    (row,) = csv.DictReader(io.StringIO(runs_csv(read_report(folder).study)))
+    assert (row["side"], row["seed"], row["status"]) == (SL1, "1", "finished")
+    assert (row["method"], row["AP"], row["mask_AP"]) == (record.method, "50.0", "41.5")
+
+
 def with_masks(folder, side, values):
     """Gives runs of a side, one a value, an AP of masks."""
     for seed, value in enumerate(values, 1):
@@ -186,7 +197,7 @@ def test_masks_have_a_row_of_their_own_in_the_results(comparison):
     with_masks(folder, 0, [41.0, 42.0, 43.0])
     with_masks(folder, 1, [40.0, 41.0])  # one run was of another version
     report = read_report(folder)
-    rows = {row[0]: row[1:] for row in report.tables[0].rows}
+    rows = {row[0]: row[1:] for row in report.shown_tables[0].rows}
     names = [f"{SL1} (boxes)", f"{SL1} (masks)", f"{GHM_R} (boxes)", f"{GHM_R} (masks)"]
     assert list(rows) == [*names, FOCAL, GHM]
     assert rows[names[0]][1].startswith("50.5 ±") and rows[names[1]][1].startswith("42.0 ±")
