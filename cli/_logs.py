@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -31,4 +32,11 @@ def quiet() -> None:
     level = logging.CRITICAL if rank() else logging.ERROR
     for name in ("detectron2", "fvcore"):
         logging.getLogger(name).setLevel(level)
+    threading.excepthook = _log_failure
     logging.raiseExceptions = False  # a log on a full disk is not what a run ends for
+
+
+def _log_failure(failed: threading.ExceptHookArgs) -> None:
+    """Log what a library's thread ended with; whoever waits for the thread tells the user."""
+    info = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    logging.getLogger("ghm_d2").error("a thread failed", exc_info=info)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def as_it_was():
     with contextlib.ExitStack() as undo:
         undo.enter_context(mock.patch.dict(os.environ))
         undo.enter_context(warnings.catch_warnings())
+        undo.callback(setattr, threading, "excepthook", threading.excepthook)
         undo.callback(logging.captureWarnings, False)
         for keep in (keep_signals, keep_loggers, keep_data_sets, keep_random_states, keep_torch):
             undo.enter_context(contextlib.contextmanager(keep)())

@@ -11,7 +11,6 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import TensorboardXWriter
 
 from ghm_d2.config import config_text
 from ghm_d2.data.loaders import build_train_loader
@@ -53,6 +52,7 @@ from ghm_d2.training.prepare import config_errors
 from ghm_d2.training.trainer import GHMTrainer
 from ghm_d2.training.writers import (
     DensityLog,
+    EventsWriter,
     MetricsWriter,
     ProgressHook,
     WholeStepsWriter,
@@ -160,7 +160,7 @@ class _TrainingRun:
             drop_lines_from(trainer.divergence_file, trainer.done)
             writers = [
                 MetricsWriter(self.folder / METRICS_FILE, trainer.done),
-                TensorboardXWriter(str(self.folder), purge_step=trainer.done),
+                EventsWriter(self.folder, trainer.done),
             ]
             log = self.folder / DENSITY_FILE
             writing = [

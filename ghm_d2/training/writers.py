@@ -2,10 +2,11 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
 from ghm_d2.describe import peak_memory_mb
 from ghm_d2.errors import OutputError
@@ -38,6 +39,33 @@ class MetricsWriter(EventWriter):
                 row[name] = finite_or_none(value)  # JSON has no infinity
         append_lines(self._file, [rows[i] for i in sorted(rows)])
         self._written = max([self._written, *rows])
+
+
+class EventsWriter(TensorboardXWriter):
+    """Detectron2's writer for TensorBoard, whose thread's failures are errors of the output.
+
+    Raises:
+        OutputError: by `write` and `close`, where the thread could not write.
+    """
+
+    def __init__(self, folder: Path, start_iter: int = 0):
+        super().__init__(str(folder), purge_step=start_iter)
+        self._folder = folder
+
+    def write(self) -> None:
+        with self._output_errors():
+            super().write()
+
+    def close(self) -> None:
+        with self._output_errors():
+            super().close()
+
+    @contextmanager
+    def _output_errors(self):
+        try:
+            yield
+        except OSError as error:
+            raise OutputError.of(self._folder, error) from error
 
 
 class WholeStepsWriter(hooks.PeriodicWriter):
