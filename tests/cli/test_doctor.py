@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata as metadata
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -30,7 +31,8 @@ def without(monkeypatch):
                 raise error
             return load(module)
 
-        monkeypatch.setattr(doctor.importlib, "import_module", fail)
+        # of the command alone: other modules import what they need at any time
+        monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=fail))
         if having:
             lookup = lambda package: having if package == name else version(package)  # noqa: E731
             monkeypatch.setattr(doctor.metadata, "version", lookup)
