@@ -56,7 +56,7 @@ class Part:
 
 
 def parts(tiny: bool) -> list[Part]:
-    """What matters most first."""
+    """List the parts, the most important first."""
     losses, step = ((), (*STEP, *STEPS))
     ghm_step = (*GHM_STEP, *STEPS)
     if tiny:

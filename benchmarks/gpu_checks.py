@@ -1,4 +1,4 @@
-"""What has to hold on a GPU; each check is tried, whatever became of those before it.
+"""Checks for a GPU; each one is tried, whatever became of those before it.
 
     python benchmarks/gpu_checks.py --output checks.json
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, peak memory, and where it was measured."""
+"""Helpers of the benchmarks: timing in turn, peak memory, and the machine's description."""
 
 import json
 import os

@@ -36,7 +36,7 @@ _FOCAL = {"alpha": 0.25, "gamma": 2.0, "reduction": "sum"}
 
 @dataclass
 class Inputs:
-    """What the losses of one kind get.
+    """Inputs for the losses of one kind.
 
     Attributes:
         x: a leaf: logits (N, K) over sigmoids, (N, K + 1) over a softmax, or (P, 4) deltas.

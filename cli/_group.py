@@ -141,7 +141,7 @@ def _check(group: Group) -> None:
 
 
 def _set_environment(group: Group) -> None:
-    """Of this process, which torchrun's processes inherit."""
+    """Set environment variables that torchrun's processes inherit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // group.num_gpus)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report ranks that have ended

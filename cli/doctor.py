@@ -138,7 +138,7 @@ def check_detectron2() -> Finding:
 
 
 def check_kernels() -> Finding:
-    """What the losses run on here: Triton on CUDA; on the CPU C, where this cpu.c was compiled."""
+    """Find the losses' backends: Triton on CUDA; on the CPU C, where this cpu.c was compiled."""
     words = ["--editable", str(ROOT)] if (ROOT / "setup.py").is_file() else ["ghm_d2"]
     again = pip("install", "--no-deps", "--force-reinstall", *words)
     finding = Finding("loss kernels", None, needed=False)

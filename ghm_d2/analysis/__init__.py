@@ -1,1 +1,1 @@
-"""What a trained detector does beyond its AP: gradients, samples, noise, cost."""
+"""Analyses of a trained detector beyond its AP: gradients, samples, noise, cost."""

@@ -1,4 +1,4 @@
-"""What a detector costs: operations for an image, and the time of its losses."""
+"""Costs of a detector: operations for an image, and the time of its losses."""
 
 import copy
 import statistics
