@@ -32,6 +32,8 @@ def quiet() -> None:
     level = logging.CRITICAL if rank() else logging.ERROR
     for name in ("detectron2", "fvcore"):
         logging.getLogger(name).setLevel(level)
+    if rank():
+        logging.getLogger("ghm_d2").setLevel(level)  # rank 0 tells what is to be told
     threading.excepthook = _log_failure
     logging.raiseExceptions = False  # a log on a full disk is not what a run ends for
 

@@ -14,6 +14,7 @@ from torch import nn
 from ghm_d2 import __version__
 from ghm_d2.config import config_hash, get_cfg, plain_config
 from ghm_d2.config.detectors import TWO_STAGE, detector_name, loss_keys
+from ghm_d2.config.renamed import use_first_names
 from ghm_d2.records import RunRecord
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
@@ -54,9 +55,10 @@ def experiment_hash(cfg) -> str:
     """A short name of the experiment: not of where it runs, where its data lie, or its seed.
 
     Of the keys alone that differ from their defaults, so that a key added later with the old
-    behaviour as its default changes no name.
+    behaviour as its default changes no name. Nor does a class that was given another name.
     """
     plain = plain_config(cfg)
+    use_first_names(plain)
     for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
         del plain[key]
     del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
@@ -90,7 +92,7 @@ def _other_loss(cfg) -> str:
     if model.META_ARCHITECTURE == TWO_STAGE and model.RPN.CLS_LOSS_TYPE == "ghm_c":
         return ", RPN GHM-C"
     yolo = model.YOLOV3
-    if model.META_ARCHITECTURE == "YOLOv3" and yolo.OBJ_LOSS_TYPE != yolo.CLS_LOSS_TYPE:
+    if model.META_ARCHITECTURE == "GHMYOLOv3" and yolo.OBJ_LOSS_TYPE != yolo.CLS_LOSS_TYPE:
         return f", objectness {CLS_NAMES.get(yolo.OBJ_LOSS_TYPE, yolo.OBJ_LOSS_TYPE)}"
     return ""
 

@@ -1,11 +1,38 @@
 """One call that registers every meta-architecture, head and backbone with Detectron2."""
 
+from ghm_d2.config.renamed import REGISTRIES, RENAMED, tell_renamed
+
 
 def register_all() -> None:
     """Import the modules that register themselves; safe to repeat.
 
     Data sets are registered when they are named (`ghm_d2.data.catalog.resolve`).
     """
+    from detectron2 import modeling
+
     from ghm_d2.modeling import box_head, fcos, retinanet, rpn, timm_backbone  # noqa: F401
     from ghm_d2.modeling.dssd import ssd  # noqa: F401
     from ghm_d2.modeling.yolov3 import darknet, yolov3  # noqa: F401
+
+    for key, names in RENAMED.items():
+        registry = getattr(modeling, REGISTRIES[key])
+        if not isinstance(registry._obj_map, _WithOldNames):
+            registry._obj_map = _WithOldNames(key, names, registry._obj_map)
+
+
+class _WithOldNames(dict):
+    """The classes of a registry, which are also found under their old names.
+
+    An old name counts as free: another project may register it, and then has it.
+    """
+
+    def __init__(self, key: str, names: dict[str, str], classes: dict):
+        super().__init__(classes)
+        self._key, self._names = key, names
+
+    def get(self, name, default=None):
+        """The class of this name, else the one that was called so before."""
+        if name in self._names and name not in self:
+            tell_renamed(self._key, name, self._names[name])
+            name = self._names[name]
+        return super().get(name, default)

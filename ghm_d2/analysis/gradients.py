@@ -34,7 +34,7 @@ def _box_keys(cfg):
     arch = cfg.MODEL.META_ARCHITECTURE
     if "RetinaNet" in arch:  # somebody's own too
         return cfg.MODEL.RETINANET
-    return cfg.MODEL.SSD if arch == "SSD" else cfg.MODEL.ROI_BOX_HEAD
+    return cfg.MODEL.SSD if arch == "GHMSSD" else cfg.MODEL.ROI_BOX_HEAD
 
 
 def histogram(norms: Tensor) -> dict[str, list]:

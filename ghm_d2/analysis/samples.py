@@ -23,7 +23,7 @@ from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
-from ghm_d2.modeling.dssd.ssd import SSD
+from ghm_d2.modeling.dssd.ssd import GHMSSD
 
 # What is wrong with an annotation; there is none to label where noise left one out
 NOISE_LABELS = ("none", *(kind for kind in KINDS if kind != "missing"))
@@ -113,7 +113,7 @@ def capture(model: nn.Module, batch: list[dict]) -> Samples:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    if isinstance(model, (RetinaNet, SSD)):
+    if isinstance(model, (RetinaNet, GHMSSD)):
         return model
     predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     known = isinstance(predictor, FastRCNNOutputLayers)  # a cascade has a list of them
@@ -146,7 +146,7 @@ def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> 
     for instances in labelled:
         instances.gt_classes = instances.gt_noise
     noise, _ = model.label_anchors(anchors, labelled)
-    softmax = isinstance(model, SSD)
+    softmax = isinstance(model, GHMSSD)
 
     def losses(logits, deltas):
         with EventStorage():

@@ -12,9 +12,9 @@ _READERS = [
     ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
     ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "ROI_HEADS.NAME", "GHMROIHeads"),
     ("RPN", "CLS_LOSS_TYPE", ("ghm_c",), "PROPOSAL_GENERATOR.NAME", "GHMRPN"),
-    ("YOLOV3", "OBJ_LOSS_TYPE", ("ghm_c",), "META_ARCHITECTURE", "YOLOv3"),
+    ("YOLOV3", "OBJ_LOSS_TYPE", ("ghm_c",), "META_ARCHITECTURE", "GHMYOLOv3"),
 ]
-for _group, _arch in (("YOLOV3", "YOLOv3"), ("SSD", "SSD"), ("FCOS", "GHMFCOS")):
+for _group, _arch in (("YOLOV3", "GHMYOLOv3"), ("SSD", "GHMSSD"), ("FCOS", "GHMFCOS")):
     _READERS += [
         (_group, "CLS_LOSS_TYPE", ("ghm_c",), "META_ARCHITECTURE", _arch),
         (_group, "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "META_ARCHITECTURE", _arch),

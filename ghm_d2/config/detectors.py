@@ -22,8 +22,8 @@ DETECTORS = {
     "RetinaNet": Detector("RetinaNet", "RETINANET", "RETINANET"),
     "GHMRetinaNet": Detector("RetinaNet", "RETINANET", "RETINANET"),
     TWO_STAGE: Detector("Faster R-CNN", "ROI_BOX_HEAD", "ROI_HEADS"),
-    "YOLOv3": Detector("YOLOv3", "YOLOV3", "YOLOV3"),
-    "SSD": Detector("SSD", "SSD", "SSD"),
+    "GHMYOLOv3": Detector("YOLOv3", "YOLOV3", "YOLOV3"),
+    "GHMSSD": Detector("SSD", "SSD", "SSD"),
     "GHMFCOS": Detector("FCOS", "FCOS", "FCOS"),
 }
 
@@ -41,7 +41,7 @@ def detector_name(cfg) -> str:
     arch = cfg.MODEL.META_ARCHITECTURE
     if with_masks(cfg):
         return "Mask R-CNN"
-    if arch == "SSD" and cfg.MODEL.SSD.DECONV_CHANNELS:
+    if arch == "GHMSSD" and cfg.MODEL.SSD.DECONV_CHANNELS:
         return "DSSD"
     return DETECTORS[arch].name if arch in DETECTORS else arch
 

@@ -73,7 +73,7 @@ def _add_backbones(cfg) -> None:
     from detectron2.config import CfgNode as CN
 
     # block that makes the FPN levels above those of the backbone: "LastLevelP6P7",
-    # "LastLevelMaxPool" or "" (none); read by MODEL.BACKBONE.NAME "build_timm_fpn_backbone"
+    # "LastLevelMaxPool" or "" (none); read by MODEL.BACKBONE.NAME "build_ghm_timm_fpn_backbone"
     cfg.MODEL.FPN.TOP_BLOCK = "LastLevelP6P7"
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
@@ -114,7 +114,7 @@ def _add_training(cfg) -> None:
 
 
 def _add_yolov3(cfg) -> None:
-    """META_ARCHITECTURE "YOLOv3" and the backbone "build_darknet_backbone"."""
+    """META_ARCHITECTURE "GHMYOLOv3" and the backbone "build_ghm_darknet_backbone"."""
     from detectron2.config import CfgNode as CN
 
     cfg.MODEL.DARKNET = CN()
@@ -153,7 +153,7 @@ def _add_yolov3(cfg) -> None:
 
 
 def _add_ssd(cfg) -> None:
-    """META_ARCHITECTURE "SSD": SSD, and DSSD with MODEL.SSD.DECONV_CHANNELS."""
+    """META_ARCHITECTURE "GHMSSD": SSD, and DSSD with MODEL.SSD.DECONV_CHANNELS."""
     from detectron2.config import CfgNode as CN
 
     cfg.MODEL.SSD = CN()

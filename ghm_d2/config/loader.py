@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from ghm_d2.config.keys import add_ghm_config
+from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError, printable
 
 BASE_KEY = "_BASE_"
@@ -191,6 +192,7 @@ def _merge(cfg, values: dict[str, Any]) -> None:
             near = difflib.get_close_matches(key[:300], known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown key {_shown(key)}{hint}")
+        value = current_name(key, value)
         try:
             cfg.merge_from_list([key, copy.deepcopy(_fit_type(value, known[key]))])
         except (RecursionError, MemoryError):  # Python's parser, on brackets in a string

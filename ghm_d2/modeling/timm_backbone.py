@@ -100,11 +100,11 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+def build_ghm_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """A timm model's own feature maps, for detectors that bring their neck with them.
 
     Reads MODEL.TIMM.*; the outputs are "res<n>" of stride 2**n, and the pictures must be scaled
-    as for `build_timm_fpn_backbone`.
+    as for `build_ghm_timm_fpn_backbone`.
 
     Raises:
         UsageError, WeightsError: what `TimmBackbone` raises.
@@ -120,7 +120,7 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """An FPN on a timm model.
 
     Reads MODEL.TIMM.* and MODEL.FPN.OUT_CHANNELS, .NORM, .FUSE_TYPE and .TOP_BLOCK. The outputs
@@ -136,7 +136,7 @@ def build_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     strides = tuple(cfg.MODEL.TIMM.STRIDES)
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UsageError(f"MODEL.TIMM.STRIDES {strides}: each must be twice the one before it")
-    bottom_up = build_timm_backbone(cfg, input_shape)
+    bottom_up = build_ghm_timm_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     return FPN(
         bottom_up=bottom_up,

@@ -18,7 +18,7 @@ from ghm_d2.losses import SmoothL1
 RETINANET = ("retinanet_ce", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1")
 FASTER_RCNN = ("faster_rcnn_sl1", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32")
 SSD = ("ssd", "MODEL.SSD.CLS_LOSS_TYPE", "ce")
-BETA = {"GHMRetinaNet": 0.1, "GeneralizedRCNN": 0.0, "SSD": 1.0}  # of their smooth L1
+BETA = {"GHMRetinaNet": 0.1, "GeneralizedRCNN": 0.0, "GHMSSD": 1.0}  # of their smooth L1
 
 
 @pytest.fixture(params=[RETINANET, FASTER_RCNN, SSD], ids=["retinanet", "faster_rcnn", "ssd"])

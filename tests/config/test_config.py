@@ -318,8 +318,8 @@ def test_a_number_out_of_range_is_told_before_anything_is_built(config, key, val
 @pytest.mark.parametrize(
     ("config", "group", "arch"),
     [
-        ("quick/retinanet_focal.yaml", "SSD", "SSD"),
-        ("quick/ssd.yaml", "YOLOV3", "YOLOv3"),
+        ("quick/retinanet_focal.yaml", "SSD", "GHMSSD"),
+        ("quick/ssd.yaml", "YOLOV3", "GHMYOLOv3"),
         ("quick/yolov3.yaml", "FCOS", "GHMFCOS"),
         ("quick/fcos.yaml", "RETINANET", "GHMRetinaNet"),
     ],

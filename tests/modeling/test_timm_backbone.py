@@ -17,7 +17,7 @@ from torch import nn
 
 from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError, WeightsError
-from ghm_d2.modeling.timm_backbone import TimmBackbone, build_timm_fpn_backbone
+from ghm_d2.modeling.timm_backbone import TimmBackbone, build_ghm_timm_fpn_backbone
 from ghm_d2.modeling.weights.timm_weights import match_in_order, pypi_state_dict
 
 SMALL = "mobilenetv3_small_050"
@@ -31,7 +31,7 @@ def _seed():
 
 def build(**keys):
     cfg = get_cfg()
-    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.BACKBONE.NAME = "build_ghm_timm_fpn_backbone"
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.TIMM.NAME = SMALL
     cfg.merge_from_list([word for key, value in keys.items() for word in (f"MODEL.{key}", value)])
@@ -301,5 +301,5 @@ def test_transformers_that_can_take_any_size_do():
 def test_one_channel_pictures():
     cfg = get_cfg()
     cfg.MODEL.TIMM.NAME = SMALL
-    fpn = build_timm_fpn_backbone(cfg, ShapeSpec(channels=1))
+    fpn = build_ghm_timm_fpn_backbone(cfg, ShapeSpec(channels=1))
     assert fpn(torch.rand(1, 1, 64, 64))["p3"].shape == (1, 256, 8, 8)

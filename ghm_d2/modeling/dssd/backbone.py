@@ -33,7 +33,7 @@ class CaffeStem(BasicStem):
 
 
 @BACKBONE_REGISTRY.register()
-def build_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+def build_ghm_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet of MODEL.RESNETS and MODEL.BACKBONE.FREEZE_AT, with `CaffeStem`.
 
     DSSD has res5 at stride 16 (MODEL.RESNETS.RES5_DILATION 2) and the maps res3 and res5.

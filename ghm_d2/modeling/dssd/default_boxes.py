@@ -13,7 +13,7 @@ from ghm_d2.errors import UsageError
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
-class SSDDefaultBoxes(DefaultAnchorGenerator):
+class GHMDefaultBoxes(DefaultAnchorGenerator):
     """The default boxes of SSD (section 2.2, "Choosing scales and aspect ratios").
 
     MODEL.ANCHOR_GENERATOR.SIZES holds two sizes in px for each level, its own scale s_k and the

@@ -30,7 +30,7 @@ DEFAULTS = LossChoice("mining", "smooth_l1", smooth_l1_beta=1.0)  # as published
 
 
 @META_ARCH_REGISTRY.register()
-class SSD(DenseDetector):
+class GHMSSD(DenseDetector):
     """SSD (arXiv 1512.02325), and DSSD (arXiv 1701.06659) on a backbone with deconvolution.
 
     Sums (mining, cross entropy, smooth L1, ASL1) are divided by the number of default boxes that

@@ -132,7 +132,7 @@ class DarkNet(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
+def build_ghm_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
     """A `DarkNet` from MODEL.DARKNET.*.
 
     Raises:

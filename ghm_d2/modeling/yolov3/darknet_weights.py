@@ -83,7 +83,7 @@ def _tensors(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[str, 
     backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
     if not isinstance(backbone, DarkNet):
         raise WeightsError(
-            f"{path}: darknet's files are for MODEL.BACKBONE.NAME build_darknet_backbone, and "
+            f"{path}: darknet's files are for MODEL.BACKBONE.NAME build_ghm_darknet_backbone, and "
             f"this model's backbone is a {type(backbone).__name__}"
         )
     of_backbone = dict(_of_convolutions(backbone, "backbone.", path))

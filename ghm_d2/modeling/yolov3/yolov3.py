@@ -35,7 +35,7 @@ DEFAULTS = LossChoice("ce", "l2", smooth_l1_beta=0.1)
 
 
 @META_ARCH_REGISTRY.register()
-class YOLOv3(DenseDetector):
+class GHMYOLOv3(DenseDetector):
     """YOLOv3 on any backbone whose maps' strides double.
 
     The losses "ce", "l2", "smooth_l1" and "asl1" are sums divided by the number of images, as in

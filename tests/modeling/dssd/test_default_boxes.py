@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from tiny_ssd import RATIOS, SIZES, STRIDES, tiny_ssd
 
 from ghm_d2.config import load_config
-from ghm_d2.modeling.dssd.default_boxes import SSDDefaultBoxes
+from ghm_d2.modeling.dssd.default_boxes import GHMDefaultBoxes
 
 
 def naive(sides, strides, sizes, ratios):
@@ -37,7 +37,7 @@ def test_against_the_papers():
     sides = [(8, 12), (4, 6), (2, 3), (1, 2)]
     generator = tiny_ssd().anchor_generator
     boxes = generator([torch.zeros(1, 1, *side) for side in sides])
-    assert isinstance(generator, SSDDefaultBoxes) and generator.num_anchors == [8] * 4
+    assert isinstance(generator, GHMDefaultBoxes) and generator.num_anchors == [8] * 4
     torch.testing.assert_close(
         centred(boxes), naive(sides, STRIDES, SIZES, RATIOS), atol=1e-4, rtol=0
     )
@@ -55,7 +55,7 @@ def test_the_recipe_has_the_scales_of_the_authors_code():
 
 def test_other_numbers_of_ratios():
     shapes = [ShapeSpec(channels=1, stride=8), ShapeSpec(channels=1, stride=16)]
-    boxes = SSDDefaultBoxes(
+    boxes = GHMDefaultBoxes(
         sizes=[[10, 20], [20, 40]],
         aspect_ratios=[[2.0], [2.0, 3.0]],
         strides=[s.stride for s in shapes],

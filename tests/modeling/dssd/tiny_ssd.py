@@ -15,7 +15,7 @@ RATIOS = [1.6, 2.0, 3.0]
 TINY = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.NAME": "build_ssd_resnet_backbone",
+    "MODEL.BACKBONE.NAME": "build_ghm_ssd_resnet_backbone",
     "MODEL.BACKBONE.FREEZE_AT": "0",
     "MODEL.RESNETS.DEPTH": "18",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",

@@ -251,10 +251,10 @@ def test_another_number_of_classes(model, tmp_path):
     [
         (
             {
-                "MODEL.BACKBONE.NAME": "build_timm_backbone",
+                "MODEL.BACKBONE.NAME": "build_ghm_timm_backbone",
                 "MODEL.TIMM.NAME": "mobilenetv3_small_050",
             },
-            "build_darknet_backbone",
+            "build_ghm_darknet_backbone",
         ),
         ({"MODEL.DARKNET.NORM": "GN", "MODEL.DARKNET.STEM_CHANNELS": "32"}, "GroupNorm"),
     ],

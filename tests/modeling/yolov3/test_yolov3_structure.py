@@ -16,7 +16,7 @@ from torch import nn
 from ghm_d2.config import get_cfg, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR
-from ghm_d2.modeling.yolov3.yolov3 import YOLOv3
+from ghm_d2.modeling.yolov3.yolov3 import GHMYOLOv3
 from ghm_d2.register import register_all
 from ghm_d2.training.optimizer import build_optimizer
 
@@ -143,7 +143,7 @@ def test_other_numbers_of_levels():
 
 def test_a_timm_backbone():
     keys = {
-        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.BACKBONE.NAME": "build_ghm_timm_backbone",
         "MODEL.TIMM.NAME": "mobilenetv3_small_050",
     }
     backbone = build_backbone(config(keys))
@@ -209,13 +209,13 @@ def test_parameters_of_box_losses_are_refused_when_the_model_is_built(kind, key,
 def test_a_ghm_loss_needs_its_module(types, key):
     """In Python, where no configuration brings it."""
     with pytest.raises(UsageError, match=key):
-        YOLOv3(**YOLOv3.from_config(config()) | types)
+        GHMYOLOv3(**GHMYOLOv3.from_config(config()) | types)
 
 
 def test_ghm_modules_given_in_python_are_used():
     modules = {"ghm_obj": GHMC(), "ghm_c": GHMC(), "ghm_r": GHMR()}
     types = {"obj_loss_type": "ghm_c", "cls_loss_type": "ghm_c", "box_reg_loss_type": "ghm_r"}
-    model = YOLOv3(**YOLOv3.from_config(config()) | types | modules).train()
+    model = GHMYOLOv3(**GHMYOLOv3.from_config(config()) | types | modules).train()
     with EventStorage():
         model([picture(truth([[10, 10, 50, 60]]))])
     assert all(module.density.ema.sum() > 0 for module in modules.values())

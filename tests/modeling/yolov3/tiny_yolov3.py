@@ -16,9 +16,9 @@ ANCHORS = (
     ((40, 30), (32, 50), (60, 56)),
 )
 KEYS = {
-    "MODEL.META_ARCHITECTURE": "YOLOv3",
+    "MODEL.META_ARCHITECTURE": "GHMYOLOv3",
     "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.NAME": "build_darknet_backbone",
+    "MODEL.BACKBONE.NAME": "build_ghm_darknet_backbone",
     "MODEL.PIXEL_MEAN": "[0.0, 0.0, 0.0]",
     "MODEL.PIXEL_STD": "[255.0, 255.0, 255.0]",
     "MODEL.DARKNET.DEPTHS": "(1, 1, 1, 1, 1)",
