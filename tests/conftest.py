@@ -59,6 +59,23 @@ def digits_folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def coco_root(tmp_path_factory):
+    """The folder above a small coco/ in COCO's layout: what DETECTRON2_DATASETS names."""
+    from coco_folder import write_coco
+
+    return write_coco(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def coco_names(coco_root):
+    """Detectron2's names (coco_2017_val, ...) stand for that folder within this process."""
+    from coco_folder import registered_at
+
+    with registered_at(coco_root):
+        yield coco_root
+
+
+@pytest.fixture(scope="session")
 def ghm():
     """Runs `ghm` with words in this process, from `cwd`; gives returncode, stdout and stderr."""
     from command import run_command
