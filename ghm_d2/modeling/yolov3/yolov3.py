@@ -172,10 +172,11 @@ class GHMYOLOv3(DenseDetector):
         classes = torch.where(positive, labels, -1)
         obj = flat_levels([p[..., 4:BOX_AND_OBJECTNESS] for p in predictions], objects)
         cls = flat_levels([p[..., BOX_AND_OBJECTNESS:] for p in predictions], classes)
-        pred, target, boxes, positive = self._box_levels(anchors, predictions, gt_boxes, positive)
+        target, boxes, positive = self._box_levels(anchors, gt_boxes, positive)
+        pred = [p[..., :4] for p in predictions]
         images = Count(labels.new_full((), len(labels)), choice.sync)
         ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls)
-        ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
+        ghm_r = begin_ghm(self.ghm_r, [box_values(p) for p in pred], target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
         share = images.value / images.world
         if ghm_r is not None:
@@ -194,13 +195,13 @@ class GHMYOLOv3(DenseDetector):
         loss = partial(bce_loss, reduction="sum", kernel=self.loss_choice.kernel)
         return sum(loss(x, y) for x, y in zip(logits, labels, strict=True))
 
-    def _box_levels(self, anchors, predictions, gt_boxes, positive):
-        """Predicted and true values, matched boxes and which of them count, a level each."""
+    def _box_levels(self, anchors, gt_boxes, positive):
+        """`encode_boxes` of matched boxes, the boxes and which of them count, a level each."""
         sizes = [len(a) for a in anchors]
         boxes = torch.stack(gt_boxes).split(sizes, dim=1)
         levels = zip(anchors, boxes, self.anchor_generator.strides, strict=True)
         target = [encode_boxes(a.tensor.expand_as(b), b, stride) for a, b, stride in levels]
-        return [box_values(p) for p in predictions], target, boxes, positive.split(sizes, dim=1)
+        return target, boxes, positive.split(sizes, dim=1)
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """`pred_boxes`, `scores` and `pred_classes` of each image, at the size it came in."""

@@ -50,6 +50,14 @@ def bce(logit, target):
     return -math.log(p) if target else -math.log(1 - p)
 
 
+def centre_loss(kind, logit, target):
+    p = 1 / (1 + math.exp(-logit))
+    if kind != "l2":
+        return difference(kind, p - target)
+    pairs = ((target, p), (1 - target, 1 - p))
+    return sum(t * math.log(t / q) for t, q in pairs if t)
+
+
 def difference(kind, d):
     d = abs(d)
     if kind == "l2":
@@ -84,10 +92,10 @@ def naive_losses(kind, anchors, predictions, labels, boxes, sizes):
                     math.log(w / (anchor[2] - anchor[0])),
                     math.log(h / (anchor[3] - anchor[1])),
                 )
-                values = [1 / (1 + math.exp(-p[0])), 1 / (1 + math.exp(-p[1])), p[2], p[3]]
                 scale = 2 - w * h / (width * height)
                 total["loss_box_reg"] += scale * sum(
-                    difference(kind, v - t) for v, t in zip(values, target, strict=True)
+                    centre_loss(kind, p[j], target[j]) + difference(kind, p[2 + j] - target[2 + j])
+                    for j in range(2)
                 )
     return {name: value / len(sizes) for name, value in total.items()}
 

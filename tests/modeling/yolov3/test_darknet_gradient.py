@@ -1,0 +1,99 @@
+"""The box loss's gradient at the raw predictions against darknet's src/yolo_layer.c."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from tiny_yolov3 import ANCHORS, CLASSES, SIZE, STRIDES, anchors_of, truth, yolov3
+
+from ghm_d2.modeling.yolov3.box_loss import published_loss
+
+IMAGES = 3
+HEIGHT, WIDTH = SIZE
+PRIORS = [prior for level in ANCHORS for prior in level]
+
+
+def random_boxes(count, seed):
+    """(count, 4) corners in px, of sides from 4 px to nearly the picture's."""
+    generator = torch.Generator().manual_seed(seed)
+    part = 0.04 + 0.9 * torch.rand(count, 2, generator=generator) ** 2
+    size = part * torch.tensor([WIDTH, HEIGHT])
+    start = torch.rand(count, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
+    return torch.cat([start, start + size], dim=1)
+
+
+def shape_iou(a, b):
+    common = min(a[0], b[0]) * min(a[1], b[1])
+    return common / (a[0] * a[1] + b[0] * b[1] - common)
+
+
+def darknet_deltas(boxes, predictions):
+    """What `delta_yolo_box` writes for the boxes of one picture: minus the gradient of their sum.
+
+    Args:
+        boxes: corners in px, of a picture as large as the network's input.
+        predictions: (R_l, 5 + K) a level: rows of cells, of each cell its priors.
+    """
+    deltas = [torch.zeros(len(p), 4, dtype=torch.float64) for p in predictions]
+    for x0, y0, x1, y1 in boxes:
+        x, w = (x0 + x1) / 2 / WIDTH, (x1 - x0) / WIDTH
+        y, h = (y0 + y1) / 2 / HEIGHT, (y1 - y0) / HEIGHT
+        best = max(range(9), key=lambda n: shape_iou(PRIORS[n], (w * WIDTH, h * HEIGHT)))
+        level, prior = divmod(best, 3)
+        lw, lh = WIDTH // STRIDES[level], HEIGHT // STRIDES[level]
+        i, j = int(x * lw), int(y * lh)
+        anchor = (j * lw + i) * 3 + prior
+        raw = predictions[level][anchor, :4].tolist()
+        out = [1 / (1 + math.exp(-raw[0])), 1 / (1 + math.exp(-raw[1])), raw[2], raw[3]]
+        wanted = [
+            x * lw - i,
+            y * lh - j,
+            math.log(w * WIDTH / PRIORS[best][0]),
+            math.log(h * HEIGHT / PRIORS[best][1]),
+        ]
+        scale = 2 - w * h
+        row = [scale * (t - o) for t, o in zip(wanted, out, strict=True)]
+        deltas[level][anchor] = torch.tensor(row, dtype=torch.float64)  # the later box's
+    return deltas
+
+
+def test_gradient_is_darknets():
+    """darknet adds the deltas of all pictures up and divides its steps by their number."""
+    model = yolov3()
+    boxes = [random_boxes(25, seed) for seed in range(IMAGES)]
+    labels, matched = model.label_anchors(anchors_of(model), [truth(b.tolist()) for b in boxes])
+    generator = torch.Generator().manual_seed(0)
+    anchors = [Boxes(a.tensor.double()) for a in anchors_of(model)]
+    predictions = [
+        3 * torch.randn(IMAGES, len(a), 5 + CLASSES, generator=generator).double() for a in anchors
+    ]
+    expected = [
+        darknet_deltas(b.double().tolist(), [p[n] for p in predictions])
+        for n, b in enumerate(boxes)
+    ]
+    for p in predictions:
+        p.requires_grad_()
+    given = (anchors, predictions, labels, [b.double() for b in matched], [SIZE] * IMAGES)
+    with EventStorage():
+        model.losses(*given)["loss_box_reg"].backward()
+    for level, p in enumerate(predictions):
+        deltas = torch.stack([one[level] for one in expected])
+        assert deltas.any(), f"no box on level {level}"
+        torch.testing.assert_close(-p.grad[..., :4] * IMAGES, deltas, rtol=1e-12, atol=1e-12)
+        without = ~deltas.any(-1)
+        assert without.any() and not p.grad[..., :4][without].any()
+        assert not p.grad[..., 4:].any()
+
+
+@pytest.mark.parametrize("centre", [0.0, 0.3, 1.0])
+def test_a_box_that_fits_has_no_loss(centre):
+    """And the gradient does not vanish where the sigmoid is flat."""
+    target = torch.tensor([[centre, centre, 0.2, -0.4]], dtype=torch.float64)
+    fitting = torch.cat([target[:, :2].logit(eps=1e-15), target[:, 2:]], dim=1)
+    assert published_loss(fitting, target).abs().max() < 1e-13
+    far = torch.tensor([[40.0, -40.0, 0.2, -0.4]], dtype=torch.float64, requires_grad=True)
+    published_loss(far, target).sum().backward()
+    expected = [1 - centre, -centre, 0, 0]
+    assert far.grad[0].tolist() == pytest.approx(expected, abs=1e-12)
