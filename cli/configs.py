@@ -1,6 +1,7 @@
 """ghm configs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,9 @@ def configs(
     """List the shipped configurations: what they train, what it costs, and what is known of it.
 
     GFLOPs are of a picture of 640 x 480 px, sized as the configuration says, a multiply-add being
-    one. Published is COCO AP, the paper's where it has one (--json has others, and all sources);
-    here, the AP that was measured with the configuration as it is, on the data that are named.
+    one. Published is COCO AP of the same method, network and schedule (--json has the sources, and
+    what was published with other schedules); here, the AP that was measured with the configuration
+    as it is, on the data that are named.
     """
     with user_errors():
         rows = _rows()
@@ -30,16 +32,22 @@ def configs(
 def _rows() -> list[dict]:
     from ghm_d2 import configs as shipped
     from ghm_d2.config import list_configs
-    from ghm_d2.reports.published import published_like
+    from ghm_d2.records import Schedule
+    from ghm_d2.reports.published import published_like, published_otherwise
 
     catalog = json.loads((Path(shipped.__file__).parent / "catalog.json").read_text("utf-8"))
     rows = []
     for name in list_configs():
         row = {"config": f"configs/{name}", **catalog.get(name, {})}
-        published = []
+        published, otherwise = [], []
         if name.startswith("coco/") and "method" in row:
-            published = published_like(row["method"], row["network"])
+            experiment = row["method"], row["network"], Schedule(**row["schedule"])
+            published, otherwise = published_like(*experiment), published_otherwise(*experiment)
         row["published"] = [{"AP": p.ap[0], "source": p.source} for p in published]
+        row["published_otherwise"] = [
+            {"AP": p.ap[0], "source": p.source, "schedule": p.schedule and asdict(p.schedule)}
+            for p in otherwise
+        ]
         rows.append(row)
     return rows
 

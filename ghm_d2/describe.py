@@ -15,7 +15,7 @@ from ghm_d2 import __version__
 from ghm_d2.config import config_hash, get_cfg, plain_config
 from ghm_d2.config.detectors import TWO_STAGE, detector_name, loss_keys
 from ghm_d2.config.renamed import use_first_names
-from ghm_d2.records import RunRecord
+from ghm_d2.records import RunRecord, Schedule
 
 PACKAGES = ("torch", "torchvision", "detectron2", "fvcore", "faster-coco-eval", "timm", "numpy")
 CLS_NAMES = {
@@ -48,7 +48,17 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
         code_version=code_version(),
         packages=versions(),
         parameters=sum(p.numel() for p in model.parameters()),
+        schedule=schedule_of(cfg),
     )
+
+
+def schedule_of(cfg) -> Schedule:
+    """The schedule of SOLVER and INPUT; without steps where the learning rate has none."""
+    solver = cfg.SOLVER
+    by_steps = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+    steps = [step for step in solver.STEPS if step < solver.MAX_ITER] if by_steps else []
+    sizes = [int(size) for size in cfg.INPUT.MIN_SIZE_TRAIN]
+    return Schedule(solver.MAX_ITER, solver.IMS_PER_BATCH, steps, sizes)
 
 
 def experiment_hash(cfg) -> str:

@@ -27,6 +27,16 @@ _Record = TypeVar("_Record")
 
 
 @dataclass
+class Schedule:
+    """How long a training goes on and with what images; a published figure belongs to one."""
+
+    iterations: Int
+    batch: Int  # images a step, of all processes together
+    decay: list[Int]  # iterations at which the learning rate falls
+    sizes: list[Int]  # lengths of an image's shorter side in training, px
+
+
+@dataclass
 class RunRecord:
     """One training, or one evaluation, as tables and plots need it.
 
@@ -61,6 +71,8 @@ class RunRecord:
     skipped_steps: Int = 0  # steps whose loss or gradient was not finite, and that were left out
     bad_images: Int = 0  # distinct training images that could not be read, and were replaced
     world_size: Int = 1  # processes that trained together
+    # as configured; `iterations` says how many were done. None in records of earlier versions
+    schedule: Schedule | None = None
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""

@@ -5,13 +5,15 @@
     python tools/describe_configs.py quick/ssd    # those whose name begins so
 
 Run it after adding a configuration or changing what one builds, and commit the file. It records
-each one's method, network, parameters, and GFLOPs of a picture of 640 x 480 px sized as the
-configuration says; for a side of a comparison `systems` in results/comparisons, its measured AP.
+each one's method, network, schedule, parameters, and GFLOPs of a picture of 640 x 480 px sized as
+the configuration says; for a side of a comparison `systems` in results/comparisons, its measured
+AP.
 """
 
 import argparse
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 from ghm_d2.config import list_configs, load_config
@@ -32,16 +34,17 @@ def main() -> None:
         row = describe(name) if name.startswith(wanted) or name not in known else known[name]
         catalog[name] = row | {"measured": measured.get(name, [])}
         print(name, catalog[name], flush=True)
-    CATALOG.write_text(json.dumps(catalog, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(f' "{name}": {json.dumps(row)}' for name, row in catalog.items())
+    CATALOG.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def describe(name: str) -> dict:
-    """Method, network, parameters and GFLOPs of a configuration."""
+    """Method, network, schedule, parameters and GFLOPs of a configuration."""
     import torch
     from detectron2.modeling import build_model
 
     from ghm_d2.analysis.cost import count_gflops
-    from ghm_d2.describe import method_name, network_name
+    from ghm_d2.describe import method_name, network_name, schedule_of
     from ghm_d2.register import register_all
 
     register_all()
@@ -52,6 +55,7 @@ def describe(name: str) -> dict:
     return {
         "method": method_name(cfg),
         "network": network_name(cfg),
+        "schedule": asdict(schedule_of(cfg)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": round(count_gflops(model, picture(cfg)), 2),
     }

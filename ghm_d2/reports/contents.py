@@ -49,7 +49,7 @@ def _results(report: Report) -> list[Block]:
         "of the training. Bold: the best mean of a column, whether or not a difference is shown."
     )
     if any(row.published for row in report.rows):
-        text += " Published rows are other people's, of the same method and network."
+        text += " Published rows are other people's, of the same method, network and schedule."
     notes = [progress_of(report.study), *report.study.notes]
     table = tables.results_table(report.rows)
     return [table, Text(text, "note"), *(Text(note) for note in notes)]

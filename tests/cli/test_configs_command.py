@@ -12,6 +12,10 @@ def test_every_configuration_with_what_it_is(ghm):
     assert (yolo["method"], yolo["network"]) == ("YOLOv3 CE + L2", "DarkNet-53")
     assert yolo["parameters"] == 61_949_149
     assert yolo["published"] == [{"AP": 33.0, "source": "paper, test-dev"}]
+    faster = rows["configs/coco/faster_rcnn_R_50_FPN_1x.yaml"]
+    assert [p["AP"] for p in faster["published"]] == [36.4]
+    (zoo,) = faster["published_otherwise"]
+    assert zoo["AP"] == 37.9 and zoo["schedule"]["iterations"] == 90_000
     # 65.9 BFLOPs of 416 x 416 px, a multiply-add being two; 640 x 480 becomes 608 x 480 here
     assert abs(2 * yolo["gflops"] * 416**2 / (608 * 480) - 65.9) < 0.5
     quick = rows["configs/quick/yolov3_ghm.yaml"]

@@ -1,6 +1,7 @@
 """Every shipped configuration builds its model and takes one training step."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tiny_batch import tiny_batch
 
 from ghm_d2.config import list_configs, load_config
 from ghm_d2.config.detectors import loss_keys, num_classes
-from ghm_d2.describe import method_name, network_name
+from ghm_d2.describe import method_name, network_name, schedule_of
 from ghm_d2.experiments.suites import find_suite
 from ghm_d2.register import register_all
 from ghm_d2.training.optimizer import build_optimizer
@@ -30,6 +31,7 @@ def assert_described(name: str, cfg, model) -> None:
     """`ghm configs` says what it is; tools/describe_configs.py writes it."""
     row = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))[name]
     assert (row["method"], row["network"]) == (method_name(cfg), network_name(cfg))
+    assert row["schedule"] == asdict(schedule_of(cfg))
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
 
 
