@@ -12,6 +12,7 @@ from ghm_d2.losses.sync import sum_up
 from ghm_d2.modeling.build_losses import ghm_modules
 from ghm_d2.modeling.loss_choice import check_loss_type, used_module
 from ghm_d2.modeling.retinanet import REG_LOSSES
+from ghm_d2.modeling.trainer_check import check_trainer
 
 
 class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -125,6 +126,7 @@ class GHMROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
+        check_trainer(cfg)
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = GHMFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret

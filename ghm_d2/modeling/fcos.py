@@ -19,6 +19,7 @@ from ghm_d2.losses.sync import sum_up, world_size
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import BufferedNormalizer, begin_ghm_c, cls_loss, count_foreground
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")
 DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -75,6 +76,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
     @classmethod
     def from_config(cls, cfg):
+        check_trainer(cfg)
         keys = cfg.MODEL.FCOS
         backbone = build_backbone(cfg)
         return {

@@ -18,6 +18,7 @@ from ghm_d2.modeling.dense import (
 )
 from ghm_d2.modeling.labels import box_levels, label_anchors
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
 IOU_LOSSES = ("giou", "diou", "ciou")
@@ -69,6 +70,7 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        check_trainer(cfg)
         keys = cfg.MODEL.RETINANET
         return super().from_config(cfg) | loss_arguments(cfg, keys, len(keys.IN_FEATURES))
 

@@ -84,8 +84,8 @@ def lost_peers() -> Iterator[None]:
 
 
 def parallel(model: nn.Module, device: str) -> nn.Module:
-    """`model` with its gradients averaged over the ranks; `model` itself without a group."""
-    if comm.get_world_size() == 1:
+    """`model` with its gradients averaged over the ranks; itself without a group, or if it is."""
+    if comm.get_world_size() == 1 or isinstance(model, DistributedDataParallel):
         return model
     devices = [torch.cuda.current_device()] if device == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""The optimizer of a configuration: Detectron2's SGD, or AdamW, and clipping over the model."""
+"""The optimizer of a configuration: SGD or AdamW, with its gradients clipped over the model."""
 
 import torch
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -8,8 +8,41 @@ from ghm_d2.errors import UsageError
 OPTIMIZERS = {"SGD": torch.optim.SGD, "ADAMW": torch.optim.AdamW}
 
 
+class _ClipsFullModel:
+    """A mixin before a PyTorch optimizer: `step` first clips the norm of all gradients together."""
+
+    def __init__(self, params, *, max_norm: float, norm_type: float = 2.0, **kwargs):
+        """
+        Args:
+            max_norm, norm_type: as of `torch.nn.utils.clip_grad_norm_`.
+            params, **kwargs: the optimizer's.
+        """
+        super().__init__(params, **kwargs)
+        self._clip = max_norm, norm_type
+
+    def step(self, closure=None):
+        """Clip, then update; arguments and result as of the optimizer."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(params, *self._clip)
+        return super().step(closure)
+
+
+class ClippedSGD(_ClipsFullModel, torch.optim.SGD):
+    """SGD that clips the norm of all gradients together, as GHM's recipe does (at 35)."""
+
+
+class ClippedAdamW(_ClipsFullModel, torch.optim.AdamW):
+    """AdamW that clips the norm of all gradients together."""
+
+
+CLIPPED = {"SGD": ClippedSGD, "ADAMW": ClippedAdamW}
+
+
 def build_optimizer(cfg, model) -> torch.optim.Optimizer:
     """By SOLVER, with Detectron2's parameter groups (no weight decay for norms, and so on).
+
+    With SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model" its `step` clips the norm of all gradients
+    together, as GHM's recipe does; Detectron2's "norm" clips each parameter's gradient on its own.
 
     Raises:
         UsageError: an unknown SOLVER.OPTIMIZER.
@@ -29,15 +62,10 @@ def build_optimizer(cfg, model) -> torch.optim.Optimizer:
     kind, options = OPTIMIZERS[solver.OPTIMIZER], {}
     if solver.OPTIMIZER == "SGD":
         options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-    if not clips_full_model(cfg):  # which the trainer does
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        kind = CLIPPED[solver.OPTIMIZER]
+        options |= {"max_norm": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
+    else:
         kind = maybe_add_gradient_clipping(cfg, kind)
     return kind(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)
-
-
-def clips_full_model(cfg) -> bool:
-    """Whether the norm of all gradients together is clipped, as GHM's recipe does (at 35).
-
-    Detectron2's "norm" clips the gradient of each parameter on its own.
-    """
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    return clip.ENABLED and clip.CLIP_TYPE == "full_model"

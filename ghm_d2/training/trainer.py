@@ -11,13 +11,13 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch.nn.parallel import DistributedDataParallel
 
 from ghm_d2.data.loaders import raise_on_bad_image, take_faults
 from ghm_d2.errors import DataError, DivergedError
 from ghm_d2.files import finite_or_none
 from ghm_d2.training.distributed import parallel, sum_over_ranks
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
-from ghm_d2.training.optimizer import clips_full_model
 from ghm_d2.training.writers import append_lines
 
 _NORMS = 100  # the last gradient norms that a report of divergence shows
@@ -32,9 +32,8 @@ class GHMTrainer(SimpleTrainer):
       come from `build_train_loader`, so that a resumed run repeats what it would have done.
     - W ranks train as one process: gradients are averaged over them, losses are logged as
       averages, and all stop at the same step.
-    - It can clip the gradient norm of the whole model, trains in mixed precision under SOLVER.AMP,
-      and splits a batch into SOLVER.ACCUMULATE parts. Each part then has its own gradient density,
-      and moving averages advance once a part.
+    - It trains in mixed precision under SOLVER.AMP, and splits a batch into SOLVER.ACCUMULATE
+      parts. Each part then has its own gradient density, and moving averages advance once a part.
 
     Attributes:
         detector: the model itself; `model` may be its DistributedDataParallel.
@@ -60,10 +59,11 @@ class GHMTrainer(SimpleTrainer):
     ):
         """
         Args:
+            model: the detector, or its DistributedDataParallel.
             done: steps that a resumed run had done before.
             tell: is called with messages for the user.
         """
-        self.detector = model
+        self.detector = model.module if isinstance(model, DistributedDataParallel) else model
         super().__init__(parallel(model, cfg.MODEL.DEVICE), data_loader, optimizer)
         self.done, self.consistent = done, True
         self.stop_requested = self.stopping = False
@@ -71,8 +71,6 @@ class GHMTrainer(SimpleTrainer):
         self.skipped, self.bad_images = 0, {}
         self.divergence_file: Path | None = None
         self._cfg, self._tell = cfg, tell
-        clip = cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
-        self._clip_norm = clip if clips_full_model(cfg) else float("inf")
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._dtype = _autocast_dtype(cfg.SOLVER.AMP, self._device)
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
@@ -106,7 +104,8 @@ class GHMTrainer(SimpleTrainer):
     def _update(self, batch, losses: dict[str, float], finite: bool, data_seconds: float) -> None:
         """The optimizer's step, or none where the loss or the gradient is NaN or infinite."""
         self._scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm).item()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
         # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
         finite &= np.isfinite(norm) or self._scaler.is_enabled()
         if not finite:

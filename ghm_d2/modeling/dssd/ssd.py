@@ -23,6 +23,7 @@ from ghm_d2.modeling.dssd.labels import label_default_boxes
 from ghm_d2.modeling.dssd.mining import mined_ce_loss
 from ghm_d2.modeling.labels import box_levels
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("mining", "ce", "ghm_c")
 REG_LOSSES = ("smooth_l1", "asl1", "ghm_r")
@@ -92,6 +93,7 @@ class GHMSSD(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg):
+        check_trainer(cfg)
         keys = cfg.MODEL.SSD
         backbone = SSDBackbone(
             build_backbone(cfg),

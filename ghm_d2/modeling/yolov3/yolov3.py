@@ -19,6 +19,7 @@ from ghm_d2.losses.sync import Count, sum_up
 from ghm_d2.modeling.build_losses import build_ghm_c, loss_arguments
 from ghm_d2.modeling.dense import begin_ghm, count_foreground, flat_levels
 from ghm_d2.modeling.loss_choice import LossChoice, used_module
+from ghm_d2.modeling.trainer_check import check_trainer
 from ghm_d2.modeling.yolov3.box_loss import box_loss, coordinate_loss
 from ghm_d2.modeling.yolov3.head import BOX_AND_OBJECTNESS, YOLOv3Head, check_levels
 from ghm_d2.modeling.yolov3.labels import (
@@ -111,6 +112,7 @@ class GHMYOLOv3(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg):
+        check_trainer(cfg)
         keys, backbone = cfg.MODEL.YOLOV3, build_backbone(cfg)
         strides, in_channels = check_levels(keys, backbone.output_shape())
         generator = PriorGenerator(keys.ANCHORS, strides)

@@ -1,0 +1,73 @@
+"""A refusal of Detectron2's `DefaultTrainer` where it would ignore keys of a configuration."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+
+from ghm_d2.errors import UsageError
+
+
+def check_trainer(cfg) -> None:
+    """Called by what is built from a configuration, before it is built.
+
+    Models are built to predict, to evaluate and for training loops of other people too. Only the
+    call stack says that a `DefaultTrainer` is building this one, to train it. A class derived from
+    it answers for what it overrides: SOLVER.OPTIMIZER is the matter of a `build_optimizer`.
+
+    Raises:
+        UsageError: the trainer ignores keys that `cfg` sets; it names them, and the import that
+            makes the script heed them.
+    """
+    trainer = _building_trainer()
+    if trainer is None:
+        return
+    ignored = [key for method, key in _keys_set(cfg) if _is_detectron2s(trainer, method)]
+    if ignored:
+        raise UsageError(
+            f"Detectron2's DefaultTrainer does not know {', '.join(ignored)}; write in your script "
+            "`from ghm_d2.training.default_trainer import GHMDefaultTrainer as DefaultTrainer`"
+        )
+
+
+def _keys_set(cfg) -> Iterator[tuple[str, str]]:
+    """The trainer's method that would have to read it, and "KEY value", of each such key."""
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    bfloat16 = solver.AMP.ENABLED and solver.AMP.DTYPE == "bfloat16"
+    keys = (
+        ("build_optimizer", "SOLVER.OPTIMIZER", solver.OPTIMIZER, solver.OPTIMIZER != "SGD"),
+        (
+            "build_optimizer",
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+            clip.CLIP_TYPE,
+            clip.ENABLED and clip.CLIP_TYPE == "full_model",
+        ),
+        ("build_train_loader", "INPUT.RESIZE", cfg.INPUT.RESIZE, cfg.INPUT.RESIZE == "square"),
+        ("build_train_loader", "INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, True),
+        ("run_step", "SOLVER.ACCUMULATE", solver.ACCUMULATE, solver.ACCUMULATE > 1),
+        ("run_step", "SOLVER.AMP.DTYPE", solver.AMP.DTYPE, bfloat16),
+        (
+            "run_step",
+            "SOLVER.ON_DIVERGENCE",
+            solver.ON_DIVERGENCE,
+            solver.ON_DIVERGENCE == "skip",
+        ),
+    )
+    for method, key, value, is_set in keys:
+        if value and is_set:
+            yield method, f"{key} {value}"
+
+
+def _building_trainer():
+    """The `DefaultTrainer` whose constructor is running; None if there is none."""
+    defaults = sys.modules.get("detectron2.engine.defaults")
+    frame = inspect.currentframe() if defaults else None
+    while frame is not None:
+        if frame.f_code is defaults.DefaultTrainer.__init__.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+def _is_detectron2s(trainer, method: str) -> bool:
+    owner = next(base for base in type(trainer).__mro__ if method in vars(base))
+    return owner.__module__ == "detectron2.engine.defaults"
