@@ -1,7 +1,7 @@
 """Configuration: the keys with their defaults, the YAML loader, the checks."""
 
+from ghm_d2.config.add_keys import add_ghm_config
 from ghm_d2.config.checks import check_config
-from ghm_d2.config.keys import add_ghm_config
 from ghm_d2.config.loader import (
     config_hash,
     config_text,

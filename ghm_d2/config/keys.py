@@ -5,8 +5,13 @@ stands above its key or behind it, and a blank line ends it.
 """
 
 
-def add_ghm_config(cfg) -> None:
-    """Add this project's keys, with their defaults, to a Detectron2 `CfgNode`, in place."""
+def ghm_defaults():
+    """A `CfgNode` of this project's keys alone, with their defaults."""
+    from detectron2.config import CfgNode as CN
+
+    model = {"RETINANET": {}, "ROI_BOX_HEAD": {}, "RPN": {}, "FPN": {}}
+    others = {"DATASETS": {}, "INPUT": {}, "DATALOADER": {}, "SOLVER": {"AMP": {}}}
+    cfg = CN({"MODEL": model, **others})
     _add_losses(cfg)
     _add_ghm(cfg)
     _add_backbones(cfg)
@@ -14,6 +19,7 @@ def add_ghm_config(cfg) -> None:
     _add_yolov3(cfg)
     _add_ssd(cfg)
     _add_fcos(cfg)
+    return cfg
 
 
 def _add_losses(cfg) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ghm_d2.config.keys import add_ghm_config
+from ghm_d2.config.add_keys import add_ghm_config
 from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError, printable
 

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
@@ -77,7 +78,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
     @classmethod
     def from_config(cls, cfg):
         check_trainer(cfg)
-        keys = cfg.MODEL.FCOS
+        keys = ghm_keys(cfg, "MODEL.FCOS")
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

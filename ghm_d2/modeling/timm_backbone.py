@@ -11,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.freeze import freeze_batch_norm, freeze_parameters_of
 from ghm_d2.modeling.weights.timm_weights import load_pretrained
@@ -109,12 +110,13 @@ def build_ghm_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     Raises:
         UsageError, WeightsError: what `TimmBackbone` raises.
     """
+    keys = ghm_keys(cfg, "MODEL.TIMM")
     return TimmBackbone(
-        cfg.MODEL.TIMM.NAME,
-        tuple(cfg.MODEL.TIMM.STRIDES),
-        cfg.MODEL.TIMM.PRETRAINED,
-        cfg.MODEL.TIMM.FREEZE_BN,
-        cfg.MODEL.TIMM.FREEZE_AT,
+        keys.NAME,
+        tuple(keys.STRIDES),
+        keys.PRETRAINED,
+        keys.FREEZE_BN,
+        keys.FREEZE_AT,
         input_shape.channels,
     )
 
@@ -133,7 +135,7 @@ def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
             what `TimmBackbone` raises.
         WeightsError: see `TimmBackbone`.
     """
-    strides = tuple(cfg.MODEL.TIMM.STRIDES)
+    strides = tuple(ghm_keys(cfg, "MODEL.TIMM").STRIDES)
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UsageError(f"MODEL.TIMM.STRIDES {strides}: each must be twice the one before it")
     bottom_up = build_ghm_timm_backbone(cfg, input_shape)

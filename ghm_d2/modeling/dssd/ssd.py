@@ -12,6 +12,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses.sync import sum_up
 from ghm_d2.modeling.build_losses import loss_arguments
@@ -94,7 +95,7 @@ class GHMSSD(DenseDetector):
     @classmethod
     def from_config(cls, cfg):
         check_trainer(cfg)
-        keys = cfg.MODEL.SSD
+        keys = ghm_keys(cfg, "MODEL.SSD")
         backbone = SSDBackbone(
             build_backbone(cfg),
             keys.IN_FEATURES,

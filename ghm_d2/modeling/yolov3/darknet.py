@@ -7,6 +7,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.freeze import freeze_batch_norm
 
@@ -138,7 +139,7 @@ def build_ghm_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
     Raises:
         UsageError: see `DarkNet`.
     """
-    keys = cfg.MODEL.DARKNET
+    keys = ghm_keys(cfg, "MODEL.DARKNET")
     return DarkNet(
         input_shape.channels, keys.STEM_CHANNELS, tuple(keys.DEPTHS), keys.NORM, keys.FREEZE_AT
     )

@@ -12,6 +12,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import bce_loss
@@ -113,7 +114,7 @@ class GHMYOLOv3(DenseDetector):
     @classmethod
     def from_config(cls, cfg):
         check_trainer(cfg)
-        keys, backbone = cfg.MODEL.YOLOV3, build_backbone(cfg)
+        keys, backbone = ghm_keys(cfg, "MODEL.YOLOV3"), build_backbone(cfg)
         strides, in_channels = check_levels(keys, backbone.output_shape())
         generator = PriorGenerator(keys.ANCHORS, strides)
         levels = len(strides)

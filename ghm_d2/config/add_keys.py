@@ -1,0 +1,81 @@
+"""Adding this project's keys to a configuration that other projects add theirs to as well."""
+
+import logging
+
+from ghm_d2.config.keys import ghm_defaults
+from ghm_d2.errors import UsageError
+
+
+def add_ghm_config(cfg) -> None:
+    """Add this project's keys, with their defaults, to a Detectron2 `CfgNode`, in place.
+
+    A key that is there stays as it is, so that this may be called twice, and beside other projects'
+    functions of this kind. Call it after them: one that makes a group anew removes our keys in it.
+    Keys of our names that another project has given other defaults are logged.
+
+    Raises:
+        UsageError: another project has a value under the name of one of our groups.
+    """
+    theirs = _add_absent(cfg, ghm_defaults())
+    if theirs:
+        logging.getLogger(__name__).warning(
+            "ghm_d2 also reads these keys of another project, whose values stay: %s",
+            ", ".join(theirs),
+        )
+
+
+def ghm_keys(cfg, group: str):
+    """The `CfgNode` under `group`, such as "MODEL.FCOS", with all keys of ours and of our types.
+
+    Raises:
+        UsageError: another project's group of this name has replaced ours, or has a key of ours
+            with a value of another type, which must mean something else.
+    """
+    node, defaults = cfg, ghm_defaults()
+    for part in group.split("."):
+        node, defaults = node.get(part, {}), defaults[part]
+    for key, default in defaults.items():
+        if key not in node:
+            raise UsageError(
+                f"{group}.{key} is missing: call ghm_d2.config.add_ghm_config(cfg) after the "
+                "functions with which other projects add keys, and before a file is merged"
+            )
+        if not _fits(node[key], default):
+            raise UsageError(
+                f"{group}.{key} is {node[key]!r}, which another project may understand; set it to "
+                f"a {type(default).__name__}, such as {default!r}"
+            )
+    return node
+
+
+def _add_absent(node, ours, prefix: str = "") -> list[str]:
+    """Add the keys that are absent.
+
+    Returns:
+        the keys of another project whose value is not our default. Where no key of ours is
+        absent, what is there is ours, and may have been set since.
+    """
+    added, different = False, []
+    for key, value in ours.items():
+        name, group = f"{prefix}{key}", isinstance(value, dict)
+        if key not in node:
+            node[key] = type(ours)() if group else value
+            added |= not group
+        elif group != isinstance(node[key], dict):
+            raise UsageError(f"{name} is a value of another project, and a group of keys in ghm_d2")
+        elif not group and _as_list(node[key]) != _as_list(value):
+            different.append(f"{name} {node[key]!r} (ghm_d2: {value!r})")
+    inner = [
+        _add_absent(node[k], v, f"{prefix}{k}.") for k, v in ours.items() if isinstance(v, dict)
+    ]
+    return sum(inner, different if added else [])
+
+
+def _fits(value, default) -> bool:
+    if type(default) is float and type(value) is int:
+        return True
+    return type(_as_list(value)) is type(_as_list(default))
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, tuple) else value
