@@ -131,7 +131,9 @@ def check(data: Data, json: Json = False) -> None:
         value = {
             "errors": len(report.errors),
             "warnings": len(report.problems) - len(report.errors),
-            "problems": [asdict(problem) for problem in report.problems],
+            "problems": [
+                asdict(problem) | {"severity": problem.severity} for problem in report.problems
+            ],
             "splits": report.summary,
         }
         emit(value, as_json=json, human=lambda: _print_check(value))

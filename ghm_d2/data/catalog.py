@@ -25,6 +25,7 @@ DIGITS = "digits"
 MASK_FORMATS = ("polygon", "bitmask")
 # Annotation fields that Detectron2's loader would leave behind: experiments on noise need this one.
 _EXTRA_KEYS = ["noise"]
+_told: set[str] = set()  # warnings that this process has logged
 
 
 def resolve(name_or_folder: str, split: str) -> str:
@@ -85,8 +86,6 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     if not test or (need_train and not train):
         key = "DATASETS.TRAIN" if test else "DATASETS.TEST"
         raise UsageError(f"no data set: pass --dataset NAME|FOLDER or set {key}")
-    if len(test) > 1:
-        raise UsageError("DATASETS.TEST names one data set; ghm eval --dataset takes the others")
     names = tuple(resolve(name, "val") for name in test)
     cfg.DATASETS.TEST = names
     if need_train:
@@ -138,13 +137,20 @@ def classes_of(name: str) -> list[str]:
     return list(classes)
 
 
-def validate(name: str) -> None:
-    """Check a registered data set before training, without opening an image.
+def validate(name: str, use: str = "training") -> None:
+    """Check a registered data set before its use, without opening an image.
 
-    Raises: DataError with one line, the first fault and how many more: the JSON is missing,
-    malformed or empty; a category, box or field that Detectron2 or COCO's evaluation cannot use;
-    an image that is missing or outside the folder. Images without annotations are background.
+    What Detectron2 and COCO's evaluation drop or survive is logged, a line a kind with the
+    number of such faults; nothing is changed for it. Images without annotations are background.
     A data set without a COCO JSON has nothing to check here.
+
+    Args:
+        use: "training" or "evaluation"; the latter needs no annotations.
+
+    Raises:
+        DataError: one line, the first fault and how many more: the JSON is missing, malformed or
+            empty; a category, box or field that Detectron2 or COCO's evaluation cannot use; an
+            image that is missing or outside the folder.
     """
     from detectron2.data import MetadataCatalog
 
@@ -152,7 +158,10 @@ def validate(name: str) -> None:
     json_file = metadata.get("json_file")
     if json_file is None:
         return
-    validate_json(json_file, metadata.get("image_root", ""))
+    for line in validate_json(json_file, metadata.get("image_root", ""), use):
+        if line not in _told:
+            logger.warning(line)
+        _told.add(line)
 
 
 def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:
@@ -244,7 +253,7 @@ def _load(name: str, json_file: str, root: str) -> list[dict]:
     from detectron2.data.datasets import load_coco_json
 
     # Detectron2's loader fails on bad input by assertion or KeyError, naming no file.
-    validate(name)
+    validate(name, "evaluation")  # which needs less: whoever trains has validated before
     return load_coco_json(json_file, root, name, extra_annotation_keys=_EXTRA_KEYS)
 
 

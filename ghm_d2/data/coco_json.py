@@ -84,6 +84,16 @@ def box_fault(box: Any) -> str | None:
     return None
 
 
+def is_empty(box: Any) -> bool:
+    """Whether a box with a fault has no width or no height, and no other fault."""
+    return (
+        isinstance(box, list | tuple)
+        and len(box) == 4
+        and all(is_finite(v) for v in box)
+        and min(box[2], box[3]) == 0
+    )
+
+
 def outside(box: list[float], width: float, height: float) -> float:
     """By how many px an [x, y, w, h] box leaves the image; infinity where none of it is inside."""
     x, y, w, h = box
@@ -94,7 +104,7 @@ def outside(box: list[float], width: float, height: float) -> float:
 
 def hashable(value: Any) -> Any:
     """Something that can be looked up, whatever stood in the file."""
-    return value if isinstance(value, int | str) else repr(value)
+    return value if isinstance(value, int | float | str) else repr(value)
 
 
 def show_box(box) -> str:

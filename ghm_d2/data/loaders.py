@@ -68,7 +68,9 @@ class GHMDatasetMapper(DatasetMapper):
         try:
             if self.is_train:
                 objects = [a for a in annotations if not a.get("iscrowd", 0)]
-                self.augmentations.boxes = boxes_of(objects)
+                boxes = boxes_of(objects)
+                # without those that have no area, which are dropped once they are transformed
+                self.augmentations.boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
             return super().__call__(dataset_dict)
         except SizeMismatchError:
             error = "its size is not the one that the annotations give"

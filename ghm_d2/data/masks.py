@@ -88,6 +88,25 @@ def usable_polygons(segmentation: Any, width: int, height: int) -> list:
     return [] if mask_fault(usable, width, height) else usable
 
 
+def is_dropped(segmentation: Any) -> bool:
+    """Whether Detectron2's loader drops the object of a mask that has a fault.
+
+    It looks at the lengths of polygons alone, and packs the counts of an RLE that are a list.
+
+    Raises:
+        TypeError, ValueError, KeyError, OverflowError: it fails.
+    """
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            height, width = segmentation["size"]
+            runs = np.array(segmentation["counts"], np.uint32)
+            if type(height) is not int or type(width) is not int or runs.ndim != 1:
+                raise TypeError
+        return False
+    lengths = [len(part) for part in segmentation]
+    return not any(length >= 6 and length % 2 == 0 for length in lengths)
+
+
 def _numbers(values: list) -> np.ndarray | None:
     """An array of parsed JSON values; None where they are no numbers."""
     if not all(issubclass(kind, int | float) for kind in set(map(type, values))):

@@ -73,7 +73,7 @@ def pick(json_file: str, root: str, count: int) -> tuple[list, dict[int, str]]:
     step = max(1.0, len(entries) / count)
     chosen = [entries[int(i * step)] for i in range(min(count, len(entries)))]
     boxes: dict[int, list[dict]] = {image["id"]: [] for image in chosen}
-    for annotation in coco["annotations"] + coco.get("missing_annotations", []):
+    for annotation in coco.get("annotations", []) + coco.get("missing_annotations", []):
         image_id, category = annotation.get("image_id"), hashable(annotation.get("category_id"))
         if hashable(image_id) in boxes and not box_fault(annotation.get("bbox")):
             boxes[image_id].append(annotation | {"category_id": category})

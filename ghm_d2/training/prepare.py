@@ -57,8 +57,9 @@ def prepare(
     if resume and tuple(cfg.DATASETS.CLASS_NAMES) != classes:
         data = dataset or cfg.DATASETS.TRAIN[0]
         raise DataError(f"{data} has other classes than the run that is to be resumed")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        validate(name)
+    for use, names in (("training", cfg.DATASETS.TRAIN), ("evaluation", cfg.DATASETS.TEST)):
+        for name in names:
+            validate(name, use)
     choose_seed(cfg)
     return cfg
 
@@ -78,7 +79,8 @@ def prepare_evaluation(
     """
     cfg = prepare_detector(source, overrides, device)
     apply_to_config(cfg, dataset, need_train=False)
-    validate(cfg.DATASETS.TEST[0])
+    for name in cfg.DATASETS.TEST:
+        validate(name, "evaluation")
     return cfg
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -329,10 +330,50 @@ def test_a_part_that_is_no_polygon_stops_masks_alone(build, tmp_path, part):
     assert [len(item["annotations"]) for item in items] == [1, 1]
 
 
-def test_validate_refuses_a_hostile_mask(build, tmp_path):
+def test_a_hostile_mask_stops_masks_alone(build, tmp_path):
     folder = masked(build, tmp_path / "d", {"size": [10**6, 10**6], "counts": "x"})
+    validate(resolve(folder, "val"), "evaluation")
     with pytest.raises(DataError, match=r"c\.png: annotation 1: segmentation is an RLE of size"):
-        validate(resolve(folder, "val"))
+        apply_to_config(mask_cfg(), folder)
+
+
+def test_what_detectron2_survives_is_logged_once_with_its_count(build, tmp_path, caplog):
+    coco = build.coco(("a.png", "b.png", "c.png"))
+    for annotation in coco["annotations"][:2]:
+        annotation["bbox"] = [20, 4, 1.03, 0.0]
+    coco["annotations"][2] |= {"image_id": 77}
+    name = resolve(str(build.data(tmp_path / "d", train=coco)), "train")
+    for _ in range(2):
+        validate(name)
+    empty, unknown = [record.getMessage() for record in caplog.records]
+    assert re.search(r"train\.json: a\.png: annotation 1: box .*1 more such.*data check", empty)
+    assert "annotation 3: no image has the id 77" in unknown
+    assert [len(item["annotations"]) for item in DatasetCatalog.get(name)] == [1, 1, 0]
+
+
+def test_a_test_set_without_annotations_is_evaluated_and_not_trained_on(build, tmp_path):
+    coco = build.coco(("t.png",))
+    del coco["annotations"]
+    folder = build.data(tmp_path / "d", train=build.coco(), test=coco)
+    cfg = get_cfg()
+    apply_to_config(cfg, str(folder / "test.json"), need_train=False)
+    (name,) = cfg.DATASETS.TEST
+    validate(name, "evaluation")
+    assert [item["annotations"] for item in DatasetCatalog.get(name)] == [[]]
+    with pytest.raises(DataError, match=r"test\.json: no annotations, so that nothing can be"):
+        validate(name)
+
+
+def test_several_sets_can_be_evaluated(build, tmp_path):
+    folder = build.data(tmp_path / "d", train=build.coco(), val=build.coco(("c.png",)))
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (str(folder),), (str(folder), f"{folder}/train.json")
+    apply_to_config(cfg)
+    assert (f"{folder}/val.json", f"{folder}/train.json") == cfg.DATASETS.TEST
+    other = build.coco(("x.png",), categories=[{"id": 1, "name": "cow"}])
+    cfg.DATASETS.TEST += (str(build.data(tmp_path / "other", val=other)),)
+    with pytest.raises(DataError, match="different classes"):
+        apply_to_config(cfg)
 
 
 def test_locate_finds_the_splits_of_folders_and_names(build, tmp_path):

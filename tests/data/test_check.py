@@ -34,25 +34,30 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
     ("change", "kind", "severity", "words"),
     [
         ({"bbox": [3, 4, -5, 10]}, "bad-box", "error", "inverted or empty"),
-        ({"bbox": [3, 4, 0, 10]}, "bad-box", "error", "inverted or empty"),
+        ({"bbox": [3, 4, 0, -5]}, "bad-box", "error", "inverted or empty"),
+        ({"bbox": [3, 4, 1.03, 0.0]}, "empty-box", "warning", "leaves it out"),
         ({"bbox": [3, 4, float("nan"), 10]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, float("inf"), 10]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, 5]}, "bad-box", "error", "not four numbers"),
         ({"bbox": None}, "bad-box", "error", "not four numbers"),
         ({"bbox": [60, 4, 20, 10]}, "outside", "warning", "by 16 px outside the image of 64 x 48"),
-        ({"bbox": [70, 4, 20, 10]}, "outside", "error", "wholly outside"),
+        ({"bbox": [70, 4, 20, 10]}, "outside-box", "warning", "wholly outside"),
         ({"category_id": 3}, "unknown-category", "error", "unknown category 3"),
         ({"category_id": [1]}, "unknown-category", "error", "unknown category"),
         ({"ignore": 1}, "ignore-flag", "error", "refuses"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "bad-mask", "error", "three points"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "error", "finite"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "error", "far outside the image"),
+        ({"iscrowd": None}, "crowd-flag", "error", "None"),
+        ({"area": "9"}, "missing-field", "warning", "no number"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "lost-mask", "warning", "three points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "warning", "finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "warning", "far outside the image"),
         ({"segmentation": [TRIANGLE, [1, 2, 3, 4]]}, "bad-mask", "warning", "three points"),
-        ({"segmentation": [[1, 2, 3, 4], [5, 6]]}, "bad-mask", "error", "three points"),
+        ({"segmentation": [[1, 2, 3, 4], [5, 6]]}, "lost-mask", "warning", "three points"),
         ({"segmentation": [TRIANGLE, None]}, "bad-mask", "error", "three points"),
-        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-mask", "error", "size [9, 9]"),
-        ({"segmentation": {"size": [48, 64], "counts": "x"}}, "bad-mask", "error", "add up"),
-        ({"segmentation": "mask"}, "bad-mask", "error", "neither"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-mask", "warning", "size [9, 9]"),
+        ({"segmentation": {"size": [9], "counts": [81]}}, "bad-mask", "error", "size [9]"),
+        ({"segmentation": {"size": [48, 64], "counts": "x"}}, "bad-mask", "warning", "add up"),
+        ({"segmentation": {"size": [48, 64], "counts": [-1, 9]}}, "bad-mask", "error", "add up"),
+        ({"segmentation": 5}, "bad-mask", "error", "neither"),
     ],
 )
 def test_a_bad_annotation_is_named_with_its_image(build, tmp_path, change, kind, severity, words):
@@ -71,13 +76,26 @@ def test_masks_and_their_absence_are_no_problem(build, tmp_path):
     assert run(build.data(tmp_path / "d", train=coco), "train").problems == []
 
 
-@pytest.mark.parametrize("field", ["area", "iscrowd", "id"])
-def test_a_field_that_the_evaluation_needs_is_missed(build, tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "train", "val"),
+    [("area", "warning", "error"), ("iscrowd", "warning", "warning"), ("id", "error", "error")],
+)
+def test_a_missing_field_stops_what_needs_it(build, tmp_path, field, train, val):
     coco = build.coco()
     del coco["annotations"][0][field]
-    report = run(build.data(tmp_path / "d", train=coco), "train")
-    (problem,) = found(report)
-    assert problem[:2] == ("missing-field", "error") and f"lacks {field}" in problem[2]
+    for split, severity in (("train", train), ("val", val)):
+        report = run(build.data(tmp_path / "d", **{split: coco}), split)
+        (problem,) = found(report, "missing-field")
+        assert problem[1] == severity and f"lacks {field}" in problem[2]
+
+
+def test_a_set_without_annotations_can_be_evaluated_but_not_trained_on(build, tmp_path):
+    coco = build.coco()
+    del coco["annotations"]
+    for split, severity in (("train", "error"), ("test", "warning")):
+        report = run(build.data(tmp_path / "d", **{split: coco}), split)
+        assert ("empty", severity) in [(k, s) for k, s, _ in found(report)]
+        assert report.summary[split]["background"] == 2
 
 
 def test_images_that_are_missing_truncated_or_of_another_size(build, tmp_path):
@@ -140,7 +158,7 @@ def test_duplicates_in_the_json(build, tmp_path):
     kinds = {(k, s) for k, s, _ in found(run(build.data(tmp_path / "d", train=coco), "train"))}
     assert kinds == {
         ("duplicate-id", "error"),
-        ("duplicate-image", "error"),
+        ("duplicate-image", "warning"),
         ("duplicate-annotation", "warning"),
         ("annotation-id", "warning"),
     }
@@ -172,7 +190,7 @@ def test_categories_must_agree_and_be_used(build, tmp_path):
         ({"images": [{"id": 1, "file_name": "C:\\x.png"}]}, "file-name"),
         ({"images": [{"id": [1], "file_name": "a.png"}]}, "malformed"),
         ({"images": [{"id": 1, "file_name": "a.png", "width": 0, "height": 9}]}, "malformed"),
-        ({"images": [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}]}, "unknown-image"),
+        ({"annotations": [{"id": 1}]}, "unknown-image"),
     ],
 )
 def test_a_json_that_is_not_coco_is_reported(build, tmp_path, change, kind):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghm_d2.data import images
-from ghm_d2.data.checking.coco_faults import Problem, audit
+from ghm_d2.data.checking.coco_faults import NEITHER, Problem, audit
 from ghm_d2.data.coco_json import box_fault, hashable, load_json, safe_name
 from ghm_d2.errors import DataError
 
@@ -108,7 +108,7 @@ def _disagreements(split: str, name: str, entry: dict, probe: images.Probe) -> I
         yield Problem("size", split, name, detail)
     if probe.mode in _DEEP_MODES:
         detail = f"has {probe.mode} pixels: Detectron2 cuts them off at 255"
-        yield Problem("bit-depth", split, name, detail, "warning")
+        yield Problem("bit-depth", split, name, detail, NEITHER)
 
 
 def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
@@ -117,7 +117,7 @@ def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
         first_split, first = places[0]
         for split, name in places[1:]:
             if split == first_split:
-                yield Problem("duplicate-image", split, name, f"is a copy of {first}", "warning")
+                yield Problem("duplicate-image", split, name, f"is a copy of {first}", NEITHER)
             else:
                 detail = f"leaks: the same picture is in {first_split} as {first}"
                 yield Problem("leakage", split, name, detail)
@@ -133,12 +133,13 @@ def _between(summary: dict[str, dict]) -> Iterator[Problem]:
     for name, count in summary.get("train", {"per_class": {}})["per_class"].items():
         if not count:
             detail = f"no training box of category {name!r}"
-            yield Problem("unused-category", "train", "train.json", detail, "warning")
+            yield Problem("unused-category", "train", "train.json", detail, NEITHER)
 
 
 def _summary(coco: dict) -> dict:
     names = {hashable(c.get("id")): str(c.get("name")) for c in sorted(coco["categories"], key=_id)}
-    boxes = [a for a in coco["annotations"] if not box_fault(a.get("bbox"))]
+    annotations = coco.get("annotations", [])
+    boxes = [a for a in annotations if not box_fault(a.get("bbox"))]
     per_class = dict.fromkeys(names.values(), 0)
     for annotation in boxes:
         name = names.get(hashable(annotation.get("category_id")))
@@ -147,11 +148,11 @@ def _summary(coco: dict) -> dict:
     areas = Counter(
         next(size for size, limit in SIZES if a["bbox"][2] * a["bbox"][3] < limit) for a in boxes
     )
-    annotated = {hashable(a.get("image_id")) for a in coco["annotations"]}
+    annotated = {hashable(a.get("image_id")) for a in annotations}
     return {
         "images": len(coco["images"]),
         "background": sum(hashable(image.get("id")) not in annotated for image in coco["images"]),
-        "boxes": len(coco["annotations"]),
+        "boxes": len(annotations),
         "per_class": per_class,
         "sizes": {size: areas[size] for size, _ in SIZES},
     }

@@ -6,20 +6,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ghm_d2.data.coco_json import box_fault, hashable, outside, safe_name, show_box
-from ghm_d2.data.masks import mask_fault, usable_polygons
+from ghm_d2.data.coco_json import (
+    box_fault,
+    hashable,
+    is_empty,
+    is_finite,
+    outside,
+    safe_name,
+    show_box,
+)
+from ghm_d2.data.masks import is_dropped, mask_fault
 from ghm_d2.errors import DataError
+
+TRAINING, EVALUATION = ("training",), ("evaluation",)
+BOTH, NEITHER = TRAINING + EVALUATION, ()
+_NEEDED = ("images", "categories")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding. An "error" stops a training or falsifies it; a "warning" is worth a look."""
+    """One finding.
+
+    Attributes:
+        file: the image, or the JSON file where it concerns the whole.
+        stops: what it stops or silently falsifies: TRAINING, EVALUATION, BOTH or NEITHER.
+    """
 
     kind: str
     split: str
-    file: str  # the image, or the JSON file where it concerns the whole
+    file: str
     detail: str
-    severity: str = "error"
+    stops: tuple[str, ...] = BOTH
+
+    @property
+    def severity(self) -> str:
+        """ "error" where it stops what the split is for; else "warning", which is worth a look."""
+        use = "training" if self.split == "train" else "evaluation"
+        return "error" if use in self.stops else "warning"
 
     def __str__(self) -> str:
         return f"{self.file}: {self.detail}"
@@ -28,36 +51,41 @@ class Problem:
 def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     """Yield the problems of a parsed COCO JSON.
 
-    split: "train", "val" or "test": the latter may have no annotations.
-    json_name: what problems of the whole file are filed under.
+    split: "train", "val" or "test". json_name: what problems of the whole file are filed under.
     Covers what Detectron2's loader and COCO's evaluation need, which both fail late and without
-    a file name: ids, fields, categories, boxes, masks, names that leave the image folder.
+    a file name: ids, fields, categories, boxes, masks, names that leave the image folder. What
+    they drop or survive stops nothing: training and AP are then those of Detectron2 and COCO.
+    A test set's JSON may have no list of annotations.
     """
-    lists = ("images", "annotations", "categories")
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in lists):
-        yield Problem("malformed", split, json_name, f"lacks one of the lists {', '.join(lists)}")
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in _NEEDED):
+        yield Problem("malformed", split, json_name, f"lacks one of the lists {', '.join(_NEEDED)}")
         return
-    for key in lists:
-        if not all(isinstance(entry, dict) for entry in coco[key]):
+    annotations = coco.get("annotations", [])
+    if not isinstance(annotations, list):
+        yield Problem("malformed", split, json_name, "annotations must be a list")
+        return
+    for key in (*_NEEDED, "annotations"):
+        if not all(isinstance(entry, dict) for entry in coco.get(key, [])):
             yield Problem("malformed", split, json_name, f"{key} must hold objects only")
             return
     if not coco["images"]:
         yield Problem("empty", split, json_name, "no images")
-    elif not coco["annotations"]:
-        severity = "warning" if split == "test" else "error"
-        yield Problem("empty", split, json_name, "no annotations", severity)
+    elif not annotations:
+        detail = "no annotations, so that nothing can be trained, nor AP be computed"
+        yield Problem("empty", split, json_name, detail, TRAINING)
     yield from _categories(coco["categories"], split, json_name)
     yield from _images(coco["images"], split, json_name)
     images = {hashable(image.get("id")): image for image in coco["images"]}
     categories = {hashable(category.get("id")) for category in coco["categories"]}
-    for annotation in coco["annotations"]:
+    for annotation in annotations:
         image = images.get(hashable(annotation.get("image_id")))
         yield from _annotation(annotation, image, categories, split, json_name)
-    yield from _repeats(coco["annotations"], images, split, json_name)
+    yield from _repeats(annotations, images, split, json_name)
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: int | None = None) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and (least is None or value >= least)
 
 
 def _categories(categories: list[dict], split: str, file: str) -> Iterator[Problem]:
@@ -82,7 +110,7 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
         except DataError as error:
             yield Problem("file-name", split, file, str(error).removeprefix(f"{file}: "))
             continue
-        if not _whole(image.get("id"), 0):
+        if not _whole(image.get("id")):
             yield Problem("malformed", split, name, f"image id {image.get('id')!r:.40}: no integer")
         if not _whole(image.get("width"), 1) or not _whole(image.get("height"), 1):
             yield Problem("malformed", split, name, "width and height must be positive integers")
@@ -91,57 +119,81 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
     for image_id in (i for i, count in ids.items() if count > 1):
         yield Problem("duplicate-id", split, file, f"two images have the id {image_id}")
     for name in (n for n, count in names.items() if count > 1):
-        yield Problem("duplicate-image", split, str(name), f"is listed {names[name]} times")
+        detail = f"is listed {names[name]} times"
+        yield Problem("duplicate-image", split, str(name), detail, NEITHER)
 
 
 def _annotation(annotation: dict, image, categories: set, split: str, file: str):
     what = f"annotation {annotation.get('id')!r:.40}"
     if image is None:
         detail = f"{what}: no image has the id {annotation.get('image_id')!r:.40}"
-        yield Problem("unknown-image", split, file, detail)
+        stops = NEITHER if "image_id" in annotation else BOTH
+        yield Problem("unknown-image", split, file, detail, stops)
         return
     name = str(image.get("file_name"))
     if hashable(annotation.get("category_id")) not in categories:
         detail = f"{what}: unknown category {annotation.get('category_id')!r:.40}"
         yield Problem("unknown-category", split, name, detail)
-    lacking = [key for key in ("id", "area", "iscrowd") if key not in annotation]
-    if lacking:
-        detail = f"{what}: lacks {', '.join(lacking)}, which COCO evaluation needs"
-        yield Problem("missing-field", split, name, detail)
-    if annotation.get("ignore"):
-        yield Problem("ignore-flag", split, name, f'{what}: Detectron2 refuses "ignore"')
-    bbox = annotation.get("bbox")
+    for kind, detail, stops in _fields(annotation):
+        yield Problem(kind, split, name, f"{what}: {detail}", stops)
+    sides = image.get("width"), image.get("height")
+    known = all(_whole(side, 1) for side in sides)
+    mask = annotation.get("segmentation") if known else None
+    for kind, detail, stops in _mask(mask, *sides) if mask else ():  # [] and null are none
+        yield Problem(kind, split, name, f"{what}: {detail}", stops)
+    for kind, detail, stops in _box(annotation.get("bbox"), sides if known else None):
+        yield Problem(kind, split, name, f"{what}: {detail}", stops)
+
+
+def _fields(annotation: dict) -> Iterator[tuple]:
+    """(kind, detail, stops) for each fault of an annotation's id, area and flags."""
+    number = annotation.get("id")
+    if "id" not in annotation:
+        yield "missing-field", "lacks id, which Detectron2 and COCO's evaluation need", BOTH
+    elif not _whole(number, 0):
+        yield "annotation-id", "its id is no positive integer, as the evaluation needs", EVALUATION
+    if not is_finite(annotation.get("area")):
+        detail = "lacks area" if "area" not in annotation else "its area is no number"
+        yield "missing-field", f"{detail}, which COCO evaluation needs", EVALUATION
+    if "iscrowd" not in annotation:
+        yield "missing-field", "lacks iscrowd, which is taken as 0", NEITHER
+    elif not is_finite(annotation["iscrowd"]):
+        yield "crowd-flag", f"iscrowd is {annotation['iscrowd']!r:.40}, not 0 or 1", BOTH
+    if annotation.get("ignore", 0) != 0:
+        yield "ignore-flag", 'Detectron2 refuses "ignore"', BOTH
+
+
+def _box(bbox: Any, sides: tuple[int, int] | None) -> Iterator[tuple]:
+    """(kind, detail, stops) for a fault of a box; `sides` of its image, if they are known."""
     fault = box_fault(bbox)
-    if fault:
-        yield Problem("bad-box", split, name, f"{what}: {fault}")
-    if not _whole(image.get("width"), 1) or not _whole(image.get("height"), 1):
-        return
-    sides = image["width"], image["height"]
-    if not fault:
-        over = outside(bbox, *sides)
-        if over > 1:
-            size = f"{sides[0]} x {sides[1]}"
-            wholly = math.isinf(over)
-            by = "wholly" if wholly else f"by {over:.6g} px"
-            detail = f"{what}: box {show_box(bbox)} is {by} outside the image of {size}"
-            yield Problem("outside", split, name, detail, "error" if wholly else "warning")
-    mask = annotation.get("segmentation")
-    fault = mask_fault(mask, *sides) if mask else None  # [] and null stand for none
-    if fault and _is_partly_usable(mask, *sides):
-        detail = f"{what}: {fault}, beside parts that can be used; MODEL.MASK_ON refuses it"
-        yield Problem("bad-mask", split, name, detail, "warning")
+    if fault and is_empty(bbox):
+        yield "empty-box", f"box {show_box(bbox)} has no area; a training leaves it out", NEITHER
     elif fault:
-        yield Problem("bad-mask", split, name, f"{what}: {fault}")
+        yield "bad-box", fault, BOTH
+    if fault or sides is None:
+        return
+    over, where = outside(bbox, *sides), f"outside the image of {sides[0]} x {sides[1]}"
+    if math.isinf(over):
+        detail = f"box {show_box(bbox)} is wholly {where}; a training leaves it out"
+        yield "outside-box", detail, NEITHER
+    elif over > 1:
+        yield "outside", f"box {show_box(bbox)} is by {over:.6g} px {where}", NEITHER
 
 
-def _is_partly_usable(mask, width: int, height: int) -> bool:
-    """Whether Detectron2 loads a mask with a fault, and its box with it.
-
-    Its loader takes the length of every part, and drops an object that has no polygon.
-    """
-    if not isinstance(mask, list) or not all(isinstance(part, list) for part in mask):
-        return False
-    return bool(usable_polygons(mask, width, height))
+def _mask(mask: Any, width: int, height: int) -> Iterator[tuple]:
+    """(kind, detail, stops) for a fault of a mask."""
+    fault = mask_fault(mask, width, height)
+    if not fault:
+        return
+    try:
+        dropped = is_dropped(mask)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        yield "bad-mask", fault, BOTH
+        return
+    if dropped:
+        yield "lost-mask", f"{fault}; a training leaves the object out", NEITHER
+    else:
+        yield "bad-mask", f"{fault}; MODEL.MASK_ON refuses it", NEITHER
 
 
 def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> Iterator[Problem]:
@@ -150,7 +202,7 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
         yield Problem("duplicate-id", split, file, f"two annotations have the id {number}")
     if 0 in ids:
         detail = "annotation id 0: COCO's evaluation takes it for unmatched; count from 1"
-        yield Problem("annotation-id", split, file, detail, "warning")
+        yield Problem("annotation-id", split, file, detail, NEITHER)
     keys = ("image_id", "category_id", "bbox")
     same = Counter(
         tuple(hashable(annotation.get(key)) for key in keys) for annotation in annotations
@@ -159,4 +211,4 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
         if count > 1:
             detail = f"{count} annotations of category {category} with the same box {bbox:.60}"
             name = str(images.get(image_id, {}).get("file_name", file))
-            yield Problem("duplicate-annotation", split, name, detail, "warning")
+            yield Problem("duplicate-annotation", split, name, detail, NEITHER)
