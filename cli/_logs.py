@@ -56,8 +56,9 @@ def quiet() -> None:
     level = logging.CRITICAL if rank() else logging.ERROR
     for name in ("detectron2", "fvcore"):
         logging.getLogger(name).setLevel(level)
-    if rank():
-        logging.getLogger("ghm_d2").setLevel(level)  # rank 0 tells what is to be told
+    own = logging.getLogger("ghm_d2")
+    own.setLevel(level if rank() else logging.INFO)  # rank 0 tells what is to be told
+    own.handlers, own.propagate = [_Early()], False
     threading.excepthook = _log_failure
     logging.raiseExceptions = False  # a log on a full disk is not what a run ends for
 
