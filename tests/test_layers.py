@@ -58,10 +58,14 @@ def layer(module: str) -> str:
 
 
 def sources() -> dict[Path, str]:
-    """The text of every module of the package by its path from the root."""
+    """The text of every module of the package by its path from the root.
+
+    The files of configs/lazy are no modules: Detectron2's LazyConfig runs them.
+    """
     files = [
         file for folder in ("ghm_d2", "cli", "configs") for file in ROOT.glob(f"{folder}/**/*.py")
     ]
+    files = [file for file in files if file.parent != ROOT / "configs" / "lazy"]
     return {file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in files}
 
 

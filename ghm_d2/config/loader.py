@@ -137,6 +137,11 @@ def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
     if len(seen) > _MOST_BASES:
         raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files, one upon the other")
+    if file.suffix == ".py":
+        raise UsageError(
+            f"{file}: a Python file is for Detectron2's lazyconfig_train_net.py, and ghm executes "
+            "none; `ghm configs` lists YAML files"
+        )
     try:
         loaded = _parse(file)
         values = _count(loaded, {})

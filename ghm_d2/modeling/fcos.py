@@ -188,7 +188,7 @@ def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):
 
 
 def _build_head(keys, shapes) -> FCOSHead:
-    norm = _group_norm if keys.NORM == "GN" else keys.NORM
+    norm = group_norm if keys.NORM == "GN" else keys.NORM
     try:
         get_norm(norm, 1)
     except KeyError:
@@ -214,7 +214,7 @@ def _build_head(keys, shapes) -> FCOSHead:
     )
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """Detectron2's "GN", of 32 groups, and of fewer for 32 channels or no multiple of 32.
 
     Detectron2's heads make one of a single channel to look at, which PyTorch refuses of 32 groups;

@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from ghm_d2.config import list_configs, load_config
+from ghm_d2.config import add_ghm_config, config_text, find_config, list_configs, load_config
 from ghm_d2.data.catalog import apply_to_config
 from ghm_d2.data.loaders import GHMDatasetMapper
 from ghm_d2.errors import DataError, UsageError
@@ -74,6 +75,14 @@ def ignored_keys(name: str) -> list[str]:
     if name.startswith("coco/") and ("ssd" in name or "yolo" in name):
         keys.append("INPUT.AUGMENTATION ssd" if "ssd" in name else "INPUT.AUGMENTATION yolo")
     return keys
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_detectron2_reads_the_file_as_ghm_does(name):
+    cfg = get_cfg()
+    add_ghm_config(cfg)
+    cfg.merge_from_file(str(find_config(name)))
+    assert config_text(cfg) == config_text(load_config(name))
 
 
 @pytest.mark.parametrize("name", list_configs())
