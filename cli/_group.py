@@ -1,4 +1,4 @@
-"""Several processes: `ghm train --num-gpus N` starts torchrun, which starts `ghm train` N times."""
+"""Several processes: `--num-gpus N` starts torchrun, which starts the same command N times."""
 
 import json
 import logging
@@ -96,11 +96,14 @@ def end_if_hopeless() -> None:
             raise typer.Exit(row["exit_code"])
 
 
-def launch(group: Group, show_error: Callable[[str], None]) -> None:
+def launch(
+    group: Group, show_error: Callable[[str], None], remedy: str = "--resume continues"
+) -> None:
     """Run this very command under torchrun, in the processes of `group`, and wait for them.
 
     Args:
         show_error: is called with the message of the process that failed first.
+        remedy: what to do where a process was killed.
 
     Raises:
         UsageError: options that do not make a group.
@@ -123,7 +126,7 @@ def launch(group: Group, show_error: Callable[[str], None]) -> None:
     try:
         run.run(arguments)
     except ChildFailedError as error:
-        _tell_first(error.failures, show_error)
+        _tell_first(error.failures, show_error, remedy)
     except SignalException:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -150,7 +153,7 @@ def _set_environment(group: Group) -> None:
     os.environ[_SHOWS_ERRORS] = "1"
 
 
-def _tell_first(failures: dict, show_error: Callable[[str], None]) -> None:
+def _tell_first(failures: dict, show_error: Callable[[str], None], remedy: str) -> None:
     """Show the message of the process that failed first, and exit with its code."""
     spoken = [f for f in failures.values() if os.path.isfile(f.error_file)]
     killed = [f for f in failures.values() if f.exitcode < 0]
@@ -163,4 +166,4 @@ def _tell_first(failures: dict, show_error: Callable[[str], None]) -> None:
         raise typer.Exit(EXIT_INTERRUPTED)
     first = (killed or list(failures.values()))[0]
     how = f"was killed by signal {-first.exitcode}" if killed else f"ended with {first.exitcode}"
-    raise RunError(f"a process of the group (pid {first.pid}) {how}; --resume continues")
+    raise RunError(f"a process of the group (pid {first.pid}) {how}; {remedy}")

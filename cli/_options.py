@@ -18,6 +18,13 @@ Dataset = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto takes a GPU if it can.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+NumGPUs = Annotated[
+    int, typer.Option(help="Processes on this machine, one a GPU; with --device cpu on cores.")
+]
+NumMachines = Annotated[int, typer.Option(help="Start the same command on each.")]
+Rdzv = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet: on one of them.")
+]
 # so that negative values of overrides are not taken for options
 PASS_UNKNOWN = {"ignore_unknown_options": True}
 

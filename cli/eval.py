@@ -1,6 +1,7 @@
 """ghm eval."""
 
-from dataclasses import asdict
+import signal
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,19 @@ import typer
 
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
-from ._console import emit, out, tell, user_errors
-from ._options import Dataset, Device, Json, Overrides, check_overrides, make_folder
+from ._console import emit, out, show_error, tell, user_errors
+from ._group import Group, launch, rank
+from ._options import (
+    Dataset,
+    Device,
+    Json,
+    NumGPUs,
+    NumMachines,
+    Overrides,
+    Rdzv,
+    check_overrides,
+    make_folder,
+)
 
 
 def evaluate(
@@ -20,56 +32,129 @@ def evaluate(
     ] = None,
     dataset: Dataset = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the record, the detections and pictures.")
+        Path | None,
+        typer.Option(
+            help="Folder for the record, the detections and pictures. Results of a data set "
+            "without annotations go beside the weights by default, the rest nowhere."
+        ),
     ] = None,
     device: Device = "auto",
+    num_gpus: NumGPUs = 1,
+    num_machines: NumMachines = 1,
+    rdzv: Rdzv = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained detector with COCO's AP."""
+    """Evaluate a trained detector with COCO's AP, on each data set of DATASETS.TEST.
+
+    Of a data set without annotations, such as coco_2017_test-dev, it writes the results file that
+    COCO's server takes; of LVIS it computes LVIS's AP.
+    """
     with user_errors():
-        _evaluate(weights, overrides or [], config, dataset, output, device, as_json)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C from the start on
+        group = Group(num_gpus, num_machines, rdzv)
+        if group.wanted:
+            launch(group, show_error, "run the command again")
+            return
+        done = _evaluate(weights, overrides or [], config, dataset, output, device)
+        if done:
+            _show(done, output, as_json)
 
 
-def _evaluate(weights, overrides, config, dataset, output, device, as_json) -> None:
+@dataclass
+class _Done:
+    """What was found and written; `results` is a line and its files for each set without truth."""
+
+    record: object
+    results: list[tuple[str, list[Path]]] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+
+
+def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | None:
+    """None on ranks other than 0."""
     from ._logs import quiet
+    from ._progress import progress
 
     quiet()  # before anything that warns is imported
     from ghm_d2.data.catalog import data_label
+    from ghm_d2.data.registered import has_annotations, set_name
     from ghm_d2.describe import describe_run, peak_memory_mb
-    from ghm_d2.files import write_json
     from ghm_d2.inference.evaluate import evaluate
     from ghm_d2.inference.load import config_source, load_detector
-    from ghm_d2.inference.predict import draw_beside_truth
-    from ghm_d2.reports.tables import per_class, run_results, terminal_table
-    from ghm_d2.training.prepare import prepare_evaluation
-
-    from ._progress import progress
+    from ghm_d2.training.distributed import lost_peers, process_group
+    from ghm_d2.training.prepare import pick_device, prepare_evaluation
 
     check_overrides(overrides)
     if output:
         make_folder(output)
     source = config_source(weights, config)
-    cfg = prepare_evaluation(source, overrides, dataset=dataset, device=device)
-    name = cfg.DATASETS.TEST[0]
-    model = load_detector(cfg, weights)
-    with progress() as shown:
-        result = evaluate(model, cfg, name, shown)
-    record = describe_run(cfg, model, data_label(name))
-    record.metrics, record.per_class = result.metrics, result.per_class
-    record.mask_metrics = result.mask_metrics
-    record.ms_per_image = result.ms_per_image
+    with progress() as shown, process_group(pick_device(device)):
+        cfg = prepare_evaluation(source, overrides, dataset=dataset, device=device)
+        names = cfg.DATASETS.TEST
+        if not output and rank() == 0 and not all(map(has_annotations, names)):
+            make_folder(weights.parent, "--output is not given, and the weights' folder")
+        model = load_detector(cfg, weights)
+        with lost_peers():
+            found = {name: evaluate(model, cfg, name, shown) for name in names}
+    if rank() > 0:
+        return None
+    first, *others = names
+    record = describe_run(cfg, model, data_label(first))
+    record.metrics, record.per_class = found[first].metrics, found[first].per_class
+    record.mask_metrics = found[first].mask_metrics
+    record.ms_per_image = found[first].ms_per_image
     record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
+    if others:
+        record.evaluated_on = set_name(first)
+        record.other_sets = [found[n].figures(n) for n in others if found[n].metrics]
+    return _written(record, found, weights, output)
+
+
+def _written(record, found, weights: Path, output: Path | None) -> _Done:
+    """What `_evaluate` ends with, its files written.
+
+    Args:
+        found: an `Evaluation` for each data set; those of the first lie in `output` itself.
+    """
+    from ghm_d2.data.registered import set_name
+    from ghm_d2.files import write_json
+    from ghm_d2.inference.predict import draw_beside_truth
+    from ghm_d2.inference.results_file import submission_hint, write_results
+
+    done = _Done(record)
+    for number, (name, result) in enumerate(found.items()):
+        if not result.metrics:
+            label = weights.resolve().parent.name
+            files = write_results(output or weights.parent, name, label, result.detections)
+            done.results.append((submission_hint(name, files), files))
+        elif output:
+            below = f"{set_name(name)}/" if number else ""
+            make_folder(output / below)
+            write_json(output / below / DETECTIONS_FILE, result.detections)
+            draw_beside_truth(name, result.detections, output / below / PICTURE_FILE)
+            done.written += [below + DETECTIONS_FILE, below + PICTURE_FILE]
     if output:
         record.write(output, EVALUATION_FILE)
-        write_json(output / DETECTIONS_FILE, result.detections)
-        draw_beside_truth(name, result.detections, output / PICTURE_FILE)
+        done.written.insert(0, EVALUATION_FILE)
+    return done
+
+
+def _show(done: _Done, output: Path | None, as_json: bool) -> None:
+    from ghm_d2.reports.tables import MOST_CLASSES, per_class, run_results, terminal_table
+
+    record = done.record
 
     def human():
-        out.print(
-            terminal_table(run_results(record), f"{name}, {record.ms_per_image:.1f} ms/image")
-        )
-        out.print(terminal_table(per_class(record)))
+        if record.metrics or record.other_sets:
+            name = record.evaluated_on or record.dataset
+            out.print(
+                terminal_table(run_results(record), f"{name}, {record.ms_per_image:.1f} ms/image")
+            )
+        if 0 < len(record.per_class) <= MOST_CLASSES:
+            out.print(terminal_table(per_class(record)))
+        for line, _ in done.results:
+            tell(line)
         if output:
-            tell(f"{output}: {EVALUATION_FILE}, {DETECTIONS_FILE}, {PICTURE_FILE}")
+            tell(f"{output}: {', '.join(done.written)}")
 
-    emit(asdict(record), as_json=as_json, human=human)
+    files = [str(file) for _, files in done.results for file in files]
+    emit(asdict(record) | {"results_files": files}, as_json=as_json, human=human)

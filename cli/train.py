@@ -23,7 +23,17 @@ from ghm_d2.run_folder import (
 
 from ._console import emit, out, show_error, tell, user_errors
 from ._group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
-from ._options import Dataset, Device, Json, Overrides, check_overrides, make_folder
+from ._options import (
+    Dataset,
+    Device,
+    Json,
+    NumGPUs,
+    NumMachines,
+    Overrides,
+    Rdzv,
+    check_overrides,
+    make_folder,
+)
 
 
 def train(
@@ -59,13 +69,9 @@ def train(
             "takes under 5 % of the training's time.",
         ),
     ] = None,
-    num_gpus: Annotated[
-        int, typer.Option(help="Processes on this machine, one a GPU; with --device cpu on cores.")
-    ] = 1,
-    num_machines: Annotated[int, typer.Option(help="Start the same command on each.")] = 1,
-    rdzv: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet: on one of them.")
-    ] = None,
+    num_gpus: NumGPUs = 1,
+    num_machines: NumMachines = 1,
+    rdzv: Rdzv = None,
     max_restarts: Annotated[
         int, typer.Option(help="Times to go on from the last checkpoint when a process is killed.")
     ] = 0,
@@ -195,13 +201,14 @@ def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
 
 
 def _show(record, folder: Path, as_json: bool) -> None:
-    from ghm_d2.reports.tables import per_class, run_results, terminal_table
+    from ghm_d2.reports.tables import MOST_CLASSES, per_class, run_results, terminal_table
 
     def human():
         out.print(
             terminal_table(run_results(record), f"{record.dataset}, {record.iterations} iterations")
         )
-        out.print(terminal_table(per_class(record)))
+        if len(record.per_class) <= MOST_CLASSES:
+            out.print(terminal_table(per_class(record)))
         best = FINAL_WEIGHTS
         if record.best:
             best = BEST_WEIGHTS

@@ -17,6 +17,7 @@ from ghm_d2.run_folder import RUN_FILE
 COMPARISON_FILE = "comparison.json"
 TABLE_FILE = "runs.jsonl"  # a `RunsTable`
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LVIS_COLUMNS = ("APr", "APc", "APf")  # of its rare, common and frequent classes
 # Limits of a stranger's file: it must not take all memory, and sums of its numbers must be finite
 _MOST_BYTES = 2**26
 _LARGEST = 10**15
@@ -34,6 +35,19 @@ class Schedule:
     batch: Int  # images a step, of all processes together
     decay: list[Int]  # iterations at which the learning rate falls
     sizes: list[Int]  # lengths of an image's shorter side in training, px
+
+
+@dataclass
+class SetFigures:
+    """What an evaluation found on a data set after the first of DATASETS.TEST.
+
+    Figures are as in `RunRecord`.
+    """
+
+    dataset: str  # such as "coco_2017_val", or "my_folder/test"
+    metrics: dict[str, Number | None] = field(default_factory=dict)
+    per_class: dict[str, Number | None] = field(default_factory=dict)
+    mask_metrics: dict[str, Number | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,9 +73,10 @@ class RunRecord:
     ms_per_image: Number | None = None  # inference alone, without loading
     peak_memory_mb: Number | None = None  # on the device; on a CPU of the whole process
     train_seconds: Number | None = None  # without evaluations
-    metrics: dict[str, Number | None] = field(default_factory=dict)  # keys AP_COLUMNS
+    # keys AP_COLUMNS, of LVIS data LVIS_COLUMNS too; of the first data set of DATASETS.TEST
+    metrics: dict[str, Number | None] = field(default_factory=dict)
     per_class: dict[str, Number | None] = field(default_factory=dict)  # AP by class name
-    # mask AP, keys AP_COLUMNS; empty for detectors without masks. `metrics` has box AP
+    # mask AP, keys as in `metrics`; empty for detectors without masks. `metrics` has box AP
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
     best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # why a run did not finish: "diverged at iteration 312: ..."
@@ -73,6 +88,8 @@ class RunRecord:
     world_size: Int = 1  # processes that trained together
     # as configured; `iterations` says how many were done. None in records of earlier versions
     schedule: Schedule | None = None
+    evaluated_on: str = ""  # the first data set of DATASETS.TEST, where there are others
+    other_sets: list[SetFigures] = field(default_factory=list)  # in the order of DATASETS.TEST
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""

@@ -13,6 +13,7 @@ LAST_CHECKPOINT = "last_checkpoint"  # holds the name of the checkpoint to resum
 CHECKPOINTS = "model_[0-9]*.pth"  # a pattern: the number is the last iteration done
 FINAL_WEIGHTS, BEST_WEIGHTS = "model_final.pth", "model_best.pth"
 PICTURE_FILE = "detections.png"
+RESULTS_FILES = "detections_*_results.json"  # a pattern: for servers, of sets without annotations
 ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
 
 # `ghm eval --output` writes these into a folder of its own, beside PICTURE_FILE
@@ -32,6 +33,7 @@ WRITTEN_BY_TRAINING = (
     FINAL_WEIGHTS,
     BEST_WEIGHTS,
     PICTURE_FILE,
+    RESULTS_FILES,
     ANALYSIS_FILE,
     WORST_FILE,
 )

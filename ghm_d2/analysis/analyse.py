@@ -27,6 +27,7 @@ from ghm_d2.analysis.samples import (
     training_copy,
     training_items,
 )
+from ghm_d2.data.registered import category_ids
 from ghm_d2.files import write_atomically, write_text
 from ghm_d2.inference.confusion import (
     IOU,
@@ -78,7 +79,7 @@ def analyse(
     found |= _precision_recall(evaluation.precision)
     metadata, items = MetadataCatalog.get(name), DatasetCatalog.get(name)
     best = best_detections(items, evaluation.detections)
-    matrix, errors = confuse(items, best, metadata.thing_dataset_id_to_contiguous_id)
+    matrix, errors = confuse(items, best, category_ids(name))
     worst = worst_images(errors)
     found["confusion"] = {
         "iou": IOU,

@@ -1,27 +1,30 @@
-"""COCO evaluation, through faster-coco-eval."""
+"""COCO evaluation, through faster-coco-eval; of LVIS see lvis.py."""
 
-import itertools
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from faster_coco_eval import COCO, COCOeval_faster
 
 from ghm_d2.config.detectors import with_masks
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.data.registered import is_lvis, require_lvis, set_name
 from ghm_d2.files import finite_or_none
+from ghm_d2.inference.results_file import with_dataset_ids
 from ghm_d2.progress import Progress
-from ghm_d2.records import AP_COLUMNS
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, SetFigures
 
 
 @dataclass
 class Evaluation:
     """AP figures in percent (None where undefined), the detections, and the speed.
 
+    Figures are empty where the data set has no annotations, and on ranks other than 0.
+
     Attributes:
-        metrics, per_class: of boxes.
+        metrics, per_class: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` of an LVIS data set.
         mask_metrics: of masks, with the keys of `metrics`; empty where the detector has none.
         precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
             each class, boxes of all sizes; -1 for a class without a box. None without truth.
@@ -34,6 +37,11 @@ class Evaluation:
     mask_metrics: dict[str, float | None] = field(default_factory=dict)
     precision: np.ndarray | None = field(default=None, repr=False)
 
+    def figures(self, dataset_name: str) -> SetFigures:
+        """The figures alone, as a record has them of one data set among several."""
+        name = set_name(dataset_name)
+        return SetFigures(name, self.metrics, self.per_class, self.mask_metrics)
+
 
 class FasterCOCOEvaluator(COCOEvaluator):
     """Detectron2's evaluator of boxes, and masks, whose AP is computed by faster-coco-eval.
@@ -44,13 +52,11 @@ class FasterCOCOEvaluator(COCOEvaluator):
     def __init__(self, dataset_name: str, distributed: bool = True, masks: bool = False):
         tasks = ("bbox", "segm") if masks else ("bbox",)
         super().__init__(dataset_name, tasks=tasks, distributed=distributed, use_fast_impl=False)
+        self._name = dataset_name
+        self._do_evaluation = bool(self._coco_api.dataset.get("annotations"))
 
     def _eval_predictions(self, predictions, img_ids=None):
-        detections = list(itertools.chain(*[p["instances"] for p in predictions]))
-        to_dataset_id = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
-        for detection in detections:
-            detection["category_id"] = to_dataset_id[detection["category_id"]]
-        self.detections = detections
+        self.detections = detections = with_dataset_ids(predictions, self._name)
         if not self._do_evaluation:
             return
         names = self._metadata.get("thing_classes")
@@ -79,16 +85,17 @@ def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COC
 def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
     """Run `model` over the whole data set `dataset_name` and compute COCO's AP of what it finds.
 
-    AP of boxes, and of masks where the detector has some.
+    AP of boxes, and of masks where the detector has some; LVIS's own AP of an LVIS data set.
 
     The model is left in the mode (training or evaluation) it was in. The ranks of a group share
     the images, each of which is seen once; only rank 0 gets figures and detections.
 
     Raises:
         DataError: an image cannot be read.
+        UsageError: an LVIS data set, and the package lvis is not installed.
     """
     masks = with_masks(cfg)
-    evaluator = FasterCOCOEvaluator(dataset_name, masks=masks)
+    evaluator = _evaluator(dataset_name, masks)
     evaluator.reset()
     loader = build_test_loader(cfg, dataset_name)
     was_training = model.training
@@ -105,20 +112,30 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
             evaluator.process(batch, outputs)
     finally:
         model.train(was_training)
-    everything = evaluator.evaluate()
-    results = everything.get("bbox", {})
+    everything = evaluator.evaluate() or {}
+    boxes = everything.get("bbox", {})
     return Evaluation(
-        metrics=_metrics(results),
-        mask_metrics=_metrics(everything.get("segm", {})) if masks else {},
-        per_class=_per_class(results, evaluator._metadata.thing_classes),
+        metrics=_metrics(boxes),
+        mask_metrics=_metrics(everything.get("segm", {})),
+        per_class=_per_class(boxes, evaluator._metadata.thing_classes) if boxes else {},
         ms_per_image=1000 * sorted(seconds)[len(seconds) // 2] if seconds else None,
         detections=getattr(evaluator, "detections", []),
         precision=getattr(evaluator, "precision", None),
     )
 
 
+def _evaluator(dataset_name: str, masks: bool) -> DatasetEvaluator:
+    if not is_lvis(dataset_name):
+        return FasterCOCOEvaluator(dataset_name, masks=masks)
+    require_lvis(dataset_name)
+    from ghm_d2.inference.lvis import FederatedEvaluator
+
+    return FederatedEvaluator(dataset_name, masks=masks)
+
+
 def _metrics(results: dict[str, float]) -> dict[str, float | None]:
-    return {name: finite_or_none(results.get(name, float("nan"))) for name in AP_COLUMNS}
+    columns = (*AP_COLUMNS, *(name for name in LVIS_COLUMNS if name in results)) if results else ()
+    return {name: finite_or_none(results.get(name, float("nan"))) for name in columns}
 
 
 def _per_class(results: dict[str, float], names: list[str]) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ghm_d2.data.augment import build_augmentations
 from ghm_d2.data.images import read_image
+from ghm_d2.data.registered import category_ids
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.errors import DataError
 from ghm_d2.inference.confusion import best_detections
@@ -97,7 +98,7 @@ def sheet_beside_truth(
         DataError: a picture cannot be decoded.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    to_dataset_id = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    to_dataset_id = {number: own for own, number in category_ids(dataset_name).items()}
     names = {to_dataset_id[i]: name for i, name in enumerate(metadata.thing_classes)}
     masks = any("segmentation" in d for d in detections)
     pictures = []

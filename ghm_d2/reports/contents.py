@@ -51,8 +51,10 @@ def _results(report: Report) -> list[Block]:
     if any(row.published for row in report.rows):
         text += " Published rows are other people's, of the same method, network and schedule."
     notes = [progress_of(report.study), *report.study.notes]
-    table = tables.results_table(report.rows)
-    return [table, Text(text, "note"), *(Text(note) for note in notes)]
+    blocks: list[Block] = [tables.results_table(report.rows), Text(text, "note")]
+    for name, table in tables.other_sets_tables(report.rows).items():
+        blocks += [Text(f"On {name}:"), table]
+    return [*blocks, *(Text(note) for note in notes)]
 
 
 def _differences(report: Report) -> list[Block]:

@@ -81,6 +81,10 @@ def _estimates(values: dict[str, Estimate]) -> dict[str, Any]:
 
 def _row_json(row: Row) -> dict[str, Any]:
     side = row.side
+    other_sets = {
+        name: _estimates(ap) | ({"masks": _estimates(masks)} if masks else {})
+        for name, (ap, masks) in row.other_sets.items()
+    }
     return {
         "side": side.name,
         "method": side.method,
@@ -89,6 +93,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "planned": len(side.runs),
         **_estimates(row.ap),
         **({"masks": _estimates(row.mask_ap)} if row.mask_ap else {}),
+        **({"other_sets": other_sets} if other_sets else {}),
         "published": [asdict(published) for published in row.published],
     }
 

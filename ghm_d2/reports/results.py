@@ -1,9 +1,9 @@
 """A study's numbers: means of each side, paired differences, costs, and the weight of noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ghm_d2.records import AP_COLUMNS, Pair, RunRecord
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, Pair, RunRecord, SetFigures
 from ghm_d2.reports.published import Published, published_for
 from ghm_d2.reports.runs import SideRuns, part
 from ghm_d2.reports.statistics import Estimate, estimate, paired_difference, verdict
@@ -34,9 +34,11 @@ COSTS: dict[str, Callable[[RunRecord], float | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A side's results: an estimate for each of `AP_COLUMNS` and `COSTS`, of its finished runs.
+    """A side's results: an estimate for each AP figure and each of `COSTS`, of its finished runs.
 
-    ap, published: of boxes. mask_ap: of masks, empty where the detector has none.
+    ap, published: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` where the data are LVIS.
+    mask_ap: of masks, with the same keys; empty where the detector has none. other_sets: the two
+    on each data set that was evaluated after the first.
     """
 
     side: SideRuns
@@ -44,6 +46,7 @@ class Row:
     cost: dict[str, Estimate]
     published: list[Published]
     mask_ap: dict[str, Estimate]
+    other_sets: dict[str, tuple[dict[str, Estimate], dict[str, Estimate]]]
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,30 @@ class NoiseRow:
 def row_of(side: SideRuns) -> Row:
     """The results of `side`."""
     records = [run.record for run in side.finished if run.record]
-    masks = [record.mask_metrics for record in records if record.mask_metrics]
+    others = [figures for record in records for figures in record.other_sets]
+    by_set = {f.dataset: [g for g in others if g.dataset == f.dataset] for f in others}
+    ap, mask_ap = _ap_of(records)
     return Row(
         side,
-        {column: estimate(side.values(column).values()) for column in AP_COLUMNS},
+        ap,
         {name: estimate(map(cost, records)) for name, cost in COSTS.items()},
         published_for(records[0]) if records else [],
-        {c: estimate(metrics.get(c) for metrics in masks) for c in AP_COLUMNS if masks},
+        mask_ap,
+        {name: _ap_of(figures) for name, figures in by_set.items()},
+    )
+
+
+def _ap_of(
+    found: Sequence[RunRecord | SetFigures],
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """The AP of boxes, and of masks, over the seeds."""
+    boxes = [figures.metrics for figures in found]
+    masks = [figures.mask_metrics for figures in found if figures.mask_metrics]
+    lvis = [name for name in LVIS_COLUMNS if any(name in metrics for metrics in boxes)]
+    columns = (*AP_COLUMNS, *lvis)
+    return (
+        {c: estimate(metrics.get(c) for metrics in boxes) for c in columns},
+        {c: estimate(metrics.get(c) for metrics in masks) for c in columns if masks},
     )
 
 

@@ -1,12 +1,13 @@
 """All tables: of single runs, and of a comparison; each is a `Table` that any form can show."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import rich.table
 from rich.markup import escape
 
 from ghm_d2.errors import printable
-from ghm_d2.records import AP_COLUMNS, RunRecord, Trial
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, SetFigures, Trial
 from ghm_d2.reports.answer import interval, signed
 from ghm_d2.reports.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
@@ -26,7 +27,9 @@ COST_COLUMNS = (
     ("Loss, % of the iteration", "loss_share", 100, 1),
     ("Variation of loss_cls", "loss_variation", 1, 3),
 )
+LVIS_HEADERS = ("AP_r", "AP_c", "AP_f")
 DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
+MOST_CLASSES = 100  # whose AP a terminal shows; LVIS has 1203
 
 
 def terminal_table(table: Table, title: str = "") -> rich.table.Table:
@@ -44,28 +47,43 @@ def terminal_table(table: Table, title: str = "") -> rich.table.Table:
 
 
 def run_results(record: RunRecord) -> Table:
-    """One run, in the published column order; a second row has the masks where there are some."""
-    rows = [(record.method, record.metrics)]
-    if record.mask_metrics:
-        rows = [
-            (f"{record.method} (boxes)", record.metrics),
-            (f"{record.method} (masks)", record.mask_metrics),
-        ]
-    cells = [
-        (name, record.network, *(_number(metrics.get(c)) for c in AP_COLUMNS))
-        for name, metrics in rows
-    ]
-    return Table(HEADERS, cells, text_columns=2)
+    """One run, in the published column order; see `_run_rows`."""
+    columns, headers = _columns([record])
+    return Table((*HEADERS[:2], *headers), _run_rows(record, columns), text_columns=2)
 
 
 def runs_table(records: Mapping[str, RunRecord]) -> Table:
     """`run_results` of each run, then its data, seed, iterations, time and name."""
+    columns, headers = _columns(records.values())
     rows = []
     for name, record in records.items():
         minutes = None if record.train_seconds is None else record.train_seconds / 60
         facts = (record.dataset, str(record.seed), str(record.iterations), _number(minutes), name)
-        rows += [(*row, *facts) for row in run_results(record).rows]
-    return Table(RUN_HEADERS, rows, text_columns=len(RUN_HEADERS))
+        rows += [(*row, *facts) for row in _run_rows(record, columns)]
+    headers = (*HEADERS[:2], *headers, *RUN_HEADERS[len(HEADERS) :])
+    return Table(headers, rows, text_columns=len(headers))
+
+
+def _columns(records: Iterable[RunRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The AP columns of records, and their headers: LVIS's too where a record has them."""
+    figures = [each.metrics for record in records for each in (record, *record.other_sets)]
+    if any(name in metrics for metrics in figures for name in LVIS_COLUMNS):
+        return (*AP_COLUMNS, *LVIS_COLUMNS), (*HEADERS[2:], *LVIS_HEADERS)
+    return AP_COLUMNS, HEADERS[2:]
+
+
+def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """A row for each data set that the run was evaluated on, a second one for masks."""
+    first = SetFigures(record.evaluated_on, record.metrics, record.per_class, record.mask_metrics)
+    rows = []
+    for figures in (first, *record.other_sets):
+        name = f"{record.method}, {figures.dataset}" if figures.dataset else record.method
+        named = {name: figures.metrics}
+        if figures.mask_metrics:
+            named = {f"{name} (boxes)": figures.metrics, f"{name} (masks)": figures.mask_metrics}
+        for words, metrics in named.items():
+            rows.append((words, record.network, *(_number(metrics.get(c)) for c in columns)))
+    return rows
 
 
 def per_class(record: RunRecord) -> Table:
@@ -78,34 +96,49 @@ def results_table(rows: list[Row]) -> Table:
 
     A side with masks has a second row, of their AP.
     """
-    best = _best([row.ap for row in rows])
-    best_masks = _best([row.mask_ap for row in rows if row.mask_ap])
+    columns = tuple(dict.fromkeys(column for row in rows for column in row.ap))
+    best = _best([row.ap for row in rows], columns)
+    best_masks = _best([row.mask_ap for row in rows if row.mask_ap], columns)
     cells = []
     for row in rows:
-        name = row.side.name
-        cells.append(_result(f"{name} (boxes)" if row.mask_ap else name, row.side, row.ap, best))
+        name = f"{row.side.name} (boxes)" if row.mask_ap else row.side.name
+        cells.append(_result(name, row.side, row.ap, best))
         for published in row.published:
             values = [f"{ap:.1f}" for ap in published.ap]
-            values += ["-"] * (len(AP_COLUMNS) - len(values))
+            values += ["-"] * (len(columns) - len(values))
             cells.append((f"published: {published.source}", published.network, *values, "-"))
         if row.mask_ap:
-            cells.append(_result(f"{name} (masks)", row.side, row.mask_ap, best_masks))
-    return Table((*HEADERS, "Seeds"), cells, text_columns=2)
+            cells.append(_result(f"{row.side.name} (masks)", row.side, row.mask_ap, best_masks))
+    lvis = LVIS_HEADERS if set(columns) > set(AP_COLUMNS) else ()
+    return Table((*HEADERS, *lvis, "Seeds"), cells, text_columns=2)
 
 
-def _best(rows: list[dict[str, Estimate]]) -> dict[str, str]:
-    """The highest mean of each column, as it is shown: what looks alike is equally good."""
-    means = {c: [m for ap in rows if (m := ap[c].mean) is not None] for c in AP_COLUMNS}
-    return {c: _number(max(values)) for c, values in means.items() if len(values) > 1}
+def other_sets_tables(rows: list[Row]) -> dict[str, Table]:
+    """`results_table` of each data set that was evaluated after the first, by its name."""
+    names = dict.fromkeys(name for row in rows for name in row.other_sets)
+    tables = {}
+    for name in names:
+        there = [(row, *row.other_sets[name]) for row in rows if name in row.other_sets]
+        alone = [replace(row, ap=ap, mask_ap=masks, published=[]) for row, ap, masks in there]
+        tables[name] = results_table(alone)
+    return tables
+
+
+def _best(rows: list[dict[str, Estimate]], columns: tuple[str, ...]) -> dict[str, str]:
+    """Each column's highest mean as it is shown, since what looks alike is equally good; "" where
+    there are not two to compare.
+    """
+    means = {c: [m for ap in rows if c in ap and (m := ap[c].mean) is not None] for c in columns}
+    return {c: _number(max(values)) if len(values) > 1 else "" for c, values in means.items()}
 
 
 def _result(
     name: str, side: SideRuns, ap: dict[str, Estimate], best: dict[str, str]
 ) -> tuple[str, ...]:
     figures = []
-    for column in AP_COLUMNS:
-        text = mean_with_n(ap[column], side)
-        is_best = ap[column].n and _number(ap[column].mean) == best.get(column)
+    for column, highest in best.items():
+        text = mean_with_n(ap[column], side) if column in ap else "-"
+        is_best = column in ap and ap[column].n and _number(ap[column].mean) == highest
         figures.append(Best(text) if is_best else text)
     done = f"{len(side.finished)} of {len(side.runs)}"
     return name, side.network or "-", *figures, done

@@ -9,7 +9,7 @@ from typing import Any
 
 from ghm_d2.errors import UsageError
 from ghm_d2.files import write_atomically, write_text
-from ghm_d2.records import AP_COLUMNS, RunRecord
+from ghm_d2.records import AP_COLUMNS, RunRecord, SetFigures
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.contents import document_of
 from ghm_d2.reports.report import Report, read_report
@@ -18,6 +18,7 @@ from ghm_d2.reports.study import Study, is_comparison
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
 # what runs.csv has in columns of its own, or not at all
 APART = ("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best")
+APART += ("evaluated_on", "other_sets")
 RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
 
 
@@ -62,9 +63,9 @@ def runs_csv(study: Study) -> str:
     runs = [(side, run) for side in study.sides for run in side.runs]
     records = [run.record for _, run in runs if run.record]
     classes = sorted({name for record in records for name in record.per_class})
-    masks = AP_COLUMNS if any(record.mask_metrics for record in records) else ()
     header = ["side", "seed", "status", "outcome", *RECORD_FIELDS, *AP_COLUMNS]
-    header += [f"mask_{column}" for column in masks]
+    figures = [name for record in records for name in _figures(record)]
+    header += [name for name in dict.fromkeys(figures) if name not in AP_COLUMNS]
     header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(map(_harmless, header))
@@ -81,10 +82,19 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
     return {
         **{f"AP of {name}": ap for name, ap in record.per_class.items()},
         **{f"best {name}": value for name, value in record.best.items()},
-        **{f"mask_{column}": record.mask_metrics.get(column) for column in AP_COLUMNS},
-        **{column: record.metrics.get(column) for column in AP_COLUMNS},
+        **_figures(record),
         **{name: getattr(record, name) for name in (*RECORD_FIELDS, "outcome")},
     }
+
+
+def _figures(record: RunRecord) -> dict[str, float | None]:
+    """AP of boxes, and of masks as mask_AP; of further data sets with their names before it."""
+    found = {}
+    for figures in (record, *record.other_sets):
+        before = f"{figures.dataset} " if isinstance(figures, SetFigures) else ""
+        found |= {f"{before}{name}": ap for name, ap in figures.metrics.items()}
+        found |= {f"{before}mask_{name}": ap for name, ap in figures.mask_metrics.items()}
+    return found
 
 
 def _harmless(cell):

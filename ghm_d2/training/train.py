@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ghm_d2.config import config_text
 from ghm_d2.data.loaders import build_train_loader
+from ghm_d2.data.registered import has_annotations, set_name
 from ghm_d2.describe import describe_run, peak_memory_mb
 from ghm_d2.errors import (
     DivergedError,
@@ -23,9 +25,10 @@ from ghm_d2.errors import (
 )
 from ghm_d2.files import write_text
 from ghm_d2.inference.evaluate import Evaluation, evaluate
+from ghm_d2.inference.results_file import submission_hint, write_results
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunRecord
+from ghm_d2.records import RunRecord, SetFigures
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import (
     ANALYSIS_FILE,
@@ -83,7 +86,7 @@ def train(
             written.
 
     Returns:
-        the record, and the last evaluation.
+        the record, and the last evaluation on the first data set of DATASETS.TEST.
 
     Raises:
         UsageError: a class or schedule that cannot be built from `cfg`.
@@ -127,7 +130,8 @@ class _TrainingRun:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.trainer, self.checkpointer, (self.history, self.best) = set_up(cfg, resume, progress)
         self.record = describe_run(cfg, self.trainer.detector, dataset_label)
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | None = None  # on the first data set
+        self.figures: dict[str, SetFigures] = {}  # on the others
         if resume and (self.folder / RUN_FILE).is_file():
             before = RunRecord.read(self.folder)
             self.record.s_per_iter = before.s_per_iter
@@ -179,17 +183,43 @@ class _TrainingRun:
             ]
         )
 
+    @cached_property
+    def _is_judged(self) -> dict[str, bool]:
+        """Each data set of DATASETS.TEST -> whether it has annotations."""
+        return {name: has_annotations(name) for name in self.cfg.DATASETS.TEST}
+
     def _evaluate(self) -> None:
+        """Evaluate on each data set; on one without annotations after the last step alone.
+
+        The first data set decides which AP is the best. With several, Detectron2 logs each one's
+        figures under its name; the first one's stand without it too.
+        """
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
         trainer.storage.iter = min(trainer.iter, last)
         share_statistics(trainer.detector)
-        name = self.cfg.DATASETS.TEST[0]
-        self.evaluation = evaluate(trainer.detector, self.cfg, name, self.progress)
-        metrics = self.evaluation.metrics
-        both = (("bbox", metrics), ("segm", self.evaluation.mask_metrics))
-        scalars = {f"{what}/{k}": v for what, m in both for k, v in m.items() if v is not None}
-        trainer.storage.put_scalars(**scalars, smoothing_hint=False)
-        self.best.update(metrics["AP"], trainer.done)
+        first, *others = self._is_judged
+        for name, judged in self._is_judged.items():
+            if not judged and trainer.done < last:
+                continue
+            found = evaluate(trainer.detector, self.cfg, name, self.progress)
+            if others:
+                self._log_figures(found, f"{set_name(name)}/")
+            if name == first:
+                self._log_figures(found)
+                self.evaluation = found
+                self.best.update(found.metrics.get("AP"), trainer.done)
+            else:
+                self.figures[name] = found.figures(name)
+            if not judged and comm.is_main_process():
+                label = self.folder.resolve().name
+                files = write_results(self.folder, name, label, found.detections)
+                self.progress.message(submission_hint(name, files))
+
+    def _log_figures(self, found: Evaluation, prefix: str = "") -> None:
+        both = (("bbox", found.metrics), ("segm", found.mask_metrics))
+        scalars = {f"{prefix}{what}/{k}": v for what, m in both for k, v in m.items()}
+        there = {k: v for k, v in scalars.items() if v is not None}
+        self.trainer.storage.put_scalars(**there, smoothing_hint=False)
 
     def cut_short(self, error: BaseException) -> None:
         """Save a checkpoint if possible, and say in the record how the run ended."""
@@ -228,6 +258,9 @@ class _TrainingRun:
             record.metrics, record.per_class = self.evaluation.metrics, self.evaluation.per_class
             record.mask_metrics = self.evaluation.mask_metrics
             record.ms_per_image = self.evaluation.ms_per_image
+        if self.figures:
+            record.evaluated_on = set_name(self.cfg.DATASETS.TEST[0])
+            record.other_sets = [figures for figures in self.figures.values() if figures.metrics]
         if comm.is_main_process():
             record.write(self.folder)
 

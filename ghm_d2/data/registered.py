@@ -1,0 +1,45 @@
+"""What a data set that is registered with Detectron2 says of itself: names, ids, kind."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from ghm_d2.errors import UsageError
+
+
+def set_name(registered: str) -> str:
+    """The registered name; of a folder's split FOLDER/SPLIT, without the path to them."""
+    path = Path(registered)
+    return f"{path.parent.name}/{path.stem}" if path.suffix == ".json" else registered
+
+
+def category_ids(registered: str) -> dict[int, int]:
+    """The category id in the annotations and in results -> the class's number, 0..K-1.
+
+    LVIS, of which Detectron2 registers no such table, has 1 to K.
+    """
+    from detectron2.data import MetadataCatalog
+
+    metadata = MetadataCatalog.get(registered)
+    first = 1 if is_lvis(registered) else 0
+    counted = {first + i: i for i in range(len(metadata.get("thing_classes", ())))}
+    return dict(metadata.get("thing_dataset_id_to_contiguous_id", counted))
+
+
+def has_annotations(registered: str) -> bool:
+    """Whether there is anything to compare detections with; test sets come without."""
+    from detectron2.data import DatasetCatalog
+
+    return any(item["annotations"] for item in DatasetCatalog.get(registered))
+
+
+def is_lvis(registered: str) -> bool:
+    """Whether it is to be evaluated as LVIS: its images are not annotated with all classes."""
+    from detectron2.data import MetadataCatalog
+
+    return MetadataCatalog.get(registered).get("evaluator_type") == "lvis"
+
+
+def require_lvis(registered: str) -> None:
+    """Raise UsageError where an LVIS data set lacks the package that reads and evaluates it."""
+    if is_lvis(registered) and find_spec("lvis") is None:
+        raise UsageError(f"{registered} needs the package lvis: pip install 'ghm_d2[lvis]'")

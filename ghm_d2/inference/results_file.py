@@ -1,0 +1,79 @@
+"""COCO's result format, and the files that servers take for data sets without annotations."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from ghm_d2.data.registered import category_ids, is_lvis, set_name
+from ghm_d2.files import write_text
+
+_COCO_SERVER = "https://cocodataset.org/#upload"
+
+
+def with_dataset_ids(predictions: list[dict], dataset_name: str) -> list[dict]:
+    """The detections of Detectron2's `predictions`, with the data set's own category ids."""
+    detections = list(itertools.chain(*[p["instances"] for p in predictions]))
+    to_dataset_id = {number: own for own, number in category_ids(dataset_name).items()}
+    for detection in detections:
+        detection["category_id"] = to_dataset_id[detection["category_id"]]
+    return detections
+
+
+def write_results(
+    folder: Path, dataset_name: str, algorithm: str, detections: Sequence[dict]
+) -> list[Path]:
+    """Write detections_SET_ALGORITHM_results.json: of boxes, and one of masks if there are any.
+
+    Each is a list of {"image_id", "category_id", "score"} with "bbox" [x, y, width, height] in
+    px or "segmentation", a compressed RLE. SET is what COCO calls it, such as test-dev2017.
+
+    Args:
+        folder: exists.
+        dataset_name: registered with Detectron2.
+        algorithm: what to call the detector; characters but letters and digits become hyphens.
+        detections: in COCO's result format, with the data set's own category ids.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    kinds = {"bbox": "segmentation"}  # what a file holds -> what it leaves out
+    if any("segmentation" in detection for detection in detections):
+        kinds["segmentation"] = "bbox"
+    files = []
+    for kind, other in kinds.items():
+        suffix = "-masks" if kind == "segmentation" else ""
+        name = f"detections_{_slug(_server_name(dataset_name))}_{_slug(algorithm)}{suffix}"
+        rows = [{k: v for k, v in d.items() if k != other} for d in detections]
+        files.append(folder / f"{name}_results.json")
+        # no spaces: COCO's test-dev has two million detections
+        write_text(files[-1], json.dumps(rows, allow_nan=False, separators=(",", ":")) + "\n")
+    return files
+
+
+def submission_hint(dataset_name: str, files: Sequence[Path]) -> str:
+    """One line: where the results are, and what to do with them."""
+    listed = " and ".join(map(str, files))
+    if not dataset_name.startswith("coco_"):
+        return f"{dataset_name} has no annotations, so no AP; its results: {listed}"
+    each = "each file alone in a" if len(files) > 1 else "the file in a"
+    return (
+        f"{dataset_name} has no annotations, so no AP; its results: {listed}; put {each} .zip of "
+        f"the same name, without folders, for {_COCO_SERVER}"
+    )
+
+
+def _server_name(dataset_name: str) -> str:
+    json_file = MetadataCatalog.get(dataset_name).get("json_file", "")
+    prefix = "image_info_"
+    stem = Path(json_file).stem
+    is_info = stem.startswith(prefix) and not is_lvis(dataset_name)
+    return stem.removeprefix(prefix) if is_info else set_name(dataset_name)
+
+
+def _slug(text: str) -> str:
+    """COCO's file names are parts that underscores separate."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "ghm"
