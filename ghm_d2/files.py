@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,15 @@ def write_json(file: Path, value) -> None:
         ValueError: it holds a NaN or an infinity, which JSON does not know.
     """
     write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def content_hash(path: str | Path):
+    """A SHA-256 of hashlib of a file's content, which is read piece by piece; raises OSError."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            content.update(block)
+    return content
 
 
 def finite_or_none(value: float) -> float | None:

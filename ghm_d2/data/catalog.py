@@ -13,8 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ghm_d2.config.detectors import set_num_classes, with_masks
+from ghm_d2.data.checking.memo import cache_folder
 from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of, require_masks, validate_json
-from ghm_d2.data.coco_json import SPLITS, image_root
+from ghm_d2.data.coco_json import SPLITS, collector_off, image_root
 from ghm_d2.data.digits import dataset as digits
 from ghm_d2.data.output import new_folder
 from ghm_d2.errors import DataError, UsageError
@@ -103,10 +104,12 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     if tuple(classes) == digits.CLASSES:
         cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
     if with_masks(cfg):
-        _require_masks(names, cfg.INPUT.MASK_FORMAT)
+        _require_masks(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
+        if need_train:
+            _require_masks(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT, "training")
 
 
-def _require_masks(names: tuple[str, ...], mask_format: str) -> None:
+def _require_masks(names: tuple[str, ...], mask_format: str, use: str) -> None:
     from detectron2.data import MetadataCatalog
 
     if mask_format not in MASK_FORMATS:
@@ -114,7 +117,7 @@ def _require_masks(names: tuple[str, ...], mask_format: str) -> None:
     for name in names:
         json_file = MetadataCatalog.get(name).get("json_file")
         if json_file is not None:
-            require_masks(json_file, mask_format)
+            require_masks(json_file, mask_format, use)
 
 
 def data_label(registered: str) -> str:
@@ -186,8 +189,7 @@ def digits_folder(spec: digits.DigitsSpec | None = None) -> Path:
     the specification's hash. Safe for several processes at once.
     """
     spec = spec or digits.DigitsSpec()
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    root = os.environ.get("DETECTRON2_DATASETS") or os.path.join(cache, "ghm_d2")
+    root = os.environ.get("DETECTRON2_DATASETS") or cache_folder()
     folder = Path(os.path.abspath(root)) / f"digits-{spec.digest}"
     if not folder.is_dir():
         logger.info("generating digits in %s", folder)
@@ -254,7 +256,8 @@ def _load(name: str, json_file: str, root: str) -> list[dict]:
 
     # Detectron2's loader fails on bad input by assertion or KeyError, naming no file.
     validate(name, "evaluation")  # which needs less: whoever trains has validated before
-    return load_coco_json(json_file, root, name, extra_annotation_keys=_EXTRA_KEYS)
+    with collector_off():
+        return load_coco_json(json_file, root, name, extra_annotation_keys=_EXTRA_KEYS)
 
 
 def _locate_registered(name: str) -> dict[str, tuple[str, str]]:

@@ -5,8 +5,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from ghm_d2.data.checking.validate import stamp
-from ghm_d2.data.coco_json import load_json
+from ghm_d2.data.checking.validate import judge, stamp
+from ghm_d2.files import content_hash
 
 
 def fingerprint(name: str) -> str:
@@ -36,17 +36,13 @@ def file_fingerprint(path: str) -> str:
 # a plan asks for the same files once a run; COCO's take seconds
 @lru_cache(maxsize=16)
 def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
-    content = hashlib.sha256(Path(json_file).read_bytes())
-    for image in load_json(json_file)["images"]:
-        path = os.path.join(image_root, image["file_name"])
+    content = content_hash(json_file)
+    for name in judge(json_file).images:
+        path = os.path.join(image_root, name)
         content.update(f"{os.path.getsize(path) if os.path.isfile(path) else -1} ".encode())
     return content.hexdigest()[:12]
 
 
 @lru_cache(maxsize=16)
 def _of_file(path: str, _stamp: tuple) -> str:
-    with open(path, "rb") as file:
-        content = hashlib.sha256()
-        while block := file.read(2**20):
-            content.update(block)
-    return content.hexdigest()[:12]
+    return content_hash(path).hexdigest()[:12]

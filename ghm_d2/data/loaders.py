@@ -14,6 +14,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 
 from ghm_d2.config.detectors import with_masks
 from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
+from ghm_d2.data.coco_json import collector_off
 from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
 from ghm_d2.errors import DataError, UsageError
 
@@ -133,9 +134,10 @@ def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
             ASPECT_RATIO_GROUPING of images whose sizes are not known.
         RunError: from the loader, when one of its workers has died.
     """
-    images = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    with collector_off():
+        images = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
     images, sampler = _sampled(cfg, images)
     wide = _are_wide(images) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = TrainingBatches(sampler, cfg.SOLVER.IMS_PER_BATCH, wide, start_iter)

@@ -268,10 +268,12 @@ RLE = {"size": [48, 64], "counts": [500, 20, 48 * 64 - 520]}
 
 
 @pytest.mark.parametrize("mask", [[], None, {}])
-@pytest.mark.parametrize(("split", "first"), [("train", "2 of b.png"), ("val", "1 of c.png")])
+@pytest.mark.parametrize(
+    ("split", "first"), [("train", "b.png: annotation 2"), ("val", "c.png: annotation 1")]
+)
 def test_masks_that_are_not_there_are_named_before_training(build, tmp_path, mask, split, first):
     folder = masked(build, tmp_path / "d", mask, split)
-    words = rf"{split}\.json: annotation {first} has no segmentation.*MODEL.MASK_ON False"
+    words = rf"{split}\.json: {first}: has no segmentation.*MODEL.MASK_ON False"
     with pytest.raises(DataError, match=words):
         apply_to_config(mask_cfg(), folder)
     cfg = mask_cfg()
@@ -293,9 +295,9 @@ def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
     for mask_format in ("polygon", "bitmask"):
         polygons = masked(build, tmp_path / mask_format, [[1, 2, 30, 4, 5, 30]])
         apply_to_config(mask_cfg(mask_format), polygons)
-    folder = masked(build, tmp_path / "rle", RLE)
+    folder = masked(build, tmp_path / "rle", RLE, "train")
     apply_to_config(mask_cfg(), folder)
-    with pytest.raises(UsageError, match=r"annotation 1 of c\.png is an RLE.*MASK_FORMAT bitmask"):
+    with pytest.raises(UsageError, match=r"b\.png: annotation 2: .* RLE.*MASK_FORMAT bitmask"):
         apply_to_config(mask_cfg("polygon"), folder)
 
 
@@ -318,7 +320,17 @@ def test_an_unknown_format_of_masks_is_refused_where_there_are_masks(build, tmp_
     apply_to_config(cfg, folder)
 
 
-@pytest.mark.parametrize("part", [[1, 2], [1, 2, 3, 4, 5, float("nan")], [1, 2, 3, 4, 5, 1e6]])
+def test_a_part_that_the_loader_drops_stops_the_evaluation_of_masks_alone(build, tmp_path):
+    for split in ("train", "val"):
+        folder = masked(build, tmp_path / split, [[3, 4, 23, 4, 23, 14], [1, 2]], split)
+        if split == "val":
+            with pytest.raises(DataError, match=r"val\.json: c\.png: annotation 1: .*three points"):
+                apply_to_config(mask_cfg(), folder)
+        else:
+            apply_to_config(mask_cfg(), folder)
+
+
+@pytest.mark.parametrize("part", [[1, 2, 3, 4, 5, float("nan")], [1, 2, 3, 4, 5, 1e6]])
 def test_a_part_that_is_no_polygon_stops_masks_alone(build, tmp_path, part):
     folder = masked(build, tmp_path / "d", [[3, 4, 23, 4, 23, 14], part], "train")
     with pytest.raises(DataError, match=r"train\.json: b\.png: annotation 2: segmentation has a"):

@@ -50,7 +50,7 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
         ({"segmentation": [[1, 2, 3, 4]]}, "lost-mask", "warning", "three points"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "warning", "finite"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "warning", "far outside the image"),
-        ({"segmentation": [TRIANGLE, [1, 2, 3, 4]]}, "bad-mask", "warning", "three points"),
+        ({"segmentation": [TRIANGLE, [1, 2, 3, 4]]}, "lost-part", "warning", "three points"),
         ({"segmentation": [[1, 2, 3, 4], [5, 6]]}, "lost-mask", "warning", "three points"),
         ({"segmentation": [TRIANGLE, None]}, "bad-mask", "error", "three points"),
         ({"segmentation": {"size": [9, 9], "counts": [81]}}, "bad-mask", "warning", "size [9, 9]"),

@@ -15,11 +15,16 @@ from ghm_d2.data.coco_json import (
     safe_name,
     show_box,
 )
-from ghm_d2.data.masks import is_dropped, mask_fault
+from ghm_d2.data.masks import decoded, loaded, mask_fault
 from ghm_d2.errors import DataError
 
+# what a fault can stop; the uses of masks are those of a detector with MODEL.MASK_ON
 TRAINING, EVALUATION = ("training",), ("evaluation",)
-BOTH, NEITHER = TRAINING + EVALUATION, ()
+MASK_TRAINING, MASK_EVALUATION = ("mask training",), ("mask evaluation",)
+POLYGON_TRAINING = ("polygon training",)  # with INPUT.MASK_FORMAT polygon
+MASKS = MASK_TRAINING + MASK_EVALUATION
+BOTH, NEITHER = TRAINING + EVALUATION + MASKS, ()
+MASKS_ALONE = ("no-mask", "rle-mask")  # kinds that no detector without masks needs to know of
 _NEEDED = ("images", "categories")
 
 
@@ -29,7 +34,7 @@ class Problem:
 
     Attributes:
         file: the image, or the JSON file where it concerns the whole.
-        stops: what it stops or silently falsifies: TRAINING, EVALUATION, BOTH or NEITHER.
+        stops: the uses that it stops or silently falsifies.
     """
 
     kind: str
@@ -138,8 +143,7 @@ def _annotation(annotation: dict, image, categories: set, split: str, file: str)
         yield Problem(kind, split, name, f"{what}: {detail}", stops)
     sides = image.get("width"), image.get("height")
     known = all(_whole(side, 1) for side in sides)
-    mask = annotation.get("segmentation") if known else None
-    for kind, detail, stops in _mask(mask, *sides) if mask else ():  # [] and null are none
+    for kind, detail, stops in _mask(annotation, *sides) if known else ():
         yield Problem(kind, split, name, f"{what}: {detail}", stops)
     for kind, detail, stops in _box(annotation.get("bbox"), sides if known else None):
         yield Problem(kind, split, name, f"{what}: {detail}", stops)
@@ -180,20 +184,30 @@ def _box(bbox: Any, sides: tuple[int, int] | None) -> Iterator[tuple]:
         yield "outside", f"box {show_box(bbox)} is by {over:.6g} px {where}", NEITHER
 
 
-def _mask(mask: Any, width: int, height: int) -> Iterator[tuple]:
+def _mask(annotation: dict, width: int, height: int) -> Iterator[tuple]:
     """(kind, detail, stops) for a fault of a mask."""
+    mask = decoded(annotation.get("segmentation"))
+    crowd = annotation.get("iscrowd")  # Detectron2 leaves crowds out of a training
+    if not mask:  # null and [] stand for none
+        stops = MASK_EVALUATION if crowd else MASKS
+        yield "no-mask", "has no segmentation, which MODEL.MASK_ON needs", stops
+        return
+    if isinstance(mask, dict) and not crowd:
+        yield "rle-mask", "its mask is an RLE", POLYGON_TRAINING
     fault = mask_fault(mask, width, height)
     if not fault:
         return
     try:
-        dropped = is_dropped(mask)
+        left = loaded(mask)
     except (TypeError, ValueError, KeyError, OverflowError):
         yield "bad-mask", fault, BOTH
         return
-    if dropped:
-        yield "lost-mask", f"{fault}; a training leaves the object out", NEITHER
+    if not left:
+        yield "lost-mask", f"{fault}; a training leaves the object out", MASK_EVALUATION
+    elif mask_fault(left, width, height):
+        yield "bad-mask", f"{fault}, which MODEL.MASK_ON refuses", MASKS
     else:
-        yield "bad-mask", f"{fault}; MODEL.MASK_ON refuses it", NEITHER
+        yield "lost-part", f"{fault}; a training leaves it out", MASK_EVALUATION
 
 
 def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> Iterator[Problem]:

@@ -1,24 +1,62 @@
-"""A data set's JSON judged before training, without opening an image."""
+"""A data set's JSON judged before training, without opening an image.
 
+What was found is remembered for large files: a start of a training then parses nothing twice.
+"""
+
+import hashlib
+import logging
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from ghm_d2.data.checking.coco_faults import Problem, audit
-from ghm_d2.data.coco_json import load_json
+import msgspec
+
+from ghm_d2.data import coco_json, masks
+from ghm_d2.data.checking import coco_faults
+from ghm_d2.data.checking.coco_faults import MASKS_ALONE, audit
+from ghm_d2.data.checking.memo import remembered
+from ghm_d2.data.coco_json import collector_off, load_outline, read_bytes
 from ghm_d2.errors import DataError, UsageError
+from ghm_d2.files import content_hash
+
+logger = logging.getLogger(__name__)
 
 IMPORT_HINT = "`ghm data import SOURCE --output FOLDER` makes it from COCO, Pascal VOC or YOLO"
+REMEMBERED_BYTES = 2**24  # a smaller file is checked anew each time, in under half a second
+_FATAL = ("malformed", "categories")  # kinds, where they concern the whole file
+_NOT_MASKS = "MODEL.MASK_ON False makes a Faster R-CNN of it, for boxes alone"
+
+
+class Finding(msgspec.Struct):
+    """The faults of one kind: the first one in words, the uses they stop, and how many there are.
+
+    The words leave out the name of the JSON.
+    """
+
+    kind: str
+    first: str
+    stops: tuple[str, ...]
+    count: int = 0
+
+
+class Judgement(msgspec.Struct):
+    """What a COCO JSON tells.
+
+    categories: (id, name) sorted by id, or None where the file is too malformed to tell.
+    images: their names; none where one of them leaves its folder.
+    """
+
+    findings: list[Finding]
+    categories: list[tuple[int, str]] | None = None
+    images: list[str] = []
 
 
 def categories_of(json_file: str) -> list[tuple[int, str]]:
     """(id, name) of a COCO JSON's categories, sorted by id. Raises DataError where malformed."""
-    parsed = _parse(json_file, stamp(json_file))
-    if parsed.categories is None:
-        raise DataError(parsed.findings[0].first)
-    return parsed.categories
+    judgement = judge(json_file)
+    if judgement.categories is None:
+        raise DataError(f"{json_file}: {judgement.findings[0].first}")
+    return judgement.categories
 
 
 def validate_json(json_file: str, image_root: str, use: str = "training") -> list[str]:
@@ -28,50 +66,84 @@ def validate_json(json_file: str, image_root: str, use: str = "training") -> lis
         use: "training" or "evaluation".
 
     Returns:
-        a line for each kind of fault that stops neither.
+        a line for each kind of fault that does not stop the use.
 
     Raises:
         DataError: the first fault and how many more, in one line.
     """
-    parsed = _parse(json_file, stamp(json_file))
-    paths = (os.path.join(image_root, name) for name in parsed.images)
-    gone = [f"{json_file}: no such image: {path}" for path in paths if not os.path.isfile(path)]
-    faults = [finding for finding in parsed.findings if use in finding.stops]
-    firsts = [finding.first for finding in faults] + gone
+    judgement = judge(json_file)
+    faults = [finding for finding in judgement.findings if use in finding.stops]
+    firsts = [finding.first for finding in faults]
+    count = sum(finding.count for finding in faults)
+    if gone := missing_images(judgement.images, image_root):
+        firsts.append(f"no such image: {os.path.join(image_root, gone[0])}")
+        count += len(gone)
     if firsts:
-        count = sum(finding.count for finding in faults) + len(gone)
         more = f" (and {count - 1} more)" if count > 1 else ""
         raise DataError(
-            f"{firsts[0]}{more}; `ghm data check` lists them, `ghm data import` cleans a copy"
+            f"{json_file}: {firsts[0]}{more}; `ghm data check` lists them, "
+            "`ghm data import` cleans a copy"
         )
-    return [finding.line for finding in parsed.findings]
+    told = [finding for finding in judgement.findings if finding.kind not in MASKS_ALONE]
+    return [f"{json_file}: {finding.first}{_more(finding.count)}" for finding in told]
 
 
-def require_masks(json_file: str, mask_format: str) -> None:
-    """Check that Detectron2 can train and evaluate masks.
+def _more(count: int) -> str:
+    return f" (and {count - 1} more such; `ghm data check` lists them)" if count > 1 else ""
+
+
+def missing_images(names: list[str], root: str) -> list[str]:
+    """Those of the names below `root` that are no files. A folder is read once, not once a name."""
+    below: dict[str, list[str]] = {}
+    for name in names:
+        below.setdefault(os.path.dirname(name), []).append(name)
+    return [name for folder, held in below.items() for name in _missing(root, folder, held)]
+
+
+def _missing(root: str, folder: str, names: list[str]) -> list[str]:
+    present: set[str] = set()
+    if len(names) > 100:
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                present = {entry.name for entry in entries if entry.is_file()}
+        except OSError:
+            pass
+    left = [name for name in names if os.path.basename(name) not in present]
+    return [name for name in left if not os.path.isfile(os.path.join(root, name))]
+
+
+def require_masks(json_file: str, mask_format: str, use: str) -> None:
+    """Check that Detectron2 can train or evaluate masks.
 
     Args:
         json_file: a COCO JSON.
         mask_format: the configuration's INPUT.MASK_FORMAT, "polygon" or "bitmask".
+        use: "training" or "evaluation".
 
     Raises:
-        DataError: an annotation has none, or one that is not usable in all its parts: the first
-            is named.
-        UsageError: masks are RLEs, which "polygon" cannot take.
+        DataError: an annotation has none, or one that cannot be used: the first is named.
+        UsageError: masks of a training are RLEs, which "polygon" cannot take.
     """
-    parsed = _parse(json_file, stamp(json_file))
-    if parsed.without_mask:
-        raise DataError(
-            f"{json_file}: {parsed.without_mask} has no segmentation, which MODEL.MASK_ON needs; "
-            "MODEL.MASK_ON False makes a Faster R-CNN of it, for boxes alone"
-        )
-    if parsed.bad_mask:
-        raise DataError(f"{json_file}: {parsed.bad_mask}; `ghm data import` leaves such parts out")
-    if parsed.with_rle and mask_format != "bitmask":
-        raise UsageError(
-            f"{json_file}: the mask of {parsed.with_rle} is an RLE, which needs "
-            f"INPUT.MASK_FORMAT bitmask, not {mask_format}"
-        )
+    for finding in judge(json_file).findings:
+        if f"mask {use}" in finding.stops:
+            remedy = "`ghm data import` leaves such parts out"
+            if finding.kind == "no-mask":
+                remedy = _NOT_MASKS
+            raise DataError(f"{json_file}: {finding.first}; {remedy}")
+        if f"{mask_format} {use}" in finding.stops:
+            raise UsageError(
+                f"{json_file}: {finding.first}, which needs INPUT.MASK_FORMAT bitmask, "
+                f"not {mask_format}"
+            )
+
+
+def judge(json_file: str) -> Judgement:
+    """What a COCO JSON tells; a large one is parsed once for each content, on a machine.
+
+    Raises:
+        DataError: it cannot be read, or is no JSON.
+    """
+    return _judge(json_file, stamp(json_file))
 
 
 def stamp(path: str | Path) -> tuple[int, int]:
@@ -83,72 +155,39 @@ def stamp(path: str | Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-@dataclass
-class Finding:
-    """The faults of one kind: the first one in words, what they stop, and how many there are."""
-
-    kind: str
-    first: str
-    stops: tuple[str, ...]
-    count: int = 0
-
-    @property
-    def line(self) -> str:
-        """A line for a log."""
-        more = f" (and {self.count - 1} more such; `ghm data check` lists them)"
-        return self.first + (more if self.count > 1 else "")
-
-
-class _Parsed(NamedTuple):
-    """What a COCO JSON tells.
-
-    categories: (id, name) sorted by id, or None where the file is too malformed to tell.
-    images: their names. without_mask, with_rle: the first annotation of the kind and its image,
-    in words; "" where there is none. bad_mask: the first mask with a fault in a part.
-    """
-
-    findings: list[Finding]
-    categories: list[tuple[int, str]] | None = None
-    images: tuple[str, ...] = ()
-    without_mask: str = ""
-    with_rle: str = ""
-    bad_mask: str = ""
-
-
 @lru_cache(maxsize=16)
-def _parse(json_file: str, _stamp: tuple) -> _Parsed:
-    """Cached by the file's time and size: parsing takes seconds."""
-    coco = load_json(json_file)
-    problems = list(audit(coco, "", json_file))
-    fatal = [p for p in problems if p.kind in ("malformed", "categories") and p.file == json_file]
-    if fatal:
-        return _Parsed(_counted(fatal, json_file))
-    findings = _counted(problems, json_file)
-    categories = sorted((c["id"], c["name"]) for c in coco["categories"])
-    if any(p.kind == "file-name" for p in problems):  # not to be looked up
-        return _Parsed(findings, categories)
-    images = tuple(image["file_name"] for image in coco["images"])
-    masks = [(a, a.get("segmentation")) for a in coco.get("annotations", [])]
-    without = next((a for a, mask in masks if not mask), None)
-    # a crowd's is one in COCO itself, and Detectron2 leaves crowds out of the training
-    rle = (a for a, mask in masks if isinstance(mask, dict) and not a.get("iscrowd"))
-    bad = next((f"{p}" for p in problems if p.kind in ("bad-mask", "lost-mask")), "")
-    firsts = _what(without, coco), _what(next(rle, None), coco), bad
-    return _Parsed(findings, categories, images, *firsts)
+def _judge(json_file: str, _stamp: tuple) -> Judgement:
+    """Cached by the file's time and size: a start asks several times."""
+    if os.path.getsize(json_file) < REMEMBERED_BYTES:
+        return _check(read_bytes(json_file), json_file)
+
+    def check() -> Judgement:
+        logger.info("checking the annotations of %s, once for its content", json_file)
+        data = read_bytes(json_file)
+        if hashlib.sha256(data).hexdigest() != content:
+            raise DataError(f"{json_file}: was changed while it was read")
+        return _check(data, json_file)
+
+    content = content_hash(json_file).hexdigest()
+    # another version of the checks may come to another result
+    files = (coco_faults.__file__, coco_json.__file__, masks.__file__, __file__)
+    parts = (content, *(content_hash(file).hexdigest() for file in files))
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+    return remembered(key, Judgement, check)
 
 
-def _counted(problems: list[Problem], json_file: str) -> list[Finding]:
-    """A finding for each kind, in the order of the first ones."""
+@collector_off()
+def _check(data: bytes, json_file: str) -> Judgement:
+    coco = load_outline(data, json_file)
     found: dict[tuple, Finding] = {}
-    for p in problems:
-        first = f"{p}" if p.file == json_file else f"{json_file}: {p}"
-        found.setdefault((p.kind, p.stops), Finding(p.kind, first, p.stops)).count += 1
-    return list(found.values())
-
-
-def _what(annotation: dict | None, coco: dict) -> str:
-    if annotation is None:
-        return ""
-    image_id = annotation.get("image_id")
-    name = next((i["file_name"] for i in coco["images"] if i.get("id") == image_id), "no image")
-    return f"annotation {annotation.get('id')!r:.40} of {name}"
+    for p in audit(coco, "", ""):
+        first = f"{p}" if p.file else p.detail
+        key = (p.kind, p.stops, bool(p.file))
+        found.setdefault(key, Finding(p.kind, first, p.stops)).count += 1
+    fatal = [f for (kind, _, of_image), f in found.items() if kind in _FATAL and not of_image]
+    if fatal:
+        return Judgement(fatal)
+    categories = sorted((c["id"], c["name"]) for c in coco["categories"])
+    if any(finding.kind == "file-name" for finding in found.values()):  # not to be looked up
+        return Judgement(list(found.values()), categories)
+    return Judgement(list(found.values()), categories, [i["file_name"] for i in coco["images"]])

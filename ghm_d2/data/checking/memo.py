@@ -1,0 +1,77 @@
+"""Results of checks, remembered in the user's cache folder by a hash of what was checked.
+
+Several processes that need the same result at once wait for the one that computes it. A file that
+is damaged, or that another user could have written, is ignored.
+"""
+
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this project, which need not exist."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "ghm_d2"
+
+
+def remembered(key: str, kind: type[T], compute: Callable[[], T]) -> T:
+    """What `compute` gave before for `key`, or gives now.
+
+    Args:
+        key: names the result: a file name.
+        kind: its type, a msgspec.Struct.
+
+    Raises:
+        whatever `compute` raises, which is not remembered.
+    """
+    file = _open(cache_folder() / "checked" / f"{key}.json")
+    if file is None:
+        return compute()
+    with file:
+        with suppress(OSError):  # a file system without locks: processes may do the same work
+            _lock(file)
+        with suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(file.read(), type=kind)
+        result = compute()
+        with suppress(OSError, ValueError, OverflowError):  # a full disk; what JSON cannot hold
+            text = msgspec.json.encode(result)
+            file.seek(0)
+            file.truncate()
+            file.write(text)
+    return result
+
+
+def _lock(file) -> None:
+    """Lock the file until it is closed or the process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("another process checks the same data; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _open(path: Path):
+    """The file, open for reading and writing, or None where it cannot be trusted or written."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError:
+        return None
+    status = os.fstat(number)
+    own = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if own and stat.S_ISREG(status.st_mode):
+        return os.fdopen(number, "r+b")
+    os.close(number)
+    return None
