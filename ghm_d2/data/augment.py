@@ -80,6 +80,25 @@ def boxes_of(annotations: list[dict]) -> np.ndarray:
     return np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
 
 
+def visible(annotations: list[dict], width: float, height: float) -> list[dict]:
+    """The annotations whose box has an area in the picture, with boxes that end at its border.
+
+    Detectron2 does so after its augmentations, none of which makes a picture larger: on a canvas,
+    what was outside the picture would become an object.
+    """
+    left = []
+    for annotation in annotations:
+        x0, y0, x1, y1 = BoxMode.convert(
+            list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS
+        )
+        box = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
+        if box[2] > box[0] and box[3] > box[1]:
+            whole = box == [x0, y0, x1, y1]
+            cut = {} if whole else {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+            left.append(annotation | cut)
+    return left
+
+
 def centred(annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]):
     """The annotations whose box has its centre in the picture that `transforms` leave.
 

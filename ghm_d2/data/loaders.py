@@ -13,7 +13,13 @@ from detectron2.data.detection_utils import SizeMismatchError, filter_empty_inst
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 
 from ghm_d2.config.detectors import with_masks
-from ghm_d2.data.augment import AugmentationsWithBoxes, boxes_of, build_augmentations, centred
+from ghm_d2.data.augment import (
+    AugmentationsWithBoxes,
+    boxes_of,
+    build_augmentations,
+    centred,
+    visible,
+)
 from ghm_d2.data.coco_json import collector_off
 from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
 from ghm_d2.errors import DataError, UsageError
@@ -22,8 +28,8 @@ from ghm_d2.errors import DataError, UsageError
 class GHMDatasetMapper(DatasetMapper):
     """Detectron2's mapper, with three differences.
 
-    It augments as `build_augmentations` says; of SSD's crop only objects whose centre is inside
-    stay. An image that cannot be read becomes an entry "error": an exception would reach the
+    It augments as `build_augmentations` says, what is `visible`; of SSD's crop only objects whose
+    centre is inside stay. An image that cannot be read becomes an entry "error": an exception would reach the
     trainer from a worker process as a traceback in a string. Boxes and polygons of whole numbers
     are scaled as others are: Detectron2's resizing cuts their fractions off, so that targets are up
     to a pixel small.
@@ -69,9 +75,11 @@ class GHMDatasetMapper(DatasetMapper):
         try:
             if self.is_train:
                 objects = [a for a in annotations if not a.get("iscrowd", 0)]
-                boxes = boxes_of(objects)
-                # without those that have no area, which are dropped once they are transformed
-                self.augmentations.boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+                if "width" in dataset_dict and "height" in dataset_dict:
+                    objects = visible(objects, dataset_dict["width"], dataset_dict["height"])
+                if annotations:
+                    dataset_dict["annotations"] = objects
+                self.augmentations.boxes = boxes_of(objects)
             return super().__call__(dataset_dict)
         except SizeMismatchError:
             error = "its size is not the one that the annotations give"

@@ -92,3 +92,28 @@ def test_polygons_and_rles_become_masks_that_follow_the_image(tmp_path):
     for mask in instances.gt_masks.tensor.numpy():
         assert (mask != expected).mean() < 0.01  # a row or a column, by where a pixel's middle is
     assert len(GHMDatasetMapper(cfg, True)(item | {"annotations": []})["instances"]) == 0
+
+
+@pytest.mark.parametrize("augmentation", ["", "ssd", "yolo"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_boxes_without_area_or_outside_are_left_out(tmp_path, augmentation, masks):
+    """As by Detectron2's mapper: of COCO's box without height, of one outside, and of a crowd."""
+    file = tmp_path / "image.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file)
+    flat = [6.65, 8.33, 7.68, 8.33, 7.68, 8.33, 6.65, 8.33]
+    outside = [50, 50, 60, 50, 60, 60]
+    boxes = {(6.65, 8.33, 1.03, 0.0): flat, (6.0, 8.0, 0, 9): flat, (50, 50, 10, 10): outside}
+    boxes[4, 10, 26, 10] = [4, 10, 30, 10, 30, 20, 4, 20]
+    common = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    annotations = [common | {"bbox": [*b], "segmentation": [p]} for b, p in boxes.items()]
+    item = {"file_name": str(file), "height": 40, "width": 40}
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.AUGMENTATION = masks, augmentation
+    cfg.INPUT.MIN_SIZE_TRAIN = (80,)
+    mapper = GHMDatasetMapper(cfg, True)
+    for seed in range(5):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        left = mapper(item | {"annotations": annotations})["instances"]
+        assert len(left) == 1 and left.gt_boxes.area().min() > 0
+        assert len(mapper(item | {"annotations": annotations[:3]})["instances"]) == 0

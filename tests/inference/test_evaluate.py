@@ -104,6 +104,25 @@ def test_equals_pycocotools(many_digits):
         assert result.per_class[str(i)] == expected_ap
 
 
+def test_equals_pycocotools_where_the_data_have_faults_that_coco_has(many_digits, tmp_path):
+    """Boxes without height, outside and of no image; a crowd; an image without annotations."""
+    with open(f"{many_digits}/val.json") as file:
+        truth = json.load(file)
+    found = truth["annotations"]
+    found[0]["bbox"][3] = 0.0
+    found[1]["bbox"][2] = 0.0
+    found[2]["bbox"][:2] = [900, 900]
+    found[3]["iscrowd"] = 1
+    found[:] = [a for a in found if a["image_id"] != truth["images"][7]["id"]]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    for name in ("train.json", "images"):
+        (tmp_path / name).symlink_to(f"{many_digits}/{name}")
+    result = evaluation(str(tmp_path), misses=0.2)
+    assert_equal(result.metrics, reference_for(str(tmp_path), result.detections, "bbox"))
+    sound = evaluation(many_digits, misses=0.2)
+    assert result.metrics["AP"] < sound.metrics["AP"]
+
+
 def test_masks_equal_pycocotools(many_digits):
     result = evaluation(many_digits, misses=0.2, masks=True)
     assert {*result.detections[0]} == {"image_id", "category_id", "bbox", "score", "segmentation"}
