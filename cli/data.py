@@ -1,5 +1,6 @@
 """`ghm data`: make, check, import and show data sets."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -89,8 +90,11 @@ def import_(
         bool, typer.Option("--strict", help="Stop at what would be dropped; exit code 3.")
     ] = False,
     images: Annotated[
-        Path | None, typer.Option(help="Where a COCO set's images are, if not found.")
+        Path | None, typer.Option(help="Where the images are, if elsewhere or in several places.")
     ] = None,
+    all_classes: Annotated[
+        bool, typer.Option("--all-classes", help="Keep COCO classes that no annotation uses.")
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -106,7 +110,8 @@ def import_(
         with progress() as shown:
             report = import_folder(
                 source, output, kind=format, split=split, seed=seed, copy=copy, strict=strict,
-                overwrite=overwrite, image_folder=images, track=shown.track,
+                overwrite=overwrite, image_folder=images, all_classes=all_classes,
+                track=shown.track,
             )  # fmt: skip
         report = {"folder": str(output)} | report
         emit(report, as_json=json, human=lambda: _print_import(report))
@@ -196,6 +201,7 @@ def _print_splits(report: dict) -> None:
 
 
 def _print_import(report: dict) -> None:
+    tell(f"recognised: {report['format']}: {report['layout']}")
     _print_splits(report)
     for note in report["notes"]:
         tell(f"note: {note}")
@@ -204,8 +210,9 @@ def _print_import(report: dict) -> None:
         tell(f"  {report['clipped'][0]}")
     dropped = report["dropped"]
     plural = {"image": "images", "box": "boxes", "mask": "masks", "annotation": "annotations"}
-    counts = {text: sum(d["what"] == what for d in dropped) for what, text in plural.items()}
-    tell("dropped: " + (", ".join(f"{n} {t}" for t, n in counts.items() if n) or "nothing"))
+    counts = Counter(d["what"] for d in dropped)
+    told = [f"{n} {plural[what] if n > 1 else what}" for what, n in counts.items()]
+    tell("dropped: " + (", ".join(told) or "nothing"))
     _lines([f"{d['split']} {d['what']}: {d['file']}: {d['detail']}" for d in dropped])
 
 

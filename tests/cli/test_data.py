@@ -55,7 +55,7 @@ def test_make_check_and_show(data, tmp_path):
 
 def test_import_reports_what_it_dropped_and_strict_refuses(data, voc):
     told = data("import", "voc", "--output", "clean")
-    assert "dropped: 1 boxes" in told.stdout
+    assert "dropped: 1 box" in told.stdout
     assert "Annotations/c.xml: object 1" in told.stdout and "inverted or empty" in told.stdout
     report = json.loads(data("import", "voc", "--output", "again", "--json").stdout)
     assert report["dropped"][0]["file"] == "Annotations/c.xml"

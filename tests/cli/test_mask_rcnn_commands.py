@@ -108,4 +108,4 @@ def test_hostile_masks_end_with_one_line(ghm, digits_folder, masks, tmp_path, ma
         assert "annotation 1: segmentation" in " ".join(told.split())
         assert "Traceback" not in refused.stderr
     clean = ghm("data", "import", data, "--output", tmp_path / "clean")
-    assert clean.returncode == 0 and "dropped: 1 masks" in clean.stdout
+    assert clean.returncode == 0 and "dropped: 1 mask" in clean.stdout

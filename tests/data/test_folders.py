@@ -117,8 +117,6 @@ def test_a_bad_box_is_dropped_and_named_or_refused(voc, build, tmp_path, box, wo
     [
         ("", "bad.xml:1: not valid XML"),
         ("<annotation><object></annotation>", "bad.xml:1: not valid XML"),
-        ("<annotation>\n<object><name>cat</name></object></annotation>", "<bndbox/xmin> is ''"),
-        ("<annotation><object><bndbox/></object></annotation>", "no <name>"),
         (
             '<!DOCTYPE a [<!ENTITY b "b"><!ENTITY c "&b;&b;&b;">]><annotation>&c;</annotation>',
             "declares XML entities",
@@ -143,8 +141,9 @@ def test_malformed_xml_is_refused_with_its_name(voc, tmp_path, text, words):
 def test_voc_names_cannot_leave_the_folder(voc, build, tmp_path, name):
     path = build.voc_image(voc, "bad", image=False)
     path.write_text(path.read_text().replace("bad.jpg", name))
-    with pytest.raises(DataError, match="leaves the image folder"):
-        import_folder(voc, tmp_path / "out")
+    build.picture(tmp_path / "secret.jpg")
+    report = import_folder(voc, tmp_path / "out")
+    assert "leaves the image folder" in details(report)[0] and len(details(report)) == 1
 
 
 # --- YOLO ---
@@ -205,8 +204,8 @@ def test_labels_that_are_not_text_are_refused(yolo, tmp_path):
         ("names: [yes, a]\ntrain: images/train", "quote yes"),
         ("names: []\ntrain: images/train", "no class names"),
         ("names: [a]\ntrain: images/none", "does not exist"),
-        ("names: [a]\ntrain: ../../../../etc", "leads out of the folder|does not exist"),
-        ("names: [a]\ntrain: /etc", "leads out of the folder"),
+        ("names: [a]\ntrain: ../../../../etc", "does not exist in the folder"),
+        ("names: [a]\ntrain: /etc", "does not exist in the folder"),
         ("names: [a]", "names none of train, val and test"),
         ("names: !!python/object/apply:os.system [touch hacked]\ntrain: x", "not valid YAML"),
     ],
@@ -243,20 +242,19 @@ def test_roboflow_paths_and_a_stale_path_are_understood(build, tmp_path):
     assert report["splits"]["val"]["images"] == 1
 
 
-def test_a_list_of_images_cannot_leave_the_folder(yolo, tmp_path):
+def test_a_list_of_images_cannot_leave_the_folder(yolo, build, tmp_path):
     (yolo / "train.txt").write_text("./images/train/a.png\n../../x.png\n")
     (yolo / "data.yaml").write_text("names: [a, b]\ntrain: train.txt")
-    with pytest.raises(DataError, match=r"train\.txt:2: .* leads out of the folder"):
-        import_folder(yolo, tmp_path / "out")
-    (yolo / "train.txt").write_text("./images/train/a.png\n")
-    (yolo / "data.yaml").write_text("names: [a, b]\ntrain: train.txt\nval: images/val")
-    assert import_folder(yolo, tmp_path / "out")["splits"]["train"]["images"] == 1
+    build.picture(tmp_path.parent / "x.png")
+    report = import_folder(yolo, tmp_path / "out")
+    assert report["splits"]["train"]["images"] == 1
+    assert "'../../x.png' leaves the image folder" in details(report)[0]
 
 
 # --- COCO ---
 
 
-def test_coco_categories_become_contiguous_and_crowds_are_kept(build, tmp_path):
+def test_coco_ids_and_crowds_are_kept(build, tmp_path):
     found = build.coco(categories=[{"id": 90, "name": "dog"}, {"id": 7, "name": "cat"}])
     found["annotations"][0] |= {"category_id": 90, "iscrowd": 1, "area": 55.5, "id": 0}
     found["annotations"][1] |= {"category_id": 7}
@@ -265,8 +263,8 @@ def test_coco_categories_become_contiguous_and_crowds_are_kept(build, tmp_path):
     report = import_folder(tmp_path / "coco", tmp_path / "out")
     result, boxes = load(tmp_path / "out", "train")
     assert report["names"] == ["cat", "dog"]
-    assert [c["id"] for c in result["categories"]] == [1, 2]
-    assert boxes == [("a.png", 2, 3, 4, 20, 10), ("b.png", 1, 3, 4, 20, 10)]
+    assert result["categories"] == [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
+    assert boxes == [("a.png", 90, 3, 4, 20, 10), ("b.png", 7, 3, 4, 20, 10)]
     crowd, outlined = result["annotations"]
     assert (crowd["id"], crowd["iscrowd"], crowd["area"]) == (1, 1, 55.5)
     assert outlined["segmentation"] == [[3, 4, 23, 4, 23, 14]]
@@ -384,8 +382,8 @@ def test_coco_faults_are_dropped_and_named(build, tmp_path):
     [
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "same id"),
         ({"categories": [{"name": "a"}]}, "integer id"),
-        ({"images": [{"id": 1, "file_name": "../a.png"}]}, "leaves the image folder"),
-        ({"images": [{"id": 1, "file_name": "/a.png"}]}, "leaves the image folder"),
+        ({"images": [{"id": 1, "file_name": "../b.png"}]}, "leaves the image folder"),
+        ({"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "leaves the image folder"),
         ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "not the name of an image"),
         ({"images": []}, "no images"),
     ],
@@ -490,7 +488,7 @@ def test_a_folder_of_two_formats_needs_to_be_told_which(yolo, build, tmp_path):
 def test_an_import_where_nothing_is_usable_is_refused(build, tmp_path):
     build.voc_image(tmp_path / "voc", "a", build.voc_object(), image=False)
     (tmp_path / "voc" / "JPEGImages").mkdir()
-    with pytest.raises(DataError, match=r"train: no usable image: .*a\.jpg: no such image"):
+    with pytest.raises(DataError, match=r"no image such as a\.jpg in .*--images says where"):
         import_folder(tmp_path / "voc", tmp_path / "out")
 
 

@@ -1,131 +1,198 @@
-"""COCO folders: JSON files of instances, one a split, and the images wherever they usually are."""
+"""COCO JSON: files of any name, one a split or more, and their images wherever they are."""
 
-import os
-from pathlib import Path
+import mmap
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ghm_d2.data.coco_json import box_fault, is_finite, load_json, safe_name
-from ghm_d2.data.importing.source import (
-    Box,
-    Dropped,
-    Item,
-    Source,
-    output_name,
-    split_of,
-    unique_names,
-)
+from ghm_d2.data.coco_json import box_fault, is_finite, is_plain, load_json, safe_name
+from ghm_d2.data.importing.images import REMEDY, Images
+from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.pairing import split_of, split_of_folders, wanted
+from ghm_d2.data.importing.source import Box, Dropped, Item, Source, unique_names
+from ghm_d2.data.importing.splits import by_folder
 from ghm_d2.errors import DataError
 
-_SAMPLE = 50  # images looked for when the images folder is guessed
+_KEYS = ("images", "categories")
+_HIGHEST_ID = 2**31
+_LAST = "toothbrush"  # of COCO's own 80 classes, whose id is 90
+# files of other tasks that COCO keeps beside instances_train2017.json
+_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 
 
-def find_coco(folder: Path) -> list[Path]:
-    """The JSON files that may hold instances: the folder's, annotations/'s, and one folder's down.
+def find_coco(listing: Listing) -> list[str]:
+    """The JSON files that may hold instances, by their content.
 
-    Where files are called instances_*, the others (captions, keypoints, panoptic) are not meant.
+    Beside a file called instances_*, those of COCO's other tasks are not meant.
     """
-    files = sorted(folder.glob("*.json")) + sorted(folder.glob("annotations/*.json"))
-    files += sorted(folder.glob("*/_annotations.coco.json"))
-    instances = [f for f in files if f.name.startswith("instances_")]
-    return instances or files
+    found = [name for name in listing.of(".json") if _sniff(listing.root / name)]
+    if any(PurePosixPath(name).name.startswith("instances_") for name in found):
+        found = [n for n in found if not PurePosixPath(n).name.startswith(_OTHER_TASKS)]
+    return found
 
 
-def read_coco(folder: Path, images: Path | None = None) -> Source:
-    """Read a COCO folder; `images` says where the images are if the usual places are not it.
+def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> Source:
+    """Read COCO JSON files.
 
-    Crowd flags, areas and segmentations are kept, and image ids where they are integers from 0.
-    Classes are in the order of the category ids; splits with other categories add theirs.
-    Raises: DataError with the file for malformed JSON, for two files of one split, for names
-    that leave the folder, and where no image at all is found.
+    Crowd flags, areas and segmentations are kept, category ids too, and image ids where they are
+    integers from 0. Classes are in the order of their ids; splits with other categories add
+    theirs, and classes that no annotation uses are left out unless `all_classes`, or unless they
+    are COCO's own 80. Files of one split are put together; one that names no split is divided by
+    the folders of its images.
+    Raises: DataError with the file for malformed JSON, where two files of one split describe the
+    same image, and where no image at all is found.
     """
-    datasets: dict[str, tuple[Path, dict]] = {}
-    for path in find_coco(folder):
-        data = load_json(path)
-        keys = ("images", "annotations", "categories")
-        if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in keys):
+    files = {name: data for name in find_coco(listing) if (data := _load(listing.root / name))}
+    if not files:
+        raise DataError(f"{listing.root}: no JSON file with images, annotations and categories")
+    splits = {n: split_of(PurePosixPath(n).stem) or split_of_folders(n) for n in files}
+    files = {n: files[n] for n in sorted(files, key=lambda n: (splits[n] != "train", n))}
+    source = Source("coco", [], {}, ", ".join(files))
+    categories = _categories(files, listing.root, source)
+    lost: list[tuple[str, str]] = []
+    read: dict[str, dict[str, Item]] = {}
+    for name, data in files.items():
+        items = _items(listing.root / name, name, data, images)
+        if not any(item.place for item in items.values()):
+            lost.append((next(iter(items.values())).name, name))
             continue
-        split = split_of(path.stem) or split_of(path.parent.name if path.parent != folder else "")
-        if split in datasets:
-            other = datasets[split][0]
-            raise DataError(f"{path} and {other} are both {split or 'without a split'}: keep one")
-        datasets[split] = path, data
-    if not datasets:
-        raise DataError(f"{folder}: no JSON file with images, annotations and categories")
-    if "" in datasets and len(datasets) > 1:
-        raise DataError(f"{datasets[''][0]}: train, val or test? Put the word in its file name")
-    source = Source("coco", [], {})
-    for split, (path, data) in datasets.items():
-        categories = _categories(data, path, source.names)
-        root = _find_images(folder, images, path, data)
-        source.splits[split] = _items(folder, root, path, data)
-        _add_boxes(source, folder, split, path, data, categories)
+        _add_boxes(source, splits[name] or "train", name, data, items, categories[name])
+        _refuse_twice(name, splits, items, read)
+        read[name] = items
+        if splits[name]:
+            source.splits.setdefault(splits[name], []).extend(items.values())
+        else:
+            by_folder(source, list(items.values()))
+    if lost and not read:
+        images.none_found(*lost[0])
+    source.notes += [
+        f"{n}: none of its images ({image}, ...) is here: left out" for image, n in lost
+    ]
+    if not all_classes:
+        _leave_unused_out(source)
     return source
 
 
-def _categories(data: dict, path: Path, names: list[str]) -> dict[Any, int]:
-    """Category id -> index into `names`, which grows by the names it lacks."""
+def _sniff(path: Path) -> bool:
+    """Whether the file speaks of images and categories."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return all(text.find(b'"%s"' % key.encode()) >= 0 for key in _KEYS)
+    except (OSError, ValueError):  # ValueError: it is empty
+        return False
+
+
+def _load(path: Path) -> dict | None:
+    data = load_json(path)
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in _KEYS):
+        return None
+    # image_info_test-dev2017.json has no annotations
+    return data if isinstance(data.setdefault("annotations", []), list) else None
+
+
+def _categories(files: dict[str, dict], root: Path, source: Source) -> dict[str, dict[int, int]]:
+    """file -> category id -> index into the source's names, which are put in order of their ids.
+
+    Ids are as given; where files give one name two ids, or two names one id, the first counts.
+    """
+    ids: dict[str, int] = {}
+    own = {file: _own_categories(data, root / file) for file, data in files.items()}
+    free = 1 + max((n for known in own.values() for n in known if n < _HIGHEST_ID), default=0)
+    for file, known in own.items():
+        for number, name in known.items():
+            if name not in ids:
+                usable = 0 <= number < _HIGHEST_ID and number not in ids.values()
+                ids[name] = number if usable else free
+                free += not usable
+            if ids[name] != number:
+                source.notes.append(
+                    f"{file}: class {name!r:.80} has id {number!r:.20}; in the output {ids[name]}"
+                )
+    source.names = sorted(ids, key=ids.__getitem__)
+    source.ids = [ids[name] for name in source.names]
+    index = {name: i for i, name in enumerate(source.names)}
+    return {file: {n: index[name] for n, name in known.items()} for file, known in own.items()}
+
+
+def _own_categories(data: dict, path: Path) -> dict[int, str]:
     entries = data["categories"]
-    if not all(isinstance(c, dict) and isinstance(c.get("id"), int) for c in entries):
+    if not all(isinstance(c, dict) and type(c.get("id")) is int for c in entries):
         raise DataError(f"{path}: every category must have an integer id and a name")
     entries = sorted(entries, key=lambda c: c["id"])
-    own = unique_names([c.get("name") for c in entries], path)
+    names = unique_names([c.get("name") for c in entries], path)
     if len({c["id"] for c in entries}) < len(entries):
         raise DataError(f"{path}: two categories have the same id")
-    names += [name for name in own if name not in names]
-    return {c["id"]: names.index(name) for c, name in zip(entries, own, strict=True)}
+    return {c["id"]: name for c, name in zip(entries, names, strict=True)}
 
 
-def _find_images(folder: Path, images: Path | None, path: Path, data: dict) -> Path:
-    """The folder below which the file names lead to images."""
-    entries = [e for e in data["images"] if isinstance(e, dict)]
-    names = [safe_name(e.get("file_name"), str(path)) for e in entries[:_SAMPLE]]
-    if not names:
-        raise DataError(f"{path}: no images")
-    tag = path.stem.removeprefix("instances_")  # train2017
-    split = split_of(path.stem)
-    below = ["", tag, split]
-    places = [images] if images else [path.parent]
-    if images is None:
-        places += [folder / s for s in below] + [folder / "images" / s for s in below]
-    hits = [sum(os.path.isfile(place / name) for name in names) for place in places]
-    if not max(hits):
-        looked = ", ".join(dict.fromkeys(str(place) for place in places))
-        raise DataError(
-            f"{path}: no image such as {names[0]} in {looked}; --images says where they are"
-        )
-    return places[hits.index(max(hits))]
-
-
-def _items(folder: Path, root: Path, path: Path, data: dict) -> list[Item]:
-    items: dict[Any, Item] = {}
+def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]:
+    """Image id -> item, without boxes."""
+    claims: dict[Any, str] = {}
     for number, entry in enumerate(data["images"], 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
             raise DataError(f"{path}: image number {number} has no id")
+        if entry["id"] in claims:
+            raise DataError(f"{path}: two images have the id {entry['id']!r:.40}")
+        claim = entry.get("file_name")
+        if not isinstance(claim, str) or not is_plain(claim):
+            safe_name(claim, str(path))  # which refuses it
+        claims[entry["id"]] = claim
+    if not claims:
+        raise DataError(f"{path}: no images")
+    found, ties = images.pair([wanted(claim, name) for claim in claims.values()], REMEDY)
+    items = {}
+    for number, (entry, place) in enumerate(zip(data["images"], found, strict=True)):
         key = entry["id"]
-        if key in items:
-            raise DataError(f"{path}: two images have the id {key!r}")
-        name = safe_name(entry.get("file_name"), str(path))
-        image = root / name
-        if image.is_relative_to(folder):
-            name = output_name(image, folder)
-        items[key] = Item(image, name, str(path.relative_to(folder)), [], _size(entry))
+        items[key] = images.item(place, claims[key], name, [], _size(entry))
+        items[key].fault = ties.get(number) or items[key].fault
         # the others `ghm data check` would refuse; true and false are integers to Python
         items[key].image_id = key if type(key) is int and key >= 0 else None
-    return list(items.values())
+    return items
 
 
-def _add_boxes(source: Source, folder: Path, split: str, path: Path, data: dict, categories: dict):
-    where = str(path.relative_to(folder))
-    by_id = {e["id"]: item for e, item in zip(data["images"], source.splits[split], strict=True)}
+def _add_boxes(source: Source, split: str, name: str, data: dict, items: dict, categories: dict):
     for number, entry in enumerate(data["annotations"], 1):
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: annotation number {number} is not an object")
+            raise DataError(f"{name}: annotation number {number} is not an object")
         image_id = entry.get("image_id")
-        if isinstance(image_id, int | str) and image_id in by_id:
-            by_id[image_id].boxes.append(_box(entry, number, categories))
+        if isinstance(image_id, int | str) and image_id in items:
+            items[image_id].boxes.append(_box(entry, number, categories))
         else:
             detail = f"annotation {entry.get('id', number)!r:.40}: no image {image_id!r:.40}"
-            source.dropped.append(Dropped(split, "annotation", where, detail))
+            source.dropped.append(Dropped(split, "annotation", name, detail))
+
+
+def _refuse_twice(name: str, splits: dict[str, str], items: dict, read: dict) -> None:
+    """Refuse a file that describes an image which another of its split describes."""
+    own = {item.place for item in items.values() if item.place}
+    for other, theirs in read.items():
+        both = (
+            own & {item.place for item in theirs.values()} if splits[other] == splits[name] else ()
+        )
+        if both:
+            raise DataError(
+                f"{other} and {name} both describe {min(both)}: keep one, or name their splits "
+                "(train, val or test) in the file names"
+            )
+
+
+def _leave_unused_out(source: Source) -> None:
+    boxes = [b for items in source.splits.values() for item in items for b in item.boxes]
+    used = sorted({box.category for box in boxes} - {-1})
+    cocos_own = [*source.ids[-1:], *source.names[:1], *source.names[-1:]] == [90, "person", _LAST]
+    if not used or (cocos_own and len(source.names) == 80):
+        return
+    unused = [name for i, name in enumerate(source.names) if i not in {*used}]
+    if not unused:
+        return
+    few = ", ".join(unused[:8]) + (", ..." if len(unused) > 8 else "")
+    many = f"{len(unused)} classes that no annotation uses are"
+    count = many if len(unused) > 1 else "one class that no annotation uses is"
+    source.notes.append(f"{count} left out: {few} (--all-classes keeps such)")
+    index = {old: new for new, old in enumerate(used)}
+    source.names = [source.names[i] for i in used]
+    source.ids = [source.ids[i] for i in used]
+    for box in boxes:
+        box.category = index.get(box.category, -1)
 
 
 def _size(entry: dict) -> tuple[int, int] | None:

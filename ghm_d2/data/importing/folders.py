@@ -13,7 +13,11 @@ from pathlib import Path
 from ghm_d2.data import images
 from ghm_d2.data.coco_json import box_fault, outside, show_box, write_json
 from ghm_d2.data.importing.coco import find_coco, read_coco
-from ghm_d2.data.importing.source import Box, Dropped, Item, Source, with_val
+from ghm_d2.data.importing.images import Images
+from ghm_d2.data.importing.listing import list_folder
+from ghm_d2.data.importing.nothing import nothing_found
+from ghm_d2.data.importing.source import Box, Dropped, Item, Source
+from ghm_d2.data.importing.splits import with_val
 from ghm_d2.data.importing.voc import find_voc, read_voc
 from ghm_d2.data.importing.yolo import find_yolo, read_yolo
 from ghm_d2.data.masks import mask_fault, usable_polygons
@@ -34,6 +38,7 @@ def import_folder(
     strict: bool = False,
     overwrite: bool = False,
     image_folder: str | Path | None = None,
+    all_classes: bool = False,
     track=None,
 ) -> dict:
     """Import `source` into `output`, which then holds {train,val,test}.json and images/.
@@ -63,7 +68,7 @@ def import_folder(
         raise UsageError(f"{output}: holds the source; choose another folder")
     # Absolute from here on: the source may itself name its images by absolute paths.
     images_at = Path(os.path.abspath(image_folder)) if image_folder else None
-    content = _read(Path(os.path.abspath(source)), kind, images_at)
+    content = _read(Path(os.path.abspath(source)), kind, images_at, all_classes)
     with_val(content, split, seed)
     with new_folder(output, overwrite) as draft:
         report = _write(content, draft, copy, strict, track)
@@ -72,20 +77,28 @@ def import_folder(
     return report
 
 
-def _read(folder: Path, kind: str, image_folder: Path | None) -> Source:
-    finders = {"yolo": find_yolo, "voc": find_voc, "coco": find_coco}
-    if kind not in ("auto", *finders):
+def _read(folder: Path, kind: str, image_folder: Path | None, all_classes: bool) -> Source:
+    if kind not in ("auto", *FORMATS):
         raise UsageError(f"--format is {kind!r}; it must be auto, {', '.join(FORMATS)}")
-    found = [name for name, finder in finders.items() if finder(folder)]
-    if kind == "auto" and len(found) > 1:
-        raise UsageError(f"{folder}: looks like {' and '.join(found)}; say which with --format")
-    if kind not in found and (kind != "auto" or not found):
-        looked = "data.yaml, Annotations/*.xml, *.json or annotations/*.json"
-        raise DataError(f"{folder}: no {kind if kind != 'auto' else 'data'} set in it ({looked})")
-    kind = found[0] if kind == "auto" else kind
+    listing = list_folder(folder)
+    images = Images(listing, image_folder)
+    found = {
+        "yolo": find_yolo(listing, images),
+        "voc": find_voc(listing),
+        "coco": find_coco(listing),
+    }
+    kinds = [name for name, files in found.items() if files]
+    if kind == "auto" and len(kinds) > 1:
+        why = "; ".join(f"{name}: {next(iter(found[name])) or 'XML files'}" for name in kinds)
+        raise UsageError(
+            f"{folder}: looks like {' and '.join(kinds)} ({why}); say which with --format"
+        )
+    if kind not in kinds and (kind != "auto" or not kinds):
+        raise nothing_found(listing, images, kind)
+    kind = kinds[0] if kind == "auto" else kind
     if kind == "coco":
-        return read_coco(folder, image_folder)
-    return {"voc": read_voc, "yolo": read_yolo}[kind](folder)
+        return read_coco(listing, images, all_classes)
+    return {"voc": read_voc, "yolo": read_yolo}[kind](listing, images)
 
 
 def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> dict:
@@ -98,6 +111,8 @@ def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> di
                 dropped.append(Dropped(split, "image", item.where, probe))
                 continue
             image, annotations = _convert(item, probe, split, dropped, clipped)
+            for annotation in annotations:
+                annotation["category_id"] = content.ids[annotation["category_id"]]
             _link(item, folder, placed, copy)
             coco["images"].append(image)
             coco["annotations"].append(annotations)
@@ -106,12 +121,18 @@ def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> di
             raise DataError(f"{dropped[0]}{more}; without --strict such things are dropped")
         if not coco["images"]:
             reasons = [d for d in dropped if d.split == split] or ["it lists no image"]
-            raise DataError(f"{split}: no usable image: {reasons[0]}")
+            if split == "train" or len(content.splits) == 1:
+                raise DataError(f"{split}: no usable image: {reasons[0]}")
+            content.notes.append(f"{split}: no usable image ({reasons[0]}): left out")
+            continue
         _number(coco)
         write_json(folder / f"{split}.json", coco)
         splits[split] = _summary(coco)
+    if not splits:
+        raise DataError(f"no usable image: {content.notes[-1]}")
     return {
         "format": content.kind,
+        "layout": content.layout,
         "names": content.names,
         "splits": splits,
         "dropped": [d._asdict() for d in dropped],
@@ -123,7 +144,10 @@ def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> di
 def _coco(content: Source, split: str) -> dict:
     return {
         "info": {"generator": "ghm data import", "format": content.kind, "split": split},
-        "categories": [{"id": i, "name": name} for i, name in enumerate(content.names, 1)],
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in zip(content.ids, content.names, strict=True)
+        ],
         "images": [],
         "annotations": [],
     }
@@ -162,7 +186,7 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
         if outside(bbox, probe.width, probe.height) > 1:
             clipped.append(f"{item.where}: {box.where}: box {show_box(bbox)}")
         bbox = _clip(bbox, probe)
-        entry = {"category_id": box.category + 1, "bbox": bbox, "area": bbox[2] * bbox[3]}
+        entry = {"category_id": box.category, "bbox": bbox, "area": bbox[2] * bbox[3]}
         entry |= {"iscrowd": 0} | box.extra
         if "segmentation" in entry:
             entry["segmentation"], fault = _judge_mask(entry["segmentation"], item.relative, probe)

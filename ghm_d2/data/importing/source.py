@@ -6,12 +6,11 @@ come back as 1 x 1 boxes), drop VOC's `difficult`, decode every image to learn i
 file name leave its folder. On clean folders the two agree, which the tests hold them to.
 """
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ghm_d2.data.coco_json import SPLITS, is_plain
+from ghm_d2.data.coco_json import is_plain
 from ghm_d2.errors import DataError
 
 
@@ -38,6 +37,7 @@ class Item:
     relative: bool = False
     image_id: int | None = None
     fault: str | None = None
+    place: str = ""  # the image's path in the listing it was found in
 
 
 class Dropped(NamedTuple):
@@ -59,17 +59,17 @@ class Source:
     kind: str  # "coco" | "voc" | "yolo"
     names: list[str]
     splits: dict[str, list[Item]]
+    layout: str = ""  # what was recognised, in a few words
+    ids: list[int] = field(default_factory=list)  # of the names: 1, 2, ... unless given
     notes: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.ids = self.ids or list(range(1, len(self.names) + 1))
 
-def split_of(text: str) -> str:
-    """The split that a file or folder name speaks of, or ""."""
-    words = text.lower().replace("-", "_").replace(".", "_")
-    for word, split in (("train", "train"), ("val", "val"), ("test", "test")):
-        if word in words:
-            return split
-    return ""
+    def drop_image(self, split: str, file: str, why: str) -> None:
+        """Note that an image of which `file` speaks is left out."""
+        self.dropped.append(Dropped(split, "image", file, why))
 
 
 def unique_names(names: list, where: Path) -> list[str]:
@@ -88,42 +88,3 @@ def unique_names(names: list, where: Path) -> list[str]:
     if double:
         raise DataError(f"{where}: the class name {double[0]!r} stands twice")
     return texts
-
-
-def output_name(image: Path, source: Path) -> str:
-    """Where an image goes below the output's images folder: its path in the source.
-
-    Raises: DataError for a name that cannot be written into a JSON, or not read there.
-    """
-    path = image.relative_to(source)
-    if not is_plain(str(path)):
-        raise DataError(f"{source}: the file name {str(path)!r:.120} is not UTF-8 text: rename it")
-    parts = path.parts
-    if len(parts) > 1 and parts[0].lower() in ("images", "jpegimages"):
-        parts = parts[1:]
-    return "/".join(parts)
-
-
-def with_val(source: Source, share: float, seed: int) -> None:
-    """Split train in place where there is no val: `share` of the images stay in train (one at
-    least, and one goes to val).
-
-    Drawn from the sorted image names with `seed`, so the same folder splits the same way
-    everywhere.
-    """
-    whole = source.splits.pop("", None)
-    if whole is not None:
-        source.splits["train"] = whole
-    if "val" in source.splits or "train" not in source.splits:
-        return
-    items = sorted(source.splits["train"], key=lambda item: item.name)
-    if len(items) < 2:
-        source.notes.append("no val split in the source, and too few images to make one")
-        return
-    chosen = list(range(len(items)))
-    random.Random(seed).shuffle(chosen)
-    train = set(chosen[: min(max(round(len(items) * share), 1), len(items) - 1)])
-    source.splits["train"] = [item for i, item in enumerate(items) if i in train]
-    source.splits["val"] = [item for i, item in enumerate(items) if i not in train]
-    source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
-    source.notes.append(f"no val split in the source: made one of {1 - share:.0%} (seed {seed})")

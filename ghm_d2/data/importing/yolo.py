@@ -1,53 +1,111 @@
-"""YOLO folders: data.yaml with the class names, labels/**/*.txt beside images/**."""
+"""YOLO: text files of boxes called like their images, and a file with the names of the classes."""
 
 import math
-import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
-from ghm_d2.data.coco_json import SPLITS
-from ghm_d2.data.images import SUFFIXES
-from ghm_d2.data.importing.source import Box, Item, Source, output_name, unique_names
+from ghm_d2.data.coco_json import SPLITS, load_json
+from ghm_d2.data.importing.images import REMEDY, Images, missing
+from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.pairing import by_stem, shared_folders, split_of, wanted
+from ghm_d2.data.importing.source import Box, Item, Source, unique_names
+from ghm_d2.data.importing.splits import by_folder, by_lists, read_lines
 from ghm_d2.errors import DataError
 
-
-def find_yolo(folder: Path) -> Path | None:
-    """The YAML file that names the classes: data.yaml, or the only other one with `names`."""
-    if (folder / "data.yaml").is_file():
-        return folder / "data.yaml"
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    named = [f for f in files if b"names" in f.read_bytes()]
-    return named[0] if len(named) == 1 else None
+_SNIFFED = 2**12  # bytes of a label file
+# what names the classes where there is no data.yaml, the first first
+_NAMES = ("classes.txt", "obj.names", "*.names", "_darknet.labels", "notes.json")
+_SPLIT_KEY = re.compile(rb"^\s*['\"]?(train|val|valid|test)['\"]?\s*:", re.MULTILINE)
 
 
-def read_yolo(folder: Path) -> Source:
+def find_yolo(listing: Listing, images: Images) -> list[str]:
+    """The YAML files that name classes and splits, or else the label files."""
+    return _yaml_files(listing) or _labels(listing, images)
+
+
+def read_yolo(listing: Listing, images: Images) -> Source:
     """Read a YOLO folder.
 
     Lines are `class x y w h` in fractions of the image, with or without a confidence, or
     `class x1 y1 x2 y2 x3 y3 ...`, an outline, which becomes its box and a segmentation. Of pose
     labels (`kpt_shape` in the YAML) only the box is read. An image without a label file, or with
-    an empty one, is background. Splits are the folders or .txt lists that the YAML names; its
-    `path`, and `../` before a split, are ignored where they lead out of this folder.
-    Raises: DataError with file and line for malformed YAML, labels, and names outside the folder.
+    an empty one, is background.
+
+    With a data.yaml, the classes and the splits are its own: folders or .txt lists, of which as
+    much is used as leads to something here. Without one, the classes are those of classes.txt,
+    *.names (darknet, CVAT), _darknet.labels or notes.json; splits are those of train.txt,
+    valid.txt and test.txt, or those that folders speak of; images beside labelled ones count.
+    Raises: DataError with file and line for malformed YAML and labels.
     """
-    path = find_yolo(folder)
+    files = _yaml_files(listing)
+    return _read_yaml(listing, images, files) if files else _read_folders(listing, images)
+
+
+def _read_yaml(listing: Listing, images: Images, files: list[str]) -> Source:
+    if len(files) > 1:
+        raise DataError(f"{files[0]} and {files[1]} in {listing.root} both name splits: keep one")
+    path = listing.root / files[0]
     data = _load_yaml(path)
-    names = _names(data.get("names"), path)
-    base = _base(folder, data.get("path"))
-    source = Source("yolo", names, {})
+    source = Source("yolo", _names(data.get("names"), path), {}, f"{files[0]}, with class names")
+    splits: dict[str, list[str]] = {}
     for split in SPLITS:
         # Roboflow and others write "valid".
         entry = data.get(split, data.get("valid") if split == "val" else None)
         if entry:
-            files = _images(folder, base, entry, path, split)
-            source.splits[split] = [_item(folder, f, names, "kpt_shape" in data) for f in files]
-    if not source.splits:
+            splits[split] = _entry_images(source, listing, images, entry, files[0], split)
+    if not splits:
         raise DataError(f"{path}: names none of train, val and test")
-    bare = sum(
-        not os.path.isfile(_label_path(item.image)) for s in source.splits.values() for item in s
-    )
-    if bare:
-        source.notes.append(f"{bare} images have no label file: taken as background")
+    if not any(splits.values()):
+        raise DataError(f"{path}: {source.notes[0] if source.notes else 'names no image'}")
+    names = sorted({name for found in splits.values() for name in found})
+    texts = set(listing.of(".txt"))
+    labels = {name: label for name in names if (label := _label_path(name)) in texts}
+    if not labels:
+        labels, _ = _pair(images, _labels(listing, images))
+    for split, found in splits.items():
+        if found:
+            pose = "kpt_shape" in data
+            source.splits[split] = [
+                _item(listing, images, n, labels.get(n), source.names, pose) for n in found
+            ]
+    _tell_bare(source)
     return source
+
+
+def _read_folders(listing: Listing, images: Images) -> Source:
+    labels = _labels(listing, images)
+    if not labels:
+        raise DataError(f"{listing.root}: no data.yaml, and no label file called like an image")
+    where, names = _class_names(listing, labels)
+    source = Source("yolo", names, {})
+    folders = sorted({_folder(label) or "the folder" for label in labels})
+    source.layout = f"{len(labels)} label files in {', '.join(folders)}, class names in {where}"
+    known, ties = _pair(images, labels)
+    beside = {_folder(name) for name in known}
+    items = {
+        name: _item(listing, images, name, known.get(name), names, False)
+        for name in images.listing.images
+        if _folder(name) in beside
+    }
+    for name, item in items.items():  # one label file is not known to be of one image
+        item.fault = ties.get(str(PurePosixPath(name).with_suffix("")))
+    if not by_lists(source, listing, items, "{}: no such image"):
+        by_folder(source, list(items.values()))
+    _tell_bare(source)
+    return source
+
+
+def _yaml_files(listing: Listing) -> list[str]:
+    """data.yaml, or else the YAML files of any name that name classes and splits."""
+    if "data.yaml" in listing.files:
+        return ["data.yaml"]
+    files = listing.of(".yaml", ".yml")
+    found = []
+    for name in files:
+        text = (listing.root / name).read_bytes()
+        if b"names" in text and _SPLIT_KEY.search(text):
+            found.append(name)
+    return [n for n in found if n.endswith("data.yaml")] or found
 
 
 def _load_yaml(path: Path) -> dict:
@@ -78,74 +136,139 @@ def _names(names, path: Path) -> list[str]:
     return unique_names(names, path)
 
 
-def _inside(folder: Path, path: Path) -> bool:
-    root = folder.absolute()
-    return ".." not in path.parts and path.absolute().is_relative_to(root)
-
-
-def _base(folder: Path, entry) -> Path:
-    base = folder / entry if isinstance(entry, str) and "\0" not in entry else folder
-    return base if _inside(folder, base) and os.path.isdir(base) else folder
-
-
-def _images(folder: Path, base: Path, entry, where: Path, split: str) -> list[Path]:
-    """All image files that one split's entry names, sorted."""
-    found: set[Path] = set()
+def _entry_images(source, listing, images, entry, file: str, split: str) -> list[str]:
+    """The images that one split's entry names; what is not there is noted, or refused for train."""
+    found: set[str] = set()
     for name in entry if isinstance(entry, list) else [entry]:
         if not isinstance(name, str) or "\0" in name:
-            raise DataError(f"{where}: {split} must be a folder, a .txt list, or a list of them")
-        path = base / name
-        while not _inside(folder, path) and name.startswith("../"):
-            name = name[3:]
-            path = base / name
-        if not _inside(folder, path):
-            raise DataError(f"{where}: {split} {name!r:.120} leads out of the folder")
-        if os.path.isdir(path):
-            found.update(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif path.suffix == ".txt" and os.path.isfile(path):
-            found.update(_listed(folder, base, path))
+            where = f"{listing.root / file}: {split}"
+            raise DataError(f"{where} must be a folder, a .txt list, or a list of them")
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.suffix == ".txt" and (place := _ending(path, listing.of(".txt"), file)):
+            found.update(_list_images(source, listing, images, place, split))
+        elif (place := _ending(path, images.folders, file)) is not None:
+            below = f"{place}/" if place else ""
+            found.update(n for n in images.listing.images if n.startswith(below))
         else:
-            raise DataError(f"{where}: {split} names {name!r:.120}, which does not exist")
+            fault = f"{split} names {name!r:.120}, which does not exist in the folder"
+            if split == "train":
+                raise DataError(f"{listing.root / file}: {fault}")
+            source.notes.append(f"{file}: {fault}: left out")
     return sorted(found)
 
 
-def _listed(folder: Path, base: Path, path: Path) -> list[Path]:
-    files = []
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            name = line.strip().replace("\\", "/").removeprefix("./")
-            file = base / name
-            if "\0" in name or not _inside(folder, file):
-                raise DataError(f"{path}:{number}: {name!r:.120} leads out of the folder")
-            files.append(file)
-    return files
+def _ending(path: PurePosixPath, places: list[str], file: str) -> str | None:
+    """The place that the path leads to, seen from its end: what it begins with may be elsewhere.
+
+    places: POSIX paths; file: the one that tells the path, whose own folder is preferred.
+    """
+    parts = [part for part in path.parts if part not in ("..", "/", ".")]
+    if not parts:
+        return "" if "" in places and ".." not in path.parts and path.parts != ("/",) else None
+    # of ../test/images, where there is no test, images alone may be anything
+    fewest = 1 if path.is_absolute() or path.suffix else min(len(parts), 2)
+    while len(parts) >= fewest:
+        end = "/".join(parts)
+        found = [place for place in places if place == end or place.endswith(f"/{end}")]
+        if found:
+            return min(found, key=lambda p: (-shared_folders(p, file), p.count("/"), p))
+        if split_of(parts.pop(0)):
+            return None
+    return None
 
 
-def _label_path(image: Path) -> Path:
+def _list_images(source, listing, images, file: str, split: str) -> list[str]:
+    rows = [line.strip() for line in read_lines(listing.root / file) if line.strip()]
+    found, _ = images.pair([wanted(row, file) for row in rows], REMEDY)
+    for row, name in zip(rows, found, strict=True):
+        if name is None:
+            source.drop_image(split, file, missing(row))
+    return [name for name in found if name]
+
+
+def _labels(listing: Listing, images: Images) -> list[str]:
+    """The text files called like images, of the folders where one is a label by its content."""
+    folders: dict[str, list[str]] = {}
+    for name in listing.of(".txt"):
+        pure = PurePosixPath(name)
+        if pure.stem in images and pure.name != "classes.txt":
+            folders.setdefault(_folder(name), []).append(name)
+    return [
+        name
+        for files in folders.values()
+        if any(_is_label(listing.root / file) for file in files)
+        for name in files
+    ]
+
+
+def _is_label(path: Path) -> bool:
+    """Whether the first line is a class and at least four numbers."""
+    with path.open("rb") as file:
+        words = next((w for line in file.read(_SNIFFED).splitlines() if (w := line.split())), [])
+    try:
+        return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
+    except ValueError:
+        return False
+
+
+def _class_names(listing: Listing, labels: list[str]) -> tuple[str, list[str]]:
+    """The file that names the classes, the nearest to the labels; and the names."""
+    found = []
+    for rank, pattern in enumerate(_NAMES):
+        for name in listing.files:
+            if PurePosixPath(name.lower()).match(pattern):
+                found.append((-shared_folders(name, labels[0]), rank, name))
+    for *_, name in sorted(found):
+        path = listing.root / name
+        if path.suffix == ".json":  # Label Studio's, whose ids are places
+            data = load_json(path)
+            entries = data.get("categories") if isinstance(data, dict) else None
+            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+                continue
+            return name, _names({e.get("id"): e.get("name") for e in entries}, path)
+        lines = [line.strip() for line in read_lines(path)]
+        return name, unique_names("\n".join(lines).rstrip("\n").split("\n"), path)
+    raise DataError(
+        f"{listing.root}: {len(labels)} YOLO label files ({labels[0]}, ...), but no file names "
+        "their classes: write the names, one a line, to classes.txt"
+    )
+
+
+def _pair(images: Images, labels: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Image -> its label file; and image without suffix -> why its label file is not known."""
+    found, ties = images.pair([by_stem(label) for label in labels], REMEDY, once=True)
+    twins = {text.split(" and ")[0]: text for text in ties.values()}
+    pairs = {name: label for name, label in zip(found, labels, strict=True) if name}
+    return pairs, {str(PurePosixPath(name).with_suffix("")): t for name, t in twins.items()}
+
+
+def _folder(name: str) -> str:
+    return name[: name.rfind("/") + 1]
+
+
+def _label_path(image: str) -> str:
     """The last folder called `images` becomes `labels`; without one, the label lies beside."""
-    parts = list(image.parts)
+    parts = list(PurePosixPath(image).parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index("images")
         parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    return PurePosixPath(*parts).with_suffix(".txt").as_posix()
 
 
-def _item(folder: Path, image: Path, names: list[str], pose: bool) -> Item:
-    label = _label_path(image)
-    item = Item(image, output_name(image, folder), str(image.relative_to(folder)), [], None, True)
-    if os.path.isfile(label):
-        item.where = str(label.relative_to(folder))
-        for number, line in enumerate(_lines(label), 1):
+def _item(listing, images, name: str, label: str | None, names: list[str], pose: bool) -> Item:
+    item = images.item(name, name, label or name, [], relative=True)
+    if label:
+        path = listing.root / label
+        for number, line in enumerate(read_lines(path), 1):
             if line.strip():
-                item.boxes.append(_box(line.split(), number, label, names, pose))
+                item.boxes.append(_box(line.split(), number, path, names, pose))
     return item
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+def _tell_bare(source: Source) -> None:
+    bare = sum(item.where == item.place for items in source.splits.values() for item in items)
+    if bare:
+        source.notes.append(f"{bare} images have no label file: taken as background")
 
 
 def _box(words: list[str], number: int, label: Path, names: list[str], pose: bool) -> Box:

@@ -1,0 +1,72 @@
+"""The images that annotations may speak of, and what they are called in the output."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from ghm_d2.data.coco_json import is_plain, safe_name
+from ghm_d2.data.importing.listing import Listing, list_folder
+from ghm_d2.data.importing.pairing import Finder
+from ghm_d2.data.importing.source import Box, Item
+from ghm_d2.errors import DataError
+
+REMEDY = "name the folder with --images, or import one of them alone"
+
+
+class Images(Finder):
+    """The images of a listing, or of another folder."""
+
+    def __init__(self, listing: Listing, elsewhere: Path | None = None):
+        if elsewhere is not None and not elsewhere.is_dir():
+            raise DataError(f"{elsewhere}: is not a folder")
+        self.listing = list_folder(elsewhere) if elsewhere else listing
+        super().__init__(self.listing.images)
+        paths = map(PurePosixPath, self.listing.images)
+        above = {str(folder) for path in paths for folder in path.parents}
+        self.folders = sorted({"" if name == "." else name for name in above})
+
+    def path(self, name: str) -> Path:
+        """Where an image of the listing is."""
+        return Path(os.path.join(self.listing.root, name))
+
+    def output_name(self, name: str) -> str:
+        """Where an image goes below the output's images folder: its path here.
+
+        Raises: DataError for a name that cannot be written into a JSON, or not read there.
+        """
+        if not is_plain(name):
+            where = self.listing.root
+            raise DataError(f"{where}: the file name {name!r:.120} is not UTF-8 text: rename it")
+        first, _, rest = name.partition("/")
+        return rest if rest and first.lower() in ("images", "jpegimages") else name
+
+    def none_found(self, claim: str, file: str) -> NoReturn:
+        """Raise the DataError that `file` speaks of no image that is here, such as `claim`."""
+        safe_name(claim, file)
+        raise DataError(
+            f"{file}: no image such as {claim:.120} in {self.listing.root}; "
+            "--images says where they are"
+        )
+
+    def item(
+        self,
+        name: str | None,
+        claim: str,
+        where: str,
+        boxes: list[Box],
+        size: tuple[int, int] | None = None,
+        relative: bool = False,
+    ) -> Item:
+        """The image `name` of the listing; None: `claim`, which is missing."""
+        if name is None:
+            return Item(Path(), claim, where, boxes, fault=missing(claim))
+        path = self.path(name)
+        return Item(path, self.output_name(name), where, boxes, size, relative, place=name)
+
+
+def missing(claim: str) -> str:
+    """What to say of an image that is not there."""
+    try:
+        return f"{safe_name(claim, 'not found')}: no such image"
+    except DataError as error:
+        return str(error)

@@ -1,0 +1,55 @@
+"""The files of a folder, listed once; what systems leave about is passed over."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ghm_d2.data.images import SUFFIXES
+from ghm_d2.data.output import IMPORT_REPORT, MAKE_REPORT
+from ghm_d2.errors import DataError
+
+MOST_FILES = 5_000_000
+_ELSEWHERE = "__MACOSX"  # what macOS puts into archives: files of the same names, not images
+
+
+@dataclass
+class Listing:
+    """Every file below `root`, as sorted POSIX paths relative to it."""
+
+    root: Path  # absolute
+    files: list[str]
+    images: list[str] = field(init=False)
+
+    def __post_init__(self):
+        self.images = self.of(*SUFFIXES)
+
+    def of(self, *suffixes: str) -> list[str]:
+        """The files with one of these suffixes, in upper case or lower."""
+        return [name for name in self.files if name.lower().endswith(suffixes)]
+
+
+def list_folder(root: Path) -> Listing:
+    """List `root`: no hidden files and folders, no `__MACOSX`, no earlier output of `ghm data`.
+
+    Links to folders are followed, each folder once. Raises: DataError above MOST_FILES files.
+    """
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        ours = folder != str(root) and {IMPORT_REPORT, MAKE_REPORT} & set(names)
+        if (status.st_dev, status.st_ino) in seen or ours:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not _hidden(name))
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        files += [prefix + name for name in names if not _hidden(name)]
+        if len(files) > MOST_FILES:
+            raise DataError(f"{root}: more than {MOST_FILES} files; name the data set's own folder")
+    return Listing(root, sorted(files))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == _ELSEWHERE

@@ -1,0 +1,52 @@
+"""What to say of a folder in which no data set was recognised."""
+
+from collections import Counter
+from pathlib import PurePosixPath
+
+from ghm_d2.data.coco_json import load_json
+from ghm_d2.data.importing.images import Images
+from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.pairing import split_of
+from ghm_d2.errors import DataError
+
+_EXPECTED = {
+    "coco": "COCO JSON with images, annotations and categories",
+    "voc": "Pascal VOC XML with <annotation> outermost",
+    "yolo": "YOLO labels (.txt called like the images) with data.yaml or classes.txt",
+}
+
+
+def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
+    """The error for a folder without a data set, with what was found and what was expected.
+
+    Raises: DataError where a JSON file that is called like COCO's is malformed.
+    """
+    for name in listing.of(".json"):
+        if split_of(PurePosixPath(name).stem) or "instances" in name or "annotations" in name:
+            load_json(listing.root / name)
+    suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing.files)
+    others = Counter({s: n for s, n in suffixes.items() if s in (".json", ".xml", ".txt", ".csv")})
+    found = [f"{len(images.listing.images)} images"]
+    found += [f"{count} {suffix} files" for suffix, count in others.most_common()]
+    wanted = [_EXPECTED[kind]] if kind in _EXPECTED else list(_EXPECTED.values())
+    what = f"{kind} data" if kind in _EXPECTED else "data"
+    return DataError(
+        f"{listing.root}: no {what} set in it: found {', '.join(found)}; expected "
+        f"{', or '.join(wanted)}{_hint(listing)}"
+    )
+
+
+def _hint(listing: Listing) -> str:
+    """Of formats that are often met and not read here, what to do."""
+    for name in listing.of(".xml")[:20]:
+        with (listing.root / name).open("rb") as file:
+            if b"<annotations>" in file.read(2**10):
+                return f"; {name} is CVAT's own XML: export as COCO 1.0 instead"
+    for name in listing.of(".json")[:20]:
+        with (listing.root / name).open("rb") as file:
+            text = file.read(2**16)
+        if (b'"shapes"' in text and b'"imagePath"' in text) or b'"labelme' in text.lower():
+            return f"; {name} is labelme's own JSON: convert it with labelme's labelme2coco.py"
+        if b'"annotations"' in text and b'"from_name"' in text:
+            return f"; {name} is Label Studio's own JSON: export as COCO or YOLO instead"
+    return ""

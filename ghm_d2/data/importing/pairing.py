@@ -1,0 +1,180 @@
+"""Which file belongs to which, by name: annotations to images, images to labels, lists to items.
+
+People keep the two in `annots/` and `images/`, in `train/labels` and `train/images`, side by side,
+or anywhere; names are given with another suffix, with somebody else's absolute path, or as an
+address. So a name is looked up among all files, and where several have it, the one whose
+folders agree best is taken. No file outside the listing can be reached.
+"""
+
+import re
+from collections import Counter, defaultdict
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from ghm_d2.data.images import SUFFIXES
+from ghm_d2.errors import DataError
+
+_SPLITS = (
+    ("train", re.compile(r"(?<![a-z])train(?:ing|val|set|data|images)?(?![a-z])")),
+    ("val", re.compile(r"(?<![a-z])(?:mini_?)?val(?:id|idation|minusminival|set)?(?![a-z])")),
+    ("test", re.compile(r"(?<![a-z])test(?:ing|set|data|images)?(?![a-z])")),
+)
+_USUAL = {"images", "jpegimages", "labels"}
+
+
+class Wanted(NamedTuple):
+    """A file that another one speaks of."""
+
+    folders: tuple[str, ...]  # of its path, as far as it is told
+    stem: str
+    name: str  # with its suffix, where that is known, else ""
+    home: str  # the path, in the listing, of the file (or folder, ending in /) that speaks of it
+
+
+def split_of(text: str) -> str:
+    """The split that a file or folder name speaks of, or ""."""
+    return next((split for split, word in _SPLITS if word.search(text.lower())), "")
+
+
+def split_of_folders(path: str) -> str:
+    """The split that the last telling folder of a path speaks of, or ""."""
+    folders = reversed(path.split("/")[:-1])
+    return next((split for split in map(split_of, folders) if split), "")
+
+
+def wanted(text: str, home: str) -> Wanted:
+    """What a file name in an annotation asks for: a path of any system, an address, a bare name."""
+    path = text.replace("\\", "/")
+    if "://" in path or "?" in path:
+        with suppress(ValueError):  # it only looks like an address
+            parts = urlsplit(path)
+            path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
+    pure = PurePosixPath(path)
+    known = pure.suffix.lower() in SUFFIXES
+    stem = pure.stem if known else pure.name
+    return Wanted(tuple(pure.parts[:-1]), stem, pure.name if known else "", home)
+
+
+def by_stem(path: str, name: str = "") -> Wanted:
+    """The file called like the file `path` of the listing, but for its suffix."""
+    pure = PurePosixPath(path)
+    return Wanted(tuple(pure.parts[:-1]), pure.stem, name, "/".join((*pure.parts[:-1], "")))
+
+
+class Finder:
+    """Looks files up among `targets`, paths of one listing."""
+
+    def __init__(self, targets: list[str]):
+        self.by_stem: dict[str, list[str]] = defaultdict(list)
+        for path in targets:
+            self.by_stem[PurePosixPath(path).stem.lower()].append(path)
+        self._kin: dict[tuple[str, str], tuple] = {}
+
+    def __contains__(self, stem: str) -> bool:
+        return stem.lower() in self.by_stem
+
+    def pair(
+        self, asked: list[Wanted], remedy: str, *, once: bool = False
+    ) -> tuple[list[str | None], dict[int, str]]:
+        """The target of each, or None where there is none; and what was said instead of which.
+
+        A target in a folder of another split counts only where all are. Where two targets of one
+        folder fit equally well, as a.jpg and a.png, there is none, and the second result says so.
+        once: a target belongs to one of them, to the one that fits it best.
+        Raises: DataError, ending in `remedy`, where targets of two folders fit equally well, or,
+        of `once`, where two are asked for one target.
+        """
+        ties: dict[int, str] = {}
+        choices = [self.by_stem.get(item.stem.lower(), ()) for item in asked]
+        votes: Counter = Counter()
+        friendly = set()
+        for item, found in zip(asked, choices, strict=True):
+            for folder in {_folder(path) for path in found}:
+                votes[item.home, folder] += 1
+                if self._kinship(item.home, folder)[0]:
+                    friendly.add(item.home)
+        best: list[tuple | None] = []
+        for number, (item, found) in enumerate(zip(asked, choices, strict=True)):
+            if item.home in friendly:
+                found = [path for path in found if self._kinship(item.home, _folder(path))[0]]
+            if len(found) == 1 and not once:
+                best.append(((), found[0]))
+                continue
+            ranked = sorted(
+                ((self._score(item, path, votes), path) for path in found), reverse=True
+            )
+            if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+                first, second = sorted((ranked[0][1], ranked[1][1]))
+                if _folder(first) != _folder(second):
+                    home = item.home.rstrip("/") or "the folder"
+                    raise DataError(f"{first} or {second} for {home}: {remedy}")
+                ties[number] = f"{first} and {PurePosixPath(second).name} have the same name"
+                ranked = []
+            best.append(ranked[0] if ranked else None)
+        if once:
+            _leave_one(asked, best, remedy)
+        return [None if choice is None else choice[1] for choice in best], ties
+
+    def _score(self, item: Wanted, path: str, votes: Counter) -> tuple:
+        pure, tail = PurePosixPath(path), 0
+        for one, other in zip(reversed(item.folders), reversed(pure.parts[:-1]), strict=False):
+            if one.lower() != other.lower():
+                break
+            tail += 1
+        folder = _folder(path)
+        kin = self._kinship(item.home, folder)
+        return (
+            *(pure.name == item.name, pure.name.lower() == item.name.lower(), tail),
+            *(*kin, votes[item.home, folder], pure.stem == item.stem),
+        )
+
+    def _kinship(self, home: str, folder: str) -> tuple:
+        """How well a folder agrees with a file; the first says whether their splits do."""
+        key = home, folder
+        if key not in self._kin:
+            tag = PurePosixPath(home).stem if not home.endswith("/") else ""
+            split = split_of(tag) or split_of_folders(home)
+            other = split_of_folders(folder)
+            parts, own = folder.lower().split("/")[:-1], home.lower().split("/")[:-1]
+            self._kin[key] = (
+                not (split and other and split != other),
+                bool(split) and split == other,
+                shared_folders(home, folder),
+                bool(tag) and tag.lower().removeprefix("instances_") in parts,
+                parts == own,
+                bool(_USUAL & set(parts)),
+            )
+        return self._kin[key]
+
+
+def shared_folders(one: str, other: str) -> int:
+    """How many folders two paths have in common, from the top."""
+    pairs = zip(one.split("/")[:-1], other.split("/")[:-1], strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), _depth(one, other))
+
+
+def _depth(one: str, other: str) -> int:
+    return min(one.count("/"), other.count("/"))
+
+
+def _folder(path: str) -> str:
+    return path[: path.rfind("/") + 1]
+
+
+def _leave_one(asked: list[Wanted], best: list[tuple | None], remedy: str) -> None:
+    """Take a target from all who chose it but one, in place."""
+    owner: dict[str, int] = {}
+    for number, choice in enumerate(best):
+        if choice is None:
+            continue
+        other = owner.setdefault(choice[1], number)
+        if other == number:
+            continue
+        if best[other][0] == choice[0]:
+            both = sorted("/".join((*asked[i].folders, asked[i].stem)) for i in (other, number))
+            raise DataError(f"{both[0]} and {both[1]} both belong to {choice[1]}: {remedy}")
+        loser = number if best[other][0] > choice[0] else other
+        owner[choice[1]] = number if loser == other else other
+        best[loser] = None

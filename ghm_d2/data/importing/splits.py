@@ -1,0 +1,107 @@
+"""Which images are for training, validation and testing."""
+
+import random
+import re
+from pathlib import Path, PurePosixPath
+
+from ghm_d2.data.coco_json import SPLITS
+from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.pairing import Finder, split_of_folders, wanted
+from ghm_d2.data.importing.source import Item, Source
+from ghm_d2.errors import DataError
+
+_LIST = re.compile(r"(train|val|valid|validation|test|trainval)\.txt")
+_MAIN = "ImageSets/Main/"
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises: DataError where it is no UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def find_lists(listing: Listing) -> dict[str, list[str]]:
+    """split -> the text files that list its images: those of ImageSets/Main, or all so called.
+
+    trainval.txt is for training, and read only where there is neither train.txt nor val.txt.
+    """
+    found = [f for f in listing.of(".txt") if _LIST.fullmatch(PurePosixPath(f).name.lower())]
+    found = [f for f in found if _MAIN in f] or found
+    lists: dict[str, list[str]] = {}
+    for name in found:
+        stem = PurePosixPath(name).stem.lower()
+        lists.setdefault("val" if stem.startswith("valid") else stem, []).append(name)
+    both = lists.pop("trainval", None)
+    if both and not lists.keys() & {"train", "val"}:
+        lists["train"] = both
+    return {split: lists[split] for split in SPLITS if split in lists}
+
+
+def by_lists(source: Source, listing: Listing, items: dict[str, Item], lost: str) -> bool:
+    """Put items in the splits that lists name, by their keys; whether there are such lists.
+
+    lost: what to say, with {} for its name, of an item that is listed and not there.
+    """
+    finder, used = Finder(list(items)), set()
+    for split, files in find_lists(listing).items():
+        rows = [(f, line.strip()) for f in files for line in read_lines(listing.root / f)]
+        asked = []
+        for file, line in dict.fromkeys(row for row in rows if row[1]):
+            item = wanted(line, file)
+            # A second column, where there is one, says whether one class occurs: not needed here.
+            asked.append(item if item.stem in finder else wanted(line.split()[0], file))
+        found, _ = finder.pair(asked, "keep one of them")
+        if not any(found):
+            continue
+        held = {name: items[name] for name in found if name}
+        source.splits[split] = list(held.values())
+        used.update(held)
+        for item, name in zip(asked, found, strict=True):
+            if not name:
+                source.drop_image(split, item.home, lost.format(item.stem))
+    left = sum(item.where != item.place for name, item in items.items() if name not in used)
+    if used and left:
+        source.notes.append(f"{left} annotated images are in no split: left out")
+    return bool(used)
+
+
+def by_folder(source: Source, items: list[Item]) -> None:
+    """Put items in the splits that the folders of their images, or of their files, speak of."""
+    for item in items:
+        split = split_of_folders(item.place) or split_of_folders(item.where)
+        source.splits.setdefault(split, []).append(item)
+
+
+def settle(source: Source) -> None:
+    """Give the images without a split theirs, in place: train where no other split is for it."""
+    whole = source.splits.pop("", None)
+    if whole and "train" in source.splits:
+        source.notes.append(f"{len(whole)} images are in no split: left out")
+    elif whole is not None:
+        source.splits["train"] = whole
+    source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
+
+
+def with_val(source: Source, share: float, seed: int) -> None:
+    """Split train in place where there is no val: `share` of the images stay in train (one at
+    least, and one goes to val).
+
+    Drawn from the sorted image names with `seed`, so the same folder splits the same way
+    everywhere.
+    """
+    settle(source)
+    if "val" in source.splits or "train" not in source.splits:
+        return
+    items = sorted(source.splits["train"], key=lambda item: item.name)
+    if len(items) < 2:
+        source.notes.append("no val split in the source, and too few images to make one")
+        return
+    chosen = list(range(len(items)))
+    random.Random(seed).shuffle(chosen)
+    train = set(chosen[: min(max(round(len(items) * share), 1), len(items) - 1)])
+    source.splits["train"] = [item for i, item in enumerate(items) if i in train]
+    source.splits["val"] = [item for i, item in enumerate(items) if i not in train]
+    source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
+    source.notes.append(f"no val split in the source: made one of {1 - share:.0%} (seed {seed})")
