@@ -29,10 +29,10 @@ class GHMDatasetMapper(DatasetMapper):
     """Detectron2's mapper, with three differences.
 
     It augments as `build_augmentations` says, what is `visible`; of SSD's crop only objects whose
-    centre is inside stay. An image that cannot be read becomes an entry "error": an exception would reach the
-    trainer from a worker process as a traceback in a string. Boxes and polygons of whole numbers
-    are scaled as others are: Detectron2's resizing cuts their fractions off, so that targets are up
-    to a pixel small.
+    centre is inside stay. An image that cannot be read becomes an entry "error": an exception would
+    reach the trainer from a worker process as a traceback in a string. Boxes and polygons of whole
+    numbers are scaled as others are: Detectron2's resizing cuts their fractions off, so that
+    targets are up to a pixel small.
     """
 
     @configurable
