@@ -1,3 +1,23 @@
-from .app import main
+"""The entry of `ghm`: without the packages that it needs, one line says how to install them."""
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; exit code 2 where a package of the extra `detectors` is missing."""
+    try:
+        from .app import main as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("ghm_d2"):
+            raise
+        print(
+            f"error: ghm needs {error.name}, which is not installed: the losses alone need torch, "
+            "and the rest is installed by pip install 'ghm_d2[detectors]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -42,6 +42,11 @@ def user_errors():
         if not leave_error(error):
             show_error(str(error))
         raise typer.Exit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "ghm_d2").startswith("ghm_d2"):
+            raise
+        show_error(f"{error.name} is not installed; `ghm doctor` says what installs it")
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         if rank() == 0:
             err.print("interrupted")

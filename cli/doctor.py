@@ -57,7 +57,9 @@ def doctor(as_json: Json = False) -> None:
 
 def examine() -> list[Finding]:
     """Python, Detectron2, the kernels, and every package that ours requires."""
-    packages = [look_up(line) for line in metadata.requires("ghm_d2") if "extra ==" not in line]
+    lines = metadata.requires("ghm_d2")
+    needed = [line for line in lines if "extra ==" not in line or 'extra == "detectors"' in line]
+    packages = [look_up(line) for line in needed]
     for finding in packages:
         if finding.name in ("torch", "torchvision") and finding.status == "ok":
             command = pip("install", "--upgrade", "torch", "torchvision")

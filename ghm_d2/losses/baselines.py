@@ -1,11 +1,10 @@
 """The losses GHM is compared with, from integer labels: 0..K-1 a class, K background, -1 ignored.
 
-Smooth L1 is fvcore's, and so is focal loss where there is no kernel of our own for it.
+Focal loss without a kernel, and smooth L1, give the numbers of fvcore's, which Detectron2 uses.
 """
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
@@ -75,8 +74,17 @@ def focal_loss(
     logits, labels = upcast(logits), labels.long()
     valid = (labels >= 0)[:, None].expand_as(logits)
     target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
-    loss = sigmoid_focal_loss(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
+    loss = _focal(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
     return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
+
+
+def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Of each element; its roundings are those of fvcore."""
+    ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = torch.sigmoid(logits)
+    p_of_target = p * target + (1 - p) * (1 - target)
+    loss = ce * (1 - p_of_target) ** gamma  # (5)
+    return loss if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * loss
 
 
 def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Tensor:
@@ -154,7 +162,10 @@ class OHEM(nn.Module):
 
 
 class SmoothL1(nn.Module):
-    """fvcore's `smooth_l1_loss` as a module; beta = 0 is L1."""
+    """Smooth L1: d^2 / (2 beta) where |d| < beta, else |d| - beta / 2; beta = 0 is L1.
+
+    Source: Fast R-CNN, arXiv 1504.08083, where beta is 1.
+    """
 
     def __init__(self, beta: float = 0.1, reduction: str = "mean"):
         super().__init__()
@@ -163,4 +174,8 @@ class SmoothL1(nn.Module):
         self.beta, self.reduction = beta, reduction
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        return reduce_loss(smooth_l1_loss(upcast(pred), upcast(target), self.beta), self.reduction)
+        distance = torch.abs(upcast(pred) - upcast(target))
+        if self.beta < 1e-5:  # the other branch would divide by it
+            return reduce_loss(distance, self.reduction)
+        inside, outside = 0.5 * distance**2 / self.beta, distance - 0.5 * self.beta
+        return reduce_loss(torch.where(distance < self.beta, inside, outside), self.reduction)

@@ -1,10 +1,12 @@
-"""Any timm model with feature maps as a Detectron2 backbone, inside Detectron2's FPN."""
+"""Any timm model with feature maps as a Detectron2 backbone, inside Detectron2's FPN.
+
+timm is imported when a model of it is asked for.
+"""
 
 import difflib
 import itertools
 import math
 
-import timm
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -169,6 +171,8 @@ def _feature_name(stride: int) -> str:
 
 def _inspect(name: str) -> tuple[dict[int, int], dict]:
     """The index of the feature map of each stride, and arguments that allow any picture size."""
+    import timm
+
     declared = _declaration(name)
     for options in _ANY_SIZE:
         try:
@@ -187,6 +191,8 @@ def _inspect(name: str) -> tuple[dict[int, int], dict]:
 
 
 def _declaration(name: str):
+    import timm
+
     base = name.partition(".")[0]
     tagged = f"{base}.*" if timm.is_model(base) else ""
     try:

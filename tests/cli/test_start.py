@@ -33,6 +33,11 @@ def test_the_package_imports_nothing_heavy():
     assert not imported_by("import ghm_d2, ghm_d2.config, ghm_d2.records, ghm_d2.errors") & HEAVY
 
 
+def test_registering_the_detectors_leaves_timm_to_those_who_ask_for_a_model_of_it():
+    names = imported_by("from ghm_d2.register import register_all; register_all()")
+    assert "detectron2" in names and "timm" not in names
+
+
 def test_heavy_imports_are_seen():
     assert imported_by("import scipy.special") & HEAVY == {"scipy"}
 

