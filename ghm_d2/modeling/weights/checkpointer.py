@@ -13,9 +13,12 @@ from torch import nn
 from ghm_d2.errors import WeightsError
 from ghm_d2.files import write_atomically
 from ghm_d2.modeling.weights import last_whole
+from ghm_d2.modeling.weights.fetch import fetch
 from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 from ghm_d2.modeling.yolov3 import darknet_weights
 from ghm_d2.run_folder import LAST_CHECKPOINT
+
+_MOST_MODULES = 12  # that a line names
 
 
 class LoadReport(NamedTuple):
@@ -32,19 +35,16 @@ class LoadReport(NamedTuple):
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """Names of the file's tensors that went nowhere."""
-        return (*self.unexpected, *(name for name, _, _ in self.mismatched))
-
     def warnings(self) -> list[str]:
         """One line for each thing to be said: keys not used, tensors left at their start."""
-        left = (*self.missing, *(name for name, _, _ in self.mismatched))
+        anew = [f"{name} {theirs} -> {ours}" for name, theirs, ours in self.mismatched]
+        left = "tensors of the model are not in the weights and keep their initial values"
         said = (
-            (self.unused, "keys of the weights were not used"),
-            (left, "tensors of the model are not in the weights and keep their initial values"),
+            _count(self.unexpected, "keys of the weights were not used"),
+            anew and f"predictors of another size start anew: {', '.join(anew)}",
+            _count(self.missing, left),
         )
-        return [f"{self.path}: {len(n)} {what}: {_some(n)}" for n, what in said if n]
+        return [f"{self.path}: {line}" for line in said if line]
 
 
 class GHMCheckpointer(DetectionCheckpointer):
@@ -90,7 +90,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         self._name = path
         self._parsed_url_during_load = None  # Detectron2's main leaves it set when a load fails
         try:
-            return super().load(self._fetch(path), checkpointables)
+            return super().load(fetch(path), checkpointables)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise WeightsError(f"{path} does not fit this run: {reason}") from error
@@ -154,18 +154,6 @@ class GHMCheckpointer(DetectionCheckpointer):
         path, self.fallbacks = last_whole.find_checkpoint(self.save_dir)
         return path
 
-    def _fetch(self, path: str) -> str:
-        try:
-            local = self.path_manager.get_local_path(path)
-        except Exception as error:  # each kind of address has errors of its own
-            raise WeightsError(
-                f"{path} cannot be fetched ({type(error).__name__}: {error}); fetch the file by "
-                "other means and set MODEL.WEIGHTS to its path"
-            ) from None
-        if not os.path.isfile(local):
-            raise WeightsError(f"no weight file {path}")
-        return local
-
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(darknet_weights.ENDINGS):
             return {"model": darknet_weights.read_darknet_weights(filename, self.model)}
@@ -196,11 +184,23 @@ class GHMCheckpointer(DetectionCheckpointer):
         loaded = held - len(unexpected) - len(mismatched)
         self.report = LoadReport(self._name, loaded, tuple(sorted(missing)), unexpected, mismatched)
         if not loaded:
+            has = ", ".join([*unexpected, *(name for name, *_ in mismatched)][:3])
             raise WeightsError(
                 f"{self._name} is of another model: none of its {held} tensors fits this one; it "
-                f"has {_some(self.report.unused)}"
+                f"has {has}, ..."
             )
+        self._check_sizes(mismatched)
         return incompatible
+
+    def _check_sizes(self, mismatched) -> None:
+        """Refuse what is not just a predictor of other classes, which has other outputs alone."""
+        parameters = dict(self.model.named_parameters())
+        for name, theirs, ours in mismatched:
+            if name in parameters and theirs[1:] != ours[1:]:
+                raise WeightsError(
+                    f"{self._name} is of another architecture: {name} is {theirs} in it and {ours} "
+                    "in the model; give the configuration that it was trained with"
+                )
 
 
 def _split_query(path: str) -> tuple[str, bool]:
@@ -214,5 +214,13 @@ def _split_query(path: str) -> tuple[str, bool]:
     return path, False
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _count(names: tuple[str, ...], what: str) -> str:
+    """How many, of which modules; "" for none. Modules are told apart as far as ten of them go."""
+    for depth in range(max((name.count(".") for name in names), default=0), 0, -1):
+        modules = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names)
+        if len(modules) <= _MOST_MODULES:
+            break
+    else:
+        modules = dict.fromkeys(names)
+    shown = list(modules)[:_MOST_MODULES] + ["..."] * (len(modules) > _MOST_MODULES)
+    return f"{len(names)} {what}: {', '.join(shown)}" if names else ""

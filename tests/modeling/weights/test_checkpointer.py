@@ -4,6 +4,8 @@ import functools
 import http.server
 import os
 import pickle
+import re
+import shutil
 import threading
 from collections import OrderedDict
 
@@ -38,6 +40,10 @@ class Model(nn.Module):
 
 def state_of(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def numpy_state(model):
+    return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
 def assert_same(model, state):
@@ -224,10 +230,18 @@ def test_the_report_tells_what_fitted(tmp_path):
     report = checkpointer.report
     assert (report.loaded, report.missing, report.unexpected) == (2, ("head.bias",), ("extra",))
     assert report.mismatched == (("head.weight", (7, 4), (2, 4)),)
-    assert report.unused == ("extra", "head.weight")
-    unused, left = report.warnings()
-    assert "some.pth: 2 keys of the weights were not used: extra, head.weight" in unused
-    assert "2 tensors of the model" in left
+    unused, anew, left = report.warnings()
+    assert "some.pth: 1 keys of the weights were not used: extra" in unused
+    assert "start anew: head.weight (7, 4) -> (2, 4)" in anew
+    assert "1 tensors of the model are not in the weights" in left
+    assert left.endswith("initial values: head.bias")
+
+
+def test_a_tensor_of_another_width_is_no_predictor_of_other_classes(tmp_path):
+    state = state_of(Model()) | {"head.weight": torch.ones(2, 8)}
+    torch.save({"model": state}, tmp_path / "wide.pth")
+    with pytest.raises(WeightsError, match=r"wide\.pth is of another architecture: head\.weight"):
+        GHMCheckpointer(Model()).load(str(tmp_path / "wide.pth"))
 
 
 def test_no_weights_are_no_error():
@@ -248,6 +262,7 @@ def web(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     prefix = "detectron2.utils.file_io.Detectron2Handler.S3_DETECTRON2_PREFIX"
     monkeypatch.setattr(prefix, address)
+    monkeypatch.setattr("detectron2.model_zoo.model_zoo._ModelZooUrls.S3_PREFIX", address)
     yield served, address
     server.shutdown()
     thread.join()
@@ -267,8 +282,25 @@ def test_addresses_are_fetched_as_detectron2_does(web):
         assert checkpointer.report.path == path
 
 
-def test_addresses_that_fail_are_named(web):
+def test_without_a_network_a_line_says_what_to_fetch_and_where_to_put_it(web, tmp_path):
     _, address = web
-    for path in (f"{address}absent.pkl", "detectron2://absent.pkl", "catalog://no/such.pkl"):
-        with pytest.raises(WeightsError, match=r"cannot be fetched.*MODEL\.WEIGHTS"):
+    given = zoo_file(tmp_path, {"model": numpy_state(Model()), "__author__": "zoo"})
+    zoo = "COCO-Detection/retinanet_R_50_FPN_1x"
+    for path, url in (
+        (f"{address}a/b.pkl", f"{address}a/b.pkl"),
+        ("detectron2://c/d.pkl", f"{address}c/d.pkl"),
+        (f"{zoo}.yaml", f"{address}{zoo}/190397773/model_final_bfca0b.pkl"),
+    ):
+        with pytest.raises(WeightsError) as caught:
             GHMCheckpointer(Model()).load(path)
+        found = re.search(r"fetch (\S+) by other means and put it at (\S+), or", str(caught.value))
+        assert found and found[1] == url
+        shutil.copy(given, found[2])
+        GHMCheckpointer(Model()).load(path)
+
+
+def test_addresses_of_nothing_are_named(web):
+    with pytest.raises(WeightsError, match=r"cannot be fetched.*MODEL\.WEIGHTS"):
+        GHMCheckpointer(Model()).load("catalog://no/such.pkl")
+    with pytest.raises(WeightsError, match="model zoo has no weights"):
+        GHMCheckpointer(Model()).load("quick/retinanet_ghm.yaml")

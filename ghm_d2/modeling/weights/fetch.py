@@ -1,0 +1,80 @@
+"""Weights at an address: fetched into Detectron2's cache, or a line on how to put them there."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlparse
+
+from detectron2 import model_zoo
+from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
+from detectron2.utils.file_io import Detectron2Handler, PathManager
+from iopath.common.file_io import get_cache_dir
+
+from ghm_d2.errors import WeightsError
+
+_PATIENCE = 20  # seconds that a server may say nothing
+
+
+def fetch(path: str) -> str:
+    """The local file that `path` names, downloaded if it is an address and not in the cache.
+
+    Args:
+        path: a file; an address (http(s)://, detectron2://, catalog://); or a configuration of
+            Detectron2's model zoo, such as "COCO-Detection/retinanet_R_50_FPN_1x.yaml", whose
+            trained weights are meant.
+
+    Raises:
+        WeightsError: there is no such file, or it cannot be had; then the message has the address
+            and where Detectron2 looks for a copy.
+    """
+    address = path
+    if path.endswith(".yaml") and not os.path.exists(path):
+        try:
+            address = model_zoo.get_checkpoint_url(path)
+        except RuntimeError:
+            raise WeightsError(f"Detectron2's model zoo has no weights for {path}") from None
+    try:
+        with _impatient():
+            local = PathManager.get_local_path(address)
+    except Exception as error:  # each kind of address has errors of its own
+        reason = f"{path} cannot be fetched ({type(error).__name__}: {error})"
+        raise WeightsError(f"{reason}; {_remedy(address)}") from None
+    if not os.path.isfile(local):
+        raise WeightsError(f"no weight file {path}")
+    return local
+
+
+def _remedy(address: str) -> str:
+    """How to do without the network here."""
+    by_hand = "set MODEL.WEIGHTS to a file that is here"
+    try:
+        url = _web_address(address)
+    except (RuntimeError, KeyError):  # of the catalog: an unknown name
+        return by_hand
+    parts = urlparse(url)
+    if parts.scheme not in ("http", "https"):
+        return by_hand
+    folder = os.path.join(get_cache_dir(), os.path.dirname(parts.path.lstrip("/")))
+    place = os.path.join(folder, url.rpartition("/")[2])
+    return f"fetch {url} by other means and put it at {place}, or set MODEL.WEIGHTS to its path"
+
+
+def _web_address(address: str) -> str:
+    if address.startswith(Detectron2Handler.PREFIX):
+        name = address.removeprefix(Detectron2Handler.PREFIX)
+        return Detectron2Handler.S3_DETECTRON2_PREFIX + name
+    if address.startswith(ModelCatalogHandler.PREFIX):
+        return ModelCatalog.get(address.removeprefix(ModelCatalogHandler.PREFIX))
+    return address
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Limit the time of iopath's download, which a dropped connection holds for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

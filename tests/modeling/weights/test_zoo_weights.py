@@ -1,0 +1,75 @@
+"""Weights of Detectron2's model zoo, trained on COCO, start a training on other classes."""
+
+import pickle
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from ghm_d2.config import load_config
+
+TINY = {
+    "MODEL.RESNETS.DEPTH": "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
+    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.RETINANET.NUM_CONVS": "1",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": "16",
+}
+TRAINING = {
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "SOLVER.MAX_ITER": "2",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.BASE_LR": "1e-12",  # all stay what they started as
+    "SOLVER.CHECKPOINT_PERIOD": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+# our recipe, the zoo's configuration and its predictors, with their outputs for ten classes
+RETINANET = (
+    "coco/retinanet_R_50_FPN_ghm_1x.yaml",
+    "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    {"head.cls_score": 90},
+)
+MASK_RCNN = (
+    "coco/mask_rcnn_R_101_FPN_ghm_r_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    {
+        "roi_heads.box_predictor.cls_score": 11,
+        "roi_heads.box_predictor.bbox_pred": 40,
+        "roi_heads.mask_head.predictor": 10,
+    },
+)
+
+
+def words(keys):
+    return [word for pair in keys.items() for word in pair]
+
+
+def zoo_weights(config, file):
+    """A file as the zoo's, of Detectron2's own detector with random weights; its tensors."""
+    model = build_model(load_config(config, words(TINY | {"MODEL.DEVICE": "cpu"})))
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    content = {"model": state, "__author__": "Detectron2 Model Zoo"}
+    file.write_bytes(pickle.dumps(content, protocol=2))
+    return state
+
+
+@pytest.mark.parametrize(("recipe", "zoo", "predictors"), [RETINANET, MASK_RCNN])
+def test_all_but_the_predictors_is_loaded(recipe, zoo, predictors, ghm, digits_folder, tmp_path):
+    state = zoo_weights(zoo, tmp_path / "model_final.pkl")
+    keys = TINY | TRAINING | {"MODEL.WEIGHTS": str(tmp_path / "model_final.pkl")}
+    run = ["--dataset", digits_folder, "--output", tmp_path / "run"]
+    done = ghm("train", "--config", recipe, *run, *words(keys))
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "start anew" in line)
+    anew = {f"{name}.{kind}" for name in predictors for kind in ("weight", "bias")}
+    trained = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    for name, tensor in state.items():
+        if name in anew:
+            assert name in line
+            assert len(trained[name]) == predictors[name.rpartition(".")[0]]
+        else:
+            assert name not in line
+            torch.testing.assert_close(trained[name], torch.as_tensor(tensor), rtol=0, atol=1e-6)
+    assert "not used" not in done.stderr
