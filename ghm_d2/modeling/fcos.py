@@ -20,6 +20,7 @@ from ghm_d2.losses.sync import sum_up, world_size
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import BufferedNormalizer, begin_ghm_c, cls_loss, count_foreground
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ghm_c")
@@ -80,6 +81,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         check_trainer(cfg)
         keys = ghm_keys(cfg, "MODEL.FCOS")
         backbone = build_backbone(cfg)
+        fit_top_block(backbone, cfg)
         return {
             "backbone": backbone,
             "head": _build_head(keys, backbone.output_shape()),

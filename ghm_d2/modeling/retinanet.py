@@ -18,6 +18,7 @@ from ghm_d2.modeling.dense import (
 )
 from ghm_d2.modeling.labels import box_levels, label_anchors
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
@@ -72,7 +73,9 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
     def from_config(cls, cfg):
         check_trainer(cfg)
         keys = cfg.MODEL.RETINANET
-        return super().from_config(cfg) | loss_arguments(cfg, keys, len(keys.IN_FEATURES))
+        arguments = super().from_config(cfg)
+        fit_top_block(arguments["backbone"], cfg)
+        return arguments | loss_arguments(cfg, keys, len(keys.IN_FEATURES))
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
