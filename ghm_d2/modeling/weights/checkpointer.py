@@ -14,11 +14,12 @@ from ghm_d2.errors import WeightsError
 from ghm_d2.files import write_atomically
 from ghm_d2.modeling.weights import last_whole
 from ghm_d2.modeling.weights.fetch import fetch
+from ghm_d2.modeling.weights.mmdet_weights import from_mmdet, is_mmdet
 from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 from ghm_d2.modeling.yolov3 import darknet_weights
 from ghm_d2.run_folder import LAST_CHECKPOINT
 
-_MOST_MODULES = 12  # that a line names
+_MOST_NAMED = 12  # tensors or modules in a line
 
 
 class LoadReport(NamedTuple):
@@ -26,7 +27,8 @@ class LoadReport(NamedTuple):
 
     `loaded` counts the file's tensors that went into the model; `missing` are the model's names
     that the file lacks, `unexpected` the file's names that the model lacks, `mismatched` the
-    names of both whose shapes differ, with (name, shape in the file, shape in the model).
+    names of both whose shapes differ, with (name, shape in the file, shape in the model). `origin`
+    is a line on weights of another project that were converted.
     """
 
     path: str
@@ -34,9 +36,10 @@ class LoadReport(NamedTuple):
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    origin: str = ""
 
     def warnings(self) -> list[str]:
-        """One line for each thing to be said: keys not used, tensors left at their start."""
+        """One line for each thing to be said: origin, keys not used, tensors left as they were."""
         anew = [f"{name} {theirs} -> {ours}" for name, theirs, ours in self.mismatched]
         left = "tensors of the model are not in the weights and keep their initial values"
         said = (
@@ -44,7 +47,8 @@ class LoadReport(NamedTuple):
             anew and f"predictors of another size start anew: {', '.join(anew)}",
             _count(self.missing, left),
         )
-        return [f"{self.path}: {line}" for line in said if line]
+        lines = [f"{self.path}: {line}" for line in said if line]
+        return [self.origin, *lines] if self.origin else lines
 
 
 class GHMCheckpointer(DetectionCheckpointer):
@@ -52,7 +56,8 @@ class GHMCheckpointer(DetectionCheckpointer):
 
     Accepts what Detectron2's does: local paths, http(s):// and detectron2:// addresses, the model
     zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; .safetensors; and darknet's
-    .weights, .backup and .conv.74, for models with its layers. No file is executed (see
+    .weights, .backup and .conv.74, for models with its layers; mmdetection's RetinaNet and that of
+    GHM's authors, for a RetinaNet. No file is executed (see
     `ghm_d2.modeling.weights.weight_files`).
 
     Attributes:
@@ -66,7 +71,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         super().__init__(model, os.fspath(save_dir), **kwargs)
         self.report: LoadReport | None = None
         self.fallbacks: list[str] = []
-        self._name, self._heuristics = "", False  # of the file that `load` is at
+        self._name, self._heuristics, self._origin = "", False, ""  # of the file `load` is at
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; nothing where `path` is empty.
@@ -87,7 +92,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         if not path:
             return super().load(path, checkpointables)
         path, self._heuristics = _split_query(path)
-        self._name = path
+        self._name, self._origin = path, ""
         self._parsed_url_during_load = None  # Detectron2's main leaves it set when a load fails
         try:
             return super().load(fetch(path), checkpointables)
@@ -168,7 +173,10 @@ class GHMCheckpointer(DetectionCheckpointer):
             state = state_dict_of(loaded, filename, ("blobs",))
             state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
             return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
-        state = state_dict_of(loaded, filename)
+        state = state_dict_of(loaded, filename, ("model", "state_dict"))
+        if is_mmdet(state):
+            state, self._origin = from_mmdet(state, loaded.get("meta"), self.model, self._name)
+            return {"model": state}
         checkpoint = loaded if "model" in loaded else {"model": state}
         if self._heuristics:
             checkpoint["matching_heuristics"] = True
@@ -182,7 +190,8 @@ class GHMCheckpointer(DetectionCheckpointer):
         missing = set(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
         missing -= {name for name, _, _ in mismatched}
         loaded = held - len(unexpected) - len(mismatched)
-        self.report = LoadReport(self._name, loaded, tuple(sorted(missing)), unexpected, mismatched)
+        left = tuple(sorted(missing))
+        self.report = LoadReport(self._name, loaded, left, unexpected, mismatched, self._origin)
         if not loaded:
             has = ", ".join([*unexpected, *(name for name, *_ in mismatched)][:3])
             raise WeightsError(
@@ -215,12 +224,10 @@ def _split_query(path: str) -> tuple[str, bool]:
 
 
 def _count(names: tuple[str, ...], what: str) -> str:
-    """How many, of which modules; "" for none. Modules are told apart as far as ten of them go."""
-    for depth in range(max((name.count(".") for name in names), default=0), 0, -1):
-        modules = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names)
-        if len(modules) <= _MOST_MODULES:
-            break
-    else:
-        modules = dict.fromkeys(names)
-    shown = list(modules)[:_MOST_MODULES] + ["..."] * (len(modules) > _MOST_MODULES)
+    """How many and which, or the modules that they are in where they are many; "" for none."""
+    groups, depth = dict.fromkeys(names), max((name.count(".") for name in names), default=0)
+    while len(groups) > _MOST_NAMED and depth:
+        groups = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names)
+        depth -= 1
+    shown = [*list(groups)[:_MOST_NAMED], *["..."] * (len(groups) > _MOST_NAMED)]
     return f"{len(names)} {what}: {', '.join(shown)}" if names else ""

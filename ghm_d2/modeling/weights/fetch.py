@@ -1,5 +1,6 @@
 """Weights at an address: fetched into Detectron2's cache, or a line on how to put them there."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -71,10 +72,15 @@ def _web_address(address: str) -> str:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Limit the time of iopath's download, which a dropped connection holds for minutes."""
-    before = socket.getdefaulttimeout()
+    """Limit the time of iopath's download, which a dropped connection holds for minutes.
+
+    It logs a failure too, which is ours to tell.
+    """
+    before, logger = socket.getdefaulttimeout(), logging.getLogger("iopath.common.download")
     socket.setdefaulttimeout(_PATIENCE)
+    logger.disabled = True
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+        logger.disabled = False

