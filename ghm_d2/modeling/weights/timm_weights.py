@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 
 import torch
-from huggingface_hub import constants
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError, WeightsError
@@ -57,6 +56,8 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
 @contextmanager
 def _hub_asked_once() -> Iterator[None]:
     """Take the hub's cache alone where the hub does not answer: its client tries for a minute."""
+    from huggingface_hub import constants
+
     before = constants.HF_HUB_OFFLINE
     try:
         if not before:
@@ -73,6 +74,9 @@ def _hub_asked_once() -> Iterator[None]:
 
 def _address(name: str) -> str:
     """Where timm has the weights of a model: at the hub, or where it was before that."""
+    import timm
+    from huggingface_hub import constants
+
     known = timm.get_pretrained_cfg(name)
     if known and known.hf_hub_id:
         return f"{constants.ENDPOINT}/{known.hf_hub_id}/resolve/main/model.safetensors"
