@@ -20,7 +20,7 @@ def published():
     register_all()
     models = {}
     for name in RECIPES:
-        words = ["MODEL.DEVICE", "meta", "MODEL.RESNETS.NORM", "BN"]
+        words = ["MODEL.DEVICE", "meta"]
         cfg = load_config(f"configs/coco/{name}.yaml", words)
         with torch.device("meta"):
             models[name] = build_model(cfg).eval()
