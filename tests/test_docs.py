@@ -83,7 +83,8 @@ def test_the_files_named_are_there():
 
 def test_overrides_shown_are_accepted():
     shown = [line for line in shell_lines() if line.startswith("ghm train")]
-    pairs = [re.findall(r"\b([A-Z]+(?:\.[A-Z_]+)+) (\S+)", line) for line in shown]
+    override = re.compile(r"\b([A-Z]+(?:\.[A-Z0-9_]+)+) \"?([^\s\"]+)")
+    pairs = [override.findall(line) for line in shown]
     assert any(pairs)
     for words in pairs:
         merge_overrides(get_cfg(), [word for pair in words for word in pair])

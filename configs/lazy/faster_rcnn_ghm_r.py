@@ -18,5 +18,7 @@ _predictor.box_reg_loss_type = "ghm_r"
 _predictor.ghm_r = L(GHMR)(bins=10, momentum=0.7, mu=0.2, loss_weight=1.0, sync=False)
 model.proposal_generator.post_nms_topk = (2000, 1000)
 model.proposal_generator.smooth_l1_beta = 1 / 9
+model.proposal_generator.anchor_boundary_thresh = 0
+model.roi_heads.box_pooler.sampling_ratio = 2
 model.backbone.bottom_up.freeze_at = 2
 optimizer.lr = 0.02
