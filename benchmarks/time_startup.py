@@ -94,17 +94,18 @@ def _shape(rng) -> str:
 
 def measure(folder: Path, ranks: list[int], ways: list[str]) -> None:
     """Print a row for each way and number of processes, as Markdown."""
-    print("| Processes | Way | s | Peak RSS a process, MB | PSS in all, MB |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    print("| Processes | Way | s | CPU s a process | Peak RSS a process, MB | PSS in all, MB |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
     cache = tempfile.mkdtemp()
     for count in ranks:
         for way in ways:
             if way == "first":
                 shutil.rmtree(cache, ignore_errors=True)
             rows = _together(count, way, folder, cache)
-            seconds, peak = (max(row[key] for row in rows) for key in ("seconds", "peak"))
-            total = sum(row["pss"] for row in rows)
-            print(f"| {count} | {way} | {seconds:.1f} | {peak:.0f} | {total:.0f} |", flush=True)
+            most = [max(row[key] for row in rows) for key in ("seconds", "cpu", "peak")]
+            figures = [f"{most[0]:.1f}", f"{most[1]:.1f}", f"{most[2]:.0f}"]
+            figures.append(f"{sum(row['pss'] for row in rows):.0f}")
+            print(f"| {count} | {way} | {' | '.join(figures)} |", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
 
 
@@ -125,9 +126,9 @@ def _rank(way: str, folder: Path, cache: str, barrier, results) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
     load = _detectron2(folder) if way == "detectron2" else _ghm(folder)
     barrier.wait()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     held = load()
-    row = {"seconds": time.perf_counter() - start}
+    row = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     barrier.wait()
     status = Path("/proc/self/status").read_text() + Path("/proc/self/smaps_rollup").read_text()
     figures = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)

@@ -36,6 +36,8 @@ def load_outline(data: bytes, path: str | Path) -> Any:
 class _Image(TypedDict, total=False):
     id: Any
     file_name: Any
+    coco_url: Any
+    neg_category_ids: Any
     width: Any
     height: Any
 
@@ -115,6 +117,14 @@ def is_plain(text: str) -> bool:
     return text.isprintable() or not any(
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text
     )
+
+
+def image_name(image: dict) -> Any:
+    """The `file_name` of an image; in LVIS it is the end of an address, as for Detectron2."""
+    address = image.get("coco_url")
+    if isinstance(address, str) and ("file_name" not in image or "neg_category_ids" in image):
+        return "/".join(address.split("/")[-2:])
+    return image.get("file_name")
 
 
 def safe_name(name: Any, where: str) -> str:

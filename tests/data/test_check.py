@@ -78,7 +78,7 @@ def test_masks_and_their_absence_are_no_problem(build, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "train", "val"),
-    [("area", "warning", "error"), ("iscrowd", "warning", "warning"), ("id", "error", "error")],
+    [("area", "warning", "error"), ("id", "error", "error")],
 )
 def test_a_missing_field_stops_what_needs_it(build, tmp_path, field, train, val):
     coco = build.coco()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ghm_d2.data import images
 from ghm_d2.data.checking.coco_faults import MASKS_ALONE, NEITHER, Problem, audit
-from ghm_d2.data.coco_json import box_fault, hashable, load_json, safe_name
+from ghm_d2.data.coco_json import box_fault, hashable, image_name, load_json, safe_name
 from ghm_d2.errors import DataError
 
 # COCO's limits of small, medium and large, and one more: a side of 16, 32, 96 px.
@@ -88,8 +88,8 @@ def _look_at_all(entries: list[dict], split: str, root: Path, track):
     by_name: dict[str, dict] = {}
     for entry in entries:
         try:
-            safe_name(entry.get("file_name"), "")
-            by_name.setdefault(entry["file_name"], entry)  # as it stands: so Detectron2 opens it
+            safe_name(image_name(entry), "")
+            by_name.setdefault(image_name(entry), entry)  # as it stands: so Detectron2 opens it
         except DataError:  # the audit has said so
             continue
     results = images.in_threads(look, list(by_name.items()))

@@ -9,6 +9,7 @@ from typing import Any
 from ghm_d2.data.coco_json import (
     box_fault,
     hashable,
+    image_name,
     is_empty,
     is_finite,
     outside,
@@ -109,7 +110,7 @@ def _categories(categories: list[dict], split: str, file: str) -> Iterator[Probl
 
 def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
     for image in images:
-        name = image.get("file_name")
+        name = image_name(image)
         try:
             safe_name(name, file)
         except DataError as error:
@@ -120,7 +121,7 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
         if not _whole(image.get("width"), 1) or not _whole(image.get("height"), 1):
             yield Problem("malformed", split, name, "width and height must be positive integers")
     ids = Counter(hashable(image.get("id")) for image in images)
-    names = Counter(hashable(image.get("file_name")) for image in images)
+    names = Counter(hashable(image_name(image)) for image in images)
     for image_id in (i for i, count in ids.items() if count > 1):
         yield Problem("duplicate-id", split, file, f"two images have the id {image_id}")
     for name in (n for n, count in names.items() if count > 1):
@@ -135,7 +136,7 @@ def _annotation(annotation: dict, image, categories: set, split: str, file: str)
         stops = NEITHER if "image_id" in annotation else BOTH
         yield Problem("unknown-image", split, file, detail, stops)
         return
-    name = str(image.get("file_name"))
+    name = str(image_name(image))
     if hashable(annotation.get("category_id")) not in categories:
         detail = f"{what}: unknown category {annotation.get('category_id')!r:.40}"
         yield Problem("unknown-category", split, name, detail)
@@ -159,9 +160,7 @@ def _fields(annotation: dict) -> Iterator[tuple]:
     if not is_finite(annotation.get("area")):
         detail = "lacks area" if "area" not in annotation else "its area is no number"
         yield "missing-field", f"{detail}, which COCO evaluation needs", EVALUATION
-    if "iscrowd" not in annotation:
-        yield "missing-field", "lacks iscrowd, which is taken as 0", NEITHER
-    elif not is_finite(annotation["iscrowd"]):
+    if not is_finite(annotation.get("iscrowd", 0)):  # LVIS has no such field
         yield "crowd-flag", f"iscrowd is {annotation['iscrowd']!r:.40}, not 0 or 1", BOTH
     if annotation.get("ignore", 0) != 0:
         yield "ignore-flag", 'Detectron2 refuses "ignore"', BOTH
@@ -224,5 +223,5 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
     for (image_id, category, bbox), count in same.items():
         if count > 1:
             detail = f"{count} annotations of category {category} with the same box {bbox:.60}"
-            name = str(images.get(image_id, {}).get("file_name", file))
+            name = str(image_name(images[image_id])) if image_id in images else file
             yield Problem("duplicate-annotation", split, name, detail, NEITHER)

@@ -15,7 +15,7 @@ from ghm_d2.data import coco_json, masks
 from ghm_d2.data.checking import coco_faults
 from ghm_d2.data.checking.coco_faults import MASKS_ALONE, audit
 from ghm_d2.data.checking.memo import remembered
-from ghm_d2.data.coco_json import collector_off, load_outline, read_bytes
+from ghm_d2.data.coco_json import collector_off, image_name, load_outline, read_bytes
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.files import content_hash
 
@@ -190,4 +190,4 @@ def _check(data: bytes, json_file: str) -> Judgement:
     categories = sorted((c["id"], c["name"]) for c in coco["categories"])
     if any(finding.kind == "file-name" for finding in found.values()):  # not to be looked up
         return Judgement(list(found.values()), categories)
-    return Judgement(list(found.values()), categories, [i["file_name"] for i in coco["images"]])
+    return Judgement(list(found.values()), categories, [image_name(i) for i in coco["images"]])
