@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import unicodedata
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ import msgspec
 from ghm_d2.errors import DataError
 
 SPLITS = ("train", "val", "test")
+_SIMPLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file's name as most are
 
 
 def load_json(path: str | Path) -> Any:
@@ -132,6 +134,8 @@ def safe_name(name: Any, where: str) -> str:
 
     Backslashes count as separators: data sets written on Windows have them.
     """
+    if isinstance(name, str) and _SIMPLE.fullmatch(name):
+        return name
     path = PurePosixPath(name.replace("\\", "/") if isinstance(name, str) else "")
     if not path.name.strip() or not is_plain(name):
         raise DataError(f"{where}: {name!r:.80} is not the name of an image")
@@ -152,9 +156,9 @@ def box_fault(box: Any) -> str | None:
     """Why an [x, y, w, h] box in px is no box at all, or None."""
     if not isinstance(box, list | tuple) or len(box) != 4:
         return "bbox is not four numbers"
-    if not all(isinstance(v, int | float) for v in box):
-        return "bbox is not four numbers"
-    if not all(is_finite(v) for v in box):
+    if not all(map(is_finite, box)):
+        if not all(isinstance(v, int | float) for v in box):
+            return "bbox is not four numbers"
         return f"box {show_box(box)} is not finite"
     if box[2] <= 0 or box[3] <= 0:
         return f"box {show_box(box)} is inverted or empty"

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ghm_d2.data.coco_json import (
     box_fault,
@@ -81,12 +81,24 @@ def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
         yield Problem("empty", split, json_name, detail, TRAINING)
     yield from _categories(coco["categories"], split, json_name)
     yield from _images(coco["images"], split, json_name)
-    images = {hashable(image.get("id")): image for image in coco["images"]}
+    images = {hashable(image.get("id")): _place(image) for image in coco["images"]}
     categories = {hashable(category.get("id")) for category in coco["categories"]}
     for annotation in annotations:
         image = images.get(hashable(annotation.get("image_id")))
         yield from _annotation(annotation, image, categories, split, json_name)
     yield from _repeats(annotations, images, split, json_name)
+
+
+class _Place(NamedTuple):
+    """An image: its name, and its width and height in px, None where they are none."""
+
+    name: str
+    sides: tuple[int, int] | None
+
+
+def _place(image: dict) -> _Place:
+    sides = image.get("width"), image.get("height")
+    return _Place(str(image_name(image)), sides if all(_whole(v, 1) for v in sides) else None)
 
 
 def _whole(value: Any, least: int | None = None) -> bool:
@@ -129,25 +141,23 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
         yield Problem("duplicate-image", split, str(name), detail, NEITHER)
 
 
-def _annotation(annotation: dict, image, categories: set, split: str, file: str):
+def _annotation(annotation: dict, image: _Place | None, categories: set, split: str, file: str):
     what = f"annotation {annotation.get('id')!r:.40}"
     if image is None:
         detail = f"{what}: no image has the id {annotation.get('image_id')!r:.40}"
         stops = NEITHER if "image_id" in annotation else BOTH
         yield Problem("unknown-image", split, file, detail, stops)
         return
-    name = str(image_name(image))
     if hashable(annotation.get("category_id")) not in categories:
         detail = f"{what}: unknown category {annotation.get('category_id')!r:.40}"
-        yield Problem("unknown-category", split, name, detail)
-    for kind, detail, stops in _fields(annotation):
-        yield Problem(kind, split, name, f"{what}: {detail}", stops)
-    sides = image.get("width"), image.get("height")
-    known = all(_whole(side, 1) for side in sides)
-    for kind, detail, stops in _mask(annotation, *sides) if known else ():
-        yield Problem(kind, split, name, f"{what}: {detail}", stops)
-    for kind, detail, stops in _box(annotation.get("bbox"), sides if known else None):
-        yield Problem(kind, split, name, f"{what}: {detail}", stops)
+        yield Problem("unknown-category", split, image.name, detail)
+    for faults in (
+        _fields(annotation),
+        _mask(annotation, image.sides),
+        _box(annotation, image.sides),
+    ):
+        for kind, detail, stops in faults:
+            yield Problem(kind, split, image.name, f"{what}: {detail}", stops)
 
 
 def _fields(annotation: dict) -> Iterator[tuple]:
@@ -166,8 +176,9 @@ def _fields(annotation: dict) -> Iterator[tuple]:
         yield "ignore-flag", 'Detectron2 refuses "ignore"', BOTH
 
 
-def _box(bbox: Any, sides: tuple[int, int] | None) -> Iterator[tuple]:
+def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
     """(kind, detail, stops) for a fault of a box; `sides` of its image, if they are known."""
+    bbox = annotation.get("bbox")
     fault = box_fault(bbox)
     if fault and is_empty(bbox):
         yield "empty-box", f"box {show_box(bbox)} has no area; a training leaves it out", NEITHER
@@ -183,8 +194,10 @@ def _box(bbox: Any, sides: tuple[int, int] | None) -> Iterator[tuple]:
         yield "outside", f"box {show_box(bbox)} is by {over:.6g} px {where}", NEITHER
 
 
-def _mask(annotation: dict, width: int, height: int) -> Iterator[tuple]:
-    """(kind, detail, stops) for a fault of a mask."""
+def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
+    """(kind, detail, stops) for a fault of a mask; `sides` of its image, if they are known."""
+    if sides is None:
+        return
     mask = decoded(annotation.get("segmentation"))
     crowd = annotation.get("iscrowd")  # Detectron2 leaves crowds out of a training
     if not mask:  # null and [] stand for none
@@ -193,7 +206,7 @@ def _mask(annotation: dict, width: int, height: int) -> Iterator[tuple]:
         return
     if isinstance(mask, dict) and not crowd:
         yield "rle-mask", "its mask is an RLE", POLYGON_TRAINING
-    fault = mask_fault(mask, width, height)
+    fault = mask_fault(mask, *sides)
     if not fault:
         return
     try:
@@ -203,7 +216,7 @@ def _mask(annotation: dict, width: int, height: int) -> Iterator[tuple]:
         return
     if not left:
         yield "lost-mask", f"{fault}; a training leaves the object out", MASK_EVALUATION
-    elif mask_fault(left, width, height):
+    elif mask_fault(left, *sides):
         yield "bad-mask", f"{fault}, which MODEL.MASK_ON refuses", MASKS
     else:
         yield "lost-part", f"{fault}; a training leaves it out", MASK_EVALUATION
@@ -223,5 +236,5 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
     for (image_id, category, bbox), count in same.items():
         if count > 1:
             detail = f"{count} annotations of category {category} with the same box {bbox:.60}"
-            name = str(image_name(images[image_id])) if image_id in images else file
+            name = images[image_id].name if image_id in images else file
             yield Problem("duplicate-annotation", split, name, detail, NEITHER)
