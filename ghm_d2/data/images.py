@@ -83,7 +83,18 @@ def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # on damaged files decoders raise anything, struct.error among them
+        if _is_pointer(path):
+            raise DataError(f"{path}: a Git LFS pointer, not an image: git lfs pull") from None
         raise DataError(f"{path}: cannot be decoded ({_one_line(error)})") from None
+
+
+def _is_pointer(path: str | os.PathLike) -> bool:
+    """Whether Git has put a note in the place of a large file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(20) == b"version https://git-"
+    except OSError:
+        return False
 
 
 def _one_line(error: BaseException) -> str:

@@ -163,6 +163,13 @@ LAYOUTS = {
         | pictures("images/a b.jpg", "images/b.jpg"),
         *("coco", {"train": (1, 2), "val": (1, 2)}, ["cat", "dog"], []),
     ),
+    "COCO in one JSON and in one a split": (
+        {"all.json": coco(["a.jpg", "b.jpg"]), "train.json": coco(["a.jpg"])}
+        | {"val.json": coco(["b.jpg"])}
+        | pictures("images/a.jpg", "images/b.jpg"),
+        *("coco", {"train": (1, 2), "val": (1, 2)}, ["cat", "dog"]),
+        ["all.json: it names no split, and train.json describes its images too"],
+    ),
     "two tasks of CVAT's COCO 1.0": (
         {"one/annotations/instances_default.json": coco(["a.jpg", "b.jpg"], first=1)}
         | {"two/annotations/instances_default.json": coco(["a.jpg"], first=1)}
@@ -293,6 +300,11 @@ REFUSED = {
     "labels without class names": (
         files_of("labels/", ".txt", LABELS) | pictures("images/a.jpg"),
         *(DataError, r"1 YOLO label files .* one a line, to classes\.txt"),
+    ),
+    "labels of two sets": (
+        {"one/a.txt": LABEL, "one/classes.txt": "cat", "two/b.txt": LABEL, "two/classes.txt": "dog"}
+        | pictures("one/a.jpg", "two/b.jpg"),
+        *(DataError, r"one/classes\.txt and two/classes\.txt name different classes"),
     ),
     "labelme's own files": (
         {"a.json": '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'} | pictures("a.jpg"),

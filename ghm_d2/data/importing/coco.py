@@ -1,6 +1,7 @@
 """COCO JSON: files of any name, one a split or more, and their images wherever they are."""
 
 import mmap
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,28 +46,25 @@ def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> So
     if not files:
         raise DataError(f"{listing.root}: no JSON file with images, annotations and categories")
     splits = {n: split_of(PurePosixPath(n).stem) or split_of_folders(n) for n in files}
-    files = {n: files[n] for n in sorted(files, key=lambda n: (splits[n] != "train", n))}
-    source = Source("coco", [], {}, ", ".join(files))
-    categories = _categories(files, listing.root, source)
-    lost: list[tuple[str, str]] = []
-    read: dict[str, dict[str, Item]] = {}
-    for name, data in files.items():
-        items = _items(listing.root / name, name, data, images)
-        if not any(item.place for item in items.values()):
-            lost.append((next(iter(items.values())).name, name))
-            continue
-        _add_boxes(source, splits[name] or "train", name, data, items, categories[name])
-        _refuse_twice(name, splits, items, read)
-        read[name] = items
+    read: dict[str, dict[Any, Item]] = {}
+    source = Source("coco", [], {})
+    for name in sorted(files, key=lambda n: (not splits[n], splits[n] != "train", n)):
+        items = _items(listing.root / name, name, files[name], images)
+        fault = _left_out(name, items, splits, read)
+        if fault:
+            source.notes.append(f"{name}: {fault}: left out")
+        else:
+            read[name] = items
+    if not read:
+        images.none_found(next(iter(items.values())).name, name)
+    source.layout = ", ".join(read)
+    categories = _categories({name: files[name] for name in read}, listing.root, source)
+    for name, items in read.items():
+        _add_boxes(source, splits[name] or "train", name, files[name], items, categories[name])
         if splits[name]:
             source.splits.setdefault(splits[name], []).extend(items.values())
         else:
             by_folder(source, list(items.values()))
-    if lost and not read:
-        images.none_found(*lost[0])
-    source.notes += [
-        f"{n}: none of its images ({image}, ...) is here: left out" for image, n in lost
-    ]
     if not all_classes:
         _leave_unused_out(source)
     return source
@@ -161,18 +159,24 @@ def _add_boxes(source: Source, split: str, name: str, data: dict, items: dict, c
             source.dropped.append(Dropped(split, "annotation", name, detail))
 
 
-def _refuse_twice(name: str, splits: dict[str, str], items: dict, read: dict) -> None:
-    """Refuse a file that describes an image which another of its split describes."""
+def _left_out(name: str, items: dict, splits: dict[str, str], read: dict) -> str:
+    """Why a file is of no use beside those that are read, or "".
+
+    Raises: DataError where it describes an image that another of its split describes.
+    """
     own = {item.place for item in items.values() if item.place}
+    if not own:
+        return f"none of its images ({next(iter(items.values())).name:.120}, ...) is here"
     for other, theirs in read.items():
-        both = (
-            own & {item.place for item in theirs.values()} if splits[other] == splits[name] else ()
-        )
-        if both:
+        both = own & {item.place for item in theirs.values()}
+        if both and splits[other] and not splits[name]:
+            return f"it names no split, and {other} describes its images too"
+        if both and splits[other] == splits[name]:
             raise DataError(
                 f"{other} and {name} both describe {min(both)}: keep one, or name their splits "
                 "(train, val or test) in the file names"
             )
+    return ""
 
 
 def _leave_unused_out(source: Source) -> None:
@@ -201,7 +205,7 @@ def _size(entry: dict) -> tuple[int, int] | None:
 
 
 def _box(entry: dict, number: int, categories: dict) -> Box:
-    bbox, category = entry.get("bbox"), entry.get("category_id")
+    bbox, category = _bbox(entry), entry.get("category_id")
     known = isinstance(category, int) and category in categories
     box = Box(f"annotation {entry.get('id', number)!r:.40}", -1, bbox, box_fault(bbox))
     if not known:
@@ -215,3 +219,12 @@ def _box(entry: dict, number: int, categories: dict) -> Box:
     if entry.get("segmentation"):
         box.extra["segmentation"] = entry["segmentation"]
     return box
+
+
+def _bbox(entry: dict) -> Any:
+    """The box; Roboflow writes some numbers as texts."""
+    bbox = entry.get("bbox")
+    if isinstance(bbox, list) and len(bbox) == 4 and any(type(v) is str for v in bbox):
+        with suppress(ValueError):
+            return [float(v) if type(v) is str else v for v in bbox]
+    return bbox

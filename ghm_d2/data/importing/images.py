@@ -21,8 +21,9 @@ class Images(Finder):
             raise DataError(f"{elsewhere}: is not a folder")
         self.listing = list_folder(elsewhere) if elsewhere else listing
         super().__init__(self.listing.images)
-        paths = map(PurePosixPath, self.listing.images)
-        above = {str(folder) for path in paths for folder in path.parents}
+        own = {name[: name.rfind("/") + 1] for name in self.listing.images}
+        paths = list(map(PurePosixPath, own))
+        above = {str(folder) for path in paths for folder in (path, *path.parents)}
         self.folders = sorted({"" if name == "." else name for name in above})
 
     def path(self, name: str) -> Path:

@@ -31,8 +31,8 @@ def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
     wanted = [_EXPECTED[kind]] if kind in _EXPECTED else list(_EXPECTED.values())
     what = f"{kind} data" if kind in _EXPECTED else "data"
     return DataError(
-        f"{listing.root}: no {what} set in it: found {', '.join(found)}; expected "
-        f"{', or '.join(wanted)}{_hint(listing)}"
+        f"{listing.root}: no {what} set in it: found {', '.join(found)}; "
+        + (_hint(listing) or f"expected {', or '.join(wanted)}")
     )
 
 
@@ -41,12 +41,12 @@ def _hint(listing: Listing) -> str:
     for name in listing.of(".xml")[:20]:
         with (listing.root / name).open("rb") as file:
             if b"<annotations>" in file.read(2**10):
-                return f"; {name} is CVAT's own XML: export as COCO 1.0 instead"
+                return f"{name} is CVAT's own XML: export as COCO 1.0 instead"
     for name in listing.of(".json")[:20]:
         with (listing.root / name).open("rb") as file:
             text = file.read(2**16)
         if (b'"shapes"' in text and b'"imagePath"' in text) or b'"labelme' in text.lower():
-            return f"; {name} is labelme's own JSON: convert it with labelme's labelme2coco.py"
+            return f"{name} is labelme's own JSON: convert it with labelme's labelme2coco.py"
         if b'"annotations"' in text and b'"from_name"' in text:
-            return f"; {name} is Label Studio's own JSON: export as COCO or YOLO instead"
+            return f"{name} is Label Studio's own JSON: export as COCO or YOLO instead"
     return ""

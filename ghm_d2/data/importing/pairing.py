@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import PurePosixPath
+from posixpath import basename, splitext
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,7 +22,8 @@ _SPLITS = (
     ("val", re.compile(r"(?<![a-z])(?:mini_?)?val(?:id|idation|minusminival|set)?(?![a-z])")),
     ("test", re.compile(r"(?<![a-z])test(?:ing|set|data|images)?(?![a-z])")),
 )
-_USUAL = {"images", "jpegimages", "labels"}
+# folders called so are preferred to those of masks, depths, drawings
+_USUAL = re.compile(r"(?<![a-z])(?:jpeg)?(?:images?|imgs?|labels?)(?![a-z])")
 
 
 class Wanted(NamedTuple):
@@ -51,16 +53,17 @@ def wanted(text: str, home: str) -> Wanted:
         with suppress(ValueError):  # it only looks like an address
             parts = urlsplit(path)
             path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
-    pure = PurePosixPath(path)
-    known = pure.suffix.lower() in SUFFIXES
-    stem = pure.stem if known else pure.name
-    return Wanted(tuple(pure.parts[:-1]), stem, pure.name if known else "", home)
+    *folders, name = path.split("/")
+    stem, suffix = splitext(name)
+    known = suffix.lower() in SUFFIXES
+    folders = tuple(part for part in folders if part not in ("", "."))
+    return Wanted(folders, stem if known else name, name if known else "", home)
 
 
 def by_stem(path: str, name: str = "") -> Wanted:
     """The file called like the file `path` of the listing, but for its suffix."""
-    pure = PurePosixPath(path)
-    return Wanted(tuple(pure.parts[:-1]), pure.stem, name, "/".join((*pure.parts[:-1], "")))
+    *folders, own = path.split("/")
+    return Wanted(tuple(folders), splitext(own)[0], name, "/".join((*folders, "")))
 
 
 class Finder:
@@ -69,7 +72,7 @@ class Finder:
     def __init__(self, targets: list[str]):
         self.by_stem: dict[str, list[str]] = defaultdict(list)
         for path in targets:
-            self.by_stem[PurePosixPath(path).stem.lower()].append(path)
+            self.by_stem[splitext(basename(path))[0].lower()].append(path)
         self._kin: dict[tuple[str, str], tuple] = {}
 
     def __contains__(self, stem: str) -> bool:
@@ -118,16 +121,17 @@ class Finder:
         return [None if choice is None else choice[1] for choice in best], ties
 
     def _score(self, item: Wanted, path: str, votes: Counter) -> tuple:
-        pure, tail = PurePosixPath(path), 0
-        for one, other in zip(reversed(item.folders), reversed(pure.parts[:-1]), strict=False):
+        *folders, name = path.split("/")
+        tail = 0
+        for one, other in zip(reversed(item.folders), reversed(folders), strict=False):
             if one.lower() != other.lower():
                 break
             tail += 1
         folder = _folder(path)
         kin = self._kinship(item.home, folder)
         return (
-            *(pure.name == item.name, pure.name.lower() == item.name.lower(), tail),
-            *(*kin, votes[item.home, folder], pure.stem == item.stem),
+            *(name == item.name, name.lower() == item.name.lower(), tail),
+            *(*kin, votes[item.home, folder], splitext(name)[0] == item.stem),
         )
 
     def _kinship(self, home: str, folder: str) -> tuple:
@@ -144,7 +148,7 @@ class Finder:
                 shared_folders(home, folder),
                 bool(tag) and tag.lower().removeprefix("instances_") in parts,
                 parts == own,
-                bool(_USUAL & set(parts)),
+                bool(_USUAL.search(folder.lower())),
             )
         return self._kin[key]
 

@@ -15,6 +15,7 @@ from ghm_d2.errors import DataError
 _SNIFFED = 2**12  # bytes of a label file
 # what names the classes where there is no data.yaml, the first first
 _NAMES = ("classes.txt", "obj.names", "*.names", "_darknet.labels", "notes.json")
+_NUMBER = re.compile(r"\d{1,9}")
 _SPLIT_KEY = re.compile(rb"^\s*['\"]?(train|val|valid|test)['\"]?\s*:", re.MULTILINE)
 
 
@@ -127,7 +128,7 @@ def _load_yaml(path: Path) -> dict:
 
 def _names(names, path: Path) -> list[str]:
     if isinstance(names, dict):
-        keys = {int(k) if str(k).isdecimal() else -1: v for k, v in names.items()}
+        keys = {int(k) if _NUMBER.fullmatch(str(k)) else -1: v for k, v in names.items()}
         if sorted(keys) != list(range(len(names))):
             raise DataError(f"{path}: names must be numbered 0 to {len(names) - 1} without a gap")
         names = [keys[i] for i in range(len(keys))]
@@ -212,26 +213,44 @@ def _is_label(path: Path) -> bool:
 
 
 def _class_names(listing: Listing, labels: list[str]) -> tuple[str, list[str]]:
-    """The file that names the classes, the nearest to the labels; and the names."""
-    found = []
-    for rank, pattern in enumerate(_NAMES):
-        for name in listing.files:
-            if PurePosixPath(name.lower()).match(pattern):
-                found.append((-shared_folders(name, labels[0]), rank, name))
-    for *_, name in sorted(found):
-        path = listing.root / name
-        if path.suffix == ".json":  # Label Studio's, whose ids are places
-            data = load_json(path)
-            entries = data.get("categories") if isinstance(data, dict) else None
-            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-                continue
-            return name, _names({e.get("id"): e.get("name") for e in entries}, path)
-        lines = [line.strip() for line in read_lines(path)]
-        return name, unique_names("\n".join(lines).rstrip("\n").split("\n"), path)
-    raise DataError(
-        f"{listing.root}: {len(labels)} YOLO label files ({labels[0]}, ...), but no file names "
-        "their classes: write the names, one a line, to classes.txt"
-    )
+    """The file that names the classes, and the names: the nearest to each folder of labels.
+
+    Raises: DataError where there is none, or where folders are near to others that differ.
+    """
+    files = [
+        (rank, name)
+        for rank, pattern in enumerate(_NAMES)
+        for name in listing.files
+        if PurePosixPath(name.lower()).match(pattern)
+    ]
+    found: dict[str, list[str]] = {}
+    for folder in sorted({_folder(label) for label in labels}):
+        for _, _, name in sorted((-shared_folders(n, folder), rank, n) for rank, n in files):
+            if names := found.get(name) or _read_names(listing, name):
+                found[name] = names
+                break
+    if not found:
+        raise DataError(
+            f"{listing.root}: {len(labels)} YOLO label files ({labels[0]}, ...), but no file names "
+            "their classes: write the names, one a line, to classes.txt"
+        )
+    first, names = next(iter(found.items()))
+    other = next((name for name in found if found[name] != names), None)
+    if other:
+        raise DataError(f"{first} and {other} name different classes: import one of the folders")
+    return first, names
+
+
+def _read_names(listing: Listing, name: str) -> list[str]:
+    path = listing.root / name
+    if path.suffix == ".json":  # Label Studio's, whose ids are places
+        data = load_json(path)
+        entries = data.get("categories") if isinstance(data, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            return []
+        return _names({str(e.get("id")): e.get("name") for e in entries}, path) if entries else []
+    lines = [line.strip() for line in read_lines(path)]
+    return unique_names("\n".join(lines).rstrip("\n").split("\n"), path)
 
 
 def _pair(images: Images, labels: list[str]) -> tuple[dict[str, str], dict[str, str]]:
