@@ -208,9 +208,10 @@ LAYOUTS = {
         files_of("data/img/", ".txt", LABELS)
         | {"cfg/coco.names": "person\ncar\n", "data/obj.names": "cat\ndog\n"}
         | {"data/train.txt": "/content/darknet/data/img/a.jpg\n/content/darknet/data/img/b.jpg"}
-        | {"data/valid.txt": "data/img/c.jpg\ndata/img/gone.jpg\n"}
+        | {"data/valid.txt": "data/img/c.jpg\ndata/img/gone.jpg\ndata/img/moves.gif"}
         | pictures(*(f"data/img/{s}.jpg" for s in "abc")),
-        *("yolo", {"train": (2, 3), "val": (1, 1)}, ["cat", "dog"], ["gone: no such image"]),
+        *("yolo", {"train": (2, 3), "val": (1, 1)}, ["cat", "dog"], 
+        ["gone.jpg: no such image", "moves.gif: images are BMP, JPEG"]),
     ),
     "YOLO in train/images": (
         files_of("train/labels/", ".txt", {"a": LABEL + "1 .1 .1 .6 .1 .6 .7\n"})

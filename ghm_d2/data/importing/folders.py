@@ -45,25 +45,28 @@ def import_folder(
 
     kind: "auto", "coco", "voc" or "yolo". split: share of the images that stay in train where
     the source has no val, 0..1 exclusive, drawn with `seed`. copy: copy the images instead of
-    linking them. strict: refuse, rather than drop, what cannot be used. image_folder: where a COCO
-    data set's images are. track: as in `check.check`.
+    linking them. strict: refuse, rather than drop, what cannot be used. image_folder: where the
+    images are, if elsewhere or in several places. all_classes: keep the classes of COCO JSON that
+    no annotation uses. track: as in `check.check`.
 
-    Category ids are 1..K in the order of the class names; boxes are [x, y, w, h] in px, clipped
-    to the image. A mask that cannot be used is dropped, and its box kept. An image without boxes
-    is kept as background. The output is the same whenever the source is.
+    Category ids are those of COCO JSON, else 1..K in the order of the class names; boxes are
+    [x, y, w, h] in px, clipped to the image. A mask that cannot be used is dropped, and its box
+    kept. An image without boxes is kept as background. The output is the same whenever the source
+    is.
 
-    Returns the report, which is also left as `import_report.json`: format, names, splits (images,
-    boxes, background images), dropped (split, what, file, detail), clipped (boxes that left the
-    image by more than a pixel), notes.
-    Raises: DataError for malformed files (they are not dropped: what they said is unknown), for
-    names that leave the folder, where nothing usable remains, and for any fault if `strict`;
-    UsageError for a wrong argument or an output that is in use.
+    Returns the report, which is also left as `import_report.json`: format, layout (what was
+    recognised), names, splits (images, boxes, background images), dropped (split, what, file,
+    detail), clipped (boxes that left the image by more than a pixel), notes.
+    Raises: DataError for malformed files (they are not dropped: what they said is unknown), where
+    nothing usable remains, where it is not clear what belongs together, and for any fault if
+    `strict`; UsageError for a wrong argument or an output that is in use.
     """
     source, output = Path(source), Path(output)
     if not 0 < split < 1:
         raise UsageError(f"--split is {split}; it must be between 0 and 1, both excluded")
     if not source.is_dir():
-        raise DataError(f"{source}: is not a folder")
+        remedy = "; unpack it first" if source.suffix.lower() in (".zip", ".tar", ".gz") else ""
+        raise DataError(f"{source}: is not a folder{remedy}")
     if source.resolve().is_relative_to(output.resolve()):
         raise UsageError(f"{output}: holds the source; choose another folder")
     # Absolute from here on: the source may itself name its images by absolute paths.

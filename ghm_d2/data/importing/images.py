@@ -11,6 +11,7 @@ from ghm_d2.data.importing.source import Box, Item
 from ghm_d2.errors import DataError
 
 REMEDY = "name the folder with --images, or import one of them alone"
+_NOT_READ = (".avif", ".gif", ".heic", ".jfif", ".svg")
 
 
 class Images(Finder):
@@ -68,6 +69,8 @@ class Images(Finder):
 def missing(claim: str) -> str:
     """What to say of an image that is not there."""
     try:
-        return f"{safe_name(claim, 'not found')}: no such image"
+        name = safe_name(claim, "not found")
     except DataError as error:
         return str(error)
+    other = PurePosixPath(name).suffix.lower() in _NOT_READ
+    return f"{name}: " + ("images are BMP, JPEG, PNG, TIFF or WebP" if other else "no such image")

@@ -31,7 +31,8 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """List `root`: no hidden files and folders, no `__MACOSX`, no earlier output of `ghm data`.
 
-    Links to folders are followed, each folder once. Raises: DataError above MOST_FILES files.
+    Links to folders are followed, each folder once. Pipes, devices and links to nothing are left
+    out, but for images, of which each is named later. Raises: DataError above MOST_FILES files.
     """
     files: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -45,10 +46,22 @@ def list_folder(root: Path) -> Listing:
         below[:] = sorted(name for name in below if not _hidden(name))
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        files += [prefix + name for name in names if not _hidden(name)]
+        for name in names:
+            image = name.lower().endswith(SUFFIXES)
+            if not _hidden(name) and (image or os.path.isfile(os.path.join(folder, name))):
+                files.append(prefix + name)
         if len(files) > MOST_FILES:
             raise DataError(f"{root}: more than {MOST_FILES} files; name the data set's own folder")
     return Listing(root, sorted(files))
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """What a file begins with; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def _hidden(name: str) -> bool:

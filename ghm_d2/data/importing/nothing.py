@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from ghm_d2.data.coco_json import load_json
 from ghm_d2.data.importing.images import Images
-from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.listing import Listing, first_bytes
 from ghm_d2.data.importing.pairing import split_of
 from ghm_d2.errors import DataError
 
@@ -39,13 +39,11 @@ def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
 def _hint(listing: Listing) -> str:
     """Of formats that are often met and not read here, what to do."""
     for name in listing.of(".xml")[:20]:
-        with (listing.root / name).open("rb") as file:
-            if b"<annotations>" in file.read(2**10):
-                return f"{name} is CVAT's own XML: export as COCO 1.0 instead"
+        if b"<annotations>" in first_bytes(listing.root / name, 2**10):
+            return f"{name} is CVAT's own XML: export as COCO 1.0 instead"
     for name in listing.of(".json")[:20]:
-        with (listing.root / name).open("rb") as file:
-            text = file.read(2**16)
-        if (b'"shapes"' in text and b'"imagePath"' in text) or b'"labelme' in text.lower():
+        text = first_bytes(listing.root / name, 2**16)
+        if b'"shapes"' in text and b'"imagePath"' in text:
             return f"{name} is labelme's own JSON: convert it with labelme's labelme2coco.py"
         if b'"annotations"' in text and b'"from_name"' in text:
             return f"{name} is Label Studio's own JSON: export as COCO or YOLO instead"

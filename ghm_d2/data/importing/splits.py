@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ghm_d2.data.coco_json import SPLITS
@@ -39,10 +40,12 @@ def find_lists(listing: Listing) -> dict[str, list[str]]:
     return {split: lists[split] for split in SPLITS if split in lists}
 
 
-def by_lists(source: Source, listing: Listing, items: dict[str, Item], lost: str) -> bool:
+def by_lists(
+    source: Source, listing: Listing, items: dict[str, Item], lost: Callable[[str], str]
+) -> bool:
     """Put items in the splits that lists name, by their keys; whether there are such lists.
 
-    lost: what to say, with {} for its name, of an item that is listed and not there.
+    lost: what to say of the name of an item that is listed and not there.
     """
     finder, used = Finder(list(items)), set()
     for split, files in find_lists(listing).items():
@@ -60,7 +63,7 @@ def by_lists(source: Source, listing: Listing, items: dict[str, Item], lost: str
         used.update(held)
         for item, name in zip(asked, found, strict=True):
             if not name:
-                source.drop_image(split, item.home, lost.format(item.stem))
+                source.drop_image(split, item.home, lost(item.name or item.stem))
     left = sum(item.where != item.place for name, item in items.items() if name not in used)
     if used and left:
         source.notes.append(f"{left} annotated images are in no split: left out")

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
 from ghm_d2.data.importing.images import REMEDY, Images
-from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.listing import Listing, first_bytes
 from ghm_d2.data.importing.pairing import by_stem, wanted
 from ghm_d2.data.importing.source import Box, Item, Source, unique_names
 from ghm_d2.data.importing.splits import by_folder, by_lists, read_lines
@@ -25,7 +25,7 @@ def find_voc(listing: Listing) -> dict[str, list[str]]:
     return {
         folder: files
         for folder, files in folders.items()
-        if any(_ROOT.search(_first_bytes(listing.root / name)) for name in files)
+        if any(_ROOT.search(first_bytes(listing.root / name, _SNIFFED)) for name in files)
     }
 
 
@@ -58,17 +58,9 @@ def read_voc(listing: Listing, images: Images) -> Source:
     if others:
         source.notes.append(f"{len(others)} XML files are no annotations, the first: {others[0]}")
     items = _items(parsed, images, index)
-    if not by_lists(source, listing, items, "no annotation file {}.xml"):
+    if not by_lists(source, listing, items, "no annotation file {}.xml".format):
         by_folder(source, list(items.values()))
     return source
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_SNIFFED)
-    except OSError:
-        return b""
 
 
 def _parse(path: Path) -> Element:

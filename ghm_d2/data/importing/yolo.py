@@ -6,13 +6,14 @@ from pathlib import Path, PurePosixPath
 
 from ghm_d2.data.coco_json import SPLITS, load_json
 from ghm_d2.data.importing.images import REMEDY, Images, missing
-from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.listing import Listing, first_bytes
 from ghm_d2.data.importing.pairing import by_stem, shared_folders, split_of, wanted
 from ghm_d2.data.importing.source import Box, Item, Source, unique_names
 from ghm_d2.data.importing.splits import by_folder, by_lists, read_lines
 from ghm_d2.errors import DataError
 
 _SNIFFED = 2**12  # bytes of a label file
+_YAML_SNIFFED = 2**20
 # what names the classes where there is no data.yaml, the first first
 _NAMES = ("classes.txt", "obj.names", "*.names", "_darknet.labels", "notes.json")
 _NUMBER = re.compile(r"\d{1,9}")
@@ -90,7 +91,7 @@ def _read_folders(listing: Listing, images: Images) -> Source:
     }
     for name, item in items.items():  # one label file is not known to be of one image
         item.fault = ties.get(str(PurePosixPath(name).with_suffix("")))
-    if not by_lists(source, listing, items, "{}: no such image"):
+    if not by_lists(source, listing, items, missing):
         by_folder(source, list(items.values()))
     _tell_bare(source)
     return source
@@ -103,7 +104,7 @@ def _yaml_files(listing: Listing) -> list[str]:
     files = listing.of(".yaml", ".yml")
     found = []
     for name in files:
-        text = (listing.root / name).read_bytes()
+        text = first_bytes(listing.root / name, _YAML_SNIFFED)
         if b"names" in text and _SPLIT_KEY.search(text):
             found.append(name)
     return [n for n in found if n.endswith("data.yaml")] or found
@@ -204,8 +205,8 @@ def _labels(listing: Listing, images: Images) -> list[str]:
 
 def _is_label(path: Path) -> bool:
     """Whether the first line is a class and at least four numbers."""
-    with path.open("rb") as file:
-        words = next((w for line in file.read(_SNIFFED).splitlines() if (w := line.split())), [])
+    lines = first_bytes(path, _SNIFFED).splitlines()
+    words = next((words for line in lines if (words := line.split())), [])
     try:
         return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
     except ValueError:
@@ -285,7 +286,8 @@ def _item(listing, images, name: str, label: str | None, names: list[str], pose:
 
 
 def _tell_bare(source: Source) -> None:
-    bare = sum(item.where == item.place for items in source.splits.values() for item in items)
+    items = [item for items in source.splits.values() for item in items if not item.fault]
+    bare = sum(item.where == item.place for item in items)
     if bare:
         source.notes.append(f"{bare} images have no label file: taken as background")
 
