@@ -1,5 +1,6 @@
 """A trained detector from its weights: the configuration is found beside them."""
 
+import logging
 from pathlib import Path
 
 from detectron2.modeling import build_model
@@ -43,6 +44,8 @@ def load_detector(cfg, weights: Path):
     checkpointer = GHMCheckpointer(model)
     checkpointer.load(str(weights), checkpointables=[])
     report = checkpointer.report
+    if report.origin:
+        logging.getLogger("ghm_d2").warning(report.origin)
     # without the losses' state a detector detects as well
     densities = [n for n, m in model.named_modules() if isinstance(m, GradientDensity)]
     excused = ("loss_normalizer", *(f"{name}." for name in densities))

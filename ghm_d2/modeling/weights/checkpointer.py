@@ -22,6 +22,10 @@ from ghm_d2.run_folder import LAST_CHECKPOINT
 _MOST_NAMED = 12  # tensors or modules in a line
 
 
+# what a file's odd contents end in, once it has been read
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 class LoadReport(NamedTuple):
     """What fitted when weights were loaded.
 
@@ -96,7 +100,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         self._parsed_url_during_load = None  # Detectron2's main leaves it set when a load fails
         try:
             return super().load(fetch(path), checkpointables)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except _MISFITS as error:
             reason = str(error).partition("\n")[0]
             raise WeightsError(f"{path} does not fit this run: {reason}") from error
 

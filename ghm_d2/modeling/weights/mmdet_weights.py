@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from torch import Tensor, nn
 
-from ghm_d2.errors import WeightsError
+from ghm_d2.errors import WeightsError, printable
 from ghm_d2.modeling.top_block import PlainP6P7
 
 _RETINANET = "bbox_head.retina_cls.weight"
@@ -42,6 +42,7 @@ _NUMBERED = (  # their name; ours; where their first number n is a * n + b in ou
 )
 _COLOURS = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # mean and deviation of R, G, B
 _IS = r"['\"]?\s*[=:]\s*"
+_MOST = 50  # numbers of a list: a stranger's text must not take all memory
 _NEAR = {"rtol": 0.0, "atol": 1e-3}
 
 
@@ -74,7 +75,7 @@ def from_mmdet(
     if not isinstance(bottom_up, ResNet):
         raise WeightsError(f"{path} has a ResNet, and this model has another backbone")
     facts = _Facts(meta if isinstance(meta, dict) else {})
-    line = f"{path}: RetinaNet of mmdetection {facts.version}"
+    line = f"{path}: RetinaNet of mmdetection {facts.version or '(which version it does not say)'}"
     settings = _settings(facts, model)
     wrong = [f"{key} {value}" for key, value, is_so in settings if not is_so]
     if wrong:
@@ -87,15 +88,16 @@ def from_mmdet(
                 tensor = _reorder(tensor, order, name, path)
             renamed[_rename(name)] = tensor
     _check_parts(renamed, model, path)
-    return renamed, f"{line}; trained with {' '.join(f'{k} {value}' for k, value, _ in settings)}"
+    known = "trained with" if facts.text else "it does not say, but as usual, trained with"
+    return renamed, f"{line}; {known} {' '.join(f'{key} {value}' for key, value, _ in settings)}"
 
 
 class _Facts:
     """What a checkpoint's `meta` tells of its configuration, which is text there."""
 
     def __init__(self, meta: Mapping[str, Any]):
-        version = meta.get("mmdet_version", meta.get("mmengine_version") and "3")
-        self.version = str(version)[:20] if version else "of unknown version"
+        version = meta.get("mmdet_version", "3" if "mmengine_version" in meta else "")
+        self.version = printable(version[:20]) if isinstance(version, str) else ""
         self.legacy = self.version.startswith(("0.", "1."))
         texts = (meta.get(key) for key in ("config", "cfg"))
         self.text = "\n".join(text for text in texts if isinstance(text, str))
@@ -104,15 +106,18 @@ class _Facts:
         """The list in brackets behind `key`."""
         found = re.search(rf"\b{key}{_IS}[\[(]([\d\s.,eE+-]*)[\])]", self.text)
         try:
-            return [float(word) for word in re.split(r"[\s,]+", found[1]) if word]
+            numbers = [float(word) for word in re.split(r"[\s,]+", found[1]) if word]
         except (TypeError, ValueError):
-            return list(default)
+            numbers = []
+        return numbers if 0 < len(numbers) <= _MOST else list(default)
 
     def number(self, key: str, default: float) -> float:
-        found = re.search(rf"\b{key}{_IS}(\d+(?:\.\d+)?)\b", self.text)
+        """The number behind `key`."""
+        found = re.search(rf"\b{key}{_IS}(\d{{1,5}}(?:\.\d+)?)\b", self.text)
         return float(found[1]) if found else default
 
     def says(self, key: str, value: str) -> bool:
+        """Whether the value behind `key` is this one, somewhere."""
         return bool(re.search(rf"\b{key}{_IS}['\"]?{value}\b", self.text))
 
 
@@ -121,8 +126,12 @@ def _settings(facts: _Facts, model: nn.Module) -> list[tuple[str, str, bool]]:
     colours = "BGR" if facts.says("(?:bgr_)?to_rgb", "False") else "RGB"
     mean, std = facts.numbers("mean", _COLOURS[0]), facts.numbers("std", _COLOURS[1])
     relu = facts.says("relu_before_extra_convs", "True")
+    held = float(model.anchor_generator.offset)
+    # version 1 centred anchors in their cells, 2 and 3 at the cells' corners
     offset = 0.5 if facts.legacy else facts.number("center_offset", 0.0)
-    weights = [1 / deviation for deviation in facts.numbers("target_stds", [1.0] * 4)]
+    if not facts.version and held in (0.0, 0.5):
+        offset = held
+    weights = [1 / max(d, 1e-6) for d in facts.numbers("target_stds", [1.0] * 4)]
     caffe = facts.says("style", "caffe")
     block, top = model.backbone.bottom_up.stages[1][0], model.backbone.top_block
     settings = [
@@ -133,7 +142,7 @@ def _settings(facts: _Facts, model: nn.Module) -> list[tuple[str, str, bool]]:
         (
             "MODEL.ANCHOR_GENERATOR.OFFSET",
             str(offset),
-            _same(torch.tensor(model.anchor_generator.offset), [offset]),
+            abs(held - offset) < 1e-6,
         ),
         (
             "MODEL.RETINANET.BBOX_REG_WEIGHTS",
@@ -159,7 +168,7 @@ def _same(held: Tensor, wanted: Sequence[float]) -> bool:
 def _anchor_order(facts: _Facts, model: nn.Module, path: str) -> list[int]:
     """For each of our anchors at a location, which of theirs it is."""
     ratios = torch.tensor(facts.numbers("(?:anchor_)?ratios", (0.5, 1.0, 2.0)))
-    octaves = int(facts.number("scales_per_octave", 3))
+    octaves = min(int(facts.number("scales_per_octave", 3)), _MOST)
     scales = facts.number("octave_base_scale", 4) * 2 ** (torch.arange(octaves) / octaves)
     orders = set()
     generator = model.anchor_generator
@@ -191,8 +200,10 @@ def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> No
 
 def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
     """Outputs of theirs, anchor by anchor, in the order of ours."""
-    if tensor.shape[0] % len(order):
-        raise WeightsError(f"{path}: {name} of {tensor.shape[0]} is not for {len(order)} anchors")
+    if not tensor.dim() or len(tensor) % len(order):
+        raise WeightsError(
+            f"{path}: {name}, {tuple(tensor.shape)}, is not for {len(order)} anchors"
+        )
     return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ghm_d2.config import load_config
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
+from ghm_d2.modeling.weights.mmdet_weights import from_mmdet
+from ghm_d2.modeling.weights.weight_files import read_weights
 from ghm_d2.register import register_all
 
 CLASSES, WIDTH = 4, 16
@@ -182,63 +184,66 @@ def test_logits_and_boxes_are_the_same(theirs, model, tmp_path):
     torch.testing.assert_close(torch.cat(found), our_order(boxes), rtol=1e-4, atol=1e-2)
 
 
-def test_a_model_that_would_read_them_otherwise_is_refused_with_the_keys(theirs, tmp_path):
-    file = write(tmp_path, theirs.state_dict(), config=CONFIG)
-    with pytest.raises(WeightsError, match="of unknown version would mean something else") as e:
-        GHMCheckpointer(ours({})).load(file)
-    words = str(e.value).partition("; add ")[2].split()
+def refusal(state, model, **meta):
+    with pytest.raises(WeightsError) as caught:
+        from_mmdet(state, meta, model, "epoch_12.pth")
+    return str(caught.value)
+
+
+def test_a_model_that_would_read_them_otherwise_is_refused_with_the_keys(theirs):
+    said = refusal(theirs.state_dict(), ours({}), config=CONFIG)
+    assert "RetinaNet of mmdetection (which version it does not say) would mean" in said
+    words = said.partition("; add ")[2].split()
     assert dict(zip(words[::2], words[1::2], strict=True)) == THEIRS
 
 
-def test_a_caffe_style_configuration_and_version_1_ask_for_other_keys(theirs, model, tmp_path):
+def test_a_caffe_style_configuration_and_version_1_ask_for_other_keys(theirs, model):
     config = CONFIG.replace("pytorch", "caffe").replace("to_rgb=True", "to_rgb=False")
-    file = write(tmp_path, theirs.state_dict(), mmdet_version="1.0rc1+be06992", config=config)
-    with pytest.raises(WeightsError) as e:
-        GHMCheckpointer(model).load(file)
-    asked = str(e.value).partition("; add ")[2]
-    assert asked == (
+    said = refusal(theirs.state_dict(), model, mmdet_version="1.0rc1+be06992", config=config)
+    assert said.partition("; add ")[2] == (
         "INPUT.FORMAT BGR MODEL.ANCHOR_GENERATOR.OFFSET 0.5 MODEL.RESNETS.STRIDE_IN_1X1 True"
     )
 
 
-def test_other_classes_start_anew(theirs, model, tmp_path):
-    state = dict(theirs.state_dict())
-    for kind in ("weight", "bias"):
-        state[f"bbox_head.retina_cls.{kind}"] = torch.zeros_like(
-            state[f"bbox_head.retina_cls.{kind}"]
-        ).repeat(2, *[1] * (state[f"bbox_head.retina_cls.{kind}"].dim() - 1))
-    checkpointer = GHMCheckpointer(model)
-    checkpointer.load(write(tmp_path, state))
-    assert [name for name, *_ in checkpointer.report.mismatched] == [
-        "head.cls_score.weight",
-        "head.cls_score.bias",
-    ]
+def test_other_classes_start_anew(theirs, tmp_path):
+    other = ours({**THEIRS, "MODEL.RETINANET.NUM_CLASSES": "2"})
+    checkpointer = GHMCheckpointer(other)
+    checkpointer.load(write(tmp_path, theirs.state_dict()))
+    assert checkpointer.report.mismatched == (
+        ("head.cls_score.weight", (36, WIDTH, 3, 3), (18, WIDTH, 3, 3)),
+        ("head.cls_score.bias", (36,), (18,)),
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s.pop("bbox_head.retina_cls.weight"), "not of RetinaNet"),
-        (lambda s: s.pop("neck.fpn_convs.4.conv.bias"), "another architecture.*top_block.p7.bias"),
+        (lambda s: s.pop("neck.fpn_convs.4.conv.bias"), "it lacks backbone.top_block.p7.bias"),
         (lambda s: s.update({"backbone.stem.0.weight": torch.ones(2)}), "it has backbone.stem.0"),
+        (lambda s: s.update({"bbox_head.retina_reg.bias": torch.ones(7)}), "not for 9 anchors"),
     ],
 )
-def test_other_networks_are_refused(change, message, theirs, model, tmp_path):
+def test_other_networks_are_refused(change, message, theirs, model):
     state = dict(theirs.state_dict())
     change(state)
-    with pytest.raises(WeightsError, match=message):
-        GHMCheckpointer(model).load(write(tmp_path, state))
+    assert message in refusal(state, model)
 
 
-def test_other_anchors_are_refused(theirs, model, tmp_path):
+def test_other_anchors_are_refused(theirs, model):
     config = CONFIG.replace("octave_base_scale=4", "octave_base_scale=2")
-    with pytest.raises(WeightsError, match=r"other anchors.*\[2,2.51984,3.1748\] times the stride"):
-        GHMCheckpointer(model).load(write(tmp_path, theirs.state_dict(), config=config))
+    said = refusal(theirs.state_dict(), model, config=config)
+    assert "[0.5,1,2] of sides [2,2.51984,3.1748] times the stride" in said
 
 
-def test_a_history_beside_the_weights_is_passed_over_and_never_made(
-    theirs, model, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(
+    "odd", ["target_stds=[0, 0, 0, 0]", "scales_per_octave=99999", "octave_base_scale=0"]
+)
+def test_an_odd_configuration_in_it_is_no_traceback(odd, theirs, model):
+    assert refusal(theirs.state_dict(), model, config=odd)
+
+
+def test_a_history_beside_the_weights_is_passed_over_and_never_made(tmp_path, monkeypatch):
     class HistoryBuffer:
         """As mmengine's, whose state has arrays and methods in it."""
 
@@ -257,8 +262,7 @@ def test_a_history_beside_the_weights_is_passed_over_and_never_made(
     for part in ("mmengine", "mmengine.logging", name):
         monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
     sys.modules[name].HistoryBuffer = HistoryBuffer
-    checkpointer = GHMCheckpointer(model)
-    checkpointer.load(
-        write(tmp_path, theirs.state_dict(), loss=HistoryBuffer(), best=np.float64(1))
-    )
-    assert "RetinaNet of mmdetection" in checkpointer.report.origin
+    file = write(tmp_path, {"a": torch.ones(2)}, loss=HistoryBuffer(), best=np.float64(1))
+    loaded = read_weights(file)
+    assert loaded["state_dict"]["a"].tolist() == [1, 1]
+    assert not isinstance(loaded["meta"]["loss"], HistoryBuffer)

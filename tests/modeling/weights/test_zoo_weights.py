@@ -4,9 +4,14 @@ import pickle
 
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
 from ghm_d2.config import load_config
+from ghm_d2.errors import WeightsError
+from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.register import register_all
 
 TINY = {
@@ -57,7 +62,9 @@ def zoo_weights(config, file):
     return state
 
 
-@pytest.mark.parametrize(("recipe", "zoo", "predictors"), [RETINANET, MASK_RCNN])
+@pytest.mark.parametrize(
+    ("recipe", "zoo", "predictors"), [RETINANET, pytest.param(*MASK_RCNN, marks=pytest.mark.slow)]
+)
 def test_all_but_the_predictors_is_loaded(recipe, zoo, predictors, ghm, digits_folder, tmp_path):
     state = zoo_weights(zoo, tmp_path / "model_final.pkl")
     keys = TINY | TRAINING | {"MODEL.WEIGHTS": str(tmp_path / "model_final.pkl")}
@@ -75,3 +82,41 @@ def test_all_but_the_predictors_is_loaded(recipe, zoo, predictors, ghm, digits_f
             assert name not in line
             torch.testing.assert_close(trained[name], torch.as_tensor(tensor), rtol=0, atol=1e-6)
     assert "not used" not in done.stderr
+
+
+def test_detectron2s_fcos_is_loaded_whole_where_p6_comes_from_p5(tmp_path):
+    lazy = model_zoo.get_config("common/models/fcos.py").model
+    lazy.backbone.bottom_up.stages.depth = 18
+    del lazy.backbone.bottom_up.stages.stride_in_1x1
+    lazy.backbone.out_channels = lazy.backbone.top_block.in_channels = 64
+    lazy.backbone.top_block.out_channels = 64
+    lazy.head.input_shape = [ShapeSpec(channels=64)] * 5
+    lazy.head.conv_dims, lazy.head.norm = [64], ""
+    torch.manual_seed(0)
+    theirs = instantiate(lazy).eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "fcos.pth")
+    register_all()
+    keys = {
+        **TINY,
+        "MODEL.DEVICE": "cpu",
+        "MODEL.FPN.OUT_CHANNELS": "64",
+        "MODEL.FCOS.NUM_CONVS": "1",
+        "MODEL.FCOS.NORM": "",
+        "MODEL.FCOS.SCORE_THRESH_TEST": "0.0",
+    }
+    theirs.test_score_thresh = 0.0
+    with pytest.raises(WeightsError, match=r"another architecture: backbone\.top_block\.p6"):
+        GHMCheckpointer(build_fcos(keys)).load(str(tmp_path / "fcos.pth"))
+    ours = build_fcos(keys | {"MODEL.FPN.P6_INPUT": "p5"})
+    checkpointer = GHMCheckpointer(ours)
+    checkpointer.load(str(tmp_path / "fcos.pth"))
+    assert checkpointer.report.missing == ("loss_normalizer",)
+    image = torch.randint(0, 256, (3, 64, 96))
+    with torch.no_grad():
+        found, expected = (m([{"image": image}])[0]["instances"] for m in (ours, theirs))
+    assert len(found) == len(expected) > 0
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def build_fcos(keys):
+    return build_model(load_config("coco/fcos_R_50_FPN_1x.yaml", words(keys))).eval()
