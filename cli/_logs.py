@@ -54,7 +54,7 @@ def quiet() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     # of a group the first process alone has a log; a fault of another is a traceback all the same
     level = logging.CRITICAL if rank() else logging.ERROR
-    for name in ("detectron2", "fvcore"):
+    for name in ("detectron2", "fvcore", "lvis"):
         logging.getLogger(name).setLevel(level)
     own = logging.getLogger("ghm_d2")
     own.setLevel(level if rank() else logging.INFO)  # rank 0 tells what is to be told

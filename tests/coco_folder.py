@@ -119,12 +119,13 @@ def _annotations(images: list[dict], categories: list[int], rng) -> list[dict]:
         for i, category in enumerate(categories)
     ]
     found.append(_crowd(annotated[-1], 900_100_000_001))
-    for number, image in enumerate(annotated):
+    for image in annotated:
         if image["id"] == 200365:
             found.append(ZERO_HEIGHT)
         if image["id"] == 550395:
-            flat = {"bbox": [9.98, 18.56, 15.52, 0.0], "category_id": 1, "id": 2_206_849 + number}
-            found.append(ZERO_HEIGHT | flat | {"image_id": 550395})
+            flat = {"bbox": [9.98, 88.56, 15.52, 0.0], "category_id": 1, "id": 2_206_849}
+            line = [[9.98, 88.56, 9.98, 88.56, 25.5, 88.56, 25.5, 88.56]]
+            found.append(ZERO_HEIGHT | flat | {"image_id": 550395, "segmentation": line})
     return found
 
 

@@ -18,6 +18,7 @@ from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of, require_ma
 from ghm_d2.data.coco_json import SPLITS, collector_off, image_root
 from ghm_d2.data.digits import dataset as digits
 from ghm_d2.data.output import new_folder
+from ghm_d2.data.registered import is_lvis, require_lvis
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,8 @@ def validate(name: str, use: str = "training") -> None:
     json_file = metadata.get("json_file")
     if json_file is None:
         return
+    if is_lvis(name):
+        require_lvis(name)
     for line in validate_json(json_file, metadata.get("image_root", ""), use):
         if line not in _told:
             logger.warning(line)

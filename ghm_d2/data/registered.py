@@ -1,6 +1,6 @@
 """What a data set that is registered with Detectron2 says of itself: names, ids, kind."""
 
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 from ghm_d2.errors import UsageError
@@ -40,6 +40,10 @@ def is_lvis(registered: str) -> bool:
 
 
 def require_lvis(registered: str) -> None:
-    """Raise UsageError where an LVIS data set lacks the package that reads and evaluates it."""
-    if is_lvis(registered) and find_spec("lvis") is None:
-        raise UsageError(f"{registered} needs the package lvis: pip install 'ghm_d2[lvis]'")
+    """Raise UsageError where the package that reads and evaluates LVIS cannot be imported."""
+    try:
+        import_module("lvis")
+    except ImportError as error:
+        raise UsageError(
+            f"{registered} needs the package lvis ({error}): pip install 'ghm_d2[lvis]'"
+        ) from None

@@ -123,6 +123,27 @@ def test_equals_pycocotools_where_the_data_have_faults_that_coco_has(many_digits
     assert result.metrics["AP"] < sound.metrics["AP"]
 
 
+def test_detections_have_the_category_ids_of_the_data(many_digits, tmp_path):
+    """They are neither 0, 1, 2 ... nor 1, 2, 3 ... here."""
+    with open(f"{many_digits}/val.json") as file:
+        truth = json.load(file)
+    for category in truth["categories"]:
+        category["id"] = 7 * category["id"] + 20
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = 7 * annotation["category_id"] + 20
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(truth))
+    (tmp_path / "images").symlink_to(f"{many_digits}/images")
+    cfg = load_config("configs/quick/retinanet_focal.yaml", ["MODEL.DEVICE", "cpu"])
+    apply_to_config(cfg, str(tmp_path))
+    with open(f"{many_digits}/val.json") as file:
+        guesser = Guesser(json.load(file), 0.2, False)
+    result = evaluate(guesser, cfg, cfg.DATASETS.TEST[0], Progress())
+    assert {d["category_id"] for d in result.detections} == {c["id"] for c in truth["categories"]}
+    assert_equal(result.metrics, reference_for(str(tmp_path), result.detections, "bbox"))
+    assert result.metrics == evaluation(many_digits, misses=0.2).metrics
+
+
 def test_masks_equal_pycocotools(many_digits):
     result = evaluation(many_digits, misses=0.2, masks=True)
     assert {*result.detections[0]} == {"image_id", "category_id", "bbox", "score", "segmentation"}
