@@ -29,6 +29,7 @@ REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 DEFAULTS = LossChoice("focal", "giou", smooth_l1_beta=0.1)
 # in strides: a CIoU is of shapes, and a box without width and height, as ReLU may leave, has none
 LEAST_SIDE = 0.01
+_OF_0_6 = hasattr(FCOS, "match_anchors")  # Detectron2's main has `_match_anchors`
 NAMES = {
     "loss_cls": "loss_fcos_cls",
     "loss_box_reg": "loss_fcos_loc",
@@ -102,13 +103,16 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """As in Detectron2's class, which fails on an image without objects."""
+        """As in Detectron2's class, which in 0.6 fails on an image without objects.
+
+        There each image's matched boxes are `Boxes`; since then they are tensors, (R, 4).
+        """
         pairs = [self._label_image(anchors, gt) for gt in gt_instances]
         labels, boxes = zip(*pairs, strict=True)
         return list(labels), list(boxes)
 
-    def _label_image(self, anchors, gt) -> tuple[Tensor, Boxes]:
-        if len(gt):
+    def _label_image(self, anchors, gt) -> tuple[Tensor, Boxes | Tensor]:
+        if len(gt) or not _OF_0_6:
             (labels,), (boxes,) = super().label_anchors(anchors, [gt])
             return labels, boxes
         background = Boxes.cat(anchors)
@@ -138,7 +142,8 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         gt_labels = torch.stack(gt_labels)  # (N, R)
         pos_mask = gt_labels != self.num_classes  # FCOS ignores no anchor
         deltas = [upcast(d) for d in pred_anchor_deltas]
-        boxes = anchors, self.box2box_transform, deltas, [b.tensor for b in gt_boxes], pos_mask
+        matched = [b.tensor for b in gt_boxes] if _OF_0_6 else gt_boxes
+        boxes = anchors, self.box2box_transform, deltas, matched, pos_mask
         choice = self.loss_choice
         num_pos, ghm_r = count_foreground(pos_mask, choice.sync), None
         ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
