@@ -31,29 +31,20 @@ def check_trainer(cfg) -> None:
 
 def _keys_set(cfg) -> Iterator[tuple[str, str]]:
     """The trainer's method that would have to read it, and "KEY value", of each such key."""
-    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
-    bfloat16 = solver.AMP.ENABLED and solver.AMP.DTYPE == "bfloat16"
-    keys = (
-        ("build_optimizer", "SOLVER.OPTIMIZER", solver.OPTIMIZER, solver.OPTIMIZER != "SGD"),
-        (
-            "build_optimizer",
-            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
-            clip.CLIP_TYPE,
-            clip.ENABLED and clip.CLIP_TYPE == "full_model",
-        ),
-        ("build_train_loader", "INPUT.RESIZE", cfg.INPUT.RESIZE, cfg.INPUT.RESIZE == "square"),
-        ("build_train_loader", "INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, True),
-        ("run_step", "SOLVER.ACCUMULATE", solver.ACCUMULATE, solver.ACCUMULATE > 1),
-        ("run_step", "SOLVER.AMP.DTYPE", solver.AMP.DTYPE, bfloat16),
-        (
-            "run_step",
-            "SOLVER.ON_DIVERGENCE",
-            solver.ON_DIVERGENCE,
-            solver.ON_DIVERGENCE == "skip",
-        ),
+    solver, clip, amp = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
+    clip_type = clip.CLIP_TYPE if clip.ENABLED else ""
+    dtype = amp.DTYPE if amp.ENABLED else ""
+    values = (  # the last: what Detectron2 trains by
+        ("build_optimizer", "SOLVER.OPTIMIZER", solver.OPTIMIZER, ("SGD",)),
+        ("build_optimizer", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, ("", "value", "norm")),
+        ("build_train_loader", "INPUT.RESIZE", cfg.INPUT.RESIZE, ("shortest_edge",)),
+        ("build_train_loader", "INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, ("",)),
+        ("run_step", "SOLVER.ACCUMULATE", solver.ACCUMULATE, (1,)),
+        ("run_step", "SOLVER.AMP.DTYPE", dtype, ("", "float16")),
+        ("run_step", "SOLVER.ON_DIVERGENCE", solver.ON_DIVERGENCE, ("stop",)),
     )
-    for method, key, value, is_set in keys:
-        if value and is_set:
+    for method, key, value, theirs in values:
+        if value not in theirs:
             yield method, f"{key} {value}"
 
 

@@ -20,7 +20,7 @@ from ghm_d2.register import register_all
 from ghm_d2.training.default_trainer import GHMDefaultTrainer
 from ghm_d2.training.optimizer import ClippedSGD
 from ghm_d2.training.train import set_up
-from ghm_d2.training.trainer import _step_seed
+from ghm_d2.training.trainer import GHMTrainer, _step_seed
 
 REMEDY = "from ghm_d2.training.default_trainer import GHMDefaultTrainer as DefaultTrainer"
 SMALL_RESNET = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
@@ -56,7 +56,7 @@ def our_step(cfg, batch=None):
     trainer, *_ = set_up(cfg, False, Progress())
     weights = copy.deepcopy(trainer.detector.state_dict())
     if batch:
-        trainer._data_loader_iter = iter([batch])
+        trainer = GHMTrainer(cfg, trainer.detector, [batch], trainer.optimizer)
     trainer.iter = 0
     with EventStorage(0) as trainer.storage:
         trainer.run_step()
