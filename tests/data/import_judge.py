@@ -92,9 +92,10 @@ def judge_import(source: Path, kind: str) -> bool:
     images = output / "images"
     splits = {s: (output / f"{s}.json", images) for s in SPLITS if output / f"{s}.json" in written}
     assert splits, "no split"
-    errors = check(splits).errors
+    report = check(splits)
+    errors = report.errors
     assert {e.kind for e in errors} <= OF_THE_DATA, f"errors in the output: {errors}"
-    for split in splits.keys() - {e.split for e in errors if e.kind == "empty"}:
+    for split in splits.keys() - {p.split for p in report.problems if p.kind == "empty"}:
         validate_json(str(splits[split][0]), str(images))
         load_coco_json(str(splits[split][0]), str(images))
     return True

@@ -1,6 +1,7 @@
 """Folders as tools and people leave them: what each is read as, and what is said of it."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -350,3 +351,12 @@ def test_an_output_in_the_source_is_not_read_again(make, tmp_path):
     for _ in range(2):
         report = import_folder(source, source / "imported", overwrite=True)
     assert sum(s["images"] for s in report["splits"].values()) == 4
+
+
+def test_pipes_and_links_to_nothing_are_passed_over(make, tmp_path):
+    source = make(LAYOUTS["labelImg's YOLO"][0])
+    os.mkfifo(source / "d.txt")
+    os.mkfifo(source / "x.json")
+    (source / "y.yaml").symlink_to(tmp_path / "nothing")
+    (source / "again").symlink_to(source)
+    assert import_folder(source, tmp_path / "out")["splits"]["train"]["images"] == 3

@@ -135,7 +135,7 @@ CASES = [
          text="names: !!python/object/apply:os.system ['touch {canary}']\ntrain: images"),
     yolo("aliases to 10^12 class names", "class names", text=nested_laughs()),
     yolo("train: ../../images: read within the folder", "train", exit=0, train="../../images"),
-    yolo("train: /etc", "leads out", train="/etc"),
+    yolo("train: /etc", "does not exist in the folder", train="/etc"),
     yolo("path: ../..: ignored", "train", exit=0, path="../.."),
 ]  # fmt: skip
 

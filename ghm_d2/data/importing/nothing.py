@@ -7,6 +7,7 @@ from ghm_d2.data.coco_json import load_json
 from ghm_d2.data.importing.images import Images
 from ghm_d2.data.importing.listing import Listing, first_bytes
 from ghm_d2.data.importing.pairing import split_of
+from ghm_d2.data.importing.voc import parse_xml
 from ghm_d2.errors import DataError
 
 _EXPECTED = {
@@ -19,11 +20,15 @@ _EXPECTED = {
 def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
     """The error for a folder without a data set, with what was found and what was expected.
 
-    Raises: DataError where a JSON file that is called like COCO's is malformed.
+    Raises: DataError where a JSON file that is called like COCO's is malformed, or an XML file
+    that is called like an image.
     """
     for name in listing.of(".json"):
         if split_of(PurePosixPath(name).stem) or "instances" in name or "annotations" in name:
             load_json(listing.root / name)
+    for name in listing.of(".xml"):
+        if PurePosixPath(name).stem in images:
+            parse_xml(listing.root / name)
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing.files)
     others = Counter({s: n for s, n in suffixes.items() if s in (".json", ".xml", ".txt", ".csv")})
     found = [f"{len(images.listing.images)} images"]

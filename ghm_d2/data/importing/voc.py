@@ -42,7 +42,7 @@ def read_voc(listing: Listing, images: Images) -> Source:
     Raises: DataError with the file (and line) for malformed XML, and where no image is found.
     """
     folders = find_voc(listing)
-    parsed = {n: _parse(listing.root / n) for files in folders.values() for n in files}
+    parsed = {n: parse_xml(listing.root / n) for files in folders.values() for n in files}
     others = [name for name, root in parsed.items() if root.tag != "annotation"]
     for name in others:
         del parsed[name]
@@ -63,7 +63,8 @@ def read_voc(listing: Listing, images: Images) -> Source:
     return source
 
 
-def _parse(path: Path) -> Element:
+def parse_xml(path: Path) -> Element:
+    """The outermost element. Raises: DataError with the file and line, and for XML entities."""
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import parse
 
