@@ -27,6 +27,7 @@ from ghm_d2.files import write_text
 from ghm_d2.inference.evaluate import Evaluation, evaluate
 from ghm_d2.inference.results_file import submission_hint, write_results
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
+from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, SetFigures
 from ghm_d2.register import register_all
@@ -277,6 +278,8 @@ def set_up(
     model, optimizer, scheduler = _build(cfg)
     checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
     state = _load(checkpointer, cfg.MODEL.WEIGHTS, resume, progress)
+    if not state and (line := other_settings(cfg)):
+        progress.message(line)
     start_iter = state["iteration"] + 1 if state else 0
     with config_errors():
         loader = build_train_loader(cfg, start_iter)

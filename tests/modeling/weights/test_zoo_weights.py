@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from ghm_d2.config import load_config
 from ghm_d2.errors import WeightsError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
+from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.register import register_all
 
 TINY = {
@@ -82,6 +83,30 @@ def test_all_but_the_predictors_is_loaded(recipe, zoo, predictors, ghm, digits_f
             assert name not in line
             torch.testing.assert_close(trained[name], torch.as_tensor(tensor), rtol=0, atol=1e-6)
     assert "not used" not in done.stderr
+
+
+ZOO = "COCO-Detection/retinanet_R_50_FPN_1x"
+TORCHVISION = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+MMDET = ("MODEL.RESNETS.STRIDE_IN_1X1", "False", "MODEL.ANCHOR_GENERATOR.OFFSET", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("weights", "keys", "said"),
+    [
+        (f"{ZOO}.yaml", (), ""),
+        (f"detectron2://{ZOO}/190397773/model_final_bfca0b.pkl", MMDET, "1X1 True MODEL.ANCHOR_"),
+        (f"{ZOO}.yaml", ("MODEL.FPN.P7_RELU", "False"), "to keep them, add MODEL.FPN.P7_RELU True"),
+        (f"{ZOO}.yaml", MMDET, "add MODEL.RESNETS.STRIDE_IN_1X1 True MODEL.ANCHOR_GENERATOR."),
+        (TORCHVISION, (), "add INPUT.FORMAT RGB MODEL.PIXEL_MEAN [123.675,116.28,103.53] MODEL."),
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", (), ""),
+        ("detectron2://No-Such/model/1/model_final_0.pkl", MMDET, ""),
+        ("path/model_final.pkl", MMDET, ""),
+    ],
+)
+def test_settings_that_a_zoos_weights_were_not_trained_with_are_told(weights, keys, said):
+    cfg = load_config("coco/retinanet_R_50_FPN_1x.yaml", ["MODEL.WEIGHTS", weights, *keys])
+    assert said in other_settings(cfg)
+    assert bool(said) == bool(other_settings(cfg))
 
 
 def test_detectron2s_fcos_is_loaded_whole_where_p6_comes_from_p5(tmp_path):
