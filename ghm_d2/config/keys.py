@@ -153,8 +153,8 @@ def _add_yolov3(cfg) -> None:
     cfg.MODEL.YOLOV3.IGNORE_IOU = 0.5
     cfg.MODEL.YOLOV3.OBJ_LOSS_TYPE = "ce"  # objectness loss: "ce" or "ghm_c"
     cfg.MODEL.YOLOV3.CLS_LOSS_TYPE = "ce"  # class loss: "ce" or "ghm_c"
-    # box loss: "l2" (published: cross entropy of the centre, half the squared error of the
-    # logarithms of the sides), "smooth_l1", "asl1" or "ghm_r"
+    # box loss: "l2" (published), "smooth_l1", "asl1" or "ghm_r"; each hands its gradient to the
+    # centre's predictions without the sigmoid's slope, as darknet does
     cfg.MODEL.YOLOV3.BBOX_REG_LOSS_TYPE = "l2"
     cfg.MODEL.YOLOV3.BBOX_REG_LOSS_WEIGHT = 1.0  # factor on the box loss
     # where smooth L1 turns linear, in cells (centre) and logarithms of sides

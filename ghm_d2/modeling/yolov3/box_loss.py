@@ -5,22 +5,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss
 from ghm_d2.modeling.loss_choice import LossChoice
-from ghm_d2.modeling.yolov3.labels import box_values
 
 CoordinateLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
-    """The chosen loss of each coordinate of raw predictions, (..., 4); None for GHM-R.
-
-    Smooth L1 and ASL1 are of the differences of `box_values`; "l2" is `published_loss`.
+    """The chosen loss of each coordinate: L2, smooth L1 or ASL1; None for GHM-R.
 
     Raises:
         UsageError: its parameter is out of range.
@@ -29,29 +25,17 @@ def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
         beta = choice.smooth_l1_beta
         if not 0 <= beta < math.inf:
             raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA is at least 0, not {beta}")
-        return partial(_of_values, partial(smooth_l1_loss, beta=beta))
+        return partial(smooth_l1_loss, beta=beta)
     if choice.box_reg_loss_type == "asl1":
         if not 0 < choice.asl1_mu < math.inf:
             raise UsageError(f"MODEL.GHM.REG.MU is greater than 0, not {choice.asl1_mu}")
-        return partial(_of_values, partial(asl1_loss, mu=choice.asl1_mu))
-    return published_loss if choice.box_reg_loss_type == "l2" else None
+        return partial(asl1_loss, mu=choice.asl1_mu)
+    return half_squared_error if choice.box_reg_loss_type == "l2" else None
 
 
-def published_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """Of each coordinate: the raw prediction's gradient is `box_values` minus truth.
-
-    Of the sides that is half the squared error (arXiv 1804.02767, section 2.1). darknet takes the
-    same of the centre without the sigmoid's slope, which is cross entropy's gradient: this is
-    cross entropy, less its least value, so that a box that fits has no loss.
-
-    Args:
-        pred: (..., 4) raw predictions.
-        target: (..., 4), `encode_boxes`.
-    """
-    centre, sides = target.split(2, dim=-1)
-    least = -torch.xlogy(centre, centre) - torch.xlogy(1 - centre, 1 - centre)
-    cross_entropy = F.binary_cross_entropy_with_logits(pred[..., :2], centre, reduction="none")
-    return torch.cat([cross_entropy - least, 0.5 * (pred[..., 2:] - sides) ** 2], dim=-1)
+def half_squared_error(pred: Tensor, target: Tensor) -> Tensor:
+    """Its gradient is prediction minus truth, as of arXiv 1804.02767, section 2.1."""
+    return 0.5 * (pred - target) ** 2
 
 
 def box_loss(
@@ -65,7 +49,7 @@ def box_loss(
     """The sum over positive anchors, each weighed by `box_weights`.
 
     Args:
-        pred, target: raw predictions and `encode_boxes`, (N, R_l, 4) a level; those of other
+        pred, target: `past_sigmoid` and `encode_boxes`, (N, R_l, 4) a level; the targets of other
             anchors than positive ones may be anything, NaN included.
         boxes: (N, R_l, 4) matched boxes in px, a level each.
         positive: (N, R_l) bool a level.
@@ -93,7 +77,3 @@ def box_weights(boxes: Tensor, image_areas: Tensor) -> Tensor:
     """
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     return (2 - area / image_areas[:, None]).clamp(min=1)[..., None]
-
-
-def _of_values(loss: CoordinateLoss, pred: Tensor, target: Tensor) -> Tensor:
-    return loss(box_values(pred), target)

@@ -29,6 +29,7 @@ from ghm_d2.modeling.yolov3.labels import (
     box_values,
     encode_boxes,
     label_priors,
+    past_sigmoid,
 )
 
 CLS_LOSSES = ("ce", "ghm_c")  # of objectness too
@@ -176,10 +177,10 @@ class GHMYOLOv3(DenseDetector):
         obj = flat_levels([p[..., 4:BOX_AND_OBJECTNESS] for p in predictions], objects)
         cls = flat_levels([p[..., BOX_AND_OBJECTNESS:] for p in predictions], classes)
         target, boxes, positive = self._box_levels(anchors, gt_boxes, positive)
-        pred = [p[..., :4] for p in predictions]
+        pred = [past_sigmoid(p) for p in predictions]
         images = Count(labels.new_full((), len(labels)), choice.sync)
         ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls)
-        ghm_r = begin_ghm(self.ghm_r, [box_values(p) for p in pred], target, positive)
+        ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
         share = images.value / images.world
         if ghm_r is not None:
