@@ -14,20 +14,18 @@ from pathlib import Path
 
 from ghm_d2.config.detectors import set_num_classes, with_masks
 from ghm_d2.data.checking.memo import cache_folder
-from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of, require_masks, validate_json
+from ghm_d2.data.checking.registered_sets import require_masks_of, validate
+from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of
 from ghm_d2.data.coco_json import SPLITS, collector_off, image_root
 from ghm_d2.data.digits import dataset as digits
 from ghm_d2.data.output import new_folder
-from ghm_d2.data.registered import is_lvis, require_lvis
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
-MASK_FORMATS = ("polygon", "bitmask")
 # Annotation fields that Detectron2's loader would leave behind: experiments on noise need this one.
 _EXTRA_KEYS = ["noise"]
-_told: set[str] = set()  # warnings that this process has logged
 
 
 def resolve(name_or_folder: str, split: str) -> str:
@@ -105,20 +103,9 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     if tuple(classes) == digits.CLASSES:
         cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
     if with_masks(cfg):
-        _require_masks(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
+        require_masks_of(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
         if need_train:
-            _require_masks(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT, "training")
-
-
-def _require_masks(names: tuple[str, ...], mask_format: str, use: str) -> None:
-    from detectron2.data import MetadataCatalog
-
-    if mask_format not in MASK_FORMATS:
-        raise UsageError(f"INPUT.MASK_FORMAT is {' or '.join(MASK_FORMATS)}, not {mask_format!r}")
-    for name in names:
-        json_file = MetadataCatalog.get(name).get("json_file")
-        if json_file is not None:
-            require_masks(json_file, mask_format, use)
+            require_masks_of(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT, "training")
 
 
 def data_label(registered: str) -> str:
@@ -139,35 +126,6 @@ def classes_of(name: str) -> list[str]:
     if not classes:
         raise DataError(f"{name}: registered without thing_classes, so the classes are unknown")
     return list(classes)
-
-
-def validate(name: str, use: str = "training") -> None:
-    """Check a registered data set before its use, without opening an image.
-
-    What Detectron2 and COCO's evaluation drop or survive is logged, a line a kind with the
-    number of such faults; nothing is changed for it. Images without annotations are background.
-    A data set without a COCO JSON has nothing to check here.
-
-    Args:
-        use: "training" or "evaluation"; the latter needs no annotations.
-
-    Raises:
-        DataError: one line, the first fault and how many more: the JSON is missing, malformed or
-            empty; a category, box or field that Detectron2 or COCO's evaluation cannot use; an
-            image that is missing or outside the folder.
-    """
-    from detectron2.data import MetadataCatalog
-
-    metadata = MetadataCatalog.get(name)
-    json_file = metadata.get("json_file")
-    if json_file is None:
-        return
-    if is_lvis(name):
-        require_lvis(name)
-    for line in validate_json(json_file, metadata.get("image_root", ""), use):
-        if line not in _told:
-            logger.warning(line)
-        _told.add(line)
 
 
 def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:

@@ -20,6 +20,7 @@ from ghm_d2.data.augment import (
     centred,
     visible,
 )
+from ghm_d2.data.checking.registered_sets import tell_large
 from ghm_d2.data.coco_json import collector_off
 from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
 from ghm_d2.errors import DataError, UsageError
@@ -142,6 +143,7 @@ def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
             ASPECT_RATIO_GROUPING of images whose sizes are not known.
         RunError: from the loader, when one of its workers has died.
     """
+    tell_large(cfg.DATASETS.TRAIN)
     with collector_off():
         images = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS

@@ -1,0 +1,66 @@
+"""Checks of data sets that are registered with Detectron2, at the start of a training."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from ghm_d2.data.checking.validate import REMEMBERED_BYTES, require_masks, validate_json
+from ghm_d2.data.registered import is_lvis, require_lvis
+from ghm_d2.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+MASK_FORMATS = ("polygon", "bitmask")
+_told: set[str] = set()  # warnings that this process has logged
+
+
+def validate(name: str, use: str = "training") -> None:
+    """Check a registered data set before its use, without opening an image.
+
+    What Detectron2 and COCO's evaluation drop or survive is logged, a line a kind with the
+    number of such faults; nothing is changed for it. Images without annotations are background.
+    A data set without a COCO JSON has nothing to check here.
+
+    Args:
+        use: "training" or "evaluation"; the latter needs no annotations.
+
+    Raises:
+        DataError: one line, the first fault and how many more: the JSON is missing, malformed or
+            empty; a category, box or field that Detectron2 or COCO's evaluation cannot use; an
+            image that is missing or outside the folder.
+    """
+    from detectron2.data import MetadataCatalog
+
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        return
+    if is_lvis(name):
+        require_lvis(name)
+    for line in validate_json(json_file, metadata.get("image_root", ""), use):
+        if line not in _told:
+            logger.warning(line)
+        _told.add(line)
+
+
+def require_masks_of(names: Sequence[str], mask_format: str, use: str) -> None:
+    """Check that registered data sets have masks; args and raises as of `require_masks`."""
+    from detectron2.data import MetadataCatalog
+
+    if mask_format not in MASK_FORMATS:
+        raise UsageError(f"INPUT.MASK_FORMAT is {' or '.join(MASK_FORMATS)}, not {mask_format!r}")
+    for name in names:
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if json_file is not None:
+            require_masks(json_file, mask_format, use)
+
+
+def tell_large(names: Sequence[str]) -> None:
+    """Log a line for each registered data set whose JSON takes seconds to load."""
+    from detectron2.data import MetadataCatalog
+
+    for name in names:
+        json_file = MetadataCatalog.get(name).get("json_file")
+        size = os.path.getsize(json_file) if json_file and os.path.isfile(json_file) else 0
+        if size >= REMEMBERED_BYTES:
+            logger.info("loading %s, %.0f MB", json_file, size / 1e6)
