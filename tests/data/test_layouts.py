@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from PIL import Image
@@ -360,3 +361,13 @@ def test_pipes_and_links_to_nothing_are_passed_over(make, tmp_path):
     (source / "y.yaml").symlink_to(tmp_path / "nothing")
     (source / "again").symlink_to(source)
     assert import_folder(source, tmp_path / "out")["splits"]["train"]["images"] == 3
+
+
+def test_copies_of_a_picture_are_on_one_side_of_a_val_split_that_is_made(make, tmp_path):
+    source = make(files_of("", ".xml", {s: voc() for s in "abcdefgh"}) | pictures("a.png", "b.png"))
+    for number, copy in enumerate("cdefgh"):
+        shutil.copy(source / ("a.png", "b.png")[number % 2], source / f"{copy}.png")
+    import_folder(source, tmp_path / "out")
+    sides = [json.loads((tmp_path / "out" / f"{s}.json").read_text()) for s in ("train", "val")]
+    names = [{image["file_name"][0] for image in side["images"]} for side in sides]
+    assert sorted(map(sorted, names)) == [["a", "c", "e", "g"], ["b", "d", "f", "h"]]

@@ -1,17 +1,20 @@
 """Which images are for training, validation and testing."""
 
+import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ghm_d2.data.coco_json import SPLITS
-from ghm_d2.data.importing.listing import Listing
+from ghm_d2.data.importing.listing import Listing, first_bytes
 from ghm_d2.data.importing.pairing import Finder, split_of_folders, wanted
 from ghm_d2.data.importing.source import Item, Source
 from ghm_d2.errors import DataError
 
 _LIST = re.compile(r"(train|val|valid|validation|test|trainval)\.txt")
+_COMPARED = 2**16  # bytes
 _MAIN = "ImageSets/Main/"
 
 
@@ -92,7 +95,7 @@ def with_val(source: Source, share: float, seed: int) -> None:
     least, and one goes to val).
 
     Drawn from the sorted image names with `seed`, so the same folder splits the same way
-    everywhere.
+    everywhere. Copies of one file stay together, or val would hold what was trained on.
     """
     settle(source)
     if "val" in source.splits or "train" not in source.splits:
@@ -103,8 +106,38 @@ def with_val(source: Source, share: float, seed: int) -> None:
         return
     chosen = list(range(len(items)))
     random.Random(seed).shuffle(chosen)
-    train = set(chosen[: min(max(round(len(items) * share), 1), len(items) - 1)])
-    source.splits["train"] = [item for i, item in enumerate(items) if i in train]
-    source.splits["val"] = [item for i, item in enumerate(items) if i not in train]
+    cut = min(max(round(len(items) * share), 1), len(items) - 1)
+    copies: dict[int, list[int]] = {}
+    first = _first_copies(items)
+    for i, of in enumerate(first):
+        copies.setdefault(of, []).append(i)
+    val: set[int] = set()
+    for i in reversed(chosen):
+        if len(val) < len(items) - cut and len(val) + len(copies[first[i]]) < len(items):
+            val.update(copies[first[i]])
+    val = val or set(chosen[cut:])  # all are copies of one
+    source.splits["train"] = [item for i, item in enumerate(items) if i not in val]
+    source.splits["val"] = [item for i, item in enumerate(items) if i in val]
     source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
     source.notes.append(f"no val split in the source: made one of {1 - share:.0%} (seed {seed})")
+
+
+def _first_copies(items: list[Item]) -> list[int]:
+    """For each item the number of the first whose file is the same, by its size and beginning."""
+    sizes = [0 if item.fault else _size(item.image) for item in items]
+    several = {size for size, count in Counter(sizes).items() if count > 1}
+    seen: dict[object, int] = {}
+    first = []
+    for number, (item, size) in enumerate(zip(items, sizes, strict=True)):
+        same = size and size in several
+        key = (size, hash(first_bytes(item.image, _COMPARED))) if same else number
+        first.append(seen.setdefault(key, number))
+    return first
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 for what is no file."""
+    try:
+        return os.path.getsize(path) if os.path.isfile(path) else 0
+    except OSError:
+        return 0
