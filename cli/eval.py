@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ghm_d2.errors import RunError
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
 from ._console import emit, out, show_error, tell, user_errors
@@ -58,6 +59,8 @@ def evaluate(
         done = _evaluate(weights, overrides or [], config, dataset, output, device)
         if done:
             _show(done, output, as_json)
+            if done.unexpected:
+                raise done.unexpected
 
 
 @dataclass
@@ -66,6 +69,7 @@ class _Done:
 
     record: object
     results: list[tuple[str, list[Path]]] = field(default_factory=list)
+    unexpected: Exception | None = None  # what TEST.EXPECTED_RESULTS says to these figures
     written: list[str] = field(default_factory=list)
 
 
@@ -79,6 +83,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
     from ghm_d2.data.registered import has_annotations, set_name
     from ghm_d2.describe import describe_run, peak_memory_mb
     from ghm_d2.inference.evaluate import evaluate
+    from ghm_d2.inference.expected import check_expected
     from ghm_d2.inference.load import config_source, load_detector
     from ghm_d2.training.distributed import lost_peers, process_group
     from ghm_d2.training.prepare import pick_device, prepare_evaluation
@@ -106,7 +111,12 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
     if others:
         record.evaluated_on = set_name(first)
         record.other_sets = [found[n].figures(n) for n in others if found[n].metrics]
-    return _written(record, found, weights, output)
+    done = _written(record, found, weights, output)
+    try:
+        check_expected(cfg, found[first])
+    except RunError as error:
+        done.unexpected = error
+    return done
 
 
 def _written(record, found, weights: Path, output: Path | None) -> _Done:

@@ -2,6 +2,7 @@
 
 from ghm_d2.config.add_keys import add_ghm_config
 from ghm_d2.config.checks import check_config
+from ghm_d2.config.detectron2_keys import check_detectron2_keys
 from ghm_d2.config.loader import (
     config_hash,
     config_text,
@@ -16,6 +17,7 @@ from ghm_d2.config.loader import (
 __all__ = [
     "add_ghm_config",
     "check_config",
+    "check_detectron2_keys",
     "config_hash",
     "config_text",
     "find_config",

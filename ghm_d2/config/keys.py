@@ -112,6 +112,9 @@ def _add_training(cfg) -> None:
 
     # number of unreadable images that a training passes over; one more stops it
     cfg.DATALOADER.MAX_BAD_IMAGES = 10
+    # share of the training images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" draws, above 0
+    # and at most 1; Detectron2 reads this key without having it
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
     cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" or "ADAMW"
     # gradient accumulation: the number of parts in which a step's batch (IMS_PER_BATCH images)

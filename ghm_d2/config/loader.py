@@ -158,10 +158,10 @@ def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
     base = loaded.pop(BASE_KEY, None)
     if base is None:
-        return _flatten(loaded)
+        return flatten(loaded)
     beside = file.parent / os.path.expanduser(str(base))
     base_file = beside if beside.is_file() else find_config(str(base))
-    return _read_with_base(base_file, (*seen, file)) | _flatten(loaded)
+    return _read_with_base(base_file, (*seen, file)) | flatten(loaded)
 
 
 def _parse(file: Path):
@@ -187,7 +187,7 @@ def _count(node, known: dict[int, int]) -> int:
 
 def _merge(cfg, values: dict[str, Any]) -> None:
     """Merge values by dotted key, in place; what they may not be stands at `load_config`."""
-    known = _flatten(cfg)
+    known = flatten(cfg)
     for key, value in values.items():
         if any(k.startswith(f"{key}.") for k in known):
             if value == {}:  # a group of which the file sets no key
@@ -213,20 +213,20 @@ def _check_harmless(cfg) -> None:
         raise UsageError(
             "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
         )
-    for key, value in _flatten({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT}).items():
+    for key, value in flatten({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT}).items():
         limit = next(most for ends, most in _LIMITS if key.endswith(ends))
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and abs(number) > limit:
                 raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
 
 
-def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(node: dict, prefix: str = "") -> dict[str, Any]:
     """The values of nested groups by their dotted keys."""
     values: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
         group = isinstance(value, dict) and value  # an empty one is a value, of the wrong type
-        values |= _flatten(value, name + ".") if group else {name: value}
+        values |= flatten(value, name + ".") if group else {name: value}
     return values
 
 

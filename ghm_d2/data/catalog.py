@@ -66,7 +66,8 @@ def is_registered(name: str) -> bool:
 def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True) -> None:
     """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
 
-    Where the classes are the ten digits, INPUT.RANDOM_FLIP becomes "none".
+    Where the classes are the ten digits, INPUT.RANDOM_FLIP becomes "none", and the copies of
+    TEST.AUG are not mirrored.
 
     dataset: a name or folder as for `resolve`: its train split becomes DATASETS.TRAIN and its val
     split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017", unless need_train is False, when
@@ -102,6 +103,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     set_num_classes(cfg, len(classes))
     if tuple(classes) == digits.CLASSES:
         cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
+        cfg.TEST.AUG.FLIP &= not cfg.TEST.AUG.ENABLED
     if with_masks(cfg):
         require_masks_of(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
         if need_train:

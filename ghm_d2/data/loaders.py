@@ -159,8 +159,11 @@ def _sampled(cfg, images: list[dict]):
     """The images that training may see, and Detectron2's sampler over them."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "RepeatFactorTrainingSampler":
+        keys = cfg.DATALOADER
+        # a key that Detectron2 0.6 does not have
+        root = {"sqrt": keys.REPEAT_SQRT} if "REPEAT_SQRT" in keys else {}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            images, cfg.DATALOADER.REPEAT_THRESHOLD
+            images, keys.REPEAT_THRESHOLD, **root
         )
         return images, RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
     if name == "RandomSubsetTrainingSampler":

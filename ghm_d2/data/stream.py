@@ -42,10 +42,10 @@ class TrainingBatches(Sampler):
             )
         first = comm.get_rank() * (size // world)
         self._share = slice(first, first + size // world)
-        self._sampler, self._size, self._wide, self._skip = sampler, size, wide, skip
+        self._sampler, self._size, self._wide, self.skip = sampler, size, wide, skip
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in itertools.islice(self._batches(), self._skip, None):
+        for batch in itertools.islice(self._batches(), self.skip, None):
             yield batch[self._share]
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
@@ -113,6 +113,11 @@ class TrainingLoader:
             worker_init_fn=_ignore_interrupt,
             generator=torch.Generator(),  # PyTorch would draw from the trainer's
         )
+
+    def after(self, done: int) -> Iterator[list[dict]]:
+        """The batches that follow the first `done`."""
+        self._loader.batch_sampler.skip = done
+        return iter(self)
 
     def __iter__(self) -> Iterator[list[dict]]:
         """

@@ -12,6 +12,7 @@ from ghm_d2.config.detectors import with_masks
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
 from ghm_d2.data.registered import is_lvis, require_lvis, set_name
 from ghm_d2.files import finite_or_none
+from ghm_d2.inference.augmented import with_augmentation
 from ghm_d2.inference.results_file import with_dataset_ids
 from ghm_d2.progress import Progress
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, SetFigures
@@ -87,6 +88,8 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
 
     AP of boxes, and of masks where the detector has some; LVIS's own AP of an LVIS data set.
 
+    With TEST.AUG.ENABLED it sees resized and mirrored copies of each image.
+
     The model is left in the mode (training or evaluation) it was in. The ranks of a group share
     the images, each of which is seen once; only rank 0 gets figures and detections.
 
@@ -98,6 +101,7 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
     evaluator = _evaluator(dataset_name, masks)
     evaluator.reset()
     loader = build_test_loader(cfg, dataset_name)
+    detect = with_augmentation(model, cfg)
     was_training = model.training
     model.eval()
     seconds = []
@@ -105,7 +109,7 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
         for batch in progress.track(loader, f"evaluating {dataset_name}", len(loader)):
             raise_on_bad_image(batch)
             start = time.perf_counter()
-            outputs = model(batch)
+            outputs = detect(batch)
             if cfg.MODEL.DEVICE.startswith("cuda"):
                 torch.cuda.synchronize(cfg.MODEL.DEVICE)
             seconds.append((time.perf_counter() - start) / len(batch))

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
-from ghm_d2.config import check_config, load_config
+from ghm_d2.config import check_config, check_detectron2_keys, load_config
 from ghm_d2.data.catalog import apply_to_config, validate
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.training.distributed import same_for_all
@@ -90,6 +90,7 @@ def prepare_detector(source: str, overrides: Sequence[str] = (), device: str = "
     Args and raises: as for `prepare`.
     """
     cfg = load_config(source, overrides)
+    check_detectron2_keys(cfg)
     cfg.MODEL.DEVICE = pick_device(device)
     return cfg
 

@@ -25,6 +25,7 @@ from ghm_d2.errors import (
 )
 from ghm_d2.files import write_text
 from ghm_d2.inference.evaluate import Evaluation, evaluate
+from ghm_d2.inference.expected import check_expected
 from ghm_d2.inference.results_file import submission_hint, write_results
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.zoo_settings import other_settings
@@ -52,6 +53,7 @@ from ghm_d2.training.hooks import (
     WholeRunsEvalHook,
 )
 from ghm_d2.training.optimizer import build_optimizer
+from ghm_d2.training.precise_bn import SeededPreciseBN
 from ghm_d2.training.prepare import config_errors
 from ghm_d2.training.trainer import GHMTrainer
 from ghm_d2.training.writers import (
@@ -93,7 +95,8 @@ def train(
         UsageError: a class or schedule that cannot be built from `cfg`.
         DataError, WeightsError, DivergedError, OutputError: as their names say; the record on
             disk notes a divergence.
-        RunError: another rank, or a process that loads images, has ended.
+        RunError: another rank, or a process that loads images, has ended; or, after all is
+            written, the AP is not that of TEST.EXPECTED_RESULTS.
         KeyboardInterrupt: after SIGINT or SIGTERM.
         In each case the last complete step is saved first, if it can be.
     """
@@ -120,6 +123,8 @@ def train(
         stop.restore()
     run.record.status = "finished"
     run.complete()
+    if comm.is_main_process() and run.evaluation:
+        check_expected(cfg, run.evaluation)
     return run.record, run.evaluation
 
 
@@ -159,6 +164,8 @@ class _TrainingRun:
         """
         cfg, trainer = self.cfg, self.trainer
         period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
+        precise = cfg.TEST.PRECISE_BN.ENABLED
+        precise_bn = [SeededPreciseBN(cfg, trainer.detector)] if precise else []
         writing = []
         if comm.is_main_process():
             trainer.divergence_file = self.folder / DIVERGENCE_FILE
@@ -175,6 +182,7 @@ class _TrainingRun:
             ]
         trainer.register_hooks(
             [
+                *precise_bn,  # part of the step
                 hooks.CallbackHook(after_step=lambda _: trainer.step_done()),
                 hooks.IterationTimer(),
                 WholeRunsEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
@@ -274,6 +282,9 @@ def set_up(
     Nothing is written. All ranks do the same.
     """
     register_all()
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if precision := cfg.get("FLOAT32_PRECISION"):  # not in Detectron2 0.6
+        torch.set_float32_matmul_precision(precision)
     seed_all_rng(cfg.SEED)
     model, optimizer, scheduler = _build(cfg)
     checkpointer = GHMCheckpointer(model, cfg.OUTPUT_DIR)
