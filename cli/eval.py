@@ -68,6 +68,7 @@ class _Done:
     """What was found and written; `results` is a line and its files for each set without truth."""
 
     record: object
+    name: str  # of the first data set
     results: list[tuple[str, list[Path]]] = field(default_factory=list)
     unexpected: Exception | None = None  # what TEST.EXPECTED_RESULTS says to these figures
     written: list[str] = field(default_factory=list)
@@ -130,7 +131,7 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
     from ghm_d2.inference.predict import draw_beside_truth
     from ghm_d2.inference.results_file import submission_hint, write_results
 
-    done = _Done(record)
+    done = _Done(record, set_name(next(iter(found))))
     for number, (name, result) in enumerate(found.items()):
         if not result.metrics:
             label = weights.resolve().parent.name
@@ -155,10 +156,8 @@ def _show(done: _Done, output: Path | None, as_json: bool) -> None:
 
     def human():
         if record.metrics or record.other_sets:
-            name = record.evaluated_on or record.dataset
-            out.print(
-                terminal_table(run_results(record), f"{name}, {record.ms_per_image:.1f} ms/image")
-            )
+            title = f"{done.name}, {record.ms_per_image:.1f} ms/image"
+            out.print(terminal_table(run_results(record), title))
         if 0 < len(record.per_class) <= MOST_CLASSES:
             out.print(terminal_table(per_class(record)))
         for line, _ in done.results:

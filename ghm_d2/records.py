@@ -91,6 +91,12 @@ class RunRecord:
     evaluated_on: str = ""  # the first data set of DATASETS.TEST, where there are others
     other_sets: list[SetFigures] = field(default_factory=list)  # in the order of DATASETS.TEST
 
+    @property
+    def sets(self) -> list[SetFigures]:
+        """The figures on each data set; the first has no name where it is the only one."""
+        first = SetFigures(self.evaluated_on, self.metrics, self.per_class, self.mask_metrics)
+        return [first, *self.other_sets]
+
     def write(self, folder: Path, name: str = RUN_FILE) -> None:
         """Write run.json, or `name`, into `folder`, whole or not at all."""
         write_json(Path(folder) / name, asdict(self))

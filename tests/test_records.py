@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ghm_d2.errors import DataError, OutputError
-from ghm_d2.records import ComparedSide, Comparison, Pair, RunRecord, RunsTable, Trial
+from ghm_d2.records import ComparedSide, Comparison, Pair, RunRecord, RunsTable, SetFigures, Trial
 
 WRITER = """
 import sys
@@ -118,6 +118,17 @@ def test_a_record_of_before_there_were_masks_is_read(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(old))
     assert RunRecord.read(tmp_path).mask_metrics == {}
     assert RunRecord.read(tmp_path).metrics == {"AP": 1.0}
+
+
+def test_a_record_of_before_there_were_several_test_sets_is_read(tmp_path):
+    others = [SetFigures("data/test", {"AP": 2.0, "APr": None}, {"cat": 2.0})]
+    record = RunRecord("m", "n", "d", "h", 1, evaluated_on="data/val", other_sets=others)
+    record.write(tmp_path)
+    assert RunRecord.read(tmp_path) == record
+    old = json.loads((tmp_path / "run.json").read_text())
+    del old["evaluated_on"], old["other_sets"]
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert RunRecord.read(tmp_path) == RunRecord("m", "n", "d", "h", 1)
 
 
 @pytest.mark.parametrize(

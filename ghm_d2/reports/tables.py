@@ -7,7 +7,7 @@ import rich.table
 from rich.markup import escape
 
 from ghm_d2.errors import printable
-from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, SetFigures, Trial
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, Trial
 from ghm_d2.reports.answer import interval, signed
 from ghm_d2.reports.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
@@ -66,17 +66,16 @@ def runs_table(records: Mapping[str, RunRecord]) -> Table:
 
 def _columns(records: Iterable[RunRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The AP columns of records, and their headers: LVIS's too where a record has them."""
-    figures = [each.metrics for record in records for each in (record, *record.other_sets)]
-    if any(name in metrics for metrics in figures for name in LVIS_COLUMNS):
+    found = {name for record in records for figures in record.sets for name in figures.metrics}
+    if found & {*LVIS_COLUMNS}:
         return (*AP_COLUMNS, *LVIS_COLUMNS), (*HEADERS[2:], *LVIS_HEADERS)
     return AP_COLUMNS, HEADERS[2:]
 
 
 def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     """A row for each data set that the run was evaluated on, a second one for masks."""
-    first = SetFigures(record.evaluated_on, record.metrics, record.per_class, record.mask_metrics)
     rows = []
-    for figures in (first, *record.other_sets):
+    for figures in record.sets:
         name = f"{record.method}, {figures.dataset}" if figures.dataset else record.method
         named = {name: figures.metrics}
         if figures.mask_metrics:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ghm_d2.errors import UsageError
 from ghm_d2.files import write_atomically, write_text
-from ghm_d2.records import AP_COLUMNS, RunRecord, SetFigures
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.contents import document_of
 from ghm_d2.reports.report import Report, read_report
@@ -17,8 +17,10 @@ from ghm_d2.reports.study import Study, is_comparison
 
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
 # what runs.csv has in columns of its own, or not at all
-APART = ("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best")
-APART += ("evaluated_on", "other_sets")
+APART = (
+    *("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best"),
+    *("evaluated_on", "other_sets"),
+)
 RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
 
 
@@ -89,11 +91,12 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
 
 def _figures(record: RunRecord) -> dict[str, float | None]:
     """AP of boxes, and of masks as mask_AP; of further data sets with their names before it."""
-    found = {}
-    for figures in (record, *record.other_sets):
-        before = f"{figures.dataset} " if isinstance(figures, SetFigures) else ""
-        found |= {f"{before}{name}": ap for name, ap in figures.metrics.items()}
-        found |= {f"{before}mask_{name}": ap for name, ap in figures.mask_metrics.items()}
+    found: dict[str, float | None] = {}
+    for number, figures in enumerate(record.sets):
+        before = f"{figures.dataset} " if number else ""
+        for mask, metrics in (("", figures.metrics), ("mask_", figures.mask_metrics)):
+            known = [name for name in (*AP_COLUMNS, *LVIS_COLUMNS) if name in metrics]
+            found |= {f"{before}{mask}{name}": metrics[name] for name in known}
     return found
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ghm_d2.errors import DataError
-from ghm_d2.records import RunRecord
+from ghm_d2.records import RunRecord, SetFigures
 from ghm_d2.reports.document import markdown_table
 from ghm_d2.reports.study import find_records
 from ghm_d2.reports.tables import RUN_HEADERS, run_results, runs_table, terminal_table
@@ -48,3 +48,23 @@ def test_masks_have_a_row_of_their_own():
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no run\.json"):
         find_records(tmp_path)
+
+
+def test_each_data_set_has_a_row_and_lvis_has_columns_of_its_own():
+    lvis = {"AP": 20.0, "APr": 5.0, "APc": None, "APf": 30.0}
+    others = [SetFigures("lvis_v1_val", lvis, {}, {"AP": 18.0, "APf": 28.0})]
+    one = RunRecord("m", "n", "d", "h", 1, metrics={"AP": 40.0})
+    several = RunRecord(
+        "m", "n", "d", "h", 1, metrics={"AP": 40.0}, evaluated_on="first", other_sets=others
+    )
+    assert [row[0] for row in run_results(one).rows] == ["m"]
+    table = run_results(several)
+    assert table.headers[-3:] == ("AP_r", "AP_c", "AP_f")
+    named = {row[0]: (row[2], *row[-3:]) for row in table.rows}
+    assert named == {
+        "m, first": ("40.0", "-", "-", "-"),
+        "m, lvis_v1_val (boxes)": ("20.0", "5.0", "-", "30.0"),
+        "m, lvis_v1_val (masks)": ("18.0", "-", "-", "28.0"),
+    }
+    table = runs_table({"a": one, "b": several})
+    assert len(table.rows) == 4 and {len(row) for row in table.rows} == {len(table.headers)}
