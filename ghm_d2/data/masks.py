@@ -9,6 +9,7 @@ trusts sizes and lengths.
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -60,7 +61,9 @@ def decoded(segmentation: Any) -> Any:
     try:
         return _POLYGONS.decode(segmentation)  # much faster than anything else, and it is the rule
     except msgspec.MsgspecError:
-        return json.loads(bytes(segmentation))
+        with suppress(RecursionError):
+            return json.loads(bytes(segmentation))
+    return True  # nested so deep that nobody can read it: no mask
 
 
 def polygon_fault(polygon: Any, width: int, height: int) -> str | None:

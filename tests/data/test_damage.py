@@ -8,6 +8,7 @@ import pytest
 from json_places import places
 
 from ghm_d2.data.checking.check import check
+from ghm_d2.data.checking.validate import _check as judge_content
 from ghm_d2.data.checking.validate import validate_json
 from ghm_d2.data.importing.folders import import_folder
 from ghm_d2.data.show import contact_sheet, pick
@@ -48,6 +49,17 @@ def test_a_coco_json_with_odd_values(build, tmp_path, seed):
     survives(lambda: check({"train": (file, images)}))
     survives(lambda: validate_json(str(file), str(images)))
     survives(lambda: contact_sheet(*pick(str(file), str(images), 2)))
+
+
+@pytest.mark.parametrize("key", ["id", "bbox", "segmentation", "image_id"])
+def test_values_nested_about_as_deep_as_the_parser_goes(build, key):
+    """What it still parses may be too deep for whatever looks at it."""
+    coco = build.coco()
+    coco["annotations"][0][key] = "deep"
+    text = json.dumps(coco)
+    for depth in range(700, 1000, 2):
+        nested = text.replace('"deep"', "[" * depth + "]" * depth).encode()
+        survives(lambda nested=nested: judge_content(nested, "train.json"))
 
 
 @pytest.mark.parametrize("seed", range(40))

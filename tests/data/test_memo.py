@@ -94,6 +94,15 @@ def test_without_a_cache_the_check_is_made_each_time(build, tmp_path, checks):
     assert len(checks) == 2
 
 
+def test_a_check_that_fails_is_not_remembered(build, tmp_path, checks, monkeypatch):
+    folder = build.data(tmp_path / "d", train=faulty(build))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(validate, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            start(folder)
+    assert len(start(folder)) == len(checks) == 1
+
+
 def _ask(file, gate, done):
     check = validate._check
     validate.REMEMBERED_BYTES = 0

@@ -63,6 +63,13 @@ def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     they drop or survive stops nothing: training and AP are then those of Detectron2 and COCO.
     A test set's JSON may have no list of annotations.
     """
+    try:
+        yield from _problems(coco, split, json_name)
+    except RecursionError:  # some value's lists nest just as deep as the parser goes
+        yield Problem("malformed", split, json_name, "values are nested too deeply")
+
+
+def _problems(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in _NEEDED):
         yield Problem("malformed", split, json_name, f"lacks one of the lists {', '.join(_NEEDED)}")
         return
