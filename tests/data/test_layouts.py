@@ -53,6 +53,13 @@ def roboflow(*files):
     return json.dumps(whole)
 
 
+def lvis(*files):
+    whole = json.loads(coco(files))
+    for image in whole["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/{image.pop('file_name')}"
+    return json.dumps(whole)
+
+
 @pytest.fixture
 def make(tmp_path):
     """Writes files: texts, and pictures for names without one, each of another content."""
@@ -137,6 +144,12 @@ LAYOUTS = {
         | {"annotations/captions_val2017.json": '{"images": [], "annotations": []}'}
         | pictures("train2017/1.jpg", "val2017/2.jpg", "val2017/1.jpg"),
         *("coco", {"train": (1, 2), "val": (1, 2)}, ["person", "brush"], []),
+    ),
+    "LVIS, which has val images of COCO's train": (
+        {"lvis_v1_train.json": lvis("train2017/1.jpg", "train2017/2.jpg")}
+        | {"lvis_v1_val.json": lvis("val2017/3.jpg", "train2017/4.jpg")}
+        | pictures(*(f"train2017/{i}.jpg" for i in (1, 2, 3, 4)), "val2017/3.jpg"),
+        *("coco", {"train": (2, 4), "val": (2, 4)}, ["cat", "dog"], []),
     ),
     "COCO of which only val is here": (
         {"annotations/instances_train2017.json": coco(["1.jpg"])}

@@ -130,10 +130,10 @@ def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]
             raise DataError(f"{path}: image number {number} has no id")
         if entry["id"] in claims:
             raise DataError(f"{path}: two images have the id {entry['id']!r:.40}")
-        claim = entry.get("file_name")
+        claim = entry.get("file_name") or entry.get("coco_url")  # which LVIS has alone
         if not isinstance(claim, str) or not is_plain(claim):
             safe_name(claim, str(path))  # which refuses it
-        claims[entry["id"]] = claim
+        claims[entry["id"]] = str(claim)
     if not claims:
         raise DataError(f"{path}: no images")
     found, ties = images.pair([wanted(claim, name) for claim in claims.values()], REMEDY)

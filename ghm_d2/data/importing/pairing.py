@@ -9,6 +9,7 @@ folders agree best is taken. No file outside the listing can be reached.
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import PurePosixPath
 from posixpath import basename, splitext
 from typing import NamedTuple
@@ -83,8 +84,9 @@ class Finder:
     ) -> tuple[list[str | None], dict[int, str]]:
         """The target of each, or None where there is none; and what was said instead of which.
 
-        A target in a folder of another split counts only where all are. Where two targets of one
-        folder fit equally well, as a.jpg and a.png, there is none, and the second result says so.
+        A target in a folder of another split counts only where all are, or where that folder is
+        told. Where two targets of one folder fit equally well, as a.jpg and a.png, there is none,
+        and the second result says so.
         once: a target belongs to one of them, to the one that fits it best.
         Raises: DataError, ending in `remedy`, where targets of two folders fit equally well, or,
         of `once`, where two are asked for one target.
@@ -101,7 +103,9 @@ class Finder:
         best: list[tuple | None] = []
         for number, (item, found) in enumerate(zip(asked, choices, strict=True)):
             if item.home in friendly:
-                found = [path for path in found if self._kinship(item.home, _folder(path))[0]]
+                found = [
+                    p for p in found if self._kinship(item.home, _folder(p))[0] or _tail(item, p)
+                ]
             if len(found) == 1 and not once:
                 best.append(((), found[0]))
                 continue
@@ -121,16 +125,12 @@ class Finder:
         return [None if choice is None else choice[1] for choice in best], ties
 
     def _score(self, item: Wanted, path: str, votes: Counter) -> tuple:
-        *folders, name = path.split("/")
-        tail = 0
-        for one, other in zip(reversed(item.folders), reversed(folders), strict=False):
-            if one.lower() != other.lower():
-                break
-            tail += 1
+        name = basename(path)
         folder = _folder(path)
         kin = self._kinship(item.home, folder)
         return (
-            *(name == item.name, name.lower() == item.name.lower(), tail),
+            *(name == item.name, name.lower() == item.name.lower()),
+            _tail(item, path),
             *(*kin, votes[item.home, folder], splitext(name)[0] == item.stem),
         )
 
@@ -167,18 +167,23 @@ def _folder(path: str) -> str:
     return path[: path.rfind("/") + 1]
 
 
+def _tail(item: Wanted, path: str) -> int:
+    """How many of the last folders of `path` are those that are told."""
+    pairs = zip(reversed(item.folders), reversed(path.split("/")[:-1]), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
+
+
 def _leave_one(asked: list[Wanted], best: list[tuple | None], remedy: str) -> None:
     """Take a target from all who chose it but one, in place."""
     owner: dict[str, int] = {}
     for number, choice in enumerate(best):
-        if choice is None:
+        other = number if choice is None else owner.setdefault(choice[1], number)
+        rival = best[other]
+        if other == number or choice is None or rival is None:
             continue
-        other = owner.setdefault(choice[1], number)
-        if other == number:
-            continue
-        if best[other][0] == choice[0]:
+        if rival[0] == choice[0]:
             both = sorted("/".join((*asked[i].folders, asked[i].stem)) for i in (other, number))
             raise DataError(f"{both[0]} and {both[1]} both belong to {choice[1]}: {remedy}")
-        loser = number if best[other][0] > choice[0] else other
+        loser = number if rival[0] > choice[0] else other
         owner[choice[1]] = number if loser == other else other
         best[loser] = None

@@ -50,7 +50,8 @@ def by_lists(
 
     lost: what to say of the name of an item that is listed and not there.
     """
-    finder, used = Finder(list(items)), set()
+    finder = Finder(list(items))
+    used: set[str] = set()
     for split, files in find_lists(listing).items():
         rows = [(f, line.strip()) for f in files for line in read_lines(listing.root / f)]
         asked = []
