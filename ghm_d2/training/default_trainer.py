@@ -3,6 +3,7 @@
 import logging
 import weakref
 
+import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 
@@ -56,6 +57,12 @@ class GHMDefaultTrainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         return super().build_hooks()
+
+    @classmethod
+    def build_model(cls, cfg):
+        """In the memory layout of `ghm train`, so that rounding is the same too."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 
     @classmethod
     def build_optimizer(cls, cfg, model):
