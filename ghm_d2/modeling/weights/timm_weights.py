@@ -80,7 +80,7 @@ def _address(name: str) -> str:
     known = timm.get_pretrained_cfg(name)
     if known and known.hf_hub_id:
         return f"{constants.ENDPOINT}/{known.hf_hub_id}/resolve/main/model.safetensors"
-    return known.url if known and known.url else "them"
+    return str(known.url) if known and known.url else "them"
 
 
 def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:
