@@ -8,7 +8,14 @@ from pathlib import Path
 
 from ghm_d2.data import images
 from ghm_d2.data.checking.coco_faults import MASKS_ALONE, NEITHER, Problem, audit
-from ghm_d2.data.coco_json import box_fault, hashable, image_name, load_json, safe_name
+from ghm_d2.data.coco_json import (
+    box_fault,
+    hashable,
+    image_name,
+    load_outline,
+    read_bytes,
+    safe_name,
+)
 from ghm_d2.errors import DataError
 
 # COCO's limits of small, medium and large, and one more: a side of 16, 32, 96 px.
@@ -46,7 +53,7 @@ def check(
     for split, (json_file, root) in splits.items():
         file = Path(json_file).name
         try:
-            coco = load_json(json_file)
+            coco = load_outline(read_bytes(json_file), json_file)
         except DataError as error:
             problems.append(Problem("malformed", split, file, _detail(error, json_file)))
             continue

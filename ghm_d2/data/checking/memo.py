@@ -5,6 +5,7 @@ is damaged, or that another user could have written, is ignored.
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import stat
@@ -42,15 +43,21 @@ def remembered(key: str, kind: type[T], compute: Callable[[], T]) -> T:
     with file:
         with suppress(OSError):  # a file system without locks: processes may do the same work
             _lock(file)
-        with suppress(OSError, msgspec.MsgspecError):
-            return msgspec.json.decode(file.read(), type=kind)
+        with suppress(OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            checksum, text = file.read().split(b"\n", 1)
+            if checksum == _checksum(text):
+                return msgspec.json.decode(text, type=kind)
         result = compute()
         with suppress(OSError, ValueError, OverflowError):  # a full disk; what JSON cannot hold
             text = msgspec.json.encode(result)
             file.seek(0)
             file.truncate()
-            file.write(text)
+            file.write(_checksum(text) + b"\n" + text)
     return result
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def _lock(file) -> None:

@@ -146,18 +146,18 @@ def judge(json_file: str) -> Judgement:
     return _judge(json_file, stamp(json_file))
 
 
-def stamp(path: str | Path) -> tuple[int, int]:
-    """When a file was written and how large it is. Raises DataError where it cannot be read."""
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """Changes whenever a file is written. Raises DataError where it cannot be read."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {IMPORT_HINT}") from None
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 @lru_cache(maxsize=16)
 def _judge(json_file: str, _stamp: tuple) -> Judgement:
-    """Cached by the file's time and size: a start asks several times."""
+    """Cached as long as the file is not written: a start asks several times."""
     if os.path.getsize(json_file) < REMEMBERED_BYTES:
         return _check(read_bytes(json_file), json_file)
 
