@@ -16,9 +16,6 @@ model._target_ = GHMFCOS
 model.cls_loss_type = "ghm_c"
 model.ghm_c = L(GHMC)(bins=30, momentum=0.75)
 model.head.norm = group_norm  # Detectron2's "GN" fails in its head with current PyTorch
-# P6 from C5, as the YAML has it; without these two lines it is made of P5, as in Detectron2's own
-model.backbone.top_block.in_feature = "res5"
-model.backbone.top_block.in_channels = 2048
 
 optimizer = _base.optimizer
 optimizer._target_ = ClippedSGD

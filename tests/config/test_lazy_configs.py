@@ -53,7 +53,8 @@ def tiny(cfg):
         box_head.fc_dims = [WIDTH, WIDTH]
         model.roi_heads.box_predictor.input_shape = shape
     else:
-        model.backbone.top_block.in_channels = 512
+        of_p5 = model.backbone.top_block.get("in_feature") == "p5"
+        model.backbone.top_block.in_channels = WIDTH if of_p5 else 512
         model.head.input_shape, model.head.conv_dims = [shape] * 5, [WIDTH]
     return cfg
 
