@@ -4,6 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+import typer
+
+from ghm_d2.cli._console import user_errors
+
 HEAVY = {"torch", "torchvision", "detectron2", "fvcore", "timm", "matplotlib", "sklearn", "scipy"}
 
 
@@ -40,6 +45,15 @@ def test_registering_the_detectors_leaves_timm_to_those_who_ask_for_a_model_of_i
 
 def test_heavy_imports_are_seen():
     assert imported_by("import scipy.special") & HEAVY == {"scipy"}
+
+
+def test_a_package_that_is_not_installed_is_one_line(capsys):
+    with pytest.raises(typer.Exit) as ended, user_errors():
+        import no_such_package  # noqa: F401
+    assert ended.value.exit_code == 2
+    assert "no_such_package is not installed; `ghm doctor`" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError), user_errors():
+        import ghm_d2.no_such_module  # noqa: F401
 
 
 def test_a_process_ends_with_the_exit_code_of_its_command(ghm_process, tmp_path):
