@@ -79,7 +79,7 @@ def test_data_without_masks_are_refused_before_training(ghm, digits_folder, mask
     words = ["--config", "configs/quick/mask_rcnn.yaml", "--dataset", data]
     refused = ghm("train", *words, "--output", tmp_path / "run", *masks)
     assert refused.returncode == 3 and not (tmp_path / "run").exists()
-    assert "train.json: annotation 2 of train/" in refused.stderr
+    assert "annotation 2: has no segmentation" in refused.stderr
     assert "MODEL.MASK_ON False" in refused.stderr and "Traceback" not in refused.stderr
     boxes = ghm("train", *words, "--output", tmp_path / "run", *masks, "MODEL.MASK_ON", "False")
     assert boxes.returncode == 0, boxes.stderr
@@ -101,11 +101,12 @@ def test_hostile_masks_end_with_one_line(ghm, digits_folder, masks, tmp_path, ma
     coco["annotations"][0]["segmentation"] = mask
     (data / "train.json").write_text(json.dumps(coco))
     words = ["--config", "configs/quick/mask_rcnn.yaml", "--output", tmp_path / "run", *masks]
-    for command in (["train", "--dataset", data, *words], ["data", "check", data]):
-        refused = ghm(*command)
-        assert refused.returncode == 3, refused.stderr
-        told = refused.stdout + refused.stderr
+    # a warning of the check, since detectors without masks can be trained on such data
+    for code, command in ((3, ["train", "--dataset", data, *words]), (0, ["data", "check", data])):
+        done = ghm(*command)
+        assert done.returncode == code, done.stderr
+        told = done.stdout + done.stderr
         assert "annotation 1: segmentation" in " ".join(told.split())
-        assert "Traceback" not in refused.stderr
+        assert "Traceback" not in done.stderr
     clean = ghm("data", "import", data, "--output", tmp_path / "clean")
     assert clean.returncode == 0 and "dropped: 1 mask" in clean.stdout
