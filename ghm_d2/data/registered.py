@@ -29,7 +29,7 @@ def has_annotations(registered: str) -> bool:
     """Whether there is anything to compare detections with; test sets come without."""
     from detectron2.data import DatasetCatalog
 
-    return any(item["annotations"] for item in DatasetCatalog.get(registered))
+    return any(item.get("annotations") for item in DatasetCatalog.get(registered))
 
 
 def is_lvis(registered: str) -> bool:
