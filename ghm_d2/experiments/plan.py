@@ -29,6 +29,8 @@ from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300
 SET_UP_SECONDS = 15  # a run's share for building the model, loading data and analysis
+# meta-architecture -> changes of its losses that no key of the configuration tells
+_LOSSES_SINCE = {"GHMYOLOv3": ["box gradients past the sigmoid"]}
 RESULTS = ("finished", "diverged")  # how a run ends that is never run again
 
 
@@ -181,6 +183,7 @@ def make_run(
     weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED
     content = [experiment, file_fingerprint(weights), [fingerprint(n) for n in names], seed]
     content += [file_fingerprint(pretrained)] if Path(pretrained).is_file() else []
+    content += _LOSSES_SINCE.get(cfg.MODEL.META_ARCHITECTURE, [])
     key = config_hash(json.dumps(content))
     slug = re.sub(r"[^a-z0-9]+", "-", method_name(cfg).lower()).strip("-")
     return PlannedRun(

@@ -1,12 +1,14 @@
 """What a run is called, and what it takes for it to be another run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ghm_d2.config import get_cfg
+from ghm_d2.config import config_hash, get_cfg
 from ghm_d2.data.digits.dataset import DigitsSpec, write
+from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.describe import experiment_hash
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import make_run, scaled_schedule, side_dataset
@@ -43,6 +45,13 @@ def test_where_it_runs_and_what_it_is_called_do_not_matter(run_of, monkeypatch):
     run = run_of()
     same = run_of("OUTPUT_DIR", "elsewhere", root="b", side="y", device="mps")
     assert same.key == run.key and same.folder.name == run.folder.name
+
+
+def test_yolov3_with_the_box_gradients_of_before_is_another_run(digits_folder, tmp_path):
+    run = make_run(tmp_path, "x", "quick/yolov3.yaml", ["SEED", "1"], digits_folder, 1, "cpu")
+    cfg = run.build_config("cpu")
+    data = [fingerprint(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    assert run.key != config_hash(json.dumps([run.config_hash, "", data, 1]))
 
 
 def test_a_default_spelt_out_changes_no_name():
