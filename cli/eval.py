@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.errors import RunError
+from ghm_d2.errors import RunError, UsageError
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
 from ._console import emit, out, show_error, tell, user_errors
@@ -115,7 +115,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
     done = _written(record, found, weights, output)
     try:
         check_expected(cfg, found[first])
-    except RunError as error:
+    except (RunError, UsageError) as error:
         done.unexpected = error
     return done
 

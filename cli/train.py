@@ -207,7 +207,7 @@ def _show(record, folder: Path, as_json: bool) -> None:
         out.print(
             terminal_table(run_results(record), f"{record.dataset}, {record.iterations} iterations")
         )
-        if len(record.per_class) <= MOST_CLASSES:
+        if 0 < len(record.per_class) <= MOST_CLASSES:
             out.print(terminal_table(per_class(record)))
         best = FINAL_WEIGHTS
         if record.best:

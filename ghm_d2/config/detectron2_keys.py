@@ -128,6 +128,8 @@ def _without_effect(cfg) -> Iterator[tuple[str, str]]:
     two_stage, ours = model.META_ARCHITECTURE == TWO_STAGE, DETECTORS
     if model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor", "ProposalNetwork"):
         yield "MODEL.META_ARCHITECTURE", _SEGMENTS
+    if model.META_ARCHITECTURE not in ours and cfg.TEST.AUG.ENABLED:
+        yield "TEST.AUG.ENABLED", f"it is for {', '.join(ours)}; set it to False"
     if model.META_ARCHITECTURE in ours and not two_stage:
         if cfg.VIS_PERIOD > 0:
             yield "VIS_PERIOD", "only GeneralizedRCNN draws pictures while it trains; set it to 0"

@@ -85,6 +85,7 @@ def test_what_is_refused_is_refused_with_the_reason(known):
         ("quick/retinanet_ghm.yaml", "VIS_PERIOD 20"),
         ("quick/yolov3.yaml", "MODEL.MASK_ON True"),
         ("quick/retinanet_ghm.yaml", "MODEL.META_ARCHITECTURE PanopticFPN"),
+        ("quick/retinanet_ghm.yaml", "TEST.AUG.ENABLED True MODEL.META_ARCHITECTURE Another"),
         ("quick/faster_rcnn_sl1.yaml", "MODEL.PROPOSAL_GENERATOR.NAME RRPN"),
         ("quick/faster_rcnn_sl1.yaml", "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"),
         ("quick/retinanet_ghm.yaml", "MODEL.BACKBONE.FREEZE_AT 3"),
