@@ -89,7 +89,10 @@ def from_mmdet(
             renamed[_rename(name)] = tensor
     _check_parts(renamed, model, path)
     known = "trained with" if facts.text else "it does not say, but as usual, trained with"
-    return renamed, f"{line}; {known} {' '.join(f'{key} {value}' for key, value, _ in settings)}"
+    line += f"; {known} {' '.join(f'{key} {value}' for key, value, _ in settings)}"
+    if facts.classes:
+        line += f"; its classes, in this order: {facts.classes}"
+    return renamed, line
 
 
 class _Facts:
@@ -101,6 +104,9 @@ class _Facts:
         self.legacy = self.version.startswith(("0.", "1."))
         texts = (meta.get(key) for key in ("config", "cfg"))
         self.text = "\n".join(text for text in texts if isinstance(text, str))
+        data = meta.get("dataset_meta")  # of version 3
+        named = data if isinstance(data, dict) else {}
+        self.classes = _some(meta.get("CLASSES") or named.get("classes"))
 
     def numbers(self, key: str, default: Sequence[float]) -> list[float]:
         """The list in brackets behind `key`."""
@@ -158,6 +164,14 @@ def _settings(facts: _Facts, model: nn.Module) -> list[tuple[str, str, bool]]:
 
 def _listed(numbers: Sequence[float]) -> str:
     return f"[{','.join(f'{number:g}' for number in numbers)}]"
+
+
+def _some(names: Any) -> str:
+    """The first few of a list of names, "" for anything else."""
+    if not isinstance(names, list | tuple):
+        return ""
+    shown = ", ".join(printable(f"{name:.40}") for name in names[:5] if isinstance(name, str))
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
 
 
 def _same(held: Tensor, wanted: Sequence[float]) -> bool:

@@ -1,5 +1,6 @@
 """RetinaNet checkpoints of mmdetection and of GHM's authors give their own network's outputs."""
 
+import re
 import sys
 import types
 
@@ -203,6 +204,20 @@ def test_a_caffe_style_configuration_and_version_1_ask_for_other_keys(theirs, mo
     assert said.partition("; add ")[2] == (
         "INPUT.FORMAT BGR MODEL.ANCHOR_GENERATOR.OFFSET 0.5 MODEL.RESNETS.STRIDE_IN_1X1 True"
     )
+
+
+@pytest.mark.parametrize(
+    "meta", [{"CLASSES": ("dog", "cat\x1b")}, {"dataset_meta": {"classes": ["dog", "cat\x1b"]}}]
+)
+def test_the_order_of_its_classes_is_told(meta, theirs, model):
+    _, said = from_mmdet(theirs.state_dict(), {"config": CONFIG, **meta}, model, "epoch_12.pth")
+    assert re.search(r"; its classes, in this order: dog, cat[^\x1b]*$", said)
+
+
+@pytest.mark.parametrize("odd", [7, "dog", [["dog"], 3], {"a": 1}])
+def test_odd_classes_are_passed_over(odd, theirs, model):
+    meta = {"config": CONFIG, "CLASSES": odd, "dataset_meta": odd}
+    assert "dog" not in from_mmdet(theirs.state_dict(), meta, model, "epoch_12.pth")[1]
 
 
 def test_other_classes_start_anew(theirs, tmp_path):
