@@ -1,6 +1,7 @@
 """Checks of a complete configuration: ranges, and loss types that their detector would ignore."""
 
 from ghm_d2.config.detectors import LOSS_GROUPS, TWO_STAGE
+from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError
 
 _BOX_LOSSES = ("asl1", "ghm_r")
@@ -78,7 +79,7 @@ def _check_readers(model) -> None:
     # one stage may carry the settings of two and the other way round, as bases do
     read = {"RETINANET": not two_stage, "ROI_BOX_HEAD": two_stage, "RPN": two_stage}
     for group, key, types, reader, needed in _READERS:
-        value, found = model[group][key], _get(model, reader)
+        value, found = model[group][key], current_name(f"MODEL.{reader}", _get(model, reader))
         if read.get(group, True) and value in types and found != needed:
             raise UsageError(
                 f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"

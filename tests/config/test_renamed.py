@@ -6,7 +6,7 @@ import pytest
 from detectron2 import modeling
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
-from ghm_d2.config import load_config
+from ghm_d2.config import check_config, load_config
 from ghm_d2.config.renamed import REGISTRIES, RENAMED, tell_renamed
 from ghm_d2.describe import experiment_hash
 from ghm_d2.register import register_all
@@ -56,6 +56,12 @@ def test_a_script_that_sets_an_old_name_builds_the_class(caplog):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ANCHOR_GENERATOR.NAME = "SSD", "SSDDefaultBoxes"
     assert type(build_model(cfg)).__name__ == "GHMSSD"
     assert "SSD is now called GHMSSD" in caplog.text
+
+
+def test_an_old_name_in_a_script_reads_the_losses_of_the_class():
+    cfg = load_config("quick/ssd_ghm.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "SSD"
+    check_config(cfg)
 
 
 def test_another_project_may_take_an_old_name(old_file):
