@@ -242,6 +242,12 @@ def test_a_malformed_json_is_a_data_error_with_its_name(build, tmp_path, text):
         resolve(str(folder), "train")
 
 
+def test_an_evaluation_needs_a_coco_json():
+    validate("voc_2007_train", "training")
+    with pytest.raises(DataError, match=r"^voc_2007_test has no COCO JSON, .*`ghm data import"):
+        validate("voc_2007_test", "evaluation")
+
+
 def test_validate_says_so_where_a_known_data_set_is_not_there():
     with pytest.raises(DataError, match=r"instances_val2017\.json: cannot be read"):
         validate("coco_2017_val")

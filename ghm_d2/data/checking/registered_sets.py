@@ -4,9 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 
-from ghm_d2.data.checking.validate import REMEMBERED_BYTES, require_masks, validate_json
+from ghm_d2.data.checking.validate import (
+    IMPORT_HINT,
+    REMEMBERED_BYTES,
+    require_masks,
+    validate_json,
+)
 from ghm_d2.data.registered import is_lvis, require_lvis
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +24,7 @@ def validate(name: str, use: str = "training") -> None:
 
     What Detectron2 and COCO's evaluation drop or survive is logged, a line a kind with the
     number of such faults; nothing is changed for it. Images without annotations are background.
-    A data set without a COCO JSON has nothing to check here.
+    A data set without a COCO JSON can be trained on; there is nothing to check here.
 
     Args:
         use: "training" or "evaluation"; the latter needs no annotations.
@@ -27,13 +32,15 @@ def validate(name: str, use: str = "training") -> None:
     Raises:
         DataError: one line, the first fault and how many more: the JSON is missing, malformed or
             empty; a category, box or field that Detectron2 or COCO's evaluation cannot use; an
-            image that is missing or outside the folder.
+            image that is missing or outside the folder. Or there is no JSON for an evaluation.
     """
     from detectron2.data import MetadataCatalog
 
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     if json_file is None:
+        if use == "evaluation":
+            raise DataError(f"{name} has no COCO JSON, which the evaluation needs; {IMPORT_HINT}")
         return
     if is_lvis(name):
         require_lvis(name)
