@@ -249,7 +249,8 @@ def test_an_evaluation_needs_a_coco_json():
 
 
 def test_validate_says_so_where_a_known_data_set_is_not_there():
-    with pytest.raises(DataError, match=r"instances_val2017\.json: cannot be read"):
+    remedy = r"no such file, .* coco_2017_val .* DETECTRON2_DATASETS .* --dataset FOLDER"
+    with pytest.raises(DataError, match=rf"instances_val2017\.json: {remedy}"):
         validate("coco_2017_val")
 
 

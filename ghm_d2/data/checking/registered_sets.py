@@ -42,12 +42,22 @@ def validate(name: str, use: str = "training") -> None:
         if use == "evaluation":
             raise DataError(f"{name} has no COCO JSON, which the evaluation needs; {IMPORT_HINT}")
         return
+    _require_file(name, json_file)
     if is_lvis(name):
         require_lvis(name)
     for line in validate_json(json_file, metadata.get("image_root", ""), use):
         if line not in _told:
             logger.warning(line)
         _told.add(line)
+
+
+def _require_file(name: str, json_file: str) -> None:
+    if not name.endswith(".json") and not os.path.isfile(json_file):
+        raise DataError(
+            f"{json_file}: no such file, with which {name} is registered; the environment variable "
+            "DETECTRON2_DATASETS names the folder of Detectron2's own data sets, the one that "
+            "holds coco/; --dataset FOLDER takes other data"
+        )
 
 
 def require_masks_of(names: Sequence[str], mask_format: str, use: str) -> None:
