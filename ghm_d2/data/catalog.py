@@ -19,6 +19,7 @@ from ghm_d2.data.checking.validate import IMPORT_HINT, categories_of
 from ghm_d2.data.coco_json import SPLITS, collector_off, image_root
 from ghm_d2.data.digits import dataset as digits
 from ghm_d2.data.output import new_folder
+from ghm_d2.data.registered import set_name
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -75,9 +76,9 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
     data alone, for evaluation where they may not exist; the classes must then be those of
     DATASETS.CLASS_NAMES, if it is set.
-    Raises: as `resolve`, UsageError where no data set is named or, of a detector with masks,
-    INPUT.MASK_FORMAT is unknown, DataError where classes differ, or where MODEL.MASK_ON needs masks
-    that are not there.
+    Raises: as `resolve`, UsageError where no data set is named, where two sets of DATASETS.TEST are
+    called alike or, of a detector with masks, INPUT.MASK_FORMAT is unknown, DataError where classes
+    differ, or where MODEL.MASK_ON needs masks that are not there.
     """
     if dataset is not None:
         base = _without_split(dataset) if need_train else dataset
@@ -89,6 +90,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
         raise UsageError(f"no data set: pass --dataset NAME|FOLDER or set {key}")
     names = tuple(resolve(name, "val") for name in test)
     cfg.DATASETS.TEST = names
+    _require_distinct([set_name(name) for name in names])
     if need_train:
         cfg.DATASETS.TRAIN = tuple(resolve(name, "train") for name in train)
         names += tuple(cfg.DATASETS.TRAIN)
@@ -108,6 +110,13 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
         require_masks_of(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
         if need_train:
             require_masks_of(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT, "training")
+
+
+def _require_distinct(labels: list[str]) -> None:
+    """Figures of several data sets are told apart by these names."""
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UsageError(f"DATASETS.TEST holds {twice[0]} twice; rename the folder of one")
 
 
 def data_label(registered: str) -> str:

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from ghm_d2.config import check_config, check_detectron2_keys, load_config
 from ghm_d2.data.catalog import apply_to_config, validate
+from ghm_d2.data.registered import has_annotations
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.training.distributed import same_for_all
 
@@ -30,6 +31,7 @@ def prepare(
     """A `cfg` that is ready for training in one process; `scale_to_group` fits it to several.
 
     The data sets are registered and checked, the number of classes is theirs, and a seed is chosen.
+    In DATASETS.TEST those with annotations come first.
     All ranks of a group call this, and get the same.
 
     Args:
@@ -60,6 +62,8 @@ def prepare(
     for use, names in (("training", cfg.DATASETS.TRAIN), ("evaluation", cfg.DATASETS.TEST)):
         for name in names:
             validate(name, use)
+    if len(cfg.DATASETS.TEST) > 1:  # the first one decides which weights are the best
+        cfg.DATASETS.TEST = tuple(sorted(cfg.DATASETS.TEST, key=lambda n: not has_annotations(n)))
     choose_seed(cfg)
     return cfg
 

@@ -200,7 +200,8 @@ class _TrainingRun:
     def _evaluate(self) -> None:
         """Evaluate on each data set; on one without annotations after the last step alone.
 
-        The first data set decides which AP is the best. With several, Detectron2 logs each one's
+        The first data set, one with annotations if there is any, decides which AP is the best. With
+        several, Detectron2 logs each one's
         figures under its name; the first one's stand without it too.
         """
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER

@@ -393,6 +393,10 @@ def test_several_sets_can_be_evaluated(build, tmp_path):
     cfg.DATASETS.TEST += (str(build.data(tmp_path / "other", val=other)),)
     with pytest.raises(DataError, match="different classes"):
         apply_to_config(cfg)
+    same = build.data(tmp_path / "elsewhere" / "d", val=build.coco(("c.png",)))
+    cfg.DATASETS.TEST = (str(folder), str(same))
+    with pytest.raises(UsageError, match="holds d/val twice"):
+        apply_to_config(cfg)
 
 
 def test_locate_finds_the_splits_of_folders_and_names(build, tmp_path):

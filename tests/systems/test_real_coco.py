@@ -26,7 +26,7 @@ SMALL = {
 }
 TINY = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
 TINY |= {"MODEL.FPN.OUT_CHANNELS": 32}
-SETS = ("coco_2017_val", "coco_2017_train", "coco_2017_test-dev")
+SETS = ("coco_2017_test-dev", "coco_2017_val", "coco_2017_train")
 RECIPES = sorted(
     file.stem
     for file in (Path(__file__).parents[2] / "configs" / "coco").glob("*.yaml")
