@@ -65,7 +65,7 @@ def evaluate(
 
 @dataclass
 class _Done:
-    """What was found and written; `results` is a line and its files for each set without truth."""
+    """An evaluation's outcome; `results` has a line and files for each set without annotations."""
 
     record: object
     name: str  # of the first data set
@@ -75,7 +75,7 @@ class _Done:
 
 
 def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | None:
-    """None on ranks other than 0."""
+    """Evaluate on each data set; returns None on ranks other than 0."""
     from ._logs import quiet
     from ._progress import progress
 
@@ -121,7 +121,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
 
 
 def _written(record, found, weights: Path, output: Path | None) -> _Done:
-    """What `_evaluate` ends with, its files written.
+    """Write the files of an evaluation, and return its outcome.
 
     Args:
         found: an `Evaluation` for each data set; those of the first lie in `output` itself.

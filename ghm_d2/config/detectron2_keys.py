@@ -1,4 +1,4 @@
-"""What becomes of each configuration key of Detectron2 here: it is read, or refused, never ignored.
+"""Detectron2's configuration keys: each one is read here, or refused, and none is ignored.
 
 A key stands for itself or for the group below it. Keys of Detectron2's current main that version
 0.6 does not have are here too.

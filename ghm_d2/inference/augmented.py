@@ -12,7 +12,7 @@ LOWEST_SCORE = 1e-8  # as in Detectron2: the detector itself has applied its thr
 
 
 def with_augmentation(model, cfg):
-    """What detects as TEST.AUG says, with a detector's arguments and results.
+    """Wrap a detector so that it detects as TEST.AUG says; arguments and results stay the same.
 
     Two-stage detectors, masks included, get Detectron2's own class, the others the same of boxes.
     """

@@ -31,7 +31,6 @@ def prepare(
     """A `cfg` that is ready for training in one process; `scale_to_group` fits it to several.
 
     The data sets are registered and checked, the number of classes is theirs, and a seed is chosen.
-    In DATASETS.TEST those with annotations come first.
     All ranks of a group call this, and get the same.
 
     Args:
@@ -59,11 +58,9 @@ def prepare(
     if resume and tuple(cfg.DATASETS.CLASS_NAMES) != classes:
         data = dataset or cfg.DATASETS.TRAIN[0]
         raise DataError(f"{data} has other classes than the run that is to be resumed")
-    for use, names in (("training", cfg.DATASETS.TRAIN), ("evaluation", cfg.DATASETS.TEST)):
-        for name in names:
-            validate(name, use)
-    if len(cfg.DATASETS.TEST) > 1:  # the first one decides which weights are the best
-        cfg.DATASETS.TEST = tuple(sorted(cfg.DATASETS.TEST, key=lambda n: not has_annotations(n)))
+    for name in cfg.DATASETS.TRAIN:
+        validate(name, "training")
+    _prepare_tests(cfg)
     choose_seed(cfg)
     return cfg
 
@@ -83,9 +80,20 @@ def prepare_evaluation(
     """
     cfg = prepare_detector(source, overrides, device)
     apply_to_config(cfg, dataset, need_train=False)
-    for name in cfg.DATASETS.TEST:
-        validate(name, "evaluation")
+    _prepare_tests(cfg)
     return cfg
+
+
+def _prepare_tests(cfg) -> None:
+    """Check DATASETS.TEST, and move the data sets with annotations to its front.
+
+    The first one is what a record shows, and what decides which weights are the best.
+    """
+    names = cfg.DATASETS.TEST
+    for name in names:
+        validate(name, "evaluation")
+    if len(names) > 1:
+        cfg.DATASETS.TEST = tuple(sorted(names, key=lambda name: not has_annotations(name)))
 
 
 def prepare_detector(source: str, overrides: Sequence[str] = (), device: str = "auto") -> CfgNode:

@@ -107,7 +107,7 @@ def test_eval_on_test_dev_writes_what_the_server_takes(ghm, run_folder, coco_nam
 
 def test_eval_on_several_sets(ghm, run_folder, coco_names, tmp_path):
     words = ("--weights", run_folder / "model_final.pth", "--output", tmp_path / "e")
-    done = ghm("eval", *words, "--device", "cpu")  # the run's own sets
+    done = ghm("eval", *words, "--device", "cpu", "DATASETS.TEST", SETS)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "e" / "eval.json").read_text())
     run = json.loads((run_folder / "run.json").read_text())
