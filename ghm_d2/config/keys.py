@@ -44,7 +44,8 @@ def _add_ghm(cfg) -> None:
     # or "batch" (one density over all levels, as in the paper's equations)
     cfg.MODEL.GHM.SCOPE = "level"
     # what the loss is divided by: "valid_bins" (the number of unit regions with a sample in this
-    # batch) or "bins" (the number of all unit regions)
+    # batch), "bins" (the number of all unit regions) or "weights" (the sum of the samples' weights,
+    # so that beta has mean 1)
     cfg.MODEL.GHM.NORMALIZER = "valid_bins"
     # how the moving average starts: at "zero" (as in the authors' code; the first losses are up to
     # 1 / (1 - MOMENTUM) times too large), at the "first" count, or bias-corrected as in Adam
@@ -61,6 +62,10 @@ def _add_ghm(cfg) -> None:
     cfg.MODEL.GHM.CLS.BINS = 30  # number of unit regions M, at least 1
     cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
     cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0  # factor on the loss, above 0
+    # the robust form where above 0: c samples are added to each unit region, and regions without a
+    # sample count as empty; c is this multiple of the moving average of the number of foreground
+    # samples in a batch (of all processes); needs SCOPE batch
+    cfg.MODEL.GHM.CLS.PRIOR = 0.0
     # "unit_regions", or "exact": each sample has its own region of width 1 / BINS around it, as
     # the paper defines the density, and there is no moving average; only for detectors whose
     # classes are sigmoids (RetinaNet, FCOS, YOLOv3, RPN)
@@ -70,8 +75,14 @@ def _add_ghm(cfg) -> None:
     cfg.MODEL.GHM.REG.BINS = 10  # number of unit regions M, at least 1
     cfg.MODEL.GHM.REG.MOMENTUM = 0.7  # of the moving average, in [0, 1); 0 switches it off
     cfg.MODEL.GHM.REG.LOSS_WEIGHT = 10.0  # factor on the loss, above 0
+    # as CLS.PRIOR, a multiple of the number of coordinates of foreground boxes
+    cfg.MODEL.GHM.REG.PRIOR = 0.0
     # above 0, in box deltas: where the loss ASL1 turns from quadratic to linear
     cfg.MODEL.GHM.REG.MU = 0.02
+    # 0: mu is MU. In (0, 1): GHM-R's mu follows the data, as this quantile of the differences |d|
+    # of foreground boxes over the batches before (a moving average, by MOMENTUM), and MU is only
+    # that of the first batch
+    cfg.MODEL.GHM.REG.MU_QUANTILE = 0.0
 
 
 def _add_backbones(cfg) -> None:

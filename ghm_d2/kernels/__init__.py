@@ -32,7 +32,7 @@ def harmonized(
     levels: Sequence[Sequence[Tensor]],
     bins: int,
     weigh: Weigh,
-    *params: float,
+    *params: float | Tensor,
     kernel: str = "auto",
 ) -> list[Tensor]:
     """sum_i weights[region of i] * l_i of each feature level, a differentiable scalar each.
@@ -51,7 +51,7 @@ def counted(
     samples: str,
     levels: Sequence[Sequence[Tensor]],
     bins: int,
-    *params: float,
+    *params: float | Tensor,
     kernel: str = "auto",
 ) -> tuple[Tensor, Finish]:
     """The two halves of `harmonized`, for callers that do something between them.
@@ -89,6 +89,13 @@ def counted(
         ]
 
     return torch.stack(counts), finish
+
+
+@torch.no_grad()
+def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> Tensor:
+    """`reference.size_counts` of all levels' (pred, target, valid), added up."""
+    levels = [_checked_deltas(*tensors) for tensors in levels]
+    return torch.stack([reference.size_counts(*tensors) for tensors in levels]).sum(0)
 
 
 def focal(

@@ -62,15 +62,17 @@ def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def asl1_regions(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float, bins: int
+    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, bins: int
 ) -> tuple[Tensor, Tensor]:
     """Of coordinates, as `reference.asl1_samples` makes them: all (N, 4)."""
-    return _regions("asl1_regions", (pred, target, valid), (mu,), bins)
+    return _regions("asl1_regions", (pred, target, valid), (float(mu),), bins)
 
 
-def asl1_grad(pred: Tensor, target: Tensor, valid: Tensor, mu: float, weights: Tensor) -> Tensor:
+def asl1_grad(
+    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, weights: Tensor
+) -> Tensor:
     """weights[region] * d / sqrt(d^2 + mu^2), (N, 4); 0 where not valid."""
-    return _grad("asl1_grad", (pred, target, valid), (mu,), weights)
+    return _grad("asl1_grad", (pred, target, valid), (float(mu),), weights)
 
 
 def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# the histogram of sizes: from 2^-16 to 2^16
+SLOTS_PER_OCTAVE, LOWEST_OCTAVE, SIZE_SLOTS = 4, -16, 128
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision; others as they are (so that gradcheck works)."""
@@ -68,21 +71,39 @@ def softmax_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     return torch.where(valid, loss, 0), -torch.expm1(-loss.detach()), valid
 
 
-def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float):
+def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor):
     """Authentic smooth L1 of each coordinate (paper, equation 9); g = |d| / sqrt(d^2 + mu^2).
 
     Args:
         pred, target: of one shape, floating point. Targets of invalid samples may be anything.
         valid: bool, of that shape.
-        mu: > 0, in the unit of `pred`.
+        mu: > 0, in the unit of `pred`; a number, or a tensor of no dimensions on its device.
 
     Returns:
         loss, norm, valid: of that shape.
     """
     d = _nan_unless_finite(torch.where(valid, pred - target, 0))
-    root = torch.hypot(d, d.new_full((), mu))  # new_tensor would wait for the device
+    # new_tensor would wait for the device
+    mu = mu.to(d.dtype) if isinstance(mu, Tensor) else d.new_full((), mu)
+    root = torch.hypot(d, mu)
     # d^2 / (root + mu) = root - mu, without its cancellation near 0 or overflow far from it
     return d * (d / (root + mu)), (d / root).abs().detach(), valid
+
+
+def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """How many |pred - target| lie in each slot of their logarithm: (SIZE_SLOTS,) int64.
+
+    Slot k holds sizes in [2^(LOWEST_OCTAVE + k / SLOTS_PER_OCTAVE), that of the next slot); the
+    first and the last hold what lies beyond them. Invalid ones and those that are not finite are
+    not counted.
+
+    Args:
+        pred, target, valid: as of `asl1_samples`.
+    """
+    size = upcast((pred - target).detach()).abs()
+    slot = ((size.log2() - LOWEST_OCTAVE) * SLOTS_PER_OCTAVE).clamp(0, SIZE_SLOTS - 1)
+    slot = torch.where(valid & size.isfinite(), slot, SIZE_SLOTS)
+    return histogram(slot.long(), SIZE_SLOTS)
 
 
 def _nan_unless_finite(x: Tensor) -> Tensor:

@@ -5,23 +5,28 @@ average (section 3.3); `exact_gradient_density` is the definition (section 3.2).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghm_d2 import kernels
 from ghm_d2.losses.reduce import check_range
+from ghm_d2.losses.state import CountState
 from ghm_d2.losses.sync import Count, sum_up
 
 SCOPES = ("level", "level_ema", "batch")
-NORMALIZERS = ("valid_bins", "bins")
+NORMALIZERS = ("valid_bins", "bins", "weights")
 EMA_INITS = ("zero", "first", "debias")
 
 
-class GradientDensity(nn.Module):
+class GradientDensity(CountState):
     """Turns the counts R_k of unit regions into the weight of a sample in each.
 
     With S_k = momentum * S_k + (1 - momentum) * R_k for the regions that hold a sample (the
     others keep S_k), a sample in region k weighs beta / N = 1 / (n * S_k), where n counts the
     regions that hold a sample. S is updated in training mode only.
+
+    With a prior each region also counts c samples that are not there, and a sample weighs
+    1 / (n * (S_k + c)). All regions' averages then move on, towards 0 in regions without a sample.
+    c is `prior` times the moving average of the number of foreground samples, at least `prior`.
 
     The rows of the counts are feature levels, or the one row of a loss without levels.
 
@@ -30,20 +35,23 @@ class GradientDensity(nn.Module):
         momentum: in [0, 1); 0 means S = R.
         scope: "level": rows update one average in turn; "level_ema": each has its own;
             "batch": the rows are one sample set.
-        normalizer: "valid_bins" divides by n, "bins" by M.
+        normalizer: "valid_bins" divides by n, "bins" by M; "weights" by the sum of the samples'
+            1 / S_k, or 1 / (S_k + c), so that beta has mean 1.
         ema_init: "zero"; "first" starts a region at its first count; "debias" divides S by
-            1 - momentum^t after t updates of the region.
+            1 - momentum^t after t updates of the region. So too of the foreground samples.
+        prior: 0, or above 0 with scope "batch".
         sync: add up the counts of all processes. The weights are then multiplied by their
             number, since DistributedDataParallel averages the gradients.
         num_levels: rows of the counts; needed for "level_ema" only.
         kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
 
     Raises:
-        ValueError: an argument out of its range, naming both.
+        ValueError: an argument out of its range, naming both; a prior with another scope.
     """
 
     ema: Tensor
     num_updates: Tensor
+    ema_foreground: Tensor
 
     def __init__(
         self,
@@ -53,6 +61,7 @@ class GradientDensity(nn.Module):
         scope: str = "level",
         normalizer: str = "valid_bins",
         ema_init: str = "zero",
+        prior: float = 0.0,
         sync: bool = True,
         num_levels: int = 1,
         kernel: str = "auto",
@@ -69,21 +78,33 @@ class GradientDensity(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+        if prior != 0:
+            check_range("prior", prior, 0)
+            if scope != "batch":
+                raise ValueError(f"a prior above 0 needs scope batch, not {scope}")
         self.bins, self.momentum = bins, momentum
         self.scope, self.normalizer = scope, normalizer
-        self.ema_init, self.sync, self.kernel = ema_init, sync, kernel
+        self.ema_init, self.prior = ema_init, prior
+        self.sync, self.kernel = sync, kernel
+        self.unused = () if prior else ("ema_foreground",)
         rows = num_levels if scope == "level_ema" else 1
         self.register_buffer("ema", torch.zeros(rows, bins))
         self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
+        # averages of the number of foreground samples, and of 1: what debiasing divides by
+        self.register_buffer("ema_foreground", torch.zeros(2))
 
     @torch.no_grad()
-    def forward(self, counts: Tensor, world: int | None = None) -> Tensor:
+    def forward(
+        self, counts: Tensor, world: int | None = None, foreground: Tensor | None = None
+    ) -> Tensor:
         """Weights of a sample in each unit region.
 
         Args:
             counts: (L, bins) int64, samples by level and region.
             world: number of processes whose samples these are, added up already; None: they are
                 this process's, and are added up here where `sync` says so.
+            foreground: int64, 0-dim: how many samples are foreground, for the prior; of as many
+                processes as `counts`. None: all are.
 
         Returns:
             (L, bins) of the dtype of `ema`; 0 where this batch has no sample.
@@ -99,34 +120,57 @@ class GradientDensity(nn.Module):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True)
+        if self.prior and foreground is None:
+            foreground = counts.sum()
         if world is None:
             count = Count(counts, self.sync)
-            sum_up(count)
+            of_foreground = None if foreground is None else Count(foreground, self.sync)
+            sum_up(count, of_foreground)
             counts, world = count.value, count.world
-        weights = kernels.update_density(
-            counts,
-            self.ema,
-            self.num_updates,
-            momentum=self.momentum,
-            scope=self.scope,
-            normalizer=self.normalizer,
-            ema_init=self.ema_init,
-            training=self.training,
-            world=world,
-            kernel=self.kernel,
+            foreground = of_foreground and of_foreground.value
+        weights = (
+            kernels.update_density(
+                counts,
+                self.ema,
+                self.num_updates,
+                momentum=self.momentum,
+                scope=self.scope,
+                normalizer=self.normalizer,
+                ema_init=self.ema_init,
+                training=self.training,
+                world=world,
+                kernel=self.kernel,
+            )
+            if not self.prior and self.normalizer != "weights"
+            else None
         )
         if weights is None:
-            weights = self._weights(counts, world)
+            weights = self._weights(counts, world, foreground)
         return weights.expand(levels, -1)
 
-    def _weights(self, counts: Tensor, world: int) -> Tensor:
+    @property
+    def prior_count(self) -> Tensor:
+        """c, the samples that the prior adds to each region: 0-dim; 0 without a prior.
+
+        It follows training; before any, and without a moving average, it is `prior`.
+        """
+        return self._prior_count(self.ema_foreground.new_zeros(()))
+
+    def _weights(self, counts: Tensor, world: int, foreground: Tensor | None) -> Tensor:
         """What the kernels' `update_density` does, in plain PyTorch."""
         present, new = counts > 0, counts.to(self.ema.dtype)
         smooth = new
         if self.momentum > 0:
             rows = zip(present, new, strict=True)
             smooth = torch.stack([self._update(i, *row) for i, row in enumerate(rows)])
-        n = self.bins if self.normalizer == "bins" else present.sum(1, keepdim=True).clamp(min=1)
+        if self.prior:
+            smooth = smooth + self._prior_count(foreground.to(self.ema.dtype), self.training)
+        if self.normalizer == "weights":
+            n = torch.where(present, new / smooth, 0).sum(1, keepdim=True)
+        elif self.normalizer == "bins":
+            n = self.bins
+        else:
+            n = present.sum(1, keepdim=True).clamp(min=1)
         return torch.where(present, world / (n * smooth), 0)
 
     def _update(self, level: int, present: Tensor, new: Tensor) -> Tensor:
@@ -137,8 +181,9 @@ class GradientDensity(nn.Module):
             average = self.momentum * old + (1 - self.momentum) * new
             if self.ema_init == "first":
                 average = torch.where(updates == 0, new, average)
-            old.copy_(torch.where(present, average, old))
-            updates += present
+            moves = torch.ones_like(present) if self.prior else present
+            old.copy_(torch.where(moves, average, old))
+            updates += moves
             smooth = old.clone()  # the next level goes on with `old`
         else:  # a region first met in evaluation has no average yet
             smooth = torch.where(updates == 0, new, old)
@@ -147,18 +192,25 @@ class GradientDensity(nn.Module):
             smooth = torch.where(updates == 0, smooth, smooth / bias)
         return smooth
 
-    def _apply(self, fn, *args, **kwargs):
-        ema = self.ema
-        super()._apply(fn, *args, **kwargs)
-        if self.ema.dtype in (torch.float16, torch.bfloat16):
-            # counts of millions do not fit half precision
-            self.ema = ema.to(self.ema.device, torch.float32)
-        return self
+    def _prior_count(self, new: Tensor, training: bool = False) -> Tensor:
+        """c by this batch's foreground samples `new`, and by those before them."""
+        old, seen = self.ema_foreground, self.ema_foreground[1]
+        if self.momentum == 0:
+            return self.prior * new.clamp(min=1)
+        if training:
+            now = torch.stack([new, torch.ones_like(new)])
+            average = self.momentum * old + (1 - self.momentum) * now
+            if self.ema_init == "first":
+                average = torch.where(seen == 0, now, average)
+            old.copy_(average)
+        smooth = old[0] / seen if self.ema_init == "debias" else old[0]
+        return self.prior * torch.where(seen == 0, new, smooth).clamp(min=1)
 
     def extra_repr(self) -> str:
         return (
             f"bins={self.bins}, momentum={self.momentum}, scope={self.scope!r}, "
-            f"normalizer={self.normalizer!r}, ema_init={self.ema_init!r}, sync={self.sync}"
+            f"normalizer={self.normalizer!r}, ema_init={self.ema_init!r}, prior={self.prior}, "
+            f"sync={self.sync}"
         )
 
 

@@ -1,6 +1,7 @@
 """GHM-C: classification losses weighed by gradient density (paper, equation 8)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,24 @@ class CountedLoss(Count):
     Several losses of a step can thus share one all-reduce.
 
     Args:
-        value, sync: of `Count`.
-        finish: from a `Count` to the loss of each level.
+        values: int64 tensors by name; their shapes are the same in all processes.
+        sync: as of `Count`.
+        finish: from the number of processes and these tensors, added up, as keywords, to the loss
+            of each level.
     """
 
-    def __init__(self, value: Tensor, sync: bool, finish: Callable[[Count], list[Tensor]]):
-        super().__init__(value, sync)
+    def __init__(
+        self, values: Mapping[str, Tensor], sync: bool, finish: Callable[..., list[Tensor]]
+    ):
+        super().__init__(torch.cat([x.flatten() for x in values.values()]), sync)
+        self._shapes = {name: x.shape for name, x in values.items()}
         self._finish = finish
 
     def losses(self) -> list[Tensor]:
         """The loss of each level, a scalar each. Updates the density: call it once."""
-        return self._finish(self)
+        parts = self.value.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return self._finish(self.world, **{name: x.view(shape) for (name, shape), x in named})
 
     def total(self) -> Tensor:
         """The sum of `losses`."""
@@ -51,11 +59,23 @@ class HarmonizedLoss(nn.Module):
         density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
     """
 
+    ROBUST: ClassVar[dict[str, Any]] = {
+        "scope": "batch",
+        "normalizer": "weights",
+        "ema_init": "debias",
+        "momentum": 0.9,
+    }
+
     def __init__(self, *, loss_weight: float = 1.0, **density):
         super().__init__()
         check_range("loss_weight", loss_weight, 0)
         self.loss_weight = loss_weight
         self.density = GradientDensity(**density)
+
+    @classmethod
+    def robust(cls, **options):
+        """The robust form, for batches of few samples: `options` over the arguments `ROBUST`."""
+        return cls(**{**cls.ROBUST, **options})
 
     def levels(self, *tensors) -> list[Tensor]:
         """The losses of several feature levels, to be added up; arguments as in `begin`."""
@@ -67,21 +87,35 @@ class HarmonizedLoss(nn.Module):
         """Count the samples of several feature levels, of each loss's own arguments."""
         raise NotImplementedError
 
-    def _begin(self, samples: str, levels: Sequence[Sequence[Tensor]], *params) -> CountedLoss:
-        """Arguments as of `kernels.counted`."""
+    def _begin(
+        self, samples: str, levels: Sequence[Sequence[Tensor]], *params, **others: Tensor
+    ) -> CountedLoss:
+        """Arguments as of `kernels.counted`; `others` are more counts, for `_weights`."""
         density = self.density
         counts, weigh = kernels.counted(
             samples, levels, density.bins, *params, kernel=density.kernel
         )
+        if density.prior and samples != "asl1":
+            others["foreground"] = _count_foreground(samples, levels)
 
-        def finish(count: Count) -> list[Tensor]:
-            weights = density(count.value, count.world)
-            return weigh(weights if self.loss_weight == 1 else self.loss_weight * weights)
+        def finish(world: int, **values: Tensor) -> list[Tensor]:
+            return weigh(self._weights(world, **values))
 
-        return CountedLoss(counts, density.sync, finish)
+        return CountedLoss({"counts": counts, **others}, density.sync, finish)
+
+    def _weights(self, world: int, counts: Tensor, foreground: Tensor | None = None) -> Tensor:
+        weights = self.density(counts, world, foreground)
+        return weights if self.loss_weight == 1 else self.loss_weight * weights
 
     def extra_repr(self) -> str:
         return f"loss_weight={self.loss_weight}"
+
+
+def _count_foreground(samples: str, levels: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The rows with a class that is not background, of (logits, labels) a level: 0-dim."""
+    classes = levels[0][0].shape[1] - (samples == "softmax")
+    labels = torch.cat([y for _, y in levels])
+    return ((labels >= 0) & (labels < classes)).sum()
 
 
 class GHMC(HarmonizedLoss):
@@ -91,8 +125,11 @@ class GHMC(HarmonizedLoss):
 
     Args:
         bins, momentum: published as 30 and 0.75 for COCO.
-        **options: `loss_weight` and `GradientDensity`'s options.
+        **options: `loss_weight` and `GradientDensity`'s options; its prior is of the rows with a
+            class.
     """
+
+    ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 3.0}
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
         super().__init__(bins=bins, momentum=momentum, **options)
@@ -115,7 +152,13 @@ class SoftmaxGHMC(HarmonizedLoss):
     """GHM-C over a softmax: a sample is one row, its gradient norm 1 - p_y.
 
     With bins=1 and momentum=0 it is exactly the mean cross entropy.
+
+    Args:
+        bins, momentum, **options: as of `GHMC`; its prior is of the rows with a class other than
+            background, the last.
     """
+
+    ROBUST: ClassVar[dict[str, Any]] = GHMC.ROBUST
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
         super().__init__(bins=bins, momentum=momentum, **options)
@@ -187,5 +230,5 @@ class ExactGHMC(nn.Module):
 
     def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
         """As `GHMC.begin`, of a loss that has nothing to add up."""
-        none = labels[0].new_empty(0)
-        return CountedLoss(none, False, lambda _: self.levels(logits, labels))
+        none = {"none": labels[0].new_empty(0)}
+        return CountedLoss(none, False, lambda *_, **__: self.levels(logits, labels))

@@ -48,7 +48,7 @@ def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
 
     Raises:
         UsageError: a value out of range; SCOPE "level_ema" with the exact density, which has no
-            moving average.
+            moving average, or PRIOR with it, which has no unit regions.
     """
     keys = cfg.MODEL.GHM.CLS
     if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
@@ -73,7 +73,8 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
 
 def build_ghm_r(cfg, num_levels: int = 1) -> GHMR:
     """GHM-R, from MODEL.GHM.REG."""
-    return _build(GHMR, cfg, cfg.MODEL.GHM.REG, num_levels, mu=cfg.MODEL.GHM.REG.MU)
+    keys = cfg.MODEL.GHM.REG
+    return _build(GHMR, cfg, keys, num_levels, mu=keys.MU, mu_quantile=keys.MU_QUANTILE)
 
 
 def check_kernel(cfg) -> str:
@@ -90,6 +91,11 @@ def check_kernel(cfg) -> str:
 
 
 def _build_exact(keys, scope: str) -> ExactGHMC:
+    if keys.PRIOR:
+        raise UsageError(
+            "MODEL.GHM.CLS.PRIOR is of unit regions, and MODEL.GHM.CLS.DENSITY exact has none; "
+            "set one of them to its default (0.0, unit_regions)"
+        )
     if scope not in ("level", "batch"):
         raise UsageError(
             "MODEL.GHM.SCOPE level_ema is of moving averages, which MODEL.GHM.CLS.DENSITY exact "
@@ -106,6 +112,7 @@ def _build(kind, cfg, keys, num_levels: int, **extra):
         return kind(
             bins=keys.BINS,
             momentum=keys.MOMENTUM,
+            prior=keys.PRIOR,
             loss_weight=keys.LOSS_WEIGHT,
             scope=cfg.MODEL.GHM.SCOPE,
             normalizer=cfg.MODEL.GHM.NORMALIZER,

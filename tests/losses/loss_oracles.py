@@ -9,45 +9,60 @@ import torch
 class Density:
     """S_k of each unit region, and the weight beta / N of a sample in it."""
 
-    def __init__(self, bins, momentum, scope, normalizer, ema_init, levels):
-        self.bins, self.momentum = bins, momentum
+    def __init__(self, bins, momentum, scope, normalizer, ema_init, levels, prior=0):
+        self.bins, self.momentum, self.prior = bins, momentum, prior
         self.scope, self.normalizer, self.ema_init = scope, normalizer, ema_init
         self.average = [[0.0] * bins for _ in range(levels)]
         self.updates = [[0] * bins for _ in range(levels)]
+        self.foreground, self.foreground_updates = 0.0, 0
 
-    def weights(self, counts, training=True):
+    def weights(self, counts, training=True, foreground=0):
         """A weight for each level and region from the counts R of each level and region."""
         levels = len(counts)
         if self.scope == "batch":
             counts = [[sum(column) for column in zip(*counts, strict=True)]]
-        weights = [self._level(i, row, training) for i, row in enumerate(counts)]
+        c = self._prior_count(foreground, training) if self.prior else 0
+        weights = [self._level(i, row, training, c) for i, row in enumerate(counts)]
         return weights * levels if self.scope == "batch" else weights
 
-    def _level(self, level, counts, training):
+    def _level(self, level, counts, training, c):
         row = level if self.scope == "level_ema" else 0
-        present = [k for k in range(self.bins) if counts[k] > 0]
-        n = self.bins if self.normalizer == "bins" else len(present)
         weights = [0.0] * self.bins
-        for k in present:
-            if training and self.momentum > 0:
+        for k in range(self.bins):
+            if training and (counts[k] > 0 or self.prior):
                 self._update(row, k, counts[k])
-            weights[k] = 1 / (n * self._smooth(row, k, counts[k]))
-        return weights
+            if counts[k] > 0:
+                weights[k] = 1 / (self._smooth(row, k, counts[k]) + c)
+        n = {
+            "bins": self.bins,
+            "valid_bins": sum(count > 0 for count in counts),
+            "weights": sum(w * count for w, count in zip(weights, counts, strict=True)),
+        }[self.normalizer]
+        return [w / n if w else 0.0 for w in weights]
 
     def _update(self, row, k, count):
-        old = self.average[row][k]
-        if self.ema_init == "first" and self.updates[row][k] == 0:
-            old = count
-        self.average[row][k] = self.momentum * old + (1 - self.momentum) * count
+        old, t = self.average[row][k], self.updates[row][k]
+        self.average[row][k] = self._moved(old, t, count)
         self.updates[row][k] += 1
 
     def _smooth(self, row, k, count):
-        t = self.updates[row][k]
+        return self._read(self.average[row][k], self.updates[row][k], count)
+
+    def _prior_count(self, new, training):
+        if training:
+            self.foreground = self._moved(self.foreground, self.foreground_updates, new)
+            self.foreground_updates += 1
+        return self.prior * max(self._read(self.foreground, self.foreground_updates, new), 1)
+
+    def _moved(self, old, t, new):
+        if self.ema_init == "first" and t == 0:
+            old = new
+        return self.momentum * old + (1 - self.momentum) * new
+
+    def _read(self, average, t, new):
         if self.momentum == 0 or t == 0:
-            return count
-        if self.ema_init == "debias":
-            return self.average[row][k] / (1 - self.momentum**t)
-        return self.average[row][k]
+            return new
+        return average / (1 - self.momentum**t) if self.ema_init == "debias" else average
 
 
 def sigmoid(x):
@@ -94,7 +109,7 @@ def asl1_samples(pred, target, valid, mu):
     return samples
 
 
-def harmonized(levels, density, training=True):
+def harmonized(levels, density, training=True, *foreground):
     """Loss and gradient ({index: value}) of each level from its samples."""
     index = [
         {key: min(math.floor(g * density.bins), density.bins - 1) for key, (_, g, _) in s.items()}
@@ -103,7 +118,7 @@ def harmonized(levels, density, training=True):
     counts = [[list(i.values()).count(k) for k in range(density.bins)] for i in index]
     results = []
     for samples, regions, weights in zip(
-        levels, index, density.weights(counts, training), strict=True
+        levels, index, density.weights(counts, training, *foreground), strict=True
     ):
         loss, gradient = 0.0, {}
         for key, (value, _, slopes) in samples.items():
