@@ -15,9 +15,10 @@ FINAL_WEIGHTS, BEST_WEIGHTS = "model_final.pth", "model_best.pth"
 PICTURE_FILE = "detections.png"
 RESULTS_FILES = "detections_*_results.json"  # a pattern: for servers, of sets without annotations
 ANALYSIS_FILE, WORST_FILE = "analysis.json", "worst.jpg"
+DETECTIONS_FILE = "detections.json"  # of the first test set, in COCO's result format
 
-# `ghm eval --output` writes these into a folder of its own, beside PICTURE_FILE
-EVALUATION_FILE, DETECTIONS_FILE = "eval.json", "detections.json"
+# `ghm eval --output` writes this into a folder of its own, beside DETECTIONS_FILE and PICTURE_FILE
+EVALUATION_FILE = "eval.json"
 
 # A folder with one of these holds a run
 RUN_MARKS = (RUN_FILE, METRICS_FILE, LAST_CHECKPOINT, EVENTS)
@@ -34,6 +35,7 @@ WRITTEN_BY_TRAINING = (
     BEST_WEIGHTS,
     PICTURE_FILE,
     RESULTS_FILES,
+    DETECTIONS_FILE,
     ANALYSIS_FILE,
     WORST_FILE,
 )

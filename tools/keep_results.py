@@ -31,7 +31,8 @@ from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 RESULTS = Path(__file__).parents[1] / "results"
 CURVES = ("loss_cls", "bbox/AP")
 MOST_ROWS = 60  # of a density's moving average
-OF_EACH_SEED = ("precision_recall", "noise")  # the other analyses are drawn of one seed
+# the other analyses are drawn of one seed
+OF_EACH_SEED = ("precision_recall", "noise", "image_bootstrap")
 DIGITS = 4
 
 

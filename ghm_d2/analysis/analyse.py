@@ -27,8 +27,9 @@ from ghm_d2.analysis.samples import (
     training_copy,
     training_items,
 )
-from ghm_d2.data.registered import category_ids
+from ghm_d2.data.registered import category_ids, is_lvis
 from ghm_d2.files import write_atomically, write_text
+from ghm_d2.inference.bootstrap import image_bootstrap
 from ghm_d2.inference.confusion import (
     IOU,
     ImageErrors,
@@ -59,7 +60,8 @@ def analyse(
     """Write analysis.json and worst.jpg into the folder of a run, each whole or not at all.
 
     The first holds the gradients of `measure_gradients`, and from DATASETS.TEST precision against
-    recall, the confusion matrix and the ten images with the most errors; the second shows these.
+    recall, AP on resamples of the images (of LVIS data not), the confusion matrix and the ten
+    images with the most errors; the second shows these.
     Nothing of `model` changes, its mode and moving averages included, and the same model gives
     the same numbers.
 
@@ -77,6 +79,8 @@ def analyse(
     name = cfg.DATASETS.TEST[0]
     evaluation = evaluation or evaluate(model, cfg, name, progress)
     found |= _precision_recall(evaluation.precision)
+    if evaluation.metrics and not is_lvis(name):
+        found["image_bootstrap"] = image_bootstrap(name, evaluation.detections)
     metadata, items = MetadataCatalog.get(name), DatasetCatalog.get(name)
     best = best_detections(items, evaluation.detections)
     matrix, errors = confuse(items, best, category_ids(name))

@@ -1,4 +1,4 @@
-"""COCO's result format, and the files that servers take for data sets without annotations."""
+"""COCO's result format: a run's own detections, and the files that servers take for AP."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ghm_d2.data.registered import category_ids, is_lvis, set_name
 from ghm_d2.files import write_text
+from ghm_d2.run_folder import DETECTIONS_FILE
 
 _COCO_SERVER = "https://cocodataset.org/#upload"
 
@@ -21,6 +22,22 @@ def with_dataset_ids(predictions: list[dict], dataset_name: str) -> list[dict]:
     for detection in detections:
         detection["category_id"] = to_dataset_id[detection["category_id"]]
     return detections
+
+
+def keep_detections(folder: Path, detections: Sequence[dict]) -> None:
+    """Write detections.json, the boxes alone in COCO's result format, rounded: 80 bytes each.
+
+    Boxes are rounded to 0.01 px, scores to 5 decimals; AP changes by less than 0.1 by that.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = [
+        {name: d[name] for name in ("image_id", "category_id")}
+        | {"bbox": [round(x, 2) for x in d["bbox"]], "score": round(d["score"], 5)}
+        for d in detections
+    ]
+    write_text(folder / DETECTIONS_FILE, json.dumps(rows, separators=(",", ":")) + "\n")
 
 
 def write_results(

@@ -26,7 +26,7 @@ from ghm_d2.errors import (
 from ghm_d2.files import write_text
 from ghm_d2.inference.evaluate import Evaluation, evaluate
 from ghm_d2.inference.expected import check_expected
-from ghm_d2.inference.results_file import submission_hint, write_results
+from ghm_d2.inference.results_file import keep_detections, submission_hint, write_results
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.progress import Progress
@@ -37,6 +37,7 @@ from ghm_d2.run_folder import (
     CHECKPOINTS,
     CONFIG_FILE,
     DENSITY_FILE,
+    DETECTIONS_FILE,
     DIVERGENCE_FILE,
     LAST_CHECKPOINT,
     METRICS_FILE,
@@ -77,8 +78,9 @@ def train(
     """Train the detector that `cfg` describes, into OUTPUT_DIR.
 
     The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
-    checkpoints (`model_final.pth`, `model_best.pth` by AP) and run.json, and divergence.jsonl if
-    a step diverged. In a group only rank 0 writes, and only its evaluation has figures.
+    checkpoints (`model_final.pth`, `model_best.pth` by AP), run.json and detections.json, and
+    divergence.jsonl if a step diverged. In a group only rank 0 writes, and only its evaluation has
+    figures.
 
     Args:
         cfg: from `prepare`.
@@ -124,6 +126,8 @@ def train(
     run.record.status = "finished"
     run.complete()
     if comm.is_main_process() and run.evaluation:
+        if run.evaluation.metrics:  # elsewhere it has written what a server takes
+            keep_detections(run.folder, run.evaluation.detections)
         check_expected(cfg, run.evaluation)
     return run.record, run.evaluation
 
@@ -151,9 +155,9 @@ class _TrainingRun:
         return self.trainer.done >= self.cfg.SOLVER.MAX_ITER
 
     def forget_analysis(self) -> None:
-        """Remove the folder's analysis, unless it is of the weights that the run will end with."""
+        """Remove what the folder has of other weights than those that the run will end with."""
         if not self._is_done():
-            for name in (ANALYSIS_FILE, WORST_FILE):
+            for name in (ANALYSIS_FILE, WORST_FILE, DETECTIONS_FILE):
                 (self.folder / name).unlink(missing_ok=True)
 
     def register_hooks(self, stop: StopOnSignal) -> None:

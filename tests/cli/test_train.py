@@ -77,6 +77,11 @@ def test_eval_finds_the_configuration_beside_the_weights(ghm, run_folder, tmp_pa
         "detections.json",
         "detections.png",
     }
+    own = json.loads((run_folder / "detections.json").read_text())  # left by the training, rounded
+    found = json.loads((tmp_path / "e" / "detections.json").read_text())
+    assert len(own) == len(found) > 0
+    for a, b in zip(own, found, strict=True):
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.01) and a["image_id"] == b["image_id"]
 
 
 def test_eval_takes_the_split_that_is_named(ghm, run_folder, digits_folder):
@@ -176,7 +181,8 @@ def test_an_analysis_of_over_a_twentieth_of_the_training_waits_until_asked_for(
     shutil.copytree(run_folder, folder)
     done = ghm("train", "--output", folder, "--resume", "--analyse", "--json")
     assert done.returncode == 0, done.stderr
-    assert "gradient_norms" in json.loads((folder / "analysis.json").read_text())
+    analysis = json.loads((folder / "analysis.json").read_text())
+    assert "gradient_norms" in analysis and len(analysis["image_bootstrap"]["AP"]) == 200
     assert (folder / "worst.jpg").is_file()
     assert json.loads(done.stdout)["gflops"] == record(folder)["gflops"] > 0
     done = ghm("train", "--output", folder, "--resume", "--json")  # nothing is left to train
