@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from ghm_d2.errors import UsageError
 
 from ._console import emit, err, out, user_errors
-from ._options import Dataset, Device, Json, make_folder
+from ._options import Dataset, Json, make_folder
 
 SET_BY_OPTIONS = {
     "SEED": "--seeds",
@@ -86,7 +86,15 @@ def compare(
     output: Annotated[
         Path, typer.Option(help="Folder that all comparisons share: finished runs are reused.")
     ] = Path("comparisons"),
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto, cpu, cuda or mps; cuda is all GPUs, cuda:0,cuda:2 are two of them."
+        ),
+    ] = "auto",
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at once on each device; each needs its own memory.")
+    ] = 1,
     launcher: Annotated[str, typer.Option(help="local, or submitit: a Slurm job a run.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
@@ -100,6 +108,9 @@ def compare(
 
         if launcher not in ("local", "submitit"):
             raise UsageError(f"--launcher is local or submitit, not {launcher!r}")
+        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
+        if elsewhere and jobs > 1:
+            raise UsageError("--jobs is for this machine; with submitit every run is a job")
         words = what or []
         own = any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
@@ -117,27 +128,29 @@ def compare(
 
         quiet()
         from ghm_d2.experiments.compare import Request
-        from ghm_d2.training.prepare import pick_device
+        from ghm_d2.experiments.launch import LocalLauncher, find_devices
 
-        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
+        devices = find_devices("auto" if elsewhere else device)
+        start = None if elsewhere else LocalLauncher(devices, jobs)
         request = Request(
             suite=suite,
             dataset=dataset,
             budget=budget,
             seeds=tuple(range(1, seeds + 1)),
             root=output.resolve(),
-            device=pick_device("auto" if elsewhere else device),
+            device=devices[0],
             overrides=overrides,
             search=search,
             command=shlex.join(["ghm", *sys.argv[1:]]),
+            at_once=len(start.free) if start else 1,
         )
-        _compare(request, device if elsewhere else None, dry_run, as_json)
+        _compare(request, start, device, dry_run, as_json)
 
 
-def _compare(request, job_device: str | None, dry_run: bool, as_json: bool) -> None:
-    """`job_device`: of submitit's jobs; None runs them here."""
+def _compare(request, start, job_device: str, dry_run: bool, as_json: bool) -> None:
+    """`start`: the launcher; None takes submitit, whose jobs run on `job_device`."""
     from ghm_d2.experiments.compare import compare, make_plan
-    from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher
+    from ghm_d2.experiments.launch import SubmititLauncher
 
     from ._progress import progress
 
@@ -147,12 +160,10 @@ def _compare(request, job_device: str | None, dry_run: bool, as_json: bool) -> N
         emit(plan.as_dict(), as_json=as_json, human=lambda: _print_plan(plan, out))
         return
     _print_plan(plan, err if as_json else out)
-    if job_device:
+    if start is None:
         longest = max(plan.seconds.get(run.key, 0) for run in (*plan.trials, *plan.runs))
         minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
-    else:
-        start = LocalLauncher(request.device)
     with progress() as shown:
         folder = compare(request, start, shown)
     from ghm_d2.reports.write import write_report
@@ -193,8 +204,9 @@ def _print_plan(plan, console) -> None:
     console.print(table)
     if "trials to come" in plan.seconds:
         say("The search's later trials depend on its first ones; the time below counts them in.")
-    total = timedelta(seconds=round(sum(plan.seconds.values())))
-    say(f"Expected: {total} in all, one run after another, from a few timed steps")
+    total = timedelta(seconds=round(plan.expected_seconds))
+    how = "one run after another" if plan.at_once == 1 else f"{plan.at_once} runs at a time"
+    say(f"Expected: {total} in all, {how}, from a few timed steps")
 
 
 def _by_side(runs) -> list[tuple[str, list]]:

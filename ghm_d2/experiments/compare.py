@@ -41,6 +41,7 @@ class Request:
     """A comparison that a user asks for.
 
     root: folder that comparisons share: the runs table, the runs, and a folder a comparison.
+    at_once: runs that the launcher trains at the same time.
     overrides: KEY VALUE in turn, of all sides.
     """
 
@@ -53,6 +54,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     search: bool = False
     command: str = ""
+    at_once: int = 1
 
     @property
     def table(self) -> RunsTable:
@@ -112,7 +114,8 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     if later:
         longest = max((seconds[run.key] for run in trials if run.key in seconds), default=0.0)
         seconds["trials to come"] = later * longest
-    return Plan(request.suite, label_of(request, runs), runs, trials, done, seconds)
+    label, at_once = label_of(request, runs), request.at_once
+    return Plan(request.suite, label, runs, trials, done, seconds, at_once)
 
 
 def compare(request: Request, launcher, progress: Progress) -> Path:
@@ -219,6 +222,8 @@ def run_all(runs: list[PlannedRun], launcher, table: RunsTable, progress: Progre
     finally:
         for _, job in jobs:
             job.stop()
+        for _, job in jobs:
+            job.wait()
 
 
 def _failure(run: PlannedRun, code: int) -> BaseException:

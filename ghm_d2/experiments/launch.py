@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -133,19 +134,54 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-class LocalLauncher:
-    """One run a device at a time: one after another on a CPU or one GPU, one on each of several."""
+def find_devices(words: str) -> list[str]:
+    """The devices of this machine that `--device` names, such as ["cuda:0", "cuda:1"].
 
-    def __init__(self, device: str):
+    Args:
+        words: as for `pick_device`, several with commas between them. "cuda" is all GPUs, and so
+            is "auto" where there are any.
+
+    Raises:
+        UsageError: one is unknown, or not available.
+    """
+    import torch
+
+    from ghm_d2.training.prepare import pick_device
+
+    found: list[str] = []
+    for word in words.split(","):
+        device = pick_device(word.strip())
+        every = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        found += every if device == "cuda" else [device]
+    return list(dict.fromkeys(found))
+
+
+def _share_cores(runs: int) -> None:
+    """Give each of several runs at once its share of the cores, unless OMP_NUM_THREADS is set.
+
+    The processes that are started from here inherit it.
+    """
+    import torch
+
+    if runs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max(1, (cores or 1) // runs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)  # records name the number of threads: here, the plan's timings
+
+
+class LocalLauncher:
+    """Runs on the devices of this machine, each of which takes `jobs` at a time."""
+
+    def __init__(self, devices: Sequence[str], jobs: int = 1):
         """
         Args:
-            device: "cpu", "mps", "cuda" (all there are) or one, such as "cuda:1".
+            devices: as from `find_devices`.
+            jobs: runs at once on each of them, at least 1.
         """
-        self.free = [device]
-        if device == "cuda":
-            import torch
-
-            self.free = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        self.free = [*devices] * jobs
+        _share_cores(len(self.free))
 
     def start(self, run: PlannedRun, table_file: Path) -> "LocalJob":
         """Start a run on a free device, which there must be one of."""
@@ -171,9 +207,12 @@ class LocalJob:
         return code
 
     def stop(self) -> None:
-        """Ask it to save a checkpoint and end, and wait for it."""
+        """Ask it to save a checkpoint and end."""
         if self._process.is_alive():
             self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait for its end."""
         self._process.join()
 
 
@@ -236,3 +275,6 @@ class SubmititJob:
     def stop(self) -> None:
         """Cancel the job; it can be resumed."""
         self._job.cancel()
+
+    def wait(self) -> None:
+        """A cancelled job's end is the queue's to see to."""

@@ -1,5 +1,6 @@
 """From a suite to its runs: what each trains, its key and folder, and how long it will take."""
 
+import heapq
 import json
 import multiprocessing
 import re
@@ -86,6 +87,15 @@ class Plan:
     trials: list[PlannedRun]  # runs of the search, which come first
     done: set[str]  # keys
     seconds: dict[str, float]  # expected, of what is not done, by key
+    at_once: int = 1  # runs that share the devices
+
+    @property
+    def expected_seconds(self) -> float:
+        """Until all is done, as if runs that share a device did not slow each other down."""
+        ends = [0.0] * self.at_once
+        for seconds in self.seconds.values():
+            heapq.heapreplace(ends, ends[0] + seconds)  # it takes the place that is free first
+        return max(ends)
 
     def as_dict(self) -> dict:
         """The plan as `--dry-run --json` prints it."""
@@ -94,7 +104,7 @@ class Plan:
             "question": self.suite.question,
             "dataset": self.dataset,
             "sides": [side.name for side in self.suite.sides],
-            "expected_seconds": round(sum(self.seconds.values())),
+            "expected_seconds": round(self.expected_seconds),
             "trials": [self._row(run) for run in self.trials],
             "runs": [self._row(run) for run in self.runs],
         }

@@ -119,6 +119,9 @@ def pick_device(device: str) -> str:
         raise UsageError(f"--device is auto, cpu, cuda or mps, not {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("no CUDA device here; use --device auto, and see ghm doctor")
+    count = torch.cuda.device_count()
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= count:
+        raise UsageError(f"--device {device}: the last one here is cuda:{count - 1}")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("no MPS device here; use --device auto, and see ghm doctor")
     return device

@@ -144,9 +144,10 @@ def test_a_diverged_side_is_a_result(ghm, words, tmp_path):
     assert "diverged at iteration" in " ".join(done.stdout.split())
 
 
-def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing_running(words, tmp_path):
-    process = start([*words(tmp_path, *LOSSES), *LONGER], start_new_session=True)
-    wait_for(lambda: list(tmp_path.glob("runs/*/model_0000009.pth")), process)
+def test_ctrl_c_saves_all_checkpoints_and_leaves_nothing_running(words, tmp_path):
+    asked = [*words(tmp_path, *LOSSES), *LONGER, "--jobs", "2"]
+    process = start(asked, start_new_session=True)
+    wait_for(lambda: len(list(tmp_path.glob("runs/*/model_0000009.pth"))) == 2, process)
     below = children(process.pid)
     for pid in (process.pid, *below):  # as a terminal does, to all that have not left its group
         if os.getpgid(pid) == process.pid:
@@ -155,10 +156,13 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing_running(words, tmp_path):
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr and "Traceback" not in stderr
     wait_for(lambda: not any(is_alive(pid) for pid in below))
-    (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json"))
-    (folder,) = tmp_path.glob("runs/*")
-    assert record["status"] == "interrupted"
-    assert (folder / "last_checkpoint").read_text() == f"model_{record['iterations'] - 1:07d}.pth"
+    folders = list(tmp_path.glob("runs/*"))
+    assert len(folders) == 2
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "interrupted"
+        last = f"model_{record['iterations'] - 1:07d}.pth"
+        assert (folder / "last_checkpoint").read_text() == last
 
 
 def test_the_plan_is_json(ghm, words, tmp_path):
@@ -192,6 +196,8 @@ def test_a_plan_tells_what_is_done(ghm, words, killed):
         (["losses", "--set", "MODEL.GHM.SCOPES", "batch"], "MODEL.GHM.SCOPE"),
         (["losses", "--budget", "quik"], "quick"),
         (["losses", "--launcher", "slurm"], "submitit"),
+        (["losses", "--launcher", "submitit", "--jobs", "2"], "every run is a job"),
+        (["losses", "--device", "cpu,gpu"], "not 'gpu'"),
         (["noise", "--dataset", "coco_2017"], "digits"),
         (["losses", "--set", "SEED", "3"], "--seeds"),
         (["losses", "--set", "SEED=3", "--set", "SOLVER.BASE_LR", "1"], "SEED is what"),

@@ -1,13 +1,15 @@
 """Runs in processes and jobs of their own, where they go wrong."""
 
 import errno
+import os
 import shutil
+from unittest import mock
 
 import pytest
 
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments import compare
-from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher, is_training
+from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher, find_devices, is_training
 from ghm_d2.experiments.plan import make_run
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunsTable
@@ -28,7 +30,7 @@ def broken(digits_folder, tiny, tmp_path):
 @pytest.mark.parametrize("kind", ["local", "submitit"])
 def test_what_a_run_ended_with_is_told(broken, tmp_path, kind):
     launcher = (
-        LocalLauncher("cpu") if kind == "local" else SubmititLauncher(tmp_path / "jobs", 5, "cpu")
+        LocalLauncher(["cpu"]) if kind == "local" else SubmititLauncher(tmp_path / "jobs", 5, "cpu")
     )
     with pytest.raises(DataError, match=r"a, seed 1 failed: .*images/val/.* cannot be read"):
         compare.run_all([broken], launcher, RunsTable(tmp_path / "runs.jsonl"), Progress())
@@ -46,11 +48,31 @@ def test_a_missing_submitit_is_named(monkeypatch, tmp_path):
         SubmititLauncher(tmp_path, 5, "cpu")
 
 
-def test_each_gpu_takes_a_run(monkeypatch):
+def test_devices_are_found_and_each_takes_its_jobs(monkeypatch):
+    assert find_devices("cpu") == ["cpu"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    assert LocalLauncher("cuda").free == ["cuda:0", "cuda:1", "cuda:2"]
-    assert LocalLauncher("cuda:1").free == ["cuda:1"]
-    assert LocalLauncher("cpu").free == ["cpu"]
+    every = ["cuda:0", "cuda:1", "cuda:2"]
+    assert find_devices("cuda") == find_devices("auto") == every
+    assert find_devices("cuda:2, cuda:0") == ["cuda:2", "cuda:0"]
+    with pytest.raises(UsageError, match="cuda:3: the last one here is cuda:2"):
+        find_devices("cuda:1,cuda:3")
+    assert LocalLauncher(every).free == every
+    assert LocalLauncher(["cuda:0", "cuda:1"], jobs=2).free == ["cuda:0", "cuda:1"] * 2
+
+
+def test_runs_at_once_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)), raising=False)
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="2"):
+        LocalLauncher(["cpu"], jobs=2)
+        assert os.environ["OMP_NUM_THREADS"] == "2" and not threads, "what the user set"
+        del os.environ["OMP_NUM_THREADS"]
+        LocalLauncher(["cpu"])
+        assert "OMP_NUM_THREADS" not in os.environ
+        LocalLauncher(["cpu"], jobs=3)
+        assert os.environ["OMP_NUM_THREADS"] == "2" and threads == [2]
 
 
 def test_a_file_system_without_locks_is_named_before_anything_starts(broken, tmp_path, monkeypatch):
@@ -60,5 +82,5 @@ def test_a_file_system_without_locks_is_named_before_anything_starts(broken, tmp
     monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.raises(UsageError, match=r"No locks available.*--output"):
         compare.run_all(
-            [broken], LocalLauncher("cpu"), RunsTable(tmp_path / "runs.jsonl"), Progress()
+            [broken], LocalLauncher(["cpu"]), RunsTable(tmp_path / "runs.jsonl"), Progress()
         )

@@ -52,6 +52,9 @@ class PretendedJob:
     def stop(self):
         self.launcher.stopped.append(self.run.side)
 
+    def wait(self):
+        assert self.run.side in self.launcher.stopped
+
 
 def enter(run, table_file, **measured):
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +241,16 @@ def test_runs_of_one_configuration_take_as_long_as_the_last(request_, runs):
     heard = Heard()
     left = expected_seconds(runs[2:3], request_.table, "cpu", heard)
     assert 4000 < left[runs[2].key] < 4100
+
+
+def test_runs_side_by_side_are_expected_to_end_sooner(request_, monkeypatch):
+    monkeypatch.setattr("ghm_d2.experiments.plan._known_timing", lambda *_: (1.0, 0.1))
+    request = replace(request_, seeds=(1, 2, 3))
+    one = make_plan(request, Heard())
+    each = one.expected_seconds / 6
+    several = {n: make_plan(replace(request, at_once=n), Heard()) for n in (2, 4, 8)}
+    runs = {n: plan.as_dict()["expected_seconds"] / each for n, plan in several.items()}
+    assert runs == pytest.approx({2: 3, 4: 2, 8: 1}, rel=0.05)
 
 
 def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
