@@ -83,6 +83,12 @@ class RunRecord:
     gflops: Number | None = None  # for one forward pass on one validation image (fvcore)
     loss_ms: Number | None = None  # the losses of one batch, forward and backward
     loss_variation: Number | None = None  # loss_cls: std / mean over the second half of training
+    # classification's gradient over the boxes', norms at the features that both read: the median
+    # over the second half of training; None where it was not measured
+    grad_ratio_cls_box: Number | None = None
+    # by GHM loss, such as "ghm_c": how much a sample's weight varies from batch to batch, as
+    # std / mean over the second half of training
+    weight_variation: dict[str, Number] = field(default_factory=dict)
     skipped_steps: Int = 0  # steps whose loss or gradient was not finite, and that were left out
     bad_images: Int = 0  # distinct training images that could not be read, and were replaced
     world_size: Int = 1  # processes that trained together

@@ -29,7 +29,7 @@ from ghm_d2.reports.study import (
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 
 RESULTS = Path(__file__).parents[1] / "results"
-CURVES = ("loss_cls", "bbox/AP")
+CURVES = ("loss_cls", "grad_ratio_cls_box", "bbox/AP")
 MOST_ROWS = 60  # of a density's moving average
 # the other analyses are drawn of one seed
 OF_EACH_SEED = ("precision_recall", "noise", "image_bootstrap")
@@ -97,7 +97,8 @@ def density(run: SeedRun) -> list[dict]:
         rows = [row for row in run.density if row["density"] == name]
         for row in rows[:: -math.ceil(len(rows) / MOST_ROWS)][::-1]:  # with the last
             levels = [[value or 0 for value in level] for level in row["ema"]]
-            found.append(row | {"ema": [[sum(values) for values in zip(*levels, strict=True)]]})
+            ema = [[sum(values) for values in zip(*levels, strict=True)]]
+            found.append({"iteration": row["iteration"], "density": name, "ema": ema})
     return found
 
 

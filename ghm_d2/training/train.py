@@ -46,6 +46,7 @@ from ghm_d2.run_folder import (
 )
 from ghm_d2.training.distributed import lost_peers, share_statistics
 from ghm_d2.training.divergence import is_finite
+from ghm_d2.training.gradient_ratio import PERIOD
 from ghm_d2.training.hooks import (
     BestCheckpoint,
     FiniteCheckpointer,
@@ -56,6 +57,7 @@ from ghm_d2.training.hooks import (
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.precise_bn import SeededPreciseBN
 from ghm_d2.training.prepare import config_errors
+from ghm_d2.training.second_half import gradient_ratio, weight_variation
 from ghm_d2.training.trainer import GHMTrainer
 from ghm_d2.training.writers import (
     DensityLog,
@@ -168,6 +170,8 @@ class _TrainingRun:
         """
         cfg, trainer = self.cfg, self.trainer
         period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
+        # where metrics are written, so that a resumed run has the same rows
+        trainer.ratio_period = period * max(1, round(PERIOD / period))
         precise = cfg.TEST.PRECISE_BN.ENABLED
         precise_bn = [SeededPreciseBN(cfg, trainer.detector)] if precise else []
         writing = []
@@ -264,6 +268,8 @@ class _TrainingRun:
         record.peak_memory_mb = peak_memory_mb(self.cfg.MODEL.DEVICE)
         record.best = self.best.best
         record.loss_variation = self.history.variation
+        record.grad_ratio_cls_box = gradient_ratio(self.folder, self.cfg.SOLVER.MAX_ITER)
+        record.weight_variation = weight_variation(self.folder, self.cfg.SOLVER.MAX_ITER)
         record.skipped_steps, record.bad_images = trainer.skipped, len(trainer.bad_images)
         record.train_seconds = trainer.seconds
         if trainer.step_seconds:

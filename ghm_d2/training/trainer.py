@@ -18,6 +18,7 @@ from ghm_d2.errors import DataError, DivergedError
 from ghm_d2.files import finite_or_none
 from ghm_d2.training.distributed import parallel, sum_over_ranks
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
+from ghm_d2.training.gradient_ratio import GRADIENT_RATIO, shared_features, squared_norms
 from ghm_d2.training.writers import append_lines
 
 _NORMS = 100  # the last gradient norms that a report of divergence shows
@@ -46,6 +47,8 @@ class GHMTrainer(SimpleTrainer):
         skipped: steps skipped because of a NaN or infinite loss or gradient.
         bad_images: why each image that could not be read could not, by file name.
         divergence_file: where diverged steps are reported; None for nowhere.
+        ratio_period: every so many iterations the ratio of the gradients of classification and of
+            boxes at the features that both read is logged, as "grad_ratio_cls_box"; 0 for never.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class GHMTrainer(SimpleTrainer):
         self.seconds, self.step_seconds = 0.0, []
         self.skipped, self.bad_images = 0, {}
         self.divergence_file: Path | None = None
+        self.ratio_period = 0
         self._cfg, self._tell = cfg, tell
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._dtype = _autocast_dtype(cfg.SOLVER.AMP, self._device)
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
         self._kept: list[torch.Tensor] = []  # the buffers before the step
+        self._head_gradients: list[torch.Tensor] = []  # of the step's parts, `squared_norms`
         self._in_step = False
 
     def run_step(self):
@@ -119,6 +124,7 @@ class GHMTrainer(SimpleTrainer):
     def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
         """The losses; their gradient, the batch's mean, is left in the parameters."""
         self.optimizer.zero_grad()
+        self._head_gradients = []
         parts = _parts(batch, self._cfg.SOLVER.ACCUMULATE)
         total: dict[str, torch.Tensor] = {}
         for i, part in enumerate(parts, 1):
@@ -132,7 +138,14 @@ class GHMTrainer(SimpleTrainer):
 
     def _losses(self, batch) -> dict[str, torch.Tensor]:
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-            return self.model(batch)
+            if not self.ratio_period or (self.iter + 1) % self.ratio_period:
+                return self.model(batch)
+            with shared_features(self.detector) as features:
+                losses = self.model(batch)
+        scaled = {name: self._scaler.scale(loss) for name, loss in losses.items()}
+        norms = squared_norms(scaled, features)
+        self._head_gradients += [] if norms is None else [norms]
+        return losses
 
     def _why_stopped(self, batch, error: Exception) -> str:
         """Why an assertion ended the forward pass; raises `error` if it was not NaN or infinity."""
@@ -223,6 +236,10 @@ class GHMTrainer(SimpleTrainer):
         self.storage.put_scalar("data_time", data_seconds)
         if len(losses) > 1:
             self.storage.put_scalars(**losses)
+        if self._head_gradients:
+            cls, box = sum_over_ranks(torch.stack(self._head_gradients).sum(0)).tolist()
+            if box > 0 and math.isfinite(ratio := math.sqrt(cls / box)):
+                self.storage.put_scalar(GRADIENT_RATIO, ratio, smoothing_hint=False)
 
     @torch.no_grad()
     def _keep_buffers(self) -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
+from torch import Tensor
 
 from ghm_d2.describe import peak_memory_mb
 from ghm_d2.errors import OutputError
@@ -91,7 +93,12 @@ class WholeStepsWriter(hooks.PeriodicWriter):
 
 
 class DensityLog(HookBase):
-    """Appends the moving average of every gradient density, every `period` iterations."""
+    """Appends what every gradient density made of a batch, every `period` iterations.
+
+    "ema" is its moving average, a row a feature level; "counts" are the batch's samples and
+    "weights" the mean weight of one of them by unit region, all levels together, up to factors that
+    are the same for all. They are of the last part under SOLVER.ACCUMULATE.
+    """
 
     def __init__(self, file: Path, model, period: int, start_iter: int = 0):
         self._densities = [
@@ -100,18 +107,34 @@ class DensityLog(HookBase):
             if isinstance(module, GradientDensity)
         ]
         self._file, self._period = Path(file), period
+        self._handles, self._seen = [], {}
         if self._densities:
             drop_lines_from(self._file, start_iter)
 
+    def before_step(self):
+        if (self.trainer.iter + 1) % self._period == 0:
+            self._handles = [
+                module.register_forward_hook(partial(self._see, name))
+                for name, module in self._densities
+            ]
+
     def after_step(self):
-        if (self.trainer.iter + 1) % self._period:
-            return
-        rows = [
-            {"iteration": self.trainer.iter, "density": name, "ema": module.ema.tolist()}
-            for name, module in self._densities
-        ]
+        for handle in self._handles:
+            handle.remove()
+        rows = []
+        for name, module in self._densities if self._handles else ():
+            row = {"iteration": self.trainer.iter, "density": name, "ema": module.ema.tolist()}
+            rows.append(row | self._seen.pop(name, {}))
+        self._handles = []
         if rows:
             append_lines(self._file, rows)
+
+    def _see(self, name: str, _density, arguments: tuple, weights: Tensor) -> None:
+        counts = arguments[0]
+        total = counts.sum(0)
+        mean = (counts * weights).sum(0) / total.clamp(min=1)
+        rounded = [float(f"{w:.6g}") for w in mean.tolist()]
+        self._seen[name] = {"counts": total.tolist(), "weights": rounded}
 
 
 class ProgressHook(HookBase):

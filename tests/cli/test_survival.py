@@ -94,8 +94,11 @@ def assert_same_runs(a: Path, b: Path) -> None:
         del state["trainer"]["seconds"]
     assert_same(*states)
     records = [json.loads((x / "run.json").read_text()) for x in (a, b)]
-    for key in ("status", "iterations", "metrics", "per_class", "best", "loss_variation"):
+    figures = ("loss_variation", "grad_ratio_cls_box", "weight_variation")
+    for key in ("status", "iterations", "metrics", "per_class", "best", *figures):
         assert records[0][key] == records[1][key], key
+    assert records[0]["grad_ratio_cls_box"] > 0
+    assert records[0]["weight_variation"].keys() == {"ghm_c", "ghm_r"}
 
 
 def assert_same(a, b, where: str = "") -> None:
@@ -215,7 +218,8 @@ def test_two_processes_train_as_one(survivor, whole, tmp_path):
     mine, expected = rows(output), rows(whole)
     assert len(mine) == len(expected) == ITERATIONS + 1
     for a, b in zip(mine, expected, strict=True):
-        for key in a.keys() & {"total_loss", "loss_cls", "loss_box_reg"}:
+        assert a.keys() == b.keys()
+        for key in a.keys() & {"total_loss", "loss_cls", "loss_box_reg", "grad_ratio_cls_box"}:
             assert a[key] == pytest.approx(b[key], rel=1e-4), (key, a["iteration"])
 
 
