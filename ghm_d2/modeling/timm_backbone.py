@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
+from ghm_d2.modeling.depthwise import keep_depthwise_in_float32
 from ghm_d2.modeling.freeze import freeze_batch_norm, freeze_parameters_of
 from ghm_d2.modeling.weights.timm_weights import load_pretrained
 
@@ -87,6 +88,7 @@ class TimmBackbone(Backbone):
             freeze_parameters_of(self.body, frozen, torch.zeros(1, in_channels, 64, 64))
         if freeze_bn:
             freeze_batch_norm(self.body)
+        keep_depthwise_in_float32(self.body)
 
     @property
     def size_divisibility(self) -> int:

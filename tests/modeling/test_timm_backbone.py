@@ -1,5 +1,6 @@
 """timm models as backbones: shapes, what is frozen, the weights' sources, and the errors."""
 
+import copy
 import re
 
 import matplotlib.cbook
@@ -309,3 +310,20 @@ def test_one_channel_pictures():
     cfg.MODEL.TIMM.NAME = SMALL
     fpn = build_ghm_timm_fpn_backbone(cfg, ShapeSpec(channels=1))
     assert fpn(torch.rand(1, 1, 64, 64))["p3"].shape == (1, 256, 8, 8)
+
+
+def test_depthwise_convolutions_stay_in_float32_under_a_cpus_autocast():
+    backbone = copy.deepcopy(build())  # the copy's convolutions must use its own weights
+    convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    depthwise = next(conv for conv in convolutions if conv.groups > 1)
+    other = next(conv for conv in convolutions if conv.groups == 1)
+    images, maps = torch.randn(1, 3, 64, 64), {}
+    for name, conv in (("depthwise", depthwise), ("other", other)):
+        conv.register_forward_hook(lambda _, __, out, name=name: maps.update({name: out}))
+    with torch.no_grad():
+        depthwise.weight.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone(images)
+    assert maps["depthwise"].dtype == torch.float32
+    assert maps["other"].dtype == torch.bfloat16
+    assert not maps["depthwise"].any()
