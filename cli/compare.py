@@ -58,8 +58,22 @@ Search = Annotated[
     bool,
     typer.Option(
         "--search",
-        help="First find each side's learning rate and box loss weight by five short trials "
-        "each, on a part of the training split.",
+        help="First find each side's learning rate and box loss weight, on a part of the training "
+        "split: up to eight trainings each.",
+    ),
+]
+SearchOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DATA",
+        help="Search on this data set instead, or with several on all of them together; "
+        "repeatable.",
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Take the settings that a search chose: its comparison.json or folder."
     ),
 ]
 Set = Annotated[
@@ -76,6 +90,8 @@ def compare(
     ] = 3,
     budget: Budget = None,
     search: Search = False,
+    search_on: SearchOn = None,
+    settings: Settings = None,
     set_: Set = None,
     side: Annotated[
         list[str] | None, typer.Option(help="Only this side; repeatable. All by default.")
@@ -111,6 +127,8 @@ def compare(
         elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
         if elsewhere and jobs > 1:
             raise UsageError("--jobs is for this machine; with submitit every run is a job")
+        if settings and (search or search_on):
+            raise UsageError("--settings takes what was searched before; leave out --search")
         words = what or []
         own = any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
@@ -140,7 +158,9 @@ def compare(
             root=output.resolve(),
             device=devices[0],
             overrides=overrides,
-            search=search,
+            search=search or bool(search_on),
+            search_on=tuple(search_on or []),
+            settings=settings and settings.resolve(),
             command=shlex.join(["ghm", *sys.argv[1:]]),
             at_once=len(start.free) if start else 1,
         )
@@ -161,7 +181,8 @@ def _compare(request, start, job_device: str, dry_run: bool, as_json: bool) -> N
         return
     _print_plan(plan, err if as_json else out)
     if start is None:
-        longest = max(plan.seconds.get(run.key, 0) for run in (*plan.trials, *plan.runs))
+        every = (*plan.trials, *plan.later, *plan.runs)
+        longest = max(plan.seconds.get(run.key, 0) for run in every)
         minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     with progress() as shown:
@@ -195,15 +216,17 @@ def _print_plan(plan, console) -> None:
 
     say(f"{plan.suite.name} on {plan.dataset}: {plan.suite.question}")
     table = Table("Side", "Runs", "Done", "Iterations", "Expected")
-    for name, runs in (("search", plan.trials), *_by_side(plan.runs)):
+    search = (("search", plan.trials), ("search, at most", plan.later))
+    for name, runs in (*search, *_by_side(plan.runs)):
         if runs:
             left = sum(plan.seconds.get(run.key, 0) for run in runs)
             done = sum(run.key in plan.done for run in runs)
-            cells = (len(runs), done, runs[0].iterations, timedelta(seconds=round(left)))
+            lengths = ", ".join(map(str, sorted({run.iterations for run in runs})))
+            cells = (len(runs), done, lengths, timedelta(seconds=round(left)))
             table.add_row(name, *map(str, cells))
     console.print(table)
-    if "trials to come" in plan.seconds:
-        say("The search's later trials depend on its first ones; the time below counts them in.")
+    if plan.later:
+        say("The search's last trials depend on its first ones; the time below counts them in.")
     total = timedelta(seconds=round(plan.expected_seconds))
     how = "one run after another" if plan.at_once == 1 else f"{plan.at_once} runs at a time"
     say(f"Expected: {total} in all, {how}, from a few timed steps")

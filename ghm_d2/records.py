@@ -152,12 +152,18 @@ class Pair:
 
 @dataclass
 class Trial:
-    """One run of the search for a side's setting, on a part of the training split."""
+    """One run of the search for a side's setting, on a part of a training split.
+
+    Records of earlier versions have no `dataset`, `seed` and `iterations`.
+    """
 
     side: str
     overrides: list[str]
     AP: Number | None
     chosen: bool = False
+    dataset: str = ""
+    seed: Int = 0
+    iterations: Int = 0
 
 
 @dataclass
@@ -180,12 +186,13 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> "Comparison":
-        """The comparison in `folder`.
+        """The comparison in `folder`, which may be its comparison.json too.
 
         Raises:
             DataError: there is none, or it is not one.
         """
-        file = Path(folder) / COMPARISON_FILE
+        file = Path(folder)
+        file = file if file.is_file() else file / COMPARISON_FILE
         if not os.path.lexists(file):
             raise DataError(f"{folder}: no {COMPARISON_FILE}")
         return _read(cls, file, "a comparison")

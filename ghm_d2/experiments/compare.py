@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from ghm_d2.experiments.launch import BUSY, is_training, take
 from ghm_d2.experiments.plan import (
     Plan,
     PlannedRun,
+    absolute,
     expected_seconds,
     make_run,
     side_config,
     side_dataset,
 )
-from ghm_d2.experiments.search import TRIALS, SideSearch, holdout, search
+from ghm_d2.experiments.search import Settings, SideSearch, holdout, read_settings, search
 from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import (
@@ -41,8 +43,10 @@ class Request:
     """A comparison that a user asks for.
 
     root: folder that comparisons share: the runs table, the runs, and a folder a comparison.
-    at_once: runs that the launcher trains at the same time.
     overrides: KEY VALUE in turn, of all sides.
+    search: whether settings are searched first: on the compared data, or on all of `search_on`.
+    settings: the comparison.json of an earlier search, or its folder, to take settings from.
+    at_once: runs that the launcher trains at the same time.
     """
 
     suite: Suite
@@ -53,6 +57,8 @@ class Request:
     device: str
     overrides: tuple[str, ...] = ()
     search: bool = False
+    search_on: tuple[str, ...] = ()
+    settings: Path | None = None
     command: str = ""
     at_once: int = 1
 
@@ -71,11 +77,14 @@ class Request:
         runs = make_runs(replace(self, seeds=(1,)), {})
         words = [self.suite.name, label_of(self, runs), self.budget]
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")[:100]
-        name = config_hash(json.dumps([[run.key for run in runs], self.search]))
+        how: Any = [*self.search_on] or self.search
+        if self.settings:
+            how = read_settings(self.settings, self.budget)[0]
+        name = config_hash(json.dumps([[run.key for run in runs], how]))
         return self.root / f"{slug}-{name[:6]}"
 
 
-def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[PlannedRun]:
+def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
     """The runs of a comparison, one seed of all sides after another.
 
     Args:
@@ -98,24 +107,21 @@ def make_runs(request: Request, settings: dict[str, tuple[str, ...]]) -> list[Pl
 def make_plan(request: Request, progress: Progress) -> Plan:
     """The runs to come and how long they will take; the trials of a search come first.
 
-    A trial that depends on others' results is counted as one with the side's own settings.
+    What depends on the results of trials is counted with the sides' own settings.
     """
     table = request.table
     searches = _searches(request)
-    trials = [run for side in searches for _, run in side.trials(table)]
-    settings: dict[str, tuple[str, ...]] = {}
-    if searches and len(trials) == TRIALS * len(searches) and all(t.is_done(table) for t in trials):
-        settings, _ = search(searches, table, lambda runs: None)
+    trials = [trial.run for side in searches for trial in side.trials(table)]
+    later = [run for side in searches for run in side.later(table)]
+    settings: Settings = {}
+    if all(side.choice(table) for side in searches):
+        settings, _ = _settings(request, searches, lambda runs: None)
     runs = make_runs(request, settings)
-    done = {run.key for run in (*trials, *runs) if run.is_done(table)}
-    left = [run for run in (*trials, *runs) if run.key not in done]
+    done = {run.key for run in (*trials, *later, *runs) if run.is_done(table)}
+    left = [run for run in (*trials, *later, *runs) if run.key not in done]
     seconds = expected_seconds(left, table, request.device, progress)
-    later = TRIALS * len(searches) - len(trials)
-    if later:
-        longest = max((seconds[run.key] for run in trials if run.key in seconds), default=0.0)
-        seconds["trials to come"] = later * longest
     label, at_once = label_of(request, runs), request.at_once
-    return Plan(request.suite, label, runs, trials, done, seconds, at_once)
+    return Plan(request.suite, label, runs, trials, later, done, seconds, at_once)
 
 
 def compare(request: Request, launcher, progress: Progress) -> Path:
@@ -129,8 +135,8 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
         KeyboardInterrupt: after Ctrl-C, checkpoints saved.
     """
     table = request.table
-    settings, trials = search(
-        _searches(request), table, lambda runs: run_all(runs, launcher, table, progress)
+    settings, trials = _settings(
+        request, _searches(request), lambda runs: run_all(runs, launcher, table, progress)
     )
     folder = request.folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +148,23 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
     return folder
 
 
+def _settings(
+    request: Request, searches: list[SideSearch], train: Callable[[list[PlannedRun]], None]
+) -> tuple[Settings, list[Trial]]:
+    """The settings of each side, searched or taken from an earlier search, and the trials.
+
+    Raises:
+        UsageError, DataError: a side is missing in the earlier search, or that cannot be used.
+    """
+    if request.settings is None:
+        return search(searches, request.table, train)
+    settings, trials = read_settings(request.settings, request.budget)
+    for side in request.suite.sides:
+        if side.name not in settings and side.settings_of not in settings:
+            raise UsageError(f"--settings {request.settings}: nothing was searched for {side.name}")
+    return settings, trials
+
+
 def _searches(request: Request) -> list[SideSearch]:
     """The search of each side that does not share another side's."""
     if not request.search:
@@ -151,9 +174,13 @@ def _searches(request: Request) -> list[SideSearch]:
     for side in request.suite.sides:
         if side.settings_of in names:
             continue
-        config, overrides, dataset = request.inputs(side)
-        data = holdout(request.root, config, overrides, dataset, request.device)
-        found += [SideSearch(request.root, side.name, config, overrides, data, request.device)]
+        config, overrides, own = request.inputs(side)
+        datasets: dict[str, str] = {}
+        for dataset in [absolute(name) for name in request.search_on] or [own]:
+            label, folder = holdout(request.root, config, overrides, dataset, request.device)
+            taken = datasets.get(label, folder) != folder
+            datasets[Path(folder).name if taken else label] = folder
+        found += [SideSearch(request.root, side.name, config, overrides, datasets, request.device)]
     return found
 
 
@@ -162,9 +189,7 @@ def label_of(request: Request, runs: list[PlannedRun]) -> str:
     return "digits" if request.suite.sides[0].noise is not None else runs[0].label
 
 
-def _record(
-    request: Request, settings: dict[str, tuple[str, ...]], trials: list[Trial], folder: Path
-) -> None:
+def _record(request: Request, settings: Settings, trials: list[Trial], folder: Path) -> None:
     """Write comparison.json; the seeds of an earlier call stay in it."""
     if (folder / COMPARISON_FILE).is_file():
         earlier = Comparison.read(folder)

@@ -58,6 +58,8 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
         record = asdict(RunRecord.read(run.folder))
         folder = Path(os.path.relpath(run.folder, table_file.parent)).as_posix()
         table.append({"key": run.key, "folder": folder, "record": record})
+        if not run.analyse:
+            (run.folder / FINAL_WEIGHTS).unlink(missing_ok=True)  # a trial's, which nobody reads
     return 0
 
 

@@ -85,6 +85,7 @@ class Plan:
     dataset: str  # its label
     runs: list[PlannedRun]
     trials: list[PlannedRun]  # runs of the search, which come first
+    later: list[PlannedRun]  # stand for its runs that depend on the results of `trials`
     done: set[str]  # keys
     seconds: dict[str, float]  # expected, of what is not done, by key
     at_once: int = 1  # runs that share the devices
@@ -162,14 +163,19 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
         UsageError: a side brings its own data and another data set is asked for.
     """
     if side.noise is None:
-        if dataset is None or is_registered(dataset) or not Path(dataset).exists():
-            return dataset
-        return str(Path(dataset).resolve())  # for a process that runs elsewhere
+        return dataset and absolute(dataset)
     if dataset not in (None, "digits"):
         raise UsageError(
             f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
         )
     return str(digits_folder(DigitsSpec(noise=side.noise)))
+
+
+def absolute(dataset: str) -> str:
+    """A data set's name, or its folder's path, for a process that runs elsewhere."""
+    if is_registered(dataset) or not Path(dataset).exists():
+        return dataset
+    return str(Path(dataset).resolve())
 
 
 def make_run(

@@ -1,12 +1,22 @@
-"""The same small search for every side of a comparison, on a part of the training split alone.
+"""The same search for every side of a comparison, on parts of training splits alone.
 
-Each side tries three learning rates and then, at the best of them, two more weights of the box
-loss: five trials of half the iterations, trained on four fifths of the training images and judged
-by AP on the rest. One weight is enough: a factor common to both losses is one of the learning rate
-under SGD, and of no effect under AdamW.
+Successive halving over learning rates times weights of the box loss, around the configured ones:
+
+1. Each setting of the grid is trained once, for half of the iterations. Where the best of them has
+   the grid's largest or smallest rate, one setting beyond it is tried too.
+2. The best one and the configured setting are trained at full length with two seeds. The configured
+   one stays unless the other is ahead by more than half an AP and more than one standard error of
+   the differences, paired by data set and seed.
+
+A side takes eight full trainings at most on each data set. Trials train on four fifths of the
+training images and are judged by AP on the rest, the mean over data sets. One weight is enough: a
+factor common to both losses is one of the learning rate under SGD, and of no effect under AdamW.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ghm_d2.config import load_config
@@ -14,16 +24,45 @@ from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import data_label
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_holdout
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
-from ghm_d2.records import RunsTable, Trial
+from ghm_d2.records import Comparison, RunsTable, Trial
 from ghm_d2.training.prepare import prepare
 
-LR_FACTORS, WEIGHT_FACTORS = (1.0, 0.5, 2.0), (0.5, 2.0)  # the configured rate wins a tie
-# MODEL.META_ARCHITECTURE -> the group with BBOX_REG_LOSS_WEIGHT
-WEIGHT_KEYS = {arch: d.group for arch, d in DETECTORS.items() if arch != "RetinaNet"}
-TRIALS = len(LR_FACTORS) + len(WEIGHT_FACTORS)  # a side
-SEED, ITERATIONS = 0, 0.5  # the seed of no compared run; the share of a run's iterations
+CONFIGURED = (1.0, 1.0)  # factors of the learning rate and of the weight; the first wins a tie
+# without both halved and both doubled, where boxes would learn at a quarter and four times the rate
+GRID = (CONFIGURED, (0.5, 1.0), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (0.5, 2.0), (2.0, 0.5))
+BEYOND = {0.5: 0.25, 2.0: 4.0}  # the grid's outer rates and those past them
+SEEDS = (0, 1000)  # no compared run has them; the first rung takes the first alone
+SHORT = 0.5  # the first rung's share of the iterations
+LEAST_GAIN = 0.5  # AP by which another setting has to be ahead of the configured one
+RATE_KEY, WEIGHT_KEY = "SOLVER.BASE_LR", "BBOX_REG_LOSS_WEIGHT"
+# MODEL.META_ARCHITECTURE -> the group with WEIGHT_KEY
+WEIGHT_GROUPS = {arch: d.group for arch, d in DETECTORS.items() if arch != "RetinaNet"}
+
+Factors = tuple[float, float]
+Settings = dict[str, tuple[str, ...]]  # chosen overrides by side
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One training of a search."""
+
+    factors: Factors
+    dataset: str  # its label
+    final: bool  # at full length
+    run: PlannedRun
+
+    def score(self, table: RunsTable) -> float:
+        """AP, 0..100; 0 if it diverged or has none."""
+        return self.ap(table) or 0.0
+
+    def ap(self, table: RunsTable) -> float | None:
+        """AP, 0..100; None if it diverged, has none or is not done."""
+        row = table.latest(self.run.key)
+        if row is None or row["record"]["status"] != "finished":
+            return None
+        return row["record"]["metrics"].get("AP")
 
 
 class SideSearch:
@@ -35,64 +74,116 @@ class SideSearch:
         side: str,
         config: str,
         overrides: Sequence[str],
-        dataset: str,
+        datasets: Mapping[str, str],
         device: str,
     ):
         """
         Args:
             root: the folder that comparisons share.
             config, overrides: of the side; the search varies them.
-            dataset: a folder from `holdout`.
+            datasets: label -> a folder from `holdout`.
 
         Raises:
             UsageError: a detector whose box loss has no weight.
         """
         self.side = side
-        self._root, self._config, self._dataset, self._device = root, config, dataset, device
+        self._root, self._config, self._datasets, self._device = root, config, datasets, device
         cfg = load_config(config, list(overrides))
-        if cfg.MODEL.META_ARCHITECTURE not in WEIGHT_KEYS:
+        if cfg.MODEL.META_ARCHITECTURE not in WEIGHT_GROUPS:
             raise UsageError(
-                f"--search knows {', '.join(WEIGHT_KEYS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
+                f"--search knows {', '.join(WEIGHT_GROUPS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
                 "with focal and smooth_l1 GHMRetinaNet trains as RetinaNet does"
             )
-        short = (*scaled_schedule(cfg, ITERATIONS), "TEST.EVAL_PERIOD", "0")
-        self._overrides = (*overrides, *short)
-        part = WEIGHT_KEYS[cfg.MODEL.META_ARCHITECTURE]
-        self._weight_key = f"MODEL.{part}.BBOX_REG_LOSS_WEIGHT"
-        self._lr, self._weight = cfg.SOLVER.BASE_LR, cfg.MODEL[part].BBOX_REG_LOSS_WEIGHT
+        no_evaluation = ("TEST.EVAL_PERIOD", "0")
+        self._full = (*overrides, *no_evaluation)
+        self._short = (*overrides, *scaled_schedule(cfg, SHORT), *no_evaluation)
+        group = WEIGHT_GROUPS[cfg.MODEL.META_ARCHITECTURE]
+        self._weight_key = f"MODEL.{group}.{WEIGHT_KEY}"
+        self._rate, self._weight = cfg.SOLVER.BASE_LR, cfg.MODEL[group].BBOX_REG_LOSS_WEIGHT
+        self._runs: dict[tuple, PlannedRun] = {}
 
-    def trials(self, table: RunsTable) -> list[tuple[tuple[str, ...], PlannedRun]]:
-        """(setting, run) of the trials that are known by now; the weights' follow the rates'."""
-        rates = [self._setting(lr=f) for f in LR_FACTORS]
-        found = [(s, self._run(s)) for s in rates]
-        if all(run.is_done(table) for _, run in found):
-            best_lr = _best(found, table)[:2]
-            weights = [(*best_lr, *self._setting(weight=f)) for f in WEIGHT_FACTORS]
-            found += [(s, self._run(s)) for s in weights]
-        return found
+    def trials(self, table: RunsTable) -> list[PlannedTrial]:
+        """What is known by now; the second rung's trials follow from the first one's."""
+        return self._rungs(table)[0]
 
-    def _setting(self, lr: float | None = None, weight: float | None = None) -> tuple[str, ...]:
-        if lr is not None:
-            return ("SOLVER.BASE_LR", f"{self._lr * lr:g}")
-        return (self._weight_key, f"{self._weight * weight:g}")
+    def later(self, table: RunsTable) -> list[PlannedRun]:
+        """Runs as long as those that may follow what is known."""
+        return [] if self._rungs(table)[1] else [t.run for t in self._rung(GRID[:2], final=True)]
 
-    def _run(self, setting: tuple[str, ...]) -> PlannedRun:
-        overrides = (*self._overrides, *setting)
-        return make_run(
-            self._root,
-            self.side,
-            self._config,
-            overrides,
-            self._dataset,
-            SEED,
-            self._device,
-            analyse=False,
-        )
+    def _rungs(self, table: RunsTable) -> tuple[list[PlannedTrial], Factors | None]:
+        """The trials known, and the first rung's best, once it is done."""
+        found = self._rung(GRID)
+        best = _best(found, table)
+        if best and best[0] in BEYOND:
+            found += self._rung([(BEYOND[best[0]], best[1])])
+            best = _best(found, table)
+        if best and best != CONFIGURED:
+            found += self._rung((CONFIGURED, best), final=True)
+        return found, best
+
+    def choice(self, table: RunsTable) -> Factors | None:
+        """What is chosen; None while trials are left."""
+        found, best = self._rungs(table)
+        if not best or not all(trial.run.is_done(table) for trial in found):
+            return None
+        final = [trial for trial in found if trial.final]
+        ahead = [t.score(table) for t in final if t.factors == best]
+        configured = [t.score(table) for t in final if t.factors == CONFIGURED]
+        gains = [a - b for a, b in zip(ahead, configured, strict=True)]
+        return best if _is_clear(gains) else CONFIGURED
+
+    def setting(self, factors: Factors) -> tuple[str, ...]:
+        """Overrides; none for what is configured."""
+        rate, weight = factors
+        words = (RATE_KEY, f"{self._rate * rate:g}") if rate != 1 else ()
+        return (*words, self._weight_key, f"{self._weight * weight:g}") if weight != 1 else words
+
+    def _rung(self, settings: Iterable[Factors], final: bool = False) -> list[PlannedTrial]:
+        return [
+            PlannedTrial(factors, label, final, self._run(factors, label, seed, final))
+            for factors in settings
+            for label in self._datasets
+            for seed in (SEEDS if final else SEEDS[:1])
+        ]
+
+    def _run(self, factors: Factors, label: str, seed: int, final: bool) -> PlannedRun:
+        asked = (factors, label, seed, final)
+        if asked not in self._runs:
+            overrides = (*(self._full if final else self._short), *self.setting(factors))
+            self._runs[asked] = make_run(
+                self._root,
+                self.side,
+                self._config,
+                overrides,
+                self._datasets[label],
+                seed,
+                self._device,
+                analyse=False,
+            )
+        return self._runs[asked]
+
+
+def _best(trials: Sequence[PlannedTrial], table: RunsTable) -> Factors | None:
+    """The setting with the largest mean AP over the data sets; None while a trial is left."""
+    if not all(trial.run.is_done(table) for trial in trials):
+        return None
+    scores: dict[Factors, list[float]] = {}
+    for trial in trials:
+        scores.setdefault(trial.factors, []).append(trial.score(table))
+    return max(scores, key=lambda factors: statistics.mean(scores[factors]))
+
+
+def _is_clear(gains: Sequence[float]) -> bool:
+    """True for gains whose mean is over LEAST_GAIN and over its standard error."""
+    if not gains:
+        return False
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    return statistics.mean(gains) > max(LEAST_GAIN, error)
 
 
 def search(
     sides: Sequence[SideSearch], table: RunsTable, run_all: Callable[[list[PlannedRun]], None]
-) -> tuple[dict[str, tuple[str, ...]], list[Trial]]:
+) -> tuple[Settings, list[Trial]]:
     """Run what is not done of the search, and choose for each side.
 
     Args:
@@ -101,22 +192,57 @@ def search(
     Returns:
         the chosen overrides by side, and all trials.
     """
-    for _ in ("learning rates", "weights"):
-        run_all([run for side in sides for _, run in side.trials(table)])
-    chosen, trials = {}, []
+    chosen: dict[str, Factors | None] = {side.side: None for side in sides}
+    while None in chosen.values():
+        run_all([trial.run for side in sides for trial in side.trials(table)])
+        chosen = {side.side: side.choice(table) for side in sides}
+    settings, trials = {}, []
     for side in sides:
-        found = side.trials(table)
-        chosen[side.side] = _best(found, table)
-        for setting, run in found:
-            ap = _ap(run, table)
-            trials.append(Trial(side.side, list(setting), ap, setting == chosen[side.side]))
-    return chosen, trials
+        factors = chosen[side.side]
+        settings[side.side] = side.setting(factors)
+        trials += [
+            Trial(
+                side.side,
+                list(side.setting(trial.factors)),
+                trial.ap(table),
+                trial.factors == factors,
+                trial.dataset,
+                trial.run.seed,
+                trial.run.iterations,
+            )
+            for trial in side.trials(table)
+        ]
+    return settings, trials
+
+
+def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
+    """What an earlier comparison's search chose, and its trials, from its comparison.json.
+
+    Args:
+        file: that or its folder.
+        budget: of the comparison to come.
+
+    Raises:
+        DataError: there is none, or it has settings that no search finds.
+        UsageError: it was made without a search, or with another budget.
+    """
+    found = Comparison.read(file)
+    settings = {t.side: tuple(t.overrides) for t in found.search if t.chosen}
+    if not settings:
+        raise UsageError(f"{file}: no settings were searched; name a comparison with --search")
+    if found.budget != budget:
+        raise UsageError(f"{file}: the search is for --budget {found.budget}, not {budget}")
+    for words in settings.values():
+        strange = [k for k in words[::2] if k != RATE_KEY and not k.endswith(f".{WEIGHT_KEY}")]
+        if strange or len(words) % 2:
+            raise DataError(f"{file}: settings that no search finds: {' '.join(words)}")
+    return settings, found.search
 
 
 def holdout(
     root: Path, config: str, overrides: Sequence[str], dataset: str | None, device: str
-) -> str:
-    """A folder below `root` that divides the training split of the comparison's data.
+) -> tuple[str, str]:
+    """The label of a training split, and a folder below `root` that divides it.
 
     Raises:
         UsageError, DataError: there is no one training split, or none that can be divided.
@@ -127,21 +253,4 @@ def holdout(
     name = cfg.DATASETS.TRAIN[0]
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)
-    return str(folder.resolve())
-
-
-def _ap(run: PlannedRun, table: RunsTable) -> float | None:
-    row = table.latest(run.key)
-    if row is None or row["record"]["status"] != "finished":
-        return None
-    return row["record"]["metrics"].get("AP")
-
-
-def _best(found, table: RunsTable) -> tuple[str, ...]:
-    """The setting with the largest AP; of equals the first; a diverged trial is below all."""
-
-    def score(trial) -> float:
-        ap = _ap(trial[1], table)
-        return -1.0 if ap is None else ap
-
-    return max(found, key=score)[0]
+    return data_label(name), str(folder.resolve())

@@ -170,8 +170,8 @@ def _how(study: Study) -> list[Block]:
     if comparison.search:
         text = (
             "The learning rate and the weight of the box loss were searched first, by the same "
-            "trials for each side that the table names, trained and judged on parts of the "
-            "training split."
+            "rule for each side that the table names. Trials are trained and judged on parts of "
+            "training splits; the full-length ones decide."
         )
         shared = [s for s in comparison.sides if s.settings_of]
         text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)

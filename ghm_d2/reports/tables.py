@@ -204,17 +204,28 @@ def sides_table(sides: list[SideRuns]) -> Table:
 
 
 def search_table(trials: list[Trial]) -> Table:
-    """What was tried for each side's setting, and what was chosen."""
-    rows = [
-        (
-            trial.side,
-            " ".join(trial.overrides) or "as configured",
-            "chosen" if trial.chosen else "",
-            _number(trial.AP),
-        )
-        for trial in trials
-    ]
-    return Table(("Side", "Overrides", "", "AP, held-out training images"), rows, text_columns=3)
+    """What was tried for each side's setting, and what was chosen: the mean AP of each data set."""
+    groups: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        asked = (trial.side, " ".join(trial.overrides) or "as configured", trial.iterations)
+        groups.setdefault(asked, []).append(trial)
+    datasets = list(dict.fromkeys(trial.dataset for trial in trials))
+    rows = []
+    for (side, overrides, iterations), tried in groups.items():
+        figures = [_number(_mean_ap(tried, dataset)) for dataset in datasets]
+        how = [str(iterations), str(len({trial.seed for trial in tried}))] if iterations else []
+        rows.append((side, overrides, "chosen" if tried[0].chosen else "", *how, *figures))
+    how = ["Iterations", "Seeds"] if any(trial.iterations for trial in trials) else []
+    judged = [f"AP, held-out {name or 'training'} images" for name in datasets]
+    return Table(("Side", "Overrides", "", *how, *judged), rows, text_columns=3)
+
+
+def _mean_ap(trials: list[Trial], dataset: str) -> float | None:
+    """The mean AP on a data set, a diverged trial's being 0; None if all diverged."""
+    found = [trial.AP for trial in trials if trial.dataset == dataset]
+    if all(ap is None for ap in found):
+        return None
+    return sum(ap or 0.0 for ap in found) / len(found)
 
 
 def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:

@@ -198,6 +198,8 @@ def test_a_plan_tells_what_is_done(ghm, words, killed):
         (["losses", "--launcher", "slurm"], "submitit"),
         (["losses", "--launcher", "submitit", "--jobs", "2"], "every run is a job"),
         (["losses", "--device", "cpu,gpu"], "not 'gpu'"),
+        (["losses", "--search", "--settings", "earlier"], "leave out --search"),
+        (["losses", "--search-on", "digit"], "digits"),
         (["noise", "--dataset", "coco_2017"], "digits"),
         (["losses", "--set", "SEED", "3"], "--seeds"),
         (["losses", "--set", "SEED=3", "--set", "SOLVER.BASE_LR", "1"], "SEED is what"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ghm_d2.describe import device_name
-from ghm_d2.errors import DataError, RunError
+from ghm_d2.errors import DataError, RunError, UsageError
 from ghm_d2.experiments import compare as module
 from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs, run_all
 from ghm_d2.experiments.launch import BUSY
@@ -226,14 +226,36 @@ def test_a_search_that_is_half_done_can_be_planned(request_, monkeypatch):
     monkeypatch.setattr("ghm_d2.experiments.plan._known_timing", lambda *_: (1.0, 0.1))
     request = replace(request_, search=True)
     plan = make_plan(request, Heard())
-    assert len(plan.trials) == 6 and not plan.done and plan.seconds["trials to come"] > 0
-    for trial in plan.trials[:4]:
-        enter(trial, request.table.file)
-    assert len(make_plan(request, Heard()).done) == 4
-    for trial in plan.trials[4:]:
+    assert len(plan.trials) == 14 and len(plan.later) == 8 and not plan.done
+    assert all(plan.seconds[run.key] > 0 for run in (*plan.trials, *plan.later, *plan.runs))
+    for trial in plan.trials:
         enter(trial, request.table.file)
     later = make_plan(request, Heard())
-    assert len(later.trials) == 10 and "trials to come" not in later.seconds
+    assert len(later.trials) == 14 and later.later == []
+    assert len(later.done) == 14 and later.expected_seconds < plan.expected_seconds
+
+
+def test_a_search_on_other_data_is_reused(request_, noisy_folder, tmp_path):
+    request = replace(request_, seeds=(1,), search=True, search_on=(noisy_folder,))
+    folder = compare(request, Pretended({}), Heard())
+    searched = Comparison.read(folder)
+    assert searched.dataset == "digits" and {t.dataset for t in searched.search} == {"noisy"}
+    assert folder != replace(request, search_on=()).folder()
+    for trial in searched.search:  # as if it had found something
+        trial.overrides = ["SOLVER.BASE_LR", "0.5"] if trial.chosen else trial.overrides
+    searched.write(folder)
+
+    frozen = replace(request_, seeds=(1,), settings=folder)
+    launcher = Pretended({})
+    again = compare(frozen, launcher, Heard())
+    assert launcher.started == [("focal + SL1", 1), ("GHM-C + SL1", 1)], "no trials"
+    found = Comparison.read(again)
+    assert [side.overrides[-2:] for side in found.sides] == [["SOLVER.BASE_LR", "0.5"]] * 2
+    assert found.search == searched.search and again not in (folder, request_.folder())
+
+    suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", "OHEM + SL1"])
+    with pytest.raises(UsageError, match="nothing was searched for OHEM"):
+        make_plan(replace(frozen, suite=suite), Heard())
 
 
 def test_runs_of_one_configuration_take_as_long_as_the_last(request_, runs):

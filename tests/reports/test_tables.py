@@ -3,10 +3,10 @@
 import pytest
 
 from ghm_d2.errors import DataError
-from ghm_d2.records import RunRecord, SetFigures
+from ghm_d2.records import RunRecord, SetFigures, Trial
 from ghm_d2.reports.document import markdown_table
 from ghm_d2.reports.study import find_records
-from ghm_d2.reports.tables import RUN_HEADERS, run_results, runs_table, terminal_table
+from ghm_d2.reports.tables import RUN_HEADERS, run_results, runs_table, search_table, terminal_table
 
 
 def record(**changes) -> RunRecord:
@@ -68,3 +68,26 @@ def test_each_data_set_has_a_row_and_lvis_has_columns_of_its_own():
     }
     table = runs_table({"a": one, "b": several})
     assert len(table.rows) == 4 and {len(row) for row in table.rows} == {len(table.headers)}
+
+
+def test_trials_of_a_search_are_averaged_by_setting_and_data_set():
+    rate = ["SOLVER.BASE_LR", "0.5"]
+    trials = [
+        Trial("a", [], 30.0, False, "cells", 0, 150),
+        Trial("a", rate, 40.0, True, "cells", 0, 150),
+        Trial("a", rate, 50.0, True, "cells", 0, 300),
+        Trial("a", rate, None, True, "cells", 9, 300),
+        Trial("a", rate, None, True, "nuclei", 0, 300),
+    ]
+    table = search_table(trials)
+    assert table.headers[3:] == (
+        "Iterations",
+        "Seeds",
+        "AP, held-out cells images",
+        "AP, held-out nuclei images",
+    )
+    assert table.rows == [
+        ("a", "as configured", "", "150", "1", "30.0", "-"),
+        ("a", "SOLVER.BASE_LR 0.5", "chosen", "150", "1", "40.0", "-"),
+        ("a", "SOLVER.BASE_LR 0.5", "chosen", "300", "2", "25.0", "-"),
+    ]
