@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ghm_d2.kernels import cpu, reference
-from ghm_d2.kernels.reference import upcast, wide
+from ghm_d2.kernels.reference import as_tensor, upcast, wide
 
 KERNELS = ("auto", "torch", "c", "triton")
 
@@ -79,6 +79,8 @@ def counted(
     if backend is None:
         return _counted_by_reference(samples, levels, bins, params)
     regions, gradient = getattr(backend, f"{samples}_regions"), getattr(backend, f"{samples}_grad")
+    if backend is not cpu:  # Triton's kernels read parameters from the device: one copy for all
+        params = tuple(as_tensor(x, levels[0][0], torch.float64) for x in params)
     with torch.no_grad():
         counts, losses = zip(*(regions(*t, *params, bins) for t in levels), strict=True)
 
@@ -95,7 +97,10 @@ def counted(
 def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> Tensor:
     """`reference.size_counts` of all levels' (pred, target, valid), added up."""
     levels = [_checked_deltas(*tensors) for tensors in levels]
-    return torch.stack([reference.size_counts(*tensors) for tensors in levels]).sum(0)
+    backend = _common_backend(kernel, levels)
+    if backend in (None, cpu):  # foreground alone, on CPUs: no work for a kernel of its own
+        backend = reference
+    return torch.stack([backend.size_counts(*tensors) for tensors in levels]).sum(0)
 
 
 def focal(
@@ -112,19 +117,30 @@ def focal(
 
 
 def update_density(
-    counts: Tensor, ema: Tensor, num_updates: Tensor, *, kernel: str = "auto", **options
+    counts: Tensor,
+    foreground: Tensor | None,
+    ema: Tensor,
+    num_updates: Tensor,
+    ema_foreground: Tensor,
+    *,
+    kernel: str = "auto",
+    **options,
 ) -> Tensor | None:
     """As `cpu.update_density`; None where there is no backend for the tensors."""
-    state = ema, num_updates
+    state = ema, num_updates, ema_foreground
+    integers = [t for t in (counts, num_updates, foreground) if t is not None]
     fits = (
-        all(t.is_contiguous() and t.shape == ema.shape for t in state)
-        and all(t.device == ema.device for t in (counts, num_updates))
-        and counts.dtype == num_updates.dtype == torch.int64
+        all(t.device == ema.device for t in (*state, *integers))
+        and all(t.is_contiguous() for t in state)
+        and all(t.dtype == torch.int64 for t in integers)
+        and wide(ema.dtype) == ema.dtype == ema_foreground.dtype
+        and num_updates.shape == ema.shape
         and counts.shape[1] == ema.shape[1]
-        and wide(ema.dtype) == ema.dtype
     )
     backend = backend_for(kernel, ema.device) if fits else None
-    return None if backend is None else backend.update_density(counts, *state, **options)
+    if backend is None:
+        return None
+    return backend.update_density(counts, foreground, *state, **options)
 
 
 def name_for(device: torch.device) -> str:

@@ -432,19 +432,36 @@ void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, in
 #undef MAKE_TALLIES
 #undef TALLIES
 
+/* c, from averages of the foreground samples and of 1, which it moves on. */
+static REAL F(prior_count)(double foreground, REAL *average, double prior, double momentum,
+                           int32_t from_first, int32_t debias, int32_t training) {
+    if (momentum > 0 && training) {
+        double keep = from_first && average[1] == 0 ? 0 : momentum;
+        average[0] = (REAL)(keep * average[0] + (1 - keep) * foreground);
+        average[1] = (REAL)(keep * average[1] + (1 - keep));
+    }
+    if (momentum > 0 && average[1] > 0) foreground = average[0] / (debias ? average[1] : 1);
+    return (REAL)(prior * (foreground > 1 ? foreground : 1));
+}
+
 /* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
- * ema, updates (rows, bins), a row for each level where `own`, else one for all. */
+ * ema, updates (rows, bins), a row for each level where `own`, else one for all; foreground and
+ * average (2,) are not read without a prior. `normalizer`: 0 valid_bins, 1 bins, 2 weights. */
 void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
-                       int64_t *updates, double momentum, int32_t own, int32_t all_bins,
+                       int64_t *updates, const int64_t *foreground, REAL *ema_foreground,
+                       double prior, double momentum, int32_t own, int32_t normalizer,
                        int32_t from_first, int32_t debias, int32_t training, REAL world,
                        REAL *weights) {
+    REAL c = prior > 0 ? F(prior_count)((double)*foreground, ema_foreground, prior, momentum,
+                                        from_first, debias, training)
+                       : 0;
     for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
-        REAL *average = ema + (own ? level * bins : 0), present = 0;
+        REAL *average = ema + (own ? level * bins : 0);
         int64_t *times = updates + (own ? level * bins : 0);
-        for (int64_t k = 0; k < bins; k++) present += counts[k] > 0 || all_bins;
+        double total = 0;
         for (int64_t k = 0; k < bins; k++) {
             REAL smooth = (REAL)counts[k];
-            if (counts[k] > 0 && momentum > 0 && training) {
+            if ((counts[k] > 0 || prior > 0) && momentum > 0 && training) {
                 int first = from_first && times[k] == 0;
                 times[k]++;
                 average[k] = (REAL)(momentum * average[k] + (1 - momentum) * smooth);
@@ -452,8 +469,14 @@ void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL
             }
             if (momentum > 0 && times[k]) /* else a region first met in evaluation */
                 smooth = (REAL)(average[k] / (debias ? 1 - pow(momentum, (double)times[k]) : 1));
-            weights[k] = counts[k] > 0 ? world / (present * smooth) : 0;
+            weights[k] = smooth + c;
+            if (normalizer == 1)
+                total++;
+            else if (counts[k] > 0)
+                total += normalizer == 0 ? 1 : counts[k] / (double)weights[k];
         }
+        for (int64_t k = 0; k < bins; k++)
+            weights[k] = counts[k] > 0 ? world / ((REAL)total * weights[k]) : 0;
     }
 }
 

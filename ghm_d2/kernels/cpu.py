@@ -29,7 +29,7 @@ _ARGUMENTS = {
     "asl1_grad": "ppplliripp",
     "focal_sum": "ppllirrrp",
     "focal_grad": "ppllirrrp",
-    "update_density": "pllppdiiiiirp",
+    "update_density": "pllppppddiiiiirp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
 _PROCESS = os.getpid()
@@ -95,10 +95,13 @@ def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale
 
 def update_density(
     counts: Tensor,
+    foreground: Tensor | None,
     ema: Tensor,
     num_updates: Tensor,
+    ema_foreground: Tensor,
     *,
     momentum: float,
+    prior: float,
     scope: str,
     normalizer: str,
     ema_init: str,
@@ -107,13 +110,14 @@ def update_density(
 ) -> Tensor:
     """What `losses.density.GradientDensity` does after its counts are complete: (L, bins).
 
-    `ema` and `num_updates` (contiguous) are updated in place.
+    `ema`, `num_updates` and `ema_foreground` (contiguous) are updated in place.
     """
     weights = torch.empty(counts.shape, dtype=ema.dtype)
-    state = (counts.contiguous(), *counts.shape, ema, num_updates)
+    state = (counts.contiguous(), *counts.shape, ema, num_updates, foreground, ema_foreground)
     starts = ema_init == "first", ema_init == "debias"
-    choices = (scope == "level_ema", normalizer == "bins", *starts, training)
-    _call("update_density", ema.dtype, *state, momentum, *choices, world, weights)
+    normalizer = ("valid_bins", "bins", "weights").index(normalizer)
+    choices = (scope == "level_ema", normalizer, *starts, training)
+    _call("update_density", ema.dtype, *state, prior, momentum, *choices, world, weights)
     return weights
 
 

@@ -26,6 +26,12 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(wide(x.dtype))
 
 
+def as_tensor(x: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor of no dimensions on the device of `like`; a tensor as it is."""
+    # new_tensor would wait for the device
+    return x if isinstance(x, Tensor) else like.new_full((), x, dtype=dtype)
+
+
 def sigmoid_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Binary cross entropy of each (anchor, class) pair; g = |p - t| (paper, section 3.1).
 
@@ -83,8 +89,7 @@ def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor
         loss, norm, valid: of that shape.
     """
     d = _nan_unless_finite(torch.where(valid, pred - target, 0))
-    # new_tensor would wait for the device
-    mu = mu.to(d.dtype) if isinstance(mu, Tensor) else d.new_full((), mu)
+    mu = as_tensor(mu, d, d.dtype).to(d.dtype)
     root = torch.hypot(d, mu)
     # d^2 / (root + mu) = root - mu, without its cancellation near 0 or overflow far from it
     return d * (d / (root + mu)), (d / root).abs().detach(), valid
@@ -100,7 +105,7 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     Args:
         pred, target, valid: as of `asl1_samples`.
     """
-    size = upcast((pred - target).detach()).abs()
+    size = (upcast(pred) - upcast(target)).detach().abs()
     slot = ((size.log2() - LOWEST_OCTAVE) * SLOTS_PER_OCTAVE).clamp(0, SIZE_SLOTS - 1)
     slot = torch.where(valid & size.isfinite(), slot, SIZE_SLOTS)
     return histogram(slot.long(), SIZE_SLOTS)

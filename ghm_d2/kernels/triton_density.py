@@ -8,10 +8,35 @@ import triton.language as tl
 
 
 @triton.jit
+def _prior_count(
+    foreground, ema_foreground, moving, MOMENTUM: tl.constexpr, PRIOR: tl.constexpr,
+    EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
+):  # fmt: skip
+    """c, from averages of the foreground samples and of 1, which it moves on."""
+    first = tl.arange(0, 1)
+    number = tl.load(foreground + first).to(tl.float64)
+    if MOMENTUM > 0:
+        average = tl.load(ema_foreground + first).to(tl.float64)
+        seen = tl.load(ema_foreground + 1 + first).to(tl.float64)
+        if TRAINING:
+            if EMA_INIT == "first":
+                moving = tl.where(seen == 0, 1.0, moving)
+            average += moving * (number - average)
+            seen += moving * (1 - seen)
+            tl.store(ema_foreground + first, average)
+            tl.store(ema_foreground + 1 + first, seen)
+        if EMA_INIT == "debias":
+            average /= seen
+        number = tl.where(seen == 0, number, average)
+    return tl.full((1,), PRIOR, tl.float64) * tl.maximum(number, 1.0)
+
+
+@triton.jit
 def density_kernel(
-    weights, counts, ema, num_updates, LEVELS: tl.constexpr, BINS: tl.constexpr,
-    SLOTS: tl.constexpr, MOMENTUM: tl.constexpr, LOG_MOMENTUM: tl.constexpr,
-    NORMALIZER: tl.constexpr, EMA_INIT: tl.constexpr, TRAINING: tl.constexpr, WORLD: tl.constexpr,
+    weights, counts, foreground, ema, num_updates, ema_foreground, LEVELS: tl.constexpr,
+    BINS: tl.constexpr, SLOTS: tl.constexpr, MOMENTUM: tl.constexpr, LOG_MOMENTUM: tl.constexpr,
+    PRIOR: tl.constexpr, NORMALIZER: tl.constexpr, EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
+    WORLD: tl.constexpr,
 ):  # fmt: skip
     """A program updates one row of the average with LEVELS rows of counts in turn."""
     row, slot = tl.program_id(0), tl.arange(0, SLOTS)
@@ -21,6 +46,9 @@ def density_kernel(
     moving = tl.full((1,), 1 - MOMENTUM, tl.float64)
     average = tl.load(ema + state, inside, other=0).to(tl.float64)
     updates = tl.load(num_updates + state, inside, other=0)
+    c = tl.zeros((1,), tl.float64)
+    if PRIOR > 0:  # of one density over the batch: one program
+        c = _prior_count(foreground, ema_foreground, moving, MOMENTUM, PRIOR, EMA_INIT, TRAINING)
     for level in range(row * LEVELS, (row + 1) * LEVELS):
         new = tl.load(counts + level * BINS + slot, inside, other=0).to(tl.float64)
         present = new > 0
@@ -30,17 +58,21 @@ def density_kernel(
                 moved = average + moving * (new - average)
                 if EMA_INIT == "first":
                     moved = tl.where(updates == 0, new, moved)
-                average = tl.where(present, moved, average)
-                updates += present.to(tl.int64)
+                moves = inside if PRIOR > 0 else present
+                average = tl.where(moves, moved, average)
+                updates += moves.to(tl.int64)
             smooth = average
             if EMA_INIT == "debias":
                 log_momentum = tl.full((1,), LOG_MOMENTUM, tl.float64)
                 smooth /= 1 - tl.exp(log_momentum * updates.to(tl.float64))
             # a region first met in evaluation has no average yet
             smooth = tl.where(updates == 0, new, smooth)
+        smooth += c
         n = BINS
         if NORMALIZER == "valid_bins":
             n = tl.maximum(tl.sum(present.to(tl.int32), axis=0), 1)
+        elif NORMALIZER == "weights":
+            n = tl.sum(tl.where(present, new / smooth, 0), axis=0)
         weight = tl.where(present, WORLD / (n * smooth), 0)
         tl.store(weights + level * BINS + slot, weight, inside)
     if TRAINING:

@@ -23,12 +23,14 @@ import torch
 import triton
 from torch import Tensor
 
+from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE, as_tensor
 from ghm_d2.kernels.triton_density import density_kernel
 from ghm_d2.kernels.triton_samples import (
     asl1_grad_kernel,
     asl1_regions_kernel,
     sigmoid_grad_kernel,
     sigmoid_regions_kernel,
+    size_counts_kernel,
     softmax_grad_kernel,
     softmax_regions_kernel,
 )
@@ -112,7 +114,7 @@ def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def asl1_regions(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float, bins: int
+    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, bins: int
 ) -> tuple[Tensor, Tensor]:
     """Samples and ASL1 by unit region; a sample is one coordinate.
 
@@ -121,34 +123,49 @@ def asl1_regions(
     Args:
         pred, target: (N, 4) floating point.
         valid: (N, 4) bool. Where not, `pred` and `target` may be anything.
-        mu: > 0, in the unit of `pred`.
+        mu: > 0, in the unit of `pred`; a number, or a tensor of no dimensions on its device.
         bins: number of unit regions M.
 
     Returns:
         counts: (bins,) int64. losses: (bins,) float64, sums of l.
     """
-    return _regions(asl1_regions_kernel, (pred, target, valid), pred.numel(), bins, MU=float(mu))
+    tensors = pred, target, valid, as_tensor(mu, pred, torch.float64)
+    return _regions(asl1_regions_kernel, tensors, pred.numel(), bins)
 
 
-def asl1_grad(pred: Tensor, target: Tensor, valid: Tensor, mu: float, weights: Tensor) -> Tensor:
+def asl1_grad(
+    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, weights: Tensor
+) -> Tensor:
     """weights[region] * d / sqrt(d^2 + mu^2) of each coordinate, 0 where not valid.
 
     Arguments are those of `asl1_regions`; weights and result as in `sigmoid_grad`.
     """
-    return _grad(asl1_grad_kernel, (pred, target, valid), pred.numel(), weights, MU=float(mu))
+    tensors = pred, target, valid, as_tensor(mu, pred, torch.float64)
+    return _grad(asl1_grad_kernel, tensors, pred.numel(), weights)
+
+
+def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """`reference.size_counts`: how many |pred - target| lie in each slot of their logarithm."""
+    tensors, scale = (
+        (pred, target, valid),
+        {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE},
+    )
+    return _regions(size_counts_kernel, tensors, pred.numel(), SIZE_SLOTS, **scale)[0]
 
 
 def update_density(
-    counts: Tensor, ema: Tensor, num_updates: Tensor, *, momentum: float, scope: str,
-    normalizer: str, ema_init: str, training: bool, world: int,
+    counts: Tensor, foreground: Tensor | None, ema: Tensor, num_updates: Tensor,
+    ema_foreground: Tensor, *, momentum: float, prior: float, scope: str, normalizer: str,
+    ema_init: str, training: bool, world: int,
 ) -> Tensor:  # fmt: skip
     """What `GradientDensity` does after its counts are complete (section 3.3), in one launch.
 
     Args:
         counts: (L, bins) int64, samples by level and unit region; one row if scope is "batch".
-        ema, num_updates: (rows, bins), contiguous; its buffers, updated in place if `training`.
-            There are at least L rows if scope is "level_ema".
-        momentum, scope, normalizer, ema_init: its arguments.
+        foreground: 0-dim int64, foreground samples; None without a prior.
+        ema, num_updates, ema_foreground: (rows, bins) and (2,), contiguous; its buffers, updated in
+            place if `training`. There are at least L rows if scope is "level_ema".
+        momentum, prior, scope, normalizer, ema_init: its arguments.
         world: number of processes that were counted, a factor on the weights.
 
     Returns:
@@ -158,9 +175,10 @@ def update_density(
     programs = levels if scope == "level_ema" else 1
     weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)
     _launch(
-        density_kernel, programs, weights, counts.contiguous(), ema, num_updates,
+        density_kernel, programs, weights, counts.contiguous(),
+        counts if foreground is None else foreground, ema, num_updates, ema_foreground,
         LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
-        MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0,
+        MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0, PRIOR=float(prior),
         NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, WORLD=world,
     )  # fmt: skip
     return weights

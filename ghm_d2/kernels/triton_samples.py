@@ -64,10 +64,10 @@ def _sigmoid_sample(x, own, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 
 
 @triton.jit
-def _asl1_sample(d, MU: tl.constexpr):
+def _asl1_sample(d, mu):
     """l (equation 9) and dl/dd, whose size is g."""
     d = _nan_unless_finite(d)
-    size, mu = tl.abs(d), tl.full((1,), MU, d.dtype)  # written out it would be a float32
+    size, mu = tl.abs(d), mu.to(d.dtype)
     ratio = tl.minimum(size, mu) / tl.maximum(size, mu)
     root = tl.maximum(size, mu) * tl.sqrt(1 + ratio * ratio)  # d * d may overflow
     return d * (d / (root + mu)), d / root
@@ -101,13 +101,18 @@ def _sigmoid_block(
 
 
 @triton.jit
-def _asl1_block(
-    block, pred, target, valid, numel, BINS: tl.constexpr, MU: tl.constexpr, BLOCK: tl.constexpr
-):
+def _differences(block, pred, target, valid, numel, BLOCK: tl.constexpr):
+    """Offset and presence of a block of coordinates, which of them count, and pred - target."""
     offset = block * BLOCK + tl.arange(0, BLOCK)
     inside = offset < numel
     counted = tl.load(valid + offset, inside, other=0) != 0
-    loss, slope = _asl1_sample(_load(pred + offset, inside) - _load(target + offset, inside), MU)
+    return offset, inside, counted, _load(pred + offset, inside) - _load(target + offset, inside)
+
+
+@triton.jit
+def _asl1_block(block, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr):
+    offset, inside, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
+    loss, slope = _asl1_sample(d, tl.load(mu))
     return offset, inside, _unit_region(tl.abs(slope), counted, BINS), loss, slope
 
 
@@ -222,23 +227,38 @@ def softmax_grad_kernel(
 
 @triton.jit
 def asl1_regions_kernel(
-    counts_out, sums_out, pred, target, valid, numel, BINS: tl.constexpr, MU: tl.constexpr,
-    BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    counts_out, sums_out, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
     for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
-        _, _, region, loss, _ = _asl1_block(block, pred, target, valid, numel, BINS, MU, BLOCK)
+        _, _, region, loss, _ = _asl1_block(block, pred, target, valid, mu, numel, BINS, BLOCK)
         counts, sums = _tally(counts, sums, region, loss, SLOTS, True)
     _store_tally(counts, sums, counts_out, sums_out, SLOTS)
 
 
 @triton.jit
 def asl1_grad_kernel(
-    gradient, weights, pred, target, valid, numel, BINS: tl.constexpr, MU: tl.constexpr,
-    BLOCK: tl.constexpr,
+    gradient, weights, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     offset, inside, region, _, slope = _asl1_block(
-        block, pred, target, valid, numel, BINS, MU, BLOCK
+        block, pred, target, valid, mu, numel, BINS, BLOCK
     )
     _store_gradient(gradient, weights, offset, inside, region, slope, BINS)
+
+
+@triton.jit
+def size_counts_kernel(
+    counts_out, sums_out, pred, target, valid, numel, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr,
+    LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
+    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+        _, _, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
+        size = tl.abs(d)
+        slot = (tl.log2(size) - LOWEST) * PER_OCTAVE
+        slot = tl.minimum(tl.maximum(slot, 0), BINS - 1).to(tl.int32)
+        slot = tl.where(counted & (size < float("inf")), slot, BINS)
+        counts += tl.histogram(slot, SLOTS)
+    _store_tally(counts, sums, counts_out, sums_out, SLOTS)

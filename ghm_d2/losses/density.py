@@ -128,21 +128,20 @@ class GradientDensity(CountState):
             sum_up(count, of_foreground)
             counts, world = count.value, count.world
             foreground = of_foreground and of_foreground.value
-        weights = (
-            kernels.update_density(
-                counts,
-                self.ema,
-                self.num_updates,
-                momentum=self.momentum,
-                scope=self.scope,
-                normalizer=self.normalizer,
-                ema_init=self.ema_init,
-                training=self.training,
-                world=world,
-                kernel=self.kernel,
-            )
-            if not self.prior and self.normalizer != "weights"
-            else None
+        weights = kernels.update_density(
+            counts,
+            foreground,
+            self.ema,
+            self.num_updates,
+            self.ema_foreground,
+            momentum=self.momentum,
+            prior=self.prior,
+            scope=self.scope,
+            normalizer=self.normalizer,
+            ema_init=self.ema_init,
+            training=self.training,
+            world=world,
+            kernel=self.kernel,
         )
         if weights is None:
             weights = self._weights(counts, world, foreground)

@@ -43,9 +43,9 @@ def batch(samples, rows, columns, dtype=torch.float32, seed=0, spread=4.0):
     return [pred, torch.randint(-1, classes + 1, (rows,), generator=random)]
 
 
-def run(samples, kernel, levels, steps=2, **options):
+def run(samples, kernel, levels, steps=2, make=None, **options):
     """Losses, gradients and moving average after some steps on the same levels."""
-    module = LOSSES[samples](kernel=kernel, **options)
+    module = (make or LOSSES[samples])(kernel=kernel, **options)
     if levels[0][0].dtype == torch.float64:
         module.double()
     for _ in range(steps):
@@ -98,6 +98,15 @@ def test_backends_agree_for_any_number_of_regions(samples, bins):
 def test_backends_agree_over_levels(samples, scope):
     levels = [batch(samples, rows, 8, seed=rows) for rows in (900, 200, 0, 7)]
     assert_backends_agree(samples, levels, steps=3, scope=scope, num_levels=4)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", LOSSES)
+def test_backends_agree_on_the_robust_form(samples, dtype):
+    """GHM-R's mu is that of the data from the second step."""
+    level, make = batch(samples, 300, 6, dtype), LOSSES[samples].robust
+    assert_backends_agree(samples, [level], steps=3, make=make, prior=0.7)
 
 
 @needs_library
@@ -223,23 +232,25 @@ def test_a_graph_may_be_walked_twice_and_what_it_needs_not_changed():
 @needs_library
 @pytest.mark.parametrize("ema_init", EMA_INITS)
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", [*SCOPES, "batch with a prior"])
 @pytest.mark.parametrize("momentum", [0.0, 0.75])
 def test_densities_agree(scope, normalizer, ema_init, momentum, library):
+    scope, _, prior = scope.partition(" ")
     options = {"scope": scope, "normalizer": normalizer, "ema_init": ema_init, "num_levels": 3}
+    options["prior"] = 3.3 if prior else 0.0
     compiled, plain = (GradientDensity(7, momentum, **options) for _ in range(2))
     built = cpu._library()
     for step in range(6):
         counts = torch.randint(-40, 60, (3, 7), generator=torch.Generator().manual_seed(step))
-        counts = counts.clamp(min=0)
+        counts, foreground = counts.clamp(min=0) * (step != 4), torch.tensor(11 * step)
         for density in (compiled, plain):
             density.train(step not in (0, 3))
-        mine = compiled(counts)
+        mine = compiled(counts, foreground=foreground)
         library(None)
-        torch.testing.assert_close(mine, plain(counts), rtol=1e-6, atol=0)
+        expected = plain(counts, foreground=foreground)
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=0)
         library(built)
-        torch.testing.assert_close(compiled.ema, plain.ema, rtol=1e-6, atol=0)
-        assert torch.equal(compiled.num_updates, plain.num_updates)
+        torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("samples", LOSSES)

@@ -78,7 +78,9 @@ def test_passes_compile(compiled, dtype, rows, bins):
     weights = torch.ones(bins)
     compiled.sigmoid_regions(x, labels, bins), compiled.sigmoid_grad(x, labels, weights)
     compiled.softmax_regions(x, labels, bins), compiled.softmax_grad(x, labels, weights)
-    compiled.asl1_regions(x, x, x == 0, 0.02, bins), compiled.asl1_grad(x, x, x == 0, 0.02, weights)
+    mu = torch.ones(())
+    compiled.asl1_regions(x, x, x == 0, 0.02, bins), compiled.asl1_grad(x, x, x == 0, mu, weights)
+    compiled.size_counts(x, x, x == 0)
 
 
 @pytest.mark.parametrize("gamma", [1.5, 2])
@@ -94,11 +96,13 @@ def test_large_sizes_compile(compiled):
 
 
 @pytest.mark.parametrize("ema_init", ["zero", "first", "debias"])
-def test_density_compiles(compiled, ema_init):
-    counts = torch.zeros(2, 30, dtype=torch.int64)
+@pytest.mark.parametrize("prior", [0.0, 3.0])
+def test_density_compiles(compiled, prior, ema_init):
+    levels, scope, normalizer = (1, "batch", "weights") if prior else (2, "level_ema", "valid_bins")
+    counts, ema = torch.zeros(levels, 30, dtype=torch.int64), torch.zeros(levels, 30)
     compiled.update_density(
-        counts, torch.zeros(2, 30), counts, momentum=0.75, scope="level_ema",
-        normalizer="valid_bins", ema_init=ema_init, training=True, world=1,
+        counts, counts.sum() if prior else None, ema, counts, ema[0, :2], momentum=0.75,
+        prior=prior, scope=scope, normalizer=normalizer, ema_init=ema_init, training=True, world=1,
     )  # fmt: skip
 
 

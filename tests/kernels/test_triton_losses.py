@@ -8,6 +8,8 @@ from device_route import never_waiting
 from triton_interpreter import (
     CUDA,
     DEVICE,
+    INF,
+    NAN,
     T,
     generator,
     interpreter,  # noqa: F401
@@ -19,6 +21,7 @@ from triton_interpreter import (
 )
 
 from ghm_d2 import kernels, losses
+from ghm_d2.kernels import reference
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, GradientDensity
 
 pytestmark = quiet
@@ -95,7 +98,7 @@ LEVELS, BINS = 3, 7
 
 def make_density(dtype=torch.float64, **options):
     module = GradientDensity(BINS, **options, num_levels=LEVELS).to(DEVICE, dtype)
-    return module, (module.ema.clone(), module.num_updates.clone())
+    return module, [module.ema.clone(), module.num_updates.clone(), module.ema_foreground.clone()]
 
 
 def make_counts(step):
@@ -104,10 +107,10 @@ def make_counts(step):
     return (counts * (torch.rand(shape, generator=generator(step + 9)) > 0.4)).to(DEVICE)
 
 
-def update_density(module, counts, state, world=1):
-    names = "momentum", "scope", "normalizer", "ema_init", "training"
+def update_density(module, counts, state, world=1, foreground=None):
+    names = "momentum", "prior", "scope", "normalizer", "ema_init", "training"
     options = {name: getattr(module, name) for name in names}
-    return T.update_density(counts, *state, **options, world=world)
+    return T.update_density(counts, foreground, *state, **options, world=world)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
@@ -117,14 +120,54 @@ def update_density(module, counts, state, world=1):
 def test_density_is_that_of_plain_pytorch(scope, normalizer, ema_init, momentum, monkeypatch):
     monkeypatch.setattr(kernels, "update_density", lambda *args, **options: None)
     options = {"momentum": momentum, "normalizer": normalizer, "ema_init": ema_init}
-    module, (ema, num_updates) = make_density(scope=scope, **options)
+    module, state = make_density(scope=scope, **options)
     for step in range(4):
         module.train(step not in (0, 3))
         counts = make_counts(step)
-        weights = update_density(module, counts, (ema, num_updates))
+        weights = update_density(module, counts, state)
         torch.testing.assert_close(weights, module(counts), rtol=1e-12, atol=0)
-        torch.testing.assert_close(ema, module.ema, rtol=1e-12, atol=0)
-        assert torch.equal(num_updates, module.num_updates)
+        torch.testing.assert_close(state, list(module.buffers()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize("ema_init", EMA_INITS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_density_with_a_prior_is_that_of_plain_pytorch(normalizer, ema_init, momentum, monkeypatch):
+    monkeypatch.setattr(kernels, "update_density", lambda *args, **options: None)
+    options = {"momentum": momentum, "normalizer": normalizer, "ema_init": ema_init}
+    module, state = make_density(scope="batch", prior=3.3, **options)
+    for step in range(4):
+        module.train(step not in (0, 3))
+        counts = make_counts(step)[:1] * (step != 2)
+        foreground = counts.sum() // 9
+        weights = update_density(module, counts, state, 2, foreground)
+        expected = module(counts, 2, foreground)
+        torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state, list(module.buffers()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_sizes_are_counted_as_plain_pytorch_does(dtype):
+    pred, target, valid = make_asl1(531, 4, 10, dtype)
+    pred[:8] = torch.tensor([0, 1e-30, 1e30, NAN, INF, -INF, 0.25, 1e9], dtype=dtype)[:, None]
+    target[:8], valid[:6] = 0, True
+    counts = T.size_counts(pred, target, valid)
+    assert torch.equal(counts, reference.size_counts(pred, target, valid))
+    assert counts.sum() == valid.sum() - 3 * 4
+    assert not T.size_counts(pred[:0], target[:0], valid[:0]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_robust_forms_are_those_of_plain_pytorch(dtype):
+    for name in ("GHMC", "SoftmaxGHMC", "GHMR"):
+        options = getattr(losses, name).ROBUST
+        actual, module = make_loss(name, "triton", dtype=dtype, **options)
+        expected, plain = make_loss(name, "torch", dtype=dtype, **options)
+        for step in range(3):
+            tensors = MAKE[name](ROWS, 8, 10, dtype, seed=10 * step)
+            results = loss_and_gradient(actual, tensors), loss_and_gradient(expected, tensors)
+            torch.testing.assert_close(*results, rtol=1e-5, atol=1e-8)
+            torch.testing.assert_close(module.state_dict(), plain.state_dict())
 
 
 def test_density_weights_are_of_the_averages_dtype_and_grow_with_the_processes():
@@ -162,10 +205,14 @@ def test_nothing_reads_a_number_from_the_device(monkeypatch):
     module, state = make_density(momentum=0.5, ema_init="debias")
     state, counts = [t.to("meta") for t in state], make_counts(1).to("meta")
     run, _ = every_step("meta", 0.75)
+    robust, _ = make_loss("GHMR", "triton", "meta", **losses.GHMR.ROBUST)
+    boxes = [x.to("meta") for x in make_asl1(ROWS, 4, 10)]
     with never_waiting():
         assert all(x.is_meta for x in [*run(), update_density(module, counts, state)])
-    # three of the five losses have two levels and a density
-    assert len(launches) == 2 * 8 + 3 + 1
+        # three of the five losses have two levels and a density
+        assert len(launches) == 2 * 8 + 3 + 1
+        assert all(x.is_meta for x in loss_and_gradient(robust, boxes))
+        assert len(launches) == 2 * 8 + 3 + 1 + 2 * 3 + 1  # the sizes too
 
 
 @needs_gpu

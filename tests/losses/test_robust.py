@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_route import never_waiting
 from loss_oracles import Density, assert_oracle, harmonized, sigmoid_samples
 
 from ghm_d2.config import get_cfg
@@ -200,6 +201,16 @@ def test_numbers_that_are_not_finite_do_not_move_mu():
     bad = torch.tensor([[torch.nan], [torch.inf], [-torch.inf]]).expand(-1, 4)
     assert module(torch.cat([pred, bad]), torch.cat([target, 0 * bad]), valid).isnan()
     assert module.mu.item() == clean.mu.item()
+
+
+@every_loss
+def test_step_never_waits_for_the_device(samples):
+    with never_waiting() as device:
+        module = LOSSES[samples].robust(prior=2.0).to(device)
+        pred, *others = (x.detach().to(device) for x in batch(samples, dtype=torch.float32))
+        loss = sum(module.levels(*([x] * 2 for x in (pred.requires_grad_(), *others))))
+        loss.backward()
+        assert pred.grad.shape == pred.shape and module.density.prior_count.shape == ()
 
 
 @every_loss

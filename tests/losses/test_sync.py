@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ghm_d2.kernels.reference import SIZE_SLOTS
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC
 from ghm_d2.losses.density import SCOPES
 from ghm_d2.losses.sync import Count, alone, sum_up, world_size
@@ -14,7 +15,7 @@ from ghm_d2.losses.sync import Count, alone, sum_up, world_size
 STEPS, FEATURES, CLASSES = 4, 5, 4
 SIZES = (30, 8)  # rows of two feature levels, in the first process
 KINDS = {"ghm_c": (GHMC, CLASSES), "softmax": (SoftmaxGHMC, CLASSES + 1), "ghm_r": (GHMR, 4)}
-CASES = [f"{kind}-{scope}" for kind in KINDS for scope in SCOPES]
+CASES = [f"{kind}-{scope}" for kind in KINDS for scope in (*SCOPES, "robust")]
 # float32: the averages of millions of counts keep it, and so do sums of a few dozen losses
 TOLERANCE = {torch.float64: (1e-10, 1e-12), torch.float32: (1e-5, 1e-6)}
 WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
@@ -22,6 +23,8 @@ WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 
 def build(case, dtype, **options):
     kind, _, scope = case.partition("-")
+    if scope == "robust":
+        return KINDS[kind][0].robust(prior=2.0, **options).to(dtype)
     options = {"momentum": 0.6, "scope": scope, "num_levels": len(SIZES), **options}
     return KINDS[kind][0](**options).to(dtype)
 
@@ -157,6 +160,7 @@ def test_averaged_gradients_are_those_of_one_process(processes, case, dtype):
 
 def test_all_densities_of_a_step_share_one_small_all_reduce(processes):
     numbers = sum(len(SIZES) * build(case, torch.float64).density.bins for case in CASES)
+    numbers += 2 + SIZE_SLOTS  # the foreground of both forms of GHM-C, and GHM-R's differences
     for p in processes:
         for dtype in TOLERANCE:
             assert p["calls", dtype] == [(numbers, torch.int64)] * STEPS
