@@ -97,7 +97,8 @@ class DensityLog(HookBase):
 
     "ema" is its moving average, a row a feature level; "counts" are the batch's samples and
     "weights" the mean weight of one of them by unit region, all levels together, up to factors that
-    are the same for all. They are of the last part under SOLVER.ACCUMULATE.
+    are the same for all. They are of the last part under SOLVER.ACCUMULATE. Where they follow the
+    data, "prior_count" is the samples added to each unit region, and "mu" that of GHM-R.
     """
 
     def __init__(self, file: Path, model, period: int, start_iter: int = 0):
@@ -106,6 +107,9 @@ class DensityLog(HookBase):
             for name, module in model.named_modules()
             if isinstance(module, GradientDensity)
         ]
+        self._losses = {
+            name: model.get_submodule(name.rpartition(".")[0]) for name, _ in self._densities
+        }
         self._file, self._period = Path(file), period
         self._handles, self._seen = [], {}
         if self._densities:
@@ -124,10 +128,16 @@ class DensityLog(HookBase):
         rows = []
         for name, module in self._densities if self._handles else ():
             row = {"iteration": self.trainer.iter, "density": name, "ema": module.ema.tolist()}
-            rows.append(row | self._seen.pop(name, {}))
+            rows.append(row | self._seen.pop(name, {}) | self._following(name, module))
         self._handles = []
         if rows:
             append_lines(self._file, rows)
+
+    def _following(self, name: str, density: GradientDensity) -> dict:
+        """What follows the data beside the average."""
+        found = {"prior_count": density.prior_count.item()} if density.prior else {}
+        mu = getattr(self._losses[name], "mu", None)
+        return found | {"mu": mu.item()} if isinstance(mu, Tensor) else found
 
     def _see(self, name: str, _density, arguments: tuple, weights: Tensor) -> None:
         counts = arguments[0]

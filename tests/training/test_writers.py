@@ -1,12 +1,16 @@
 """What a training writes as it goes."""
 
+import json
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.utils.events import EventStorage
 
 from ghm_d2.errors import OutputError
-from ghm_d2.training.writers import EventsWriter
+from ghm_d2.losses import GHMC, GHMR
+from ghm_d2.training.writers import DensityLog, EventsWriter
 
 
 def test_events_that_cannot_be_written_are_an_output_error(tmp_path, monkeypatch):
@@ -22,3 +26,22 @@ def test_events_that_cannot_be_written_are_an_output_error(tmp_path, monkeypatch
         with pytest.raises(OutputError, match="run cannot be written: its folder is not there"):
             writer.write()
             writer.close()
+
+
+def test_the_log_of_densities_has_the_prior_count_and_mu_that_follow_the_data(tmp_path):
+    losses = {"ghm_c": GHMC.robust(), "ghm_r": GHMR.robust(prior=0.5), "published": GHMR()}
+    losses["ghm_c"](torch.randn(90, 4), torch.arange(90) % 9)  # 40 of 90 rows have a class
+    boxes = torch.arange(1.0, 102)[:, None].expand(-1, 4), torch.zeros(101, 4)
+    losses["ghm_r"](*boxes), losses["published"](*boxes)
+    log = DensityLog(tmp_path / "density.jsonl", torch.nn.ModuleDict(losses), period=1)
+    log.trainer = SimpleNamespace(iter=7)
+    log.before_step()
+    log.after_step()
+    lines = (tmp_path / "density.jsonl").read_text().splitlines()
+    ghm_c, ghm_r, published = map(json.loads, lines)
+    assert ghm_c["iteration"] == 7 and ghm_c["density"] == "ghm_c.density"
+    assert len(ghm_c["ema"][0]) == 30 and "mu" not in ghm_c
+    assert ghm_c["prior_count"] == pytest.approx(3 * 40)
+    assert ghm_r["prior_count"] == pytest.approx(0.5 * 404)
+    assert ghm_r["mu"] == pytest.approx(51, rel=0.05)
+    assert published.keys() == {"iteration", "density", "ema"}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ghm_d2.errors import WeightsError
+from ghm_d2.losses import GHMC, GHMR
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.weight_files import read_weights
 
@@ -235,6 +236,19 @@ def test_the_report_tells_what_fitted(tmp_path):
     assert "start anew: head.weight (7, 4) -> (2, 4)" in anew
     assert "1 tensors of the model are not in the weights" in left
     assert left.endswith("initial values: head.bias")
+
+
+def test_a_checkpoint_from_before_the_robust_form_misses_only_what_is_used(tmp_path):
+    losses = nn.ModuleDict({"ghm_c": GHMC(), "ghm_r": GHMR()})
+    names = [f"{n}.density.{b}" for n in losses for b in ("ema", "num_updates")]
+    torch.save({"model": {n: losses.state_dict()[n] + 1 for n in names}}, tmp_path / "old.pth")
+    checkpointer = GHMCheckpointer(losses)
+    checkpointer.load(str(tmp_path / "old.pth"))
+    assert checkpointer.report.loaded == 4 and checkpointer.report.warnings() == []
+    assert losses["ghm_r"].density.ema.eq(1).all()
+    robust = GHMCheckpointer(nn.ModuleDict({"ghm_c": GHMC.robust(), "ghm_r": GHMR.robust()}))
+    robust.load(str(tmp_path / "old.pth"))
+    assert robust.report.missing == ("ghm_c.density.ema_foreground", "ghm_r.sizes.histogram")
 
 
 def test_a_tensor_of_another_width_is_no_predictor_of_other_classes(tmp_path):
