@@ -118,7 +118,7 @@ def focal(
 
 def update_density(
     counts: Tensor,
-    foreground: Tensor | None,
+    foreground: Tensor,
     ema: Tensor,
     num_updates: Tensor,
     ema_foreground: Tensor,
@@ -128,7 +128,7 @@ def update_density(
 ) -> Tensor | None:
     """As `cpu.update_density`; None where there is no backend for the tensors."""
     state = ema, num_updates, ema_foreground
-    integers = [t for t in (counts, num_updates, foreground) if t is not None]
+    integers = counts, num_updates, foreground
     fits = (
         all(t.device == ema.device for t in (*state, *integers))
         and all(t.is_contiguous() for t in state)

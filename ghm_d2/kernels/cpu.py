@@ -95,7 +95,7 @@ def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale
 
 def update_density(
     counts: Tensor,
-    foreground: Tensor | None,
+    foreground: Tensor,
     ema: Tensor,
     num_updates: Tensor,
     ema_foreground: Tensor,
@@ -115,8 +115,8 @@ def update_density(
     weights = torch.empty(counts.shape, dtype=ema.dtype)
     state = (counts.contiguous(), *counts.shape, ema, num_updates, foreground, ema_foreground)
     starts = ema_init == "first", ema_init == "debias"
-    normalizer = ("valid_bins", "bins", "weights").index(normalizer)
-    choices = (scope == "level_ema", normalizer, *starts, training)
+    divisor = ("valid_bins", "bins", "weights").index(normalizer)
+    choices = (scope == "level_ema", divisor, *starts, training)
     _call("update_density", ema.dtype, *state, prior, momentum, *choices, world, weights)
     return weights
 

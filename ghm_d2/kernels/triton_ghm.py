@@ -154,7 +154,7 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def update_density(
-    counts: Tensor, foreground: Tensor | None, ema: Tensor, num_updates: Tensor,
+    counts: Tensor, foreground: Tensor, ema: Tensor, num_updates: Tensor,
     ema_foreground: Tensor, *, momentum: float, prior: float, scope: str, normalizer: str,
     ema_init: str, training: bool, world: int,
 ) -> Tensor:  # fmt: skip
@@ -162,7 +162,7 @@ def update_density(
 
     Args:
         counts: (L, bins) int64, samples by level and unit region; one row if scope is "batch".
-        foreground: 0-dim int64, foreground samples; None without a prior.
+        foreground: 0-dim int64, foreground samples; not read without a prior.
         ema, num_updates, ema_foreground: (rows, bins) and (2,), contiguous; its buffers, updated in
             place if `training`. There are at least L rows if scope is "level_ema".
         momentum, prior, scope, normalizer, ema_init: its arguments.
@@ -175,9 +175,8 @@ def update_density(
     programs = levels if scope == "level_ema" else 1
     weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)
     _launch(
-        density_kernel, programs, weights, counts.contiguous(),
-        counts if foreground is None else foreground, ema, num_updates, ema_foreground,
-        LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
+        density_kernel, programs, weights, counts.contiguous(), foreground, ema, num_updates,
+        ema_foreground, LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
         MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0, PRIOR=float(prior),
         NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, WORLD=world,
     )  # fmt: skip

@@ -120,14 +120,12 @@ class GradientDensity(CountState):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True)
-        if self.prior and foreground is None:
+        if foreground is None:
             foreground = counts.sum()
         if world is None:
-            count = Count(counts, self.sync)
-            of_foreground = None if foreground is None else Count(foreground, self.sync)
-            sum_up(count, of_foreground)
-            counts, world = count.value, count.world
-            foreground = of_foreground and of_foreground.value
+            count, of_foreground = Count(counts, self.sync), Count(foreground, self.sync)
+            sum_up(count, of_foreground if self.prior else None)
+            counts, world, foreground = count.value, count.world, of_foreground.value
         weights = kernels.update_density(
             counts,
             foreground,
@@ -155,7 +153,7 @@ class GradientDensity(CountState):
         """
         return self._prior_count(self.ema_foreground.new_zeros(()))
 
-    def _weights(self, counts: Tensor, world: int, foreground: Tensor | None) -> Tensor:
+    def _weights(self, counts: Tensor, world: int, foreground: Tensor) -> Tensor:
         """What the kernels' `update_density` does, in plain PyTorch."""
         present, new = counts > 0, counts.to(self.ema.dtype)
         smooth = new
@@ -167,7 +165,7 @@ class GradientDensity(CountState):
         if self.normalizer == "weights":
             n = torch.where(present, new / smooth, 0).sum(1, keepdim=True)
         elif self.normalizer == "bins":
-            n = self.bins
+            n = new.new_full((), self.bins)
         else:
             n = present.sum(1, keepdim=True).clamp(min=1)
         return torch.where(present, world / (n * smooth), 0)

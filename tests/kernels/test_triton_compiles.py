@@ -101,7 +101,7 @@ def test_density_compiles(compiled, prior, ema_init):
     levels, scope, normalizer = (1, "batch", "weights") if prior else (2, "level_ema", "valid_bins")
     counts, ema = torch.zeros(levels, 30, dtype=torch.int64), torch.zeros(levels, 30)
     compiled.update_density(
-        counts, counts.sum() if prior else None, ema, counts, ema[0, :2], momentum=0.75,
+        counts, counts.sum(), ema, counts, ema[0, :2], momentum=0.75,
         prior=prior, scope=scope, normalizer=normalizer, ema_init=ema_init, training=True, world=1,
     )  # fmt: skip
 

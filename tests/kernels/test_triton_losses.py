@@ -110,6 +110,7 @@ def make_counts(step):
 def update_density(module, counts, state, world=1, foreground=None):
     names = "momentum", "prior", "scope", "normalizer", "ema_init", "training"
     options = {name: getattr(module, name) for name in names}
+    foreground = counts.sum() if foreground is None else foreground
     return T.update_density(counts, foreground, *state, **options, world=world)
 
 
