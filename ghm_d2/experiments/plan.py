@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
 from ghm_d2.config.detectors import DETECTORS
+from ghm_d2.config.loader import flatten
 from ghm_d2.data.catalog import (
     data_label,
     digits_folder,
@@ -124,17 +125,20 @@ class Plan:
 
 
 def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
-    """The configuration of a side, and the overrides that fit its schedule to the budget.
+    """The configuration of a side and its overrides; the last ones fit its schedule to the budget.
 
-    "full" is the schedule as it is written, "half" has half its iterations, and "quick" at most
-    QUICK_ITERATIONS, which the shipped quick configurations have.
+    "full" is the schedule as it is written, "half" has half its iterations, and "quick" as many as
+    the side says, or at most QUICK_ITERATIONS, which the shipped quick configurations have.
     """
     shipped = side.config in list_configs() and not Path(side.config).is_file()
     config = side.config if shipped else str(find_config(side.config).resolve())
     cfg = load_config(config)
-    quick = min(1.0, QUICK_ITERATIONS / max(1, cfg.SOLVER.MAX_ITER))
+    written = max(1, cfg.SOLVER.MAX_ITER)
+    quick = (side.iterations or min(written, QUICK_ITERATIONS)) / written
     factor = {"quick": quick, "half": 0.5, "full": 1.0}[budget]
-    return config, (*side.overrides, *scaled_schedule(cfg, factor))
+    values = flatten(cfg)
+    scaled = [word for k, x in side.factors.items() for word in (k, f"{values[k] * x:.4g}")]
+    return config, (*side.overrides, *scaled, *scaled_schedule(cfg, factor))
 
 
 def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
@@ -168,7 +172,9 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
         raise UsageError(
             f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
         )
-    return str(digits_folder(DigitsSpec(noise=side.noise)))
+    by_kind = side.noise if isinstance(side.noise, dict) else {}
+    rates = {f"noise_{kind}": rate for kind, rate in by_kind.items()} or {"noise": side.noise}
+    return str(digits_folder(DigitsSpec(**rates)))
 
 
 def absolute(dataset: str) -> str:

@@ -5,8 +5,9 @@ RQ1 to RQ4 are the questions of the paper (Li, Liu, Wang, arXiv 1811.05181, sect
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,7 @@ from ghm_d2.records import Pair
 
 BUDGETS = ("quick", "half", "full")
 SUITES = (
+    "claim",
     "density",
     "losses",
     "regression",
@@ -22,6 +24,8 @@ SUITES = (
     "backbones",
     "systems",
     "noise",
+    "noise-kinds",
+    "batch-size",
 )
 _FOLDER = Path(__file__).parent / "suites"
 
@@ -35,7 +39,10 @@ class SuiteSide:
     overrides: tuple[str, ...] = ()  # KEY VALUE in turn
     optional: bool = False  # trained only where it is asked for by name, or with --optional
     settings_of: str = ""  # the side whose search this one shares, instead of one of its own
-    noise: float | None = None  # share of wrong annotations in the generated digits
+    # share of wrong annotations in the generated digits, in all or by kind (see `DigitsSpec`)
+    noise: float | dict[str, float] | None = None
+    iterations: int = 0  # of a quick run; 0: QUICK_ITERATIONS
+    factors: dict[str, float] = field(default_factory=dict)  # on values of the configuration
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,23 @@ class _SideInFile(msgspec.Struct, forbid_unknown_fields=True):
     quick: str = ""  # the configuration for two CPU cores
     published: str = ""  # the published recipe
     overrides: dict[str, str | int | float | bool] = {}
-    optional: bool = False
+    optional: bool | Literal["quick"] = False  # "quick": in that budget alone
     settings_of: str = ""
-    noise: float | None = None
+    noise: float | dict[str, float] | None = None
+    iterations: int = 0
+    factors: dict[str, float] = {}
 
     def side(self, budget: str) -> SuiteSide:
-        config = self.quick if budget == "quick" else self.published
-        words = tuple(str(word) for pair in self.overrides.items() for word in pair)
-        return SuiteSide(self.name, config, words, self.optional, self.settings_of, self.noise)
+        return SuiteSide(
+            self.name,
+            self.quick if budget == "quick" else self.published,
+            tuple(str(word) for pair in self.overrides.items() for word in pair),
+            self.optional in (True, budget),
+            self.settings_of,
+            self.noise,
+            self.iterations,
+            self.factors,
+        )
 
 
 class _SuiteInFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,8 +131,11 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
     Where no pair of the suite is left, each side is compared with the first.
 
     Raises:
-        UsageError: an unknown side (the nearest known one is given), or fewer than two.
+        UsageError: an unknown side (the nearest known one is given), fewer than two, or a suite
+            without sides for this budget.
     """
+    if not suite.sides:
+        raise UsageError(f"{suite.name} has sides for --budget quick alone")
     known = {side.name: side for side in suite.sides}
     for name in names:
         if name not in known:

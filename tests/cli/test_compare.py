@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1")
+LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1 (robust)")
 # long enough to be killed on the way
 LONGER = ("--set", "SOLVER.MAX_ITER", "60", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
 LONGER += ("--set", "TEST.EVAL_PERIOD", "30")

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_evidence(run_folder):
     assert any(name.startswith("events.out.tfevents") for name in present)
     run = record(run_folder)
     assert run["status"] == "finished" and run["iterations"] == 4 and run["seed"] == 3
-    assert run["method"] == "RetinaNet GHM-C + GHM-R"
+    assert run["method"] == "RetinaNet GHM-C + GHM-R (robust)"
     assert set(run["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert set(run["per_class"]) == {str(digit) for digit in range(10)}
     assert run["s_per_iter"] > 0 and run["ms_per_image"] > 0 and run["parameters"] > 1000

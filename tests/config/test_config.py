@@ -101,6 +101,19 @@ def test_values_merge_in_order(write):
     assert load_config(file).SEED == 3
 
 
+def test_of_several_bases_the_later_one_counts(write):
+    write("SEED: 1\nMODEL: {GHM: {CLS: {BINS: 6}}}", "a.yaml")
+    write("SEED: 2", "b.yaml")
+    cfg = load_config(write("_BASE_: [a.yaml, b.yaml]"))
+    assert (cfg.SEED, cfg.MODEL.GHM.CLS.BINS) == (2, 6)
+
+
+def test_bases_that_double_at_each_step_are_refused(write):
+    for i in range(30):
+        file = write(f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]" if i else "SEED: 1", f"{i}.yaml")
+    assert "more than 20 files" in message(file)
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_base_cycle(write, length):
     for i in range(length):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ghm_d2.config import config_hash, get_cfg
+from ghm_d2.config import config_hash, get_cfg, load_config
 from ghm_d2.data.digits.dataset import DigitsSpec, write
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.describe import experiment_hash
@@ -31,7 +31,7 @@ def test_a_run_is_its_configuration_data_and_seed(run_of, tmp_path):
     write(DigitsSpec(train=2, val=1), tmp_path / "other")
     others = [
         run_of("SOLVER.BASE_LR", "0.5"),
-        run_of("MODEL.GHM.SCOPE", "batch"),
+        run_of("MODEL.GHM.SCOPE", "level"),
         run_of("MODEL.WEIGHTS", "model.pth"),
         run_of(seed=2),
         run_of(dataset=str(tmp_path / "other")),
@@ -64,6 +64,14 @@ def test_a_default_spelt_out_changes_no_name():
     assert added != name
     del cfg["NEW_KEY"]
     assert experiment_hash(cfg) == name
+
+
+def test_settings_of_losses_that_are_not_used_change_no_name():
+    focal, ghm = (load_config(f"quick/retinanet_{name}.yaml") for name in ("focal", "ghm"))
+    names = [experiment_hash(cfg) for cfg in (focal, ghm)]
+    for cfg in (focal, ghm):
+        cfg.MODEL.GHM.SCOPE, cfg.MODEL.GHM.CLS.PRIOR = "level", 7.0
+    assert experiment_hash(focal) == names[0] and experiment_hash(ghm) != names[1]
 
 
 def test_the_command_trains_the_same_by_hand(run_of, digits_folder):
@@ -99,3 +107,9 @@ def test_noise_is_of_the_generated_digits(monkeypatch, tmp_path):
     assert side_dataset(side, "digits") == str(folder) != side_dataset(clean, "digits")
     with pytest.raises(UsageError, match="leave out --dataset"):
         side_dataset(side, "coco_2017")
+
+
+def test_noise_may_be_of_one_kind(monkeypatch):
+    monkeypatch.setattr("ghm_d2.experiments.plan.digits_folder", lambda spec: spec.noise_rates)
+    rates = side_dataset(SuiteSide("a", CONFIG, noise={"shift": 0.2}), None)
+    assert rates == "{'class': 0.0, 'shift': 0.2, 'missing': 0.0}"

@@ -16,6 +16,8 @@ from ghm_d2.progress import Progress
 from ghm_d2.records import Comparison, RunRecord, RunsTable
 from ghm_d2.run_folder import LOG_FILE
 
+GHM_C, GHM = "GHM-C (robust)", "GHM-C + SL1 (robust)"
+
 
 @dataclass
 class Pretended:
@@ -84,7 +86,7 @@ def no_waiting(monkeypatch):
 
 @pytest.fixture
 def request_(digits_folder, tiny, tmp_path) -> Request:
-    suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", "GHM-C + SL1"])
+    suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", GHM])
     return Request(suite, digits_folder, "quick", (1, 2), tmp_path, "cpu", tuple(tiny))
 
 
@@ -96,27 +98,27 @@ def runs(request_):
 def test_all_sides_have_the_same_seeds(runs):
     assert [(run.side, run.seed) for run in runs] == [
         ("focal + SL1", 1),
-        ("GHM-C + SL1", 1),
+        (GHM, 1),
         ("focal + SL1", 2),
-        ("GHM-C + SL1", 2),
+        (GHM, 2),
     ]
     assert len({run.key for run in runs}) == 4
 
 
 def test_settings_of_a_search_reach_their_side_and_those_that_share_it(request_):
-    suite = choose_sides(find_suite(["density"], "quick"), ["CE", "GHM-C", "M 5"])
+    suite = choose_sides(find_suite(["density"], "quick"), ["CE", GHM_C, "robust, M 10"])
     request = replace(request_, suite=suite)
-    chosen = {"GHM-C": ("SOLVER.BASE_LR", "0.5"), "CE": ("SOLVER.BASE_LR", "0.25")}
+    chosen = {GHM_C: ("SOLVER.BASE_LR", "0.5"), "CE": ("SOLVER.BASE_LR", "0.25")}
     rates = {run.side: run.overrides[-1] for run in make_runs(request, chosen)}
-    assert rates == {"CE": "0.25", "GHM-C": "0.5", "M 5": "0.5"}
+    assert rates == {"CE": "0.25", GHM_C: "0.5", "robust, M 10": "0.5"}
 
 
 def test_finished_runs_are_not_started_again(request_, runs):
     enter(runs[1], request_.table.file)
     launcher, heard = Pretended({}), Heard()
     run_all(runs, launcher, request_.table, heard)
-    assert launcher.started == [("focal + SL1", 1), ("focal + SL1", 2), ("GHM-C + SL1", 2)]
-    assert heard.messages[-1] == "4 of 4: GHM-C + SL1, seed 2: AP 1.0"
+    assert launcher.started == [("focal + SL1", 1), ("focal + SL1", 2), (GHM, 2)]
+    assert heard.messages[-1] == f"4 of 4: {GHM}, seed 2: AP 1.0"
     assert heard.steps[-1] == (16, 16)
     again = Pretended({})
     run_all(runs, again, request_.table, Heard())
@@ -160,12 +162,12 @@ def test_a_run_that_another_comparison_finishes_is_taken_over(request_, runs):
 def test_a_failed_run_stops_the_comparison_with_what_it_said(request_, runs, code, kind):
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / LOG_FILE).write_text("noise\nerror: image.jpg: cannot be read\n\n")
-    launcher = Pretended({"focal + SL1": [code], "GHM-C + SL1": [None] * 9}, room=2)
+    launcher = Pretended({"focal + SL1": [code], GHM: [None] * 9}, room=2)
     with pytest.raises(kind) as error:
         run_all(runs[:2], launcher, request_.table, Heard())
     assert type(error.value) is kind
     assert "focal + SL1, seed 1" in str(error.value) and "image.jpg: cannot" in str(error.value)
-    assert launcher.stopped == ["GHM-C + SL1"]
+    assert launcher.stopped == [GHM]
     assert ("signal 9" in str(error.value)) == (code == -9)
 
 
@@ -276,11 +278,11 @@ def test_runs_side_by_side_are_expected_to_end_sooner(request_, monkeypatch):
 
 
 def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
-    suite = choose_sides(find_suite(["density"], "quick"), ["CE", "GHM-C", "M 5"])
+    suite = choose_sides(find_suite(["density"], "quick"), ["CE", GHM_C, "robust, M 10"])
     request = replace(request_, suite=suite, search=True, seeds=(1,))
     sides = Comparison.read(compare(request, Pretended({}), Heard())).sides
     assert {side.name: side.settings_of for side in sides} == {
         "CE": "",
-        "GHM-C": "",
-        "M 5": "GHM-C",
+        GHM_C: "",
+        "robust, M 10": GHM_C,
     }

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from ghm_d2.config import load_config
+from ghm_d2.config import get_cfg, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.experiments.plan import side_config
 from ghm_d2.experiments.suites import BUDGETS, SUITES, choose_sides, find_suite
@@ -77,16 +77,64 @@ def test_sides_are_chosen_by_name():
     suite = find_suite(["two-stage", "one-stage"], "quick")
     assert len(choose_sides(suite).sides) == 4
     everything = choose_sides(suite, optional=True)
-    assert {"Faster R-CNN GHM-C + GHM-R", "Faster R-CNN CE + GHM-R, RPN GHM-C"} <= {
-        side.name for side in everything.sides
-    }
-    two = choose_sides(suite, ["RetinaNet focal + SL1", "RetinaNet GHM-C + GHM-R"])
-    assert [side.name for side in two.sides] == ["RetinaNet focal + SL1", "RetinaNet GHM-C + GHM-R"]
+    names = {side.name for side in everything.sides}
+    assert {
+        "Faster R-CNN GHM-C + GHM-R (robust)",
+        "Faster R-CNN CE + GHM-R, RPN GHM-C (robust)",
+    } <= names
+    named = ["RetinaNet focal + SL1", "RetinaNet GHM-C + GHM-R (robust)"]
+    two = choose_sides(suite, named)
+    assert [side.name for side in two.sides] == named
     assert len(two.pairs) == 1
     with pytest.raises(UsageError, match="did you mean 'RetinaNet focal \\+ SL1'"):
         choose_sides(suite, ["RetinaNet focal"])
     with pytest.raises(UsageError, match="at least two sides"):
         choose_sides(suite, ["RetinaNet focal + SL1"])
+
+
+def test_the_published_form_is_optional_only_in_the_quick_budget():
+    quick, full = (find_suite(["systems"], budget) for budget in ("quick", "full"))
+    published = "RetinaNet GHM-C + GHM-R (published)"
+    assert published not in [side.name for side in choose_sides(quick).sides]
+    assert published in [side.name for side in choose_sides(quick, optional=True).sides]
+    assert published in [side.name for side in choose_sides(full).sides]
+
+
+@pytest.mark.parametrize("name", ["noise", "noise-kinds", "batch-size"])
+def test_a_suite_without_published_recipes_says_so(name):
+    with pytest.raises(UsageError, match=f"{name} has sides for --budget quick alone"):
+        choose_sides(find_suite([name], "full"))
+
+
+def side_values(suite: str, side: str):
+    (found,) = (s for s in find_suite([suite], "quick").sides if s.name == side)
+    return found, load_config(*side_config(found, "quick"))
+
+
+def test_a_side_may_have_its_own_number_of_iterations_and_factors():
+    _, base = side_values("claim", "GHM (robust)")
+    _, long = side_values("noise", "GHM (robust), 20 % noise")
+    _, large = side_values("batch-size", "GHM (robust), batch 16")
+    _, small = side_values("density", "robust, c / 3")
+    assert (base.SOLVER.MAX_ITER, long.SOLVER.MAX_ITER) == (300, 600)
+    assert long.SOLVER.WARMUP_ITERS == 2 * base.SOLVER.WARMUP_ITERS
+    assert large.SOLVER.MAX_ITER * large.SOLVER.IMS_PER_BATCH == 300 * base.SOLVER.IMS_PER_BATCH
+    assert large.SOLVER.BASE_LR == 2 * base.SOLVER.BASE_LR
+    priors = [cfg.MODEL.GHM.CLS.PRIOR for cfg in (base, small)]
+    assert priors[0] / 3 == pytest.approx(priors[1], rel=1e-3)
+
+
+def test_the_forms_differ_in_all_detectors_and_no_robust_one_has_keys_of_its_own():
+    sides = choose_sides(find_suite(["systems"], "quick"), optional=True).sides
+    ghm = {s.name: load_config(*side_config(s, "quick")).MODEL.GHM for s in sides}
+    robust = [keys for name, keys in ghm.items() if name.endswith("(robust)")]
+    published = [keys for name, keys in ghm.items() if name.endswith("(published)")]
+    assert len(robust) == len(published) == 7
+    assert all(keys == robust[0] and keys.CLS.PRIOR > 0 for keys in robust)
+    defaults = get_cfg().MODEL.GHM
+    for keys in published:
+        keys.REG.MU, keys.REG.LOSS_WEIGHT = defaults.REG.MU, defaults.REG.LOSS_WEIGHT
+        assert keys == defaults
 
 
 def test_sides_without_a_pair_are_compared_with_the_first():

