@@ -88,7 +88,7 @@ def test_every_registered_name_says_whose_it_is(key):
 
 
 def test_a_new_name_is_no_new_experiment():
-    cfg = load_config("quick/ssd.yaml")
+    cfg = load_config("quick/ssd_ghm.yaml")
     name = experiment_hash(cfg)
     cfg.MODEL.META_ARCHITECTURE = "SSD"
     assert experiment_hash(cfg) == name
