@@ -1,4 +1,4 @@
-"""A small DSSD on a ResNet-18, and batches with objects for each of its levels."""
+"""A small DSSD on a ResNet-18, GHM as published, and batches with objects for each level."""
 
 import torch
 from detectron2.modeling import build_model
@@ -22,6 +22,8 @@ TINY = {
     "MODEL.RESNETS.OUT_FEATURES": "['res3', 'res4', 'res5']",
     "MODEL.RESNETS.NORM": "BN",
     "MODEL.ANCHOR_GENERATOR.SIZES": str(SIZES),
+    "MODEL.SSD.CLS_LOSS_TYPE": "mining",
+    "MODEL.SSD.BBOX_REG_LOSS_TYPE": "smooth_l1",
     "MODEL.SSD.NUM_CLASSES": str(CLASSES),
     "MODEL.SSD.NUM_LEVELS": str(len(STRIDES)),
     "MODEL.SSD.EXTRA_CHANNELS": "32",
@@ -37,7 +39,7 @@ def tiny_config(**keys):
     named = {(k.replace("__", ".") if "__" in k else f"MODEL.SSD.{k}"): v for k, v in keys.items()}
     register_all()
     words = [str(word) for pair in {**TINY, **named}.items() for word in pair]
-    return load_config("configs/quick/dssd.yaml", words)
+    return load_config("configs/quick/dssd_ghm_published.yaml", words)
 
 
 def tiny_ssd(**keys):
