@@ -35,7 +35,7 @@ app.command(
 app.command(
     "compare",
     cls=CompareCommand,
-    epilog="Example: ghm compare two-stage vs one-stage --dataset my_folder --seeds 3",
+    epilog="Example: ghm compare two-stage vs one-stage --dataset my_folder",
 )(compare)
 app.command(
     "predict",

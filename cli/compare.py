@@ -87,7 +87,17 @@ def compare(
     dataset: Dataset = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each side, with the seeds 1 to N.")
-    ] = 3,
+    ] = 6,
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0, help="AP up to which sides are practically the same; 1 by default."),
+    ] = None,
+    looks: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=2, help="A number of seeds with an early verdict, planned beforehand; repeatable."
+        ),
+    ] = None,
     budget: Budget = None,
     search: Search = False,
     search_on: SearchOn = None,
@@ -129,6 +139,8 @@ def compare(
             raise UsageError("--jobs is for this machine; with submitit every run is a job")
         if settings and (search or search_on):
             raise UsageError("--settings takes what was searched before; leave out --search")
+        if looks and max(looks) >= seeds:
+            raise UsageError(f"--looks names fewer seeds than --seeds, which is {seeds}")
         words = what or []
         own = any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
@@ -162,6 +174,8 @@ def compare(
             search_on=tuple(search_on or []),
             settings=settings and settings.resolve(),
             command=shlex.join(["ghm", *sys.argv[1:]]),
+            margin=margin,
+            looks=tuple(sorted({*looks})) if looks else None,
             at_once=len(start.free) if start else 1,
         )
         _compare(request, start, device, dry_run, as_json)
@@ -171,15 +185,20 @@ def _compare(request, start, job_device: str, dry_run: bool, as_json: bool) -> N
     """`start`: the launcher; None takes submitit, whose jobs run on `job_device`."""
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import SubmititLauncher
+    from ghm_d2.reports.power import PlannedPower, read_spread
 
     from ._progress import progress
 
     with progress() as shown:
         plan = make_plan(request, shown)
+    labels, iterations = zip(*((run.label, run.iterations) for run in plan.runs), strict=True)
+    spread = read_spread(request.root, labels, iterations)
+    power = PlannedPower(spread, len(request.seeds), plan.margin, plan.looks)
     if dry_run:
-        emit(plan.as_dict(), as_json=as_json, human=lambda: _print_plan(plan, out))
+        value = plan.as_dict() | {"power": power.as_dict()}
+        emit(value, as_json=as_json, human=lambda: _print_plan(plan, power, out))
         return
-    _print_plan(plan, err if as_json else out)
+    _print_plan(plan, power, err if as_json else out)
     if start is None:
         every = (*plan.trials, *plan.later, *plan.runs)
         longest = max(plan.seconds.get(run.key, 0) for run in every)
@@ -208,7 +227,7 @@ def _key_value(pair: str) -> tuple[str, str]:
     return key, value
 
 
-def _print_plan(plan, console) -> None:
+def _print_plan(plan, power, console) -> None:
     from rich.table import Table
 
     def say(text):
@@ -230,6 +249,9 @@ def _print_plan(plan, console) -> None:
     total = timedelta(seconds=round(plan.expected_seconds))
     how = "one run after another" if plan.at_once == 1 else f"{plan.at_once} runs at a time"
     say(f"Expected: {total} in all, {how}, from a few timed steps")
+    primary = next(pair for pair in plan.suite.pairs if pair.primary)
+    say(f"Primary pair: {primary.side} against {primary.reference}")
+    say(str(power))
 
 
 def _by_side(runs) -> list[tuple[str, list]]:

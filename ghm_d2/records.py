@@ -148,6 +148,7 @@ class Pair:
     side: str
     reference: str
     question: str  # such as "GHM within the one-stage family"
+    primary: bool = False  # the one that is tested alone, named before anything was run
 
 
 @dataclass
@@ -179,6 +180,10 @@ class Comparison:
     pairs: list[Pair]
     command: str = ""
     search: list[Trial] = field(default_factory=list)
+    margin: Number = 1.0  # differences of AP up to it are practically none
+    looks: list[Int] = field(default_factory=list)  # numbers of seeds with an earlier verdict
+    # numbers of seeds whose verdict was there to see before more were added
+    unplanned_looks: list[Int] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write comparison.json into `folder`, whole or not at all."""

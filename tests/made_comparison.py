@@ -32,7 +32,7 @@ HOSTILE = '<script>document.title="hit"</script> | "> <img src=x onerror=alert(1
 def build(
     root: Path,
     ap: dict[str, Sequence[float | None]] = AP,
-    pairs: Sequence[tuple[str, str, str]] = PAIRS,
+    pairs: Sequence[tuple[str, str, str] | Pair] = PAIRS,
     *,
     analysis: bool = True,
     noise: bool = False,
@@ -68,7 +68,7 @@ def build(
         "budget": "quick",
         "seeds": seeds,
         "sides": sides,
-        "pairs": [Pair(*pair) for pair in pairs],
+        "pairs": [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs],
         "command": "ghm compare two-stage vs one-stage --dataset bccd --seeds 3",
         "search": [Trial(next(iter(ap)), ["SOLVER.BASE_LR", "0.01"], 40.0, chosen=True)],
     }

@@ -26,7 +26,7 @@ def load_tool(name: str):
     return module
 
 
-@pytest.mark.parametrize("name", ["configuration", "detectors", "results", "stability"])
+@pytest.mark.parametrize("name", ["compare", "configuration", "detectors", "results", "stability"])
 def test_generated_tables_are_what_their_commands_print(name):
     tables, page = load_tool("docs_tables"), PAGES[f"{name}.md"]
     parts = tables.PART.findall(page)

@@ -2,11 +2,13 @@
 """Writes the generated tables of docs/: `python tools/docs_tables.py`, then look at `git diff`.
 
 A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of `ghm`,
-whose output becomes the table, or `keys GROUP`: the configuration keys that the function
-`_add_GROUP` of ghm_d2/config/keys.py adds, with the comments that stand there.
+whose output becomes the table; `keys GROUP`, the configuration keys that the function
+`_add_GROUP` of ghm_d2/config/keys.py adds, with the comments that stand there; or `simulation`,
+what benchmarks/simulate_verdicts.py found.
 """
 
 import ast
+import json
 import os
 import re
 from itertools import takewhile
@@ -36,6 +38,8 @@ def run(command: str) -> str:
     program, *words = command.split()
     if program == "keys":
         return keys_table(words[0])
+    if program == "simulation":
+        return simulation_table()
     from typer.testing import CliRunner
 
     from ghm_d2.cli.app import app
@@ -49,6 +53,20 @@ def run(command: str) -> str:
     if shown.exit_code:
         raise SystemExit(f"{command} ended with {shown.exit_code}: {shown.output}")
     return shown.stdout
+
+
+def simulation_table() -> str:
+    """The shares of simulated comparisons, a row a case and number of seeds."""
+    file = ROOT / "results" / "simulation" / "verdicts.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    columns = ["primary", "others", "with a look", "seeds alone", "found", "planned"]
+    heads = ["Spread of a run (SD seed, images, both)", "Seeds", *columns]
+    rows = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for row in found["rows"]:
+        spread = ", ".join(str(sd) for sd in found["standard deviations"][row["case"]].values())
+        cells = [f"{row['case']} ({spread})", row["seeds"], *(row[name] for name in columns)]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
 
 
 def keys_table(group: str) -> str:

@@ -47,6 +47,7 @@ class Request:
     search: whether settings are searched first: on the compared data, or on all of `search_on`.
     settings: the comparison.json of an earlier search, or its folder, to take settings from.
     at_once: runs that the launcher trains at the same time.
+    margin, looks: as in `Comparison`.
     """
 
     suite: Suite
@@ -60,6 +61,8 @@ class Request:
     search_on: tuple[str, ...] = ()
     settings: Path | None = None
     command: str = ""
+    margin: float | None = None  # of AP; None: of an earlier call, or 1
+    looks: tuple[int, ...] | None = None  # numbers of seeds; None: of an earlier call, or none
     at_once: int = 1
 
     @property
@@ -108,7 +111,11 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     """The runs to come and how long they will take; the trials of a search come first.
 
     What depends on the results of trials is counted with the sides' own settings.
+
+    Raises:
+        UsageError: the comparison was planned before with another margin or other looks.
     """
+    request = keep_plan(request)
     table = request.table
     searches = _searches(request)
     trials = [trial.run for side in searches for trial in side.trials(table)]
@@ -121,7 +128,35 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     left = [run for run in (*trials, *later, *runs) if run.key not in done]
     seconds = expected_seconds(left, table, request.device, progress)
     label, at_once = label_of(request, runs), request.at_once
-    return Plan(request.suite, label, runs, trials, later, done, seconds, at_once)
+    margin, looks = request.margin or 0.0, request.looks or ()
+    return Plan(request.suite, label, runs, trials, later, done, seconds, at_once, margin, looks)
+
+
+def keep_plan(request: Request) -> Request:
+    """`request` with the margin and the looks that the comparison was planned with.
+
+    Raises:
+        UsageError: it asks for others. A plan that is changed in view of results is none.
+    """
+    others = any(request.root.glob(f"*/{COMPARISON_FILE}"))
+    file = (request.folder() if others else request.root) / COMPARISON_FILE
+    kept = Comparison.read(file.parent) if file.is_file() else None
+    margin = kept.margin if kept else 1.0
+    looks = tuple(kept.looks) if kept else ()
+    for option, asked, planned in (
+        ("--margin", request.margin, margin),
+        ("--looks", request.looks, looks),
+    ):
+        if kept and asked is not None and asked != planned:
+            raise UsageError(
+                f"{file} was planned with another {option}, {planned or 'none'}; a plan is not "
+                "changed once it has begun: leave the option out, or choose another --output"
+            )
+    return replace(
+        request,
+        margin=margin if request.margin is None else request.margin,
+        looks=looks if request.looks is None else request.looks,
+    )
 
 
 def compare(request: Request, launcher, progress: Progress) -> Path:
@@ -134,6 +169,7 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
         UsageError, DataError, RunError: a run failed; the same request continues.
         KeyboardInterrupt: after Ctrl-C, checkpoints saved.
     """
+    request = keep_plan(request)
     table = request.table
     settings, trials = _settings(
         request, _searches(request), lambda runs: run_all(runs, launcher, table, progress)
@@ -191,12 +227,17 @@ def label_of(request: Request, runs: list[PlannedRun]) -> str:
 
 def _record(request: Request, settings: Settings, trials: list[Trial], folder: Path) -> None:
     """Write comparison.json; the seeds of an earlier call stay in it."""
+    looks: list[int] = []
     if (folder / COMPARISON_FILE).is_file():
         earlier = Comparison.read(folder)
         if len(earlier.seeds) > len(request.seeds):  # its command is what does all runs
             request = replace(request, command=earlier.command)
         seeds = {*earlier.seeds, *request.seeds}
         request = replace(request, seeds=tuple(sorted(seeds)))
+        looks = earlier.unplanned_looks
+        before = [run for run in make_runs(request, settings) if run.seed in earlier.seeds]
+        if len(seeds) > len(earlier.seeds) and all(run.is_done(request.table) for run in before):
+            looks = [*looks, len(earlier.seeds)]
     runs, sides = make_runs(request, settings), []
     for side in request.suite.sides:
         own = [run for run in runs if run.side == side.name]
@@ -213,6 +254,9 @@ def _record(request: Request, settings: Settings, trials: list[Trial], folder: P
         pairs=list(request.suite.pairs),
         command=request.command,
         search=trials,
+        margin=request.margin or 0.0,
+        looks=list(request.looks or ()),
+        unplanned_looks=looks,
     ).write(folder)
 
 

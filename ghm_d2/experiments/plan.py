@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
@@ -90,6 +90,8 @@ class Plan:
     done: set[str]  # keys
     seconds: dict[str, float]  # expected, of what is not done, by key
     at_once: int = 1  # runs that share the devices
+    margin: float = 1.0  # as in `Comparison`
+    looks: tuple[int, ...] = ()
 
     @property
     def expected_seconds(self) -> float:
@@ -106,6 +108,9 @@ class Plan:
             "question": self.suite.question,
             "dataset": self.dataset,
             "sides": [side.name for side in self.suite.sides],
+            "primary": [asdict(pair) for pair in self.suite.pairs if pair.primary],
+            "margin": self.margin,
+            "looks": list(self.looks),
             "expected_seconds": round(self.expected_seconds),
             "trials": [self._row(run) for run in self.trials],
             "runs": [self._row(run) for run in self.runs],

@@ -128,7 +128,8 @@ def find_suite(words: Sequence[str], budget: str) -> Suite:
 def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False) -> Suite:
     """`suite` with the sides `names` alone, or with all, the optional ones where asked for.
 
-    Where no pair of the suite is left, each side is compared with the first.
+    Where no pair of the suite is left, each side is compared with the first. The first pair is the
+    primary one where the suite names none, or not between these sides.
 
     Raises:
         UsageError: an unknown side (the nearest known one is given), fewer than two, or a suite
@@ -146,7 +147,13 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
     if len(sides) < 2:
         raise UsageError("a comparison has at least two sides; name more with --side")
     pairs = _between(sides, suite.pairs) or _against_first(sides)
-    return replace(suite, sides=sides, pairs=pairs)
+    return replace(suite, sides=sides, pairs=_with_primary(pairs))
+
+
+def _with_primary(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """`pairs` with one primary pair: the first that the suite calls so, else the first."""
+    chosen = next((pair for pair in pairs if pair.primary), pairs[0])
+    return tuple(replace(pair, primary=pair is chosen) for pair in pairs)
 
 
 def _against_first(sides: Sequence[SuiteSide]) -> tuple[Pair, ...]:

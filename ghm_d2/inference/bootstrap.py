@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 REPLICATES = 200  # the standard error of a standard deviation is then 5 % of it
 _DIGITS = 2
+_BLOCK = 2**20  # counts of detections at once
 
 
 def image_bootstrap(dataset_name: str, detections: Sequence[dict]) -> dict:
@@ -82,43 +83,52 @@ def _class_ap(cells: Sequence[dict | None], weights: np.ndarray, recalls: np.nda
         recalls: at which precision is read.
     """
     there = [(i, cell) for i, cell in enumerate(cells) if cell is not None]
-    boxes = sum(weights[:, i] * np.sum(~cell["gtIgnore"].astype(bool)) for i, cell in there)
-    ap = np.full(len(weights), np.nan)
-    if not np.any(boxes):
-        return ap
-    ap[boxes > 0] = 0
-    scores = np.concatenate([cell["dtScores"] for _, cell in there])
-    if not len(scores):
+    boxes = np.zeros(len(weights), int)
+    for i, cell in there:
+        boxes += weights[:, i] * np.sum(~cell["gtIgnore"].astype(bool))
+    ap = np.where(boxes > 0, 0.0, np.nan)
+    scores = np.concatenate([cell["dtScores"] for _, cell in there]) if there else np.zeros(0)
+    if not len(scores) or not boxes.any():
         return ap
     order = np.argsort(-scores, kind="mergesort")  # as pycocotools, which keeps the order of equals
     image = np.concatenate([[i] * len(cell["dtScores"]) for i, cell in there])[order].astype(int)
     matched = np.concatenate([cell["dtMatches"] for _, cell in there], axis=1)[:, order] > 0
     ignored = np.concatenate([cell["dtIgnore"] for _, cell in there], axis=1)[:, order].astype(bool)
-    by_iou = [
-        _average_precision(hit & ~skip, ~hit & ~skip, weights[:, image], boxes, recalls)
-        for hit, skip in zip(matched, ignored, strict=True)
-    ]
-    return np.where(boxes > 0, np.mean(by_iou, axis=0), np.nan)
+    rows = max(1, _BLOCK // len(order))
+    for start in range(0, len(weights), rows):
+        block = slice(start, start + rows)
+        counts = weights[block, image].astype(np.int32)
+        by_iou = _average_precision(matched, ignored, counts, boxes[block], recalls)
+        ap[block] = np.where(boxes[block] > 0, by_iou.mean(axis=0), np.nan)
+    return ap
 
 
 def _average_precision(
-    true: np.ndarray, false: np.ndarray, counts: np.ndarray, boxes: np.ndarray, recalls: np.ndarray
+    matched: np.ndarray,
+    ignored: np.ndarray,
+    counts: np.ndarray,
+    boxes: np.ndarray,
+    recalls: np.ndarray,
 ) -> np.ndarray:
-    """(B,) AP at one IoU threshold.
+    """(T, B) AP at each of T IoU thresholds.
+
+    Precision has its maxima, and recall its steps, at right detections: it is computed there alone.
 
     Args:
-        true, false: (D,) whether a detection is right or wrong, by falling score; neither where
-            it is ignored.
+        matched, ignored: (T, D), of detections by falling score.
         counts: (B, D) how often each is counted.
         boxes: (B,) to be found.
     """
-    kept = true | false
-    right = np.cumsum(counts[:, kept] * true[kept], axis=1)
-    if not right.shape[1]:
-        return np.zeros(len(counts))
-    precision = right / (np.cumsum(counts[:, kept], axis=1) + np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = right / np.maximum(boxes, 1)[:, None]
-    padded = np.pad(precision, ((0, 0), (0, 1)))  # 0 at a recall that is not reached
-    at = np.stack([np.searchsorted(row, recalls) for row in recall])
-    return np.take_along_axis(padded, at, axis=1).mean(axis=1)
+    all_seen = np.cumsum(counts, axis=1)
+    ap = np.zeros((len(matched), len(counts)))
+    for t, (hit, skip) in enumerate(zip(matched, ignored, strict=True)):
+        seen = np.cumsum(counts * ~skip, axis=1) if skip.any() else all_seen
+        true = np.flatnonzero(hit & ~skip)
+        right = np.cumsum(counts[:, true], axis=1)
+        precision = np.zeros((len(counts), len(true) + 1))  # 0 at a recall that is not reached
+        precision[:, :-1] = right / (seen[:, true] + np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = right / np.maximum(boxes, 1)[:, None]
+        at = np.stack([np.searchsorted(row, recalls) for row in recall])
+        ap[t] = np.take_along_axis(precision, at, axis=1).mean(axis=1)
+    return ap

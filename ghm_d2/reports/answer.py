@@ -1,8 +1,19 @@
 """What a study's numbers allow one to say, in sentences."""
 
+from ghm_d2.records import Comparison
 from ghm_d2.reports.results import Difference
-from ghm_d2.reports.runs import SeedRun, SideRuns
-from ghm_d2.reports.statistics import HIGHER, LOWER, NO_DIFFERENCE, NO_SEED, ONE_SEED, Estimate
+from ghm_d2.reports.runs import DIVERGED, SeedRun, SideRuns
+from ghm_d2.reports.statistics import Estimate
+from ghm_d2.reports.verdicts import (
+    ENOUGH_SEEDS,
+    HIGHER,
+    LOWER,
+    NO_SEED,
+    ONE_SEED,
+    SAME,
+    UNDECIDED,
+    Verdict,
+)
 
 # more questions than this are answered together, by what came out
 MOST_SENTENCES = 6
@@ -10,11 +21,12 @@ MOST_SENTENCES = 6
 MOST_PHRASES = 3
 
 
-def answer(differences: list[Difference], failures: list[str]) -> list[str]:
+def answer(differences: list[Difference], failures: list[str], comparison: Comparison) -> list[str]:
     """A sentence a question, then what failed, and how far the answer reaches.
 
     Args:
         failures: what `failure` says of the sides.
+        comparison: that they belong to.
     """
     if not differences:
         return ["There is nothing to compare: no pair of configurations.", *failures]
@@ -26,21 +38,22 @@ def answer(differences: list[Difference], failures: list[str]) -> list[str]:
             _on(question, [d for d in differences if d.pair.question == question])
             for question in questions
         ]
-    return [*sentences, *failures, _reach(differences)]
+    return [*sentences, *failures, *reach(differences, comparison)]
 
 
 def failure(side: SideRuns) -> str:
-    """Such as "CE: diverged in 1 of 3 runs (seed 2: diverged at ...)"; "" where none failed."""
+    """What did not finish, and how it counts; "" where everything did.
+
+    Such as "CE: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: diverged at ...)".
+    """
     parts = []
     bad = [r for r in side.runs if r.record and r not in side.finished]
     for status in dict.fromkeys(run.status for run in bad):
         alike = [run for run in bad if run.status == status]
         how = "; ".join(f"seed {r.seed}: {outcome(r) or status}" for r in alike)
-        parts.append(f"{status} in {len(alike)} of {len(side.runs)} runs ({how})")
-    if not parts:
-        return ""
-    rest = "its figures are of the others" if side.finished else "it has no figures"
-    return f"{side.name}: {', '.join(parts)}; {rest}."
+        counted = "which counts as AP 0" if status == DIVERGED else "which is missing"
+        parts.append(f"{status} in {len(alike)} of {len(side.runs)} runs, {counted} ({how})")
+    return f"{side.name}: {', '.join(parts)}." if parts else ""
 
 
 def outcome(run: SeedRun) -> str:
@@ -69,24 +82,42 @@ def _on(question: str, differences: list[Difference]) -> str:
 
 
 def _phrase(difference: Difference) -> str:
-    pair, ap, result = difference.pair, difference.ap["AP"], difference.verdict
+    pair, judged, result = difference.pair, difference.judged, difference.verdict
     if result in (HIGHER, LOWER):
-        return f"{pair.side} has a {result} AP than {pair.reference}, by {_with_interval(ap)}"
-    if result == NO_DIFFERENCE:
-        return f"{result} between {pair.side} and {pair.reference}, AP {_with_interval(ap)}"
-    shown = f" (AP {signed(ap.mean)})" if ap.n else ""
+        return f"{pair.side} has a {result} AP than {pair.reference}, by {_with_interval(judged)}"
+    if result == SAME:
+        return f"{pair.side} has {result} AP as {pair.reference}, {_with_interval(judged)}"
+    if result == UNDECIDED:
+        return f"{result} between {pair.side} and {pair.reference}, AP {_with_interval(judged)}"
+    shown = f" (AP {signed(judged.effect.mean)})" if judged.effect.n else ""
     return f"{result} on {pair.side} against {pair.reference}{shown}"
 
 
-def _with_interval(ap: Estimate) -> str:
-    return f"{signed(ap.mean)} (95% interval {interval(ap)}, {ap.n} seeds)"
+def _with_interval(judged: Verdict) -> str:
+    found = judged.estimate
+    shown = f"{confidence(judged)} interval {interval(found)}, p = {p_value(judged.p)}"
+    return f"{signed(found.mean)} ({shown}, {found.n} seeds)"
+
+
+def confidence(judged: Verdict) -> str:
+    """Of the verdict's interval: such as "95%", or "98.3%" where it is one of three."""
+    return f"{100 * (1 - judged.alpha):.3g}%"
+
+
+def p_value(p: float | None) -> str:
+    """Such as "0.012" and "<0.001"; "-" where nothing was tested."""
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _by_verdict(differences: list[Difference]) -> str:
     """A sentence for each thing that came out, with the pairs of which it did."""
     sentences = []
-    for result in (HIGHER, LOWER, NO_DIFFERENCE, ONE_SEED, NO_SEED):
-        start = f"AP is {result}" if result in (HIGHER, LOWER) else _capital(result)
+    order = [HIGHER, LOWER, SAME, UNDECIDED]
+    order += [d.verdict for d in differences if d.verdict not in (*order, ONE_SEED, NO_SEED)]
+    for result in dict.fromkeys([*order, ONE_SEED, NO_SEED]):
+        start = f"AP is {result}" if result in (HIGHER, LOWER, SAME) else _capital(result)
         alike = [_brief(d) for d in differences if d.verdict == result]
         if alike:
             sentences.append(f"{start} for {'; '.join(alike)}.")
@@ -105,15 +136,40 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _reach(differences: list[Difference]) -> str:
-    """What the intervals are, and what they do not cover."""
-    counts = sorted({d.ap["AP"].n for d in differences if d.ap["AP"].n > 1})
+def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
+    """Sentences: which chance the intervals count, how they are corrected, how sure a word is."""
+    counts = sorted({d.judged.effect.n for d in differences if d.judged.effect.n > 1})
     if not counts:
-        return "A claim needs two seeds that finished on both sides."
-    seeds = " or ".join(map(str, counts))
-    text = f"Differences are of the same seeds, with 95% t intervals over {seeds} seeds"
-    text += ", for chance in training, not in the choice of images"
-    if len(differences) > 1:
-        text += "; the intervals are not corrected for the number of comparisons"
-        text += f" ({len(differences)})"
-    return text + "."
+        return ["A claim needs two seeds that finished on both sides."]
+    text = f"Differences are paired by seed ({' or '.join(map(str, counts))} seeds); the intervals"
+    known = [d.judged.effect.images is not None for d in differences if d.judged.effect.n > 1]
+    if all(known):
+        text += " count the chance in training and in the choice of test images"
+    elif any(known):
+        text += " count the chance in training and, where runs have kept replicates, in the choice"
+        text += " of test images"
+    else:
+        text += " count the chance in training, not in the choice of test images, of which these"
+        text += " runs have kept no replicates"
+    sentences = [f"{text}. {_corrected(differences)}".strip()]
+    if counts[0] < ENOUGH_SEEDS:
+        sentences.append(f"With fewer than {ENOUGH_SEEDS} seeds this is exploration, not evidence.")
+    if comparison.unplanned_looks:
+        seen = " and ".join(map(str, comparison.unplanned_looks))
+        sentences.append(
+            f"Seeds were added after the verdict of {seen} seeds could be seen, which was not "
+            "planned: a claim is wrong more often than in 5 % of cases. Take it as exploration."
+        )
+    return sentences
+
+
+def _corrected(differences: list[Difference]) -> str:
+    others = sum(not d.pair.primary for d in differences)
+    text = ""
+    for d in differences:
+        if d.pair.primary and others:
+            text = f"The primary pair, {d.pair.side} against {d.pair.reference}, is tested alone. "
+    if others > 1:
+        what = "The other" if text else "The"
+        text += f"{what} {others} pairs are corrected for each other (Holm)."
+    return text.strip()

@@ -45,8 +45,9 @@ def progress_of(study: Study) -> str:
 
 def _results(report: Report) -> list[Block]:
     text = (
-        "Mean over the seeds that finished, ± half the 95% t interval; AP in percent, at the end "
-        "of the training. Bold: the best mean of a column, whether or not a difference is shown."
+        "Mean over the seeds, ± half the 95% t interval; AP in percent, at the end of the "
+        "training, and 0 where it diverged. Bold: the best mean of a column, whether or not it "
+        "differs from the others."
     )
     if any(row.published for row in report.rows):
         text += " Published rows are other people's, of the same method, network and schedule."
@@ -60,12 +61,26 @@ def _results(report: Report) -> list[Block]:
 def _differences(report: Report) -> list[Block]:
     if not report.differences:
         return []
+    margin = report.study.comparison.margin
     text = (
-        "Side minus reference, of the same seeds, with the 95% t interval; the verdict is on AP. "
-        "A claim is made only where the interval excludes zero; that none is shown does not mean "
-        "that there is none."
+        "Side minus reference, of the same seeds. The verdict is on AP: higher or lower where p is "
+        f"at most 0.05, practically the same where the whole interval lies within ± {margin:g} AP, "
+        "else undecided, which does not mean that there is no difference. p and the interval of AP "
+        "are corrected for the number of pairs and looks; AP50 and AP75 have 95% intervals over "
+        "the seeds alone."
     )
-    return [tables.differences_table(report.differences), Text(text, "note")]
+    of_errors = (
+        "What the intervals of AP are made of: the standard error that the chance in training "
+        "leaves (SE seeds), the one that the choice of test images leaves however many seeds there "
+        "are (SE images, a bootstrap; - where runs have kept no replicates), and beside the paired "
+        "interval the one that does not pair the seeds, with the variance pooled of both sides."
+    )
+    return [
+        tables.differences_table(report.differences),
+        Text(text, "note"),
+        tables.errors_table(report.differences),
+        Text(of_errors, "note"),
+    ]
 
 
 def _costs(report: Report) -> list[Block]:
@@ -165,6 +180,7 @@ def _how(study: Study) -> list[Block]:
         ("Data set", comparison.dataset),
         ("Budget", comparison.budget),
         ("Seeds", ", ".join(map(str, comparison.seeds))),
+        ("Looks", ", ".join(f"at {look} seeds" for look in comparison.looks)),
     ]
     blocks.append(tables.sides_table(study.sides))
     if comparison.search:

@@ -9,7 +9,7 @@ from ghm_d2.reports import document as documents
 from ghm_d2.reports import tables
 from ghm_d2.reports.answer import answer, failure, outcome
 from ghm_d2.reports.document import Table
-from ghm_d2.reports.results import Difference, NoiseRow, Row, difference_of, noise_of, row_of
+from ghm_d2.reports.results import Difference, NoiseRow, Row, differences_of, noise_of, row_of
 from ghm_d2.reports.runs import checked
 from ghm_d2.reports.statistics import Estimate
 from ghm_d2.reports.study import Study, read_study
@@ -30,7 +30,7 @@ class Report:
     @cached_property
     def differences(self) -> list[Difference]:
         """In the order of the comparison's pairs."""
-        return [difference_of(self.study, pair) for pair in self.study.comparison.pairs]
+        return differences_of(self.study)
 
     @cached_property
     def noise(self) -> list[NoiseRow]:
@@ -41,7 +41,7 @@ class Report:
     def verdict(self) -> list[str]:
         """The answer, in sentences; see `answer.answer`."""
         failures = [text for side in self.study.sides if (text := failure(side))]
-        return answer(self.differences, failures)
+        return answer(self.differences, failures, self.study.comparison)
 
     @property
     def shown_tables(self) -> list[Table]:
@@ -55,9 +55,13 @@ class Report:
         return "\n".join(map(documents.markdown_table, self.shown_tables))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON-able data; AP in percent, intervals of 95%, null where undefined."""
+        """All of it as JSON-able data; AP in percent, null where undefined.
+
+        Intervals are of 95%; those of a verdict on AP are of 1 - "alpha".
+        """
         comparison = self.study.comparison
-        words = ("name", "question", "dataset", "budget", "seeds")
+        words = ("name", "question", "dataset", "budget", "seeds", "margin", "looks")
+        words += ("unplanned_looks",)
         return {name: getattr(comparison, name) for name in words} | {
             "planned": self.study.planned,
             "finished": self.study.planned - len(self.study.unfinished),
@@ -103,7 +107,18 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
         column: {"difference": value.mean, "low": value.low, "high": value.high, "n": value.n}
         for column, value in difference.ap.items()
     }
-    verdict = {"seeds": difference.seeds, **columns, "verdict": difference.verdict}
+    judged, effect = difference.judged, difference.judged.effect
+    pooled = judged.pooled
+    verdict = {
+        "seeds": difference.seeds,
+        **columns,
+        "verdict": difference.verdict,
+        "p": judged.p,
+        "alpha": judged.alpha,
+        "se_seeds": effect.seeds.se if effect.seeds else None,
+        "se_images": effect.images.se if effect.images else None,
+        "unpaired": {"difference": pooled.mean, "low": pooled.low, "high": pooled.high},
+    }
     return asdict(difference.pair) | verdict
 
 
@@ -137,7 +152,7 @@ def overview(reports: list[Report]) -> Table:
         for d in report.differences:
             side, reference = d.pair.side, d.pair.reference
             difference = tables.difference_with_interval(d.ap["AP"])
-            figures = (ap[side], ap[reference], difference, str(len(d.seeds)))
+            figures = (ap[side], ap[reference], difference, *tables.errors(d), str(len(d.seeds)))
             rows.append((name, side, reference, d.verdict, *figures))
-    headers = ("Comparison", "Side", "Against", "AP is", "AP", "AP against", "Difference", "Seeds")
-    return Table(headers, rows, text_columns=4)
+    headers = ("Comparison", "Side", "Against", "AP is", "AP", "AP against", "Difference")
+    return Table((*headers, *tables.ERROR_HEADERS, "Seeds"), rows, text_columns=4)

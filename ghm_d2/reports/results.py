@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, Pair, RunRecord, SetFigures
 from ghm_d2.reports.published import Published, published_for
 from ghm_d2.reports.runs import SideRuns, part
-from ghm_d2.reports.statistics import Estimate, estimate, paired_difference, verdict
+from ghm_d2.reports.statistics import Estimate, estimate
 from ghm_d2.reports.study import Study
+from ghm_d2.reports.verdicts import Contrast, Verdict, judge
 
 # what is wrong with spoilt annotations, and whose gradient is weighed; keys as in analysis.json
 NOISE_WORDS = {"class": "wrong class", "shift": "shifted box"}
@@ -34,7 +35,9 @@ COSTS: dict[str, Callable[[RunRecord], float | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A side's results: an estimate for each AP figure and each of `COSTS`, of its finished runs.
+    """A side's results: an estimate for each AP figure and each of `COSTS`.
+
+    Runs that diverged count as AP 0, and not in the costs; others that did not finish not at all.
 
     ap, published: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` where the data are LVIS.
     mask_ap: of masks, with the same keys; empty where the detector has none. other_sets: the two
@@ -51,16 +54,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair's paired differences for each of `AP_COLUMNS`, and the verdict on AP."""
+    """A pair's paired differences for each of `AP_COLUMNS`, and the verdict on AP.
+
+    seeds: that the verdict rests on. ap: of AP the verdict's own interval; the others' are of 95%,
+    over the seeds alone, and not corrected.
+    """
 
     pair: Pair
-    seeds: list[int]  # finished on both sides
+    seeds: list[int]
     ap: dict[str, Estimate]
+    judged: Verdict
 
     @property
     def verdict(self) -> str:
-        """On AP; see `statistics.verdict`."""
-        return verdict(self.ap["AP"])
+        """The word on AP."""
+        return self.judged.word
 
 
 @dataclass(frozen=True)
@@ -83,40 +91,58 @@ def row_of(side: SideRuns) -> Row:
     records = [run.record for run in side.finished if run.record]
     others = [figures for record in records for figures in record.other_sets]
     by_set = {f.dataset: [g for g in others if g.dataset == f.dataset] for f in others}
-    ap, mask_ap = _ap_of(records)
+    lost = len(side.diverged)
+    ap, mask_ap = _ap_of(records, lost)
     return Row(
         side,
         ap,
         {name: estimate(map(cost, records)) for name, cost in COSTS.items()},
         published_for(records[0]) if records else [],
         mask_ap,
-        {name: _ap_of(figures) for name, figures in by_set.items()},
+        {name: _ap_of(figures, lost) for name, figures in by_set.items()},
     )
 
 
 def _ap_of(
-    found: Sequence[RunRecord | SetFigures],
+    found: Sequence[RunRecord | SetFigures], diverged: int
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """The AP of boxes, and of masks, over the seeds."""
+    """The AP of boxes, and of masks, over the seeds, of which `diverged` have AP 0."""
     boxes = [figures.metrics for figures in found]
     masks = [figures.mask_metrics for figures in found if figures.mask_metrics]
     lvis = [name for name in LVIS_COLUMNS if any(name in metrics for metrics in boxes)]
     columns = (*AP_COLUMNS, *lvis)
+
+    def over_seeds(rows: list[dict], column: str) -> Estimate:
+        known = [row[column] for row in rows if row.get(column) is not None]
+        return estimate(known + [0.0] * diverged if known or not rows else [])
+
     return (
-        {c: estimate(metrics.get(c) for metrics in boxes) for c in columns},
-        {c: estimate(metrics.get(c) for metrics in masks) for c in columns if masks},
+        {c: over_seeds(boxes, c) for c in columns},
+        {c: over_seeds(masks, c) for c in columns if masks},
     )
 
 
-def difference_of(study: Study, pair: Pair) -> Difference:
-    """What separates the sides of `pair`."""
-    side, reference = study.side(pair.side), study.side(pair.reference)
-    done = {run.seed for run in reference.finished}
-    return Difference(
-        pair,
-        [run.seed for run in side.finished if run.seed in done],
-        {c: paired_difference(side.values(c), reference.values(c)) for c in AP_COLUMNS},
-    )
+def differences_of(study: Study) -> list[Difference]:
+    """What separates the sides of each pair of the comparison."""
+    comparison, contrasts = study.comparison, []
+    for pair in comparison.pairs:
+        side, reference = study.side(pair.side), study.side(pair.reference)
+        planned = {run.seed for run in reference.runs}
+        seeds = [run.seed for run in side.runs if run.seed in planned]
+        contrasts.append(Contrast(side.scores, reference.scores, seeds, pair.primary))
+    verdicts = judge(contrasts, comparison.margin, comparison.looks)
+    found = []
+    for pair, contrast, verdict in zip(comparison.pairs, contrasts, verdicts, strict=True):
+        both = contrast.side.ap.keys() & contrast.reference.ap.keys()
+        seeds = [seed for seed in contrast.seeds if seed in both][: verdict.effect.n]
+        ap = {column: _difference(study, pair, column, seeds) for column in AP_COLUMNS[1:]}
+        found.append(Difference(pair, seeds, {"AP": verdict.estimate} | ap, verdict))
+    return found
+
+
+def _difference(study: Study, pair: Pair, column: str, seeds: list[int]) -> Estimate:
+    a, b = study.side(pair.side).values(column), study.side(pair.reference).values(column)
+    return estimate(a[seed] - b[seed] for seed in seeds if seed in a and seed in b)
 
 
 def noise_of(side: SideRuns) -> list[NoiseRow]:

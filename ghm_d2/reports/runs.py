@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ghm_d2.errors import DataError
 from ghm_d2.records import RunRecord
+from ghm_d2.reports.statistics import Replicates, Scores
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE, WORST_FILE
 
-FINISHED, NOT_DONE = "finished", "not done"
+FINISHED, DIVERGED, NOT_DONE = "finished", "diverged", "not done"
 # A run from elsewhere must not take all memory: no training writes as much, or such numbers
 LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
 Made = TypeVar("Made")
@@ -73,6 +76,16 @@ class SeedRun:
         file = self.folder / WORST_FILE
         return file.read_bytes() if is_own(file) else None  # a link could name any picture here
 
+    @cached_property
+    def replicates(self) -> Replicates | None:
+        """AP on resamples of the test images; None where analysis.json has none.
+
+        Raises:
+            DataError: they are not of the known form.
+        """
+        found = self.analysis.get("image_bootstrap")
+        return checked(lambda: _replicates(found)) if found else None
+
     def _contents(self, name: str, parse: Callable[[str], Any]) -> Any:
         return self.kept[name] if name in self.kept else read_file(self.folder / name, parse)
 
@@ -88,8 +101,13 @@ class SideRuns:
 
     @property
     def finished(self) -> list[SeedRun]:
-        """The runs that count."""
+        """The runs that have figures."""
         return [run for run in self.runs if run.status == FINISHED]
+
+    @property
+    def diverged(self) -> list[SeedRun]:
+        """The runs that diverged, whose AP counts as 0."""
+        return [run for run in self.runs if run.status == DIVERGED]
 
     @property
     def records(self) -> list[RunRecord]:
@@ -107,9 +125,23 @@ class SideRuns:
         """As recorded; "" before the first run."""
         return self.records[0].network if self.records else ""
 
-    def values(self, metric: str) -> dict[int, float | None]:
-        """A metric of `AP_COLUMNS` by the seeds that finished."""
-        return {r.seed: r.record.metrics.get(metric) for r in self.finished if r.record}
+    def values(self, metric: str) -> dict[int, float]:
+        """A metric of `AP_COLUMNS` by seed, where it is defined; 0 for runs that diverged."""
+        found = {r.seed: r.record.metrics.get(metric) for r in self.finished if r.record}
+        known = {seed: value for seed, value in found.items() if value is not None}
+        if known or not found:
+            known |= {run.seed: 0.0 for run in self.diverged}
+        return {run.seed: known[run.seed] for run in self.runs if run.seed in known}
+
+    @property
+    def scores(self) -> Scores:
+        """AP by seed, with its replicates."""
+        there = {run.seed: run.replicates for run in self.finished}
+        known = {seed: found for seed, found in there.items() if found}
+        for like in list(known.values())[:1]:
+            zero = Replicates(like.set, like.images, 0 * like.ap)
+            known |= {run.seed: zero for run in self.diverged}
+        return Scores(self.values("AP"), known)
 
     def analysed(self, *keys: str) -> SeedRun | None:
         """The first finished run whose analysis has `keys`, one within the other."""
@@ -163,6 +195,13 @@ def json_lines(text: str) -> list:
         except (ValueError, RecursionError):
             continue
     return rows
+
+
+def _replicates(found: dict) -> Replicates:
+    ap = [np.nan if value is None else value for value in found["AP"]]
+    if not all(_is_number(value) for value in (found["images"], *ap)):
+        raise ValueError("a replicate of AP that is no number")
+    return Replicates(str(found["set"]), int(found["images"]), np.array(ap, dtype=float))
 
 
 def _objects(rows: Any) -> list[dict]:

@@ -1,20 +1,19 @@
-"""What a few seeds allow one to say: means, paired differences, 95% t intervals, verdicts."""
+"""Means and differences of AP over seeds, and the errors that seeds and test images leave."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
-CONFIDENCE = 0.95
-HIGHER, LOWER, NO_DIFFERENCE = "higher", "lower", "no difference shown"
-ONE_SEED, NO_SEED = "one seed: no claim", "no seed on both sides: no claim"
+ALPHA = 0.05  # probability of a claim where there is no difference
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of `n` values and the 95% interval of their expectation.
+    """The mean of `n` values and the interval of their expectation, of 95% unless said otherwise.
 
     mean is None for n = 0; low and high are None for n < 2, where nothing is known of the spread.
     """
@@ -30,38 +29,152 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
+class Error(NamedTuple):
+    """A standard error in AP. noise: how well it is known, half the variance of its square."""
+
+    se: float
+    noise: float
+
+    @property
+    def df(self) -> float:
+        """The degrees of freedom that it is known with (Satterthwaite)."""
+        return self.se**4 / self.noise if self.noise else math.inf
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """A run's AP on resamples of its test images.
+
+    set: a name of the images; runs judged on the same set have the same resamples.
+    images: how many there are. ap: (B,) percentages.
+    """
+
+    set: str
+    images: int
+    ap: np.ndarray
+
+    def same_images(self, other: "Replicates") -> bool:
+        """Whether it is of the same resamples."""
+        return (self.set, len(self.ap)) == (other.set, len(other.ap))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A side's AP by seed, and replicates of those runs that have some."""
+
+    ap: dict[int, float]
+    replicates: dict[int, Replicates] = field(default_factory=dict)
+
+    def first(self, seeds: Sequence[int]) -> "Scores":
+        """These seeds alone, of those that there are."""
+        kept = {seed: self.ap[seed] for seed in seeds if seed in self.ap}
+        return Scores(kept, {s: r for s, r in self.replicates.items() if s in kept})
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A side's mean AP minus its reference's over `n` seeds, and the two errors of that.
+
+    mean is None for n = 0. seeds: from the chance in training; None for n < 2. images: from the
+    choice of test images; None where it is not known, and then not counted.
+    """
+
+    n: int
+    mean: float | None = None
+    seeds: Error | None = None
+    images: Error | None = None
+
+    @property
+    def error(self) -> Error | None:
+        """Both errors together."""
+        if self.seeds is None or self.images is None:
+            return self.seeds
+        se = math.hypot(self.seeds.se, self.images.se)
+        return Error(se, self.seeds.noise + self.images.noise)
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value of Student's t test that there is no difference; None for n < 2."""
+        if self.mean is None or (error := self.error) is None:
+            return None
+        if error.se == 0:
+            return float(self.mean == 0)
+        return float(2 * stdtr(error.df, -abs(self.mean) / error.se))
+
+    def estimate(self, alpha: float = ALPHA) -> Estimate:
+        """The mean with its interval of confidence 1 - alpha."""
+        if self.mean is None or (error := self.error) is None:
+            return Estimate(self.n, self.mean)
+        half = float(stdtrit(error.df, 1 - alpha / 2)) * error.se
+        return Estimate(self.n, self.mean, self.mean - half, self.mean + half)
+
+
+def effect_of(values: Sequence[float]) -> Effect:
+    """The mean of `values`, such as paired differences, with the error that their spread gives."""
+    n = len(values)
+    if n < 2:
+        return Effect(n, float(values[0]) if n else None)
+    se = float(np.std(values, ddof=1)) / math.sqrt(n)
+    error = Error(se, se**4 / (n - 1))
+    return Effect(n, float(np.mean(values)), error)
+
+
 def estimate(values: Iterable[float | None]) -> Estimate:
-    """Mean and t interval of `values`; None, a value that is not defined, is not counted in n.
+    """Mean and 95% t interval of `values`; None, a value that is not defined, is not counted in n.
 
     Student's t assumes about normal, independent values: seeds, not classes or images.
     """
-    known = np.array([value for value in values if value is not None], dtype=float)
-    if not len(known):
-        return Estimate(0)
-    mean = float(known.mean())
-    if len(known) == 1:
-        return Estimate(1, mean)
-    t = stdtrit(len(known) - 1, 1 - (1 - CONFIDENCE) / 2)
-    half = float(t * known.std(ddof=1) / math.sqrt(len(known)))
-    return Estimate(len(known), mean, mean - half, mean + half)
+    return effect_of([value for value in values if value is not None]).estimate()
 
 
-def paired_difference(
-    side: Mapping[int, float | None], reference: Mapping[int, float | None]
-) -> Estimate:
-    """`side` minus `reference`, of the seeds that both have a value of.
+def paired_effect(side: Scores, reference: Scores) -> Effect:
+    """`side` minus `reference`, of the seeds that both have, paired by seed."""
+    both = [seed for seed in side.ap if seed in reference.ap]
+    found = effect_of([side.ap[seed] - reference.ap[seed] for seed in both])
+    return Effect(found.n, found.mean, found.seeds, _image_error(side, reference, both))
 
-    Args:
-        side, reference: the value by seed; None where it is not defined.
+
+def unpaired_effect(side: Scores, reference: Scores) -> Effect:
+    """`side` minus `reference`, of all their seeds; one variance over seeds, pooled of both."""
+    a, b = list(side.ap.values()), list(reference.ap.values())
+    if not a or not b:
+        return Effect(0)
+    df, n = len(a) + len(b) - 2, min(len(a), len(b))
+    mean = float(np.mean(a) - np.mean(b))
+    if n < 2:
+        return Effect(n, mean)
+    variance = sum(float(np.var(values)) * len(values) for values in (a, b)) / df
+    se = math.sqrt(variance * (1 / len(a) + 1 / len(b)))
+    error = Error(se, se**4 / df)
+    both = [seed for seed in side.ap if seed in reference.ap]
+    return Effect(n, mean, error, _image_error(side, reference, both))
+
+
+def _image_error(side: Scores, reference: Scores, seeds: Sequence[int]) -> Error | None:
+    """The part of a difference's error that its test images give all seeds alike.
+
+    That is the covariance of the replicates' differences between seeds. What images give one seed
+    alone is part of the spread over seeds already. None without replicates of two seeds.
     """
-    both = [(value, reference.get(seed)) for seed, value in side.items()]
-    return estimate(a - b for a, b in both if a is not None and b is not None)
-
-
-def verdict(difference: Estimate) -> str:
-    """The claim that a difference allows: `HIGHER` or `LOWER` if its interval excludes zero."""
-    if difference.low is None or difference.high is None:
-        return ONE_SEED if difference.n else NO_SEED
-    if difference.low > 0:
-        return HIGHER
-    return LOWER if difference.high < 0 else NO_DIFFERENCE
+    pairs = [
+        (a, b)
+        for seed in seeds
+        if (a := side.replicates.get(seed)) and (b := reference.replicates.get(seed))
+    ]
+    if not pairs:
+        return None
+    first = pairs[0][0]
+    pairs = [(a, b) for a, b in pairs if a.same_images(first) and b.same_images(first)]
+    if len(pairs) < 2:
+        return None
+    differences = np.array([a.ap - b.ap for a, b in pairs])
+    differences = differences[:, np.isfinite(differences).all(axis=0)]
+    n, resamples = differences.shape
+    if resamples < 2:
+        return None
+    between = np.cov(differences)
+    mean, own = between.sum() / n**2, between.trace() / n  # variance of the mean, and of one seed
+    alike = (mean * n - own) / (n - 1)
+    known = 1 / max(1, first.images - 1) + 1 / (resamples - 1)
+    noise = known * (mean**2 + ((own - alike) / n) ** 2 / (n - 1))
+    return Error(math.sqrt(max(0.0, alike)), noise)

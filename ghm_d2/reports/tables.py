@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ghm_d2.errors import printable
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, Trial
-from ghm_d2.reports.answer import interval, signed
+from ghm_d2.reports.answer import confidence, interval, p_value, signed
 from ghm_d2.reports.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
 from ghm_d2.reports.runs import SideRuns
@@ -29,6 +29,7 @@ COST_COLUMNS = (
 )
 LVIS_HEADERS = ("AP_r", "AP_c", "AP_f")
 DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
+ERROR_HEADERS = ("p", "SE seeds", "SE images")
 MOST_CLASSES = 100  # whose AP a terminal shows; LVIS has 1203
 
 
@@ -144,19 +145,44 @@ def _result(
 
 
 def differences_table(differences: list[Difference]) -> Table:
-    """Each pair's paired differences with their 95% intervals, and the verdict on AP."""
+    """Each pair's paired differences with their intervals, and the verdict on AP."""
     rows = [
         (
             f"{d.pair.side} against {d.pair.reference}",
             d.pair.question,
             d.verdict,
             *(difference_with_interval(d.ap[column]) for column in DIFFERENCE_COLUMNS),
+            p_value(d.judged.p),
             str(len(d.seeds)),
         )
         for d in differences
     ]
-    headers = ("Pair", "Question", "AP is", *DIFFERENCE_COLUMNS, "Seeds")
+    headers = ("Pair", "Question", "AP is", *DIFFERENCE_COLUMNS, "p", "Seeds")
     return Table(headers, rows, text_columns=3)
+
+
+def errors_table(differences: list[Difference]) -> Table:
+    """What each pair's interval of AP is made of, and the one without pairing."""
+    rows = [
+        (
+            f"{d.pair.side} against {d.pair.reference}",
+            "primary" if d.pair.primary else "",
+            *errors(d),
+            confidence(d.judged),
+            difference_with_interval(d.ap["AP"]),
+            difference_with_interval(d.judged.pooled),
+        )
+        for d in differences
+    ]
+    headers = ("Pair", "", *ERROR_HEADERS, "Confidence", "Paired", "Unpaired")
+    return Table(headers, rows, text_columns=2)
+
+
+def errors(difference: Difference) -> tuple[str, str, str]:
+    """The p-value and the standard errors from seeds and from images: cells of `ERROR_HEADERS`."""
+    effect = difference.judged.effect
+    found = (error and error.se for error in (effect.seeds, effect.images))
+    return p_value(difference.judged.p), *(_number(se, ".2f") for se in found)
 
 
 def costs_table(rows: list[Row]) -> Table:
@@ -244,7 +270,8 @@ def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
 
 def mean_with_n(value: Estimate, side: SideRuns) -> str:
     """Mean and half the interval, with the number of seeds where some have no value."""
-    fewer = f" (n = {value.n})" if 0 < value.n < len(side.finished) else ""
+    counted = len(side.finished) + len(side.diverged)
+    fewer = f" (n = {value.n})" if 0 < value.n < counted else ""
     return _with_half_width(value, 1) + fewer
 
 

@@ -170,6 +170,9 @@ def test_the_plan_is_json(ghm, words, tmp_path):
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["comparison"] == "losses" and plan["expected_seconds"] > 0
+    assert [pair["side"] for pair in plan["primary"]] == ["GHM-C + SL1"]
+    assert plan["power"]["detectable"] > 2 and "assumed" in plan["power"]["source"]
+    assert plan["power"]["seeds_for"]["2"] < plan["power"]["seeds_for"]["1"]
     assert [run["seed"] for run in plan["runs"]] == [1] * 4 + [2] * 4
     assert {run["iterations"] for run in plan["runs"]} == {4}
     assert not any(run["done"] for run in plan["runs"])
@@ -183,6 +186,8 @@ def test_a_plan_tells_what_is_done(ghm, words, killed):
     lines = [line for line in done.stdout.splitlines() if "SL1" in line]
     assert len(lines) == 2
     assert all([c.strip() for c in line.split("│")][2:4] == ["2", "1"] for line in lines)
+    assert "Primary pair: GHM-C + SL1 against focal + SL1" in done.stdout
+    assert "2 seeds find a difference of" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

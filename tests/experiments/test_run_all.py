@@ -224,6 +224,24 @@ def test_fewer_seeds_take_none_from_the_comparison(request_):
     assert all((folder / run / "run.json").is_file() for s in comparison.sides for run in s.runs)
 
 
+def test_a_plan_is_not_changed_once_it_has_begun(request_):
+    asked = replace(request_, seeds=(1, 2, 3, 4), margin=0.5, looks=(3,))
+    folder = compare(asked, Pretended({}), Heard())
+    again = replace(asked, margin=None, looks=None)  # as the command without the options
+    kept = Comparison.read(compare(again, Pretended({}), Heard()))
+    assert (kept.margin, kept.looks) == (0.5, [3]) and sum(p.primary for p in kept.pairs) == 1
+    for changed in ({"margin": 1.0}, {"looks": (2,)}):
+        with pytest.raises(UsageError, match=r"was planned with another --(margin|looks)"):
+            compare(replace(again, **changed), Pretended({}), Heard())
+    assert Comparison.read(folder).unplanned_looks == []
+
+
+def test_seeds_that_are_added_after_the_verdict_are_noted(request_):
+    compare(replace(request_, seeds=(1, 2)), Pretended({}), Heard())
+    folder = compare(replace(request_, seeds=(1, 2, 3)), Pretended({}), Heard())
+    assert Comparison.read(folder).unplanned_looks == [2]
+
+
 def test_a_search_that_is_half_done_can_be_planned(request_, monkeypatch):
     monkeypatch.setattr("ghm_d2.experiments.plan._known_timing", lambda *_: (1.0, 0.1))
     request = replace(request_, search=True)

@@ -27,6 +27,7 @@ def test_every_side_is_a_configuration(name, budget):
         loaded[side.name] = cfg.dump() + str(side.noise)
         assert side.settings_of in ("", *(other.name for other in suite.sides))
     assert len(set(loaded.values())) == len(suite.sides), "two sides are the same experiment"
+    assert sum(pair.primary for pair in choose_sides(suite).pairs) == 1
     for pair in suite.pairs:
         assert {pair.side, pair.reference} <= loaded.keys() and pair.question
 

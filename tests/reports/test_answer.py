@@ -2,39 +2,77 @@
 
 import json
 
+import numpy as np
 import pytest
 from made_comparison import AP, FOCAL, GHM, GHM_R, PAIRS, SL1, write_run
 
-from ghm_d2.reports.report import read_report
+from ghm_d2.records import Pair
+from ghm_d2.reports.report import overview, read_report
 
 ONE_PAIR = PAIRS[:1]
 
 
 def test_each_question_has_its_own_answer(comparison):
     """What GHM changes within a family, and how the families compare, are not mixed up."""
-    *answers, reach = read_report(comparison(analysis=False)).verdict
+    *answers, reach, exploration = read_report(comparison(analysis=False)).verdict
     within, families = answers
     assert within.startswith("What GHM changes within each family: ")
-    assert f"{GHM_R} has a higher AP than {SL1}, by +2.0 (95% interval +1.7 to +2.4" in within
-    assert f"; no difference shown between {GHM} and {FOCAL}" in within
+    assert f"{GHM_R} has a higher AP than {SL1}, by +2.0 (98.3% interval +1.4 to +2.7" in within
+    assert f"; undecided between {GHM} and {FOCAL}" in within
     assert families.startswith("How the families compare: ")
     assert f"{SL1} has a higher AP than {FOCAL}" in families
-    assert "3 seeds" in reach
-    assert "not corrected for the number of comparisons (3)" in reach
+    assert "3 seeds" in reach and "not in the choice of test images" in reach
+    assert "The 3 pairs are corrected for each other (Holm)" in reach
+    assert exploration == "With fewer than 6 seeds this is exploration, not evidence."
+
+
+def test_the_primary_pair_is_named_and_is_not_corrected(comparison):
+    pairs = [Pair(*PAIRS[0]), Pair(*PAIRS[1]), Pair(*PAIRS[2], primary=True)]
+    report = read_report(comparison(pairs=pairs, analysis=False))
+    reach = report.verdict[-2]
+    assert f"The primary pair, {SL1} against {FOCAL}, is tested alone. The other 2" in reach
+    assert [d.judged.alpha for d in report.differences] == pytest.approx([0.025, 0.05, 0.05])
+    assert [pair["primary"] for pair in report.to_json()["pairs"]] == [False, False, True]
+
+
+def test_the_choice_of_images_widens_an_interval(comparison):
+    folder = comparison(AP, PAIRS[:1])
+    (alone,) = read_report(folder).to_json()["pairs"]
+    rng = np.random.default_rng(0)
+    for side, alike in ((0, rng.normal(0, 2, 200)), (1, rng.normal(0, 2, 200))):
+        for seed in (1, 2, 3):
+            file = folder / f"../runs/{side}_{seed}/analysis.json"
+            ap = (50 + alike + rng.normal(0, 0.1, 200)).round(2).tolist()
+            kept = {"image_bootstrap": {"set": "a", "images": 60, "AP": ap}}
+            file.write_text(json.dumps(json.loads(file.read_text()) | kept))
+    report = read_report(folder)
+    (found,) = report.to_json()["pairs"]
+    assert alone["se_images"] is None and alone["verdict"] == "higher"
+    assert found["se_images"] == pytest.approx(8**0.5, rel=0.15)
+    assert found["se_seeds"] == alone["se_seeds"] and found["verdict"] == "undecided"
+    assert found["AP"]["high"] - found["AP"]["low"] > 5 * (alone["AP"]["high"] - alone["AP"]["low"])
+    assert "count the chance in training and in the choice of test images" in report.verdict[-2]
+    table = overview([report])
+    assert dict(zip(table.headers, table.rows[0], strict=True))["SE images"].startswith("2.")
+
+
+def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
+    folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[2])
+    assert "added after the verdict of 2 seeds could be seen" in read_report(folder).verdict[-1]
 
 
 def test_a_lower_ap_is_said(comparison):
     pair = [(SL1, GHM_R, "")]
     verdict = read_report(comparison(pairs=pair, analysis=False)).verdict
     assert verdict[0].startswith(f"{SL1} has a lower AP than {GHM_R}, by -2.0")
-    assert "not corrected" not in " ".join(verdict)
+    assert "corrected" not in " ".join(verdict)
 
 
 def test_one_seed_makes_no_claim_however_large_the_difference(comparison):
     folder = comparison({SL1: (10.0,), GHM_R: (90.0,)}, ONE_PAIR, analysis=False)
     text = " ".join(read_report(folder).verdict)
     assert "one seed: no claim" in text
-    assert "higher" not in text and "lower" not in text
+    assert "higher" not in text and "lower" not in text and "exploration" not in text
     assert "A claim needs two seeds" in text
 
 
@@ -51,26 +89,39 @@ def test_no_seed_on_both_sides(comparison):
     assert "no seed on both sides: no claim" in read_report(folder).verdict[0]
 
 
-def test_a_diverged_run_is_told_and_its_ap_does_not_count(comparison):
+def test_a_diverged_run_is_told_and_counts_as_an_ap_of_zero(comparison):
     folder = comparison(analysis=False)
     how = "diverged at iteration 312: loss_cls was nan"
     write_run(folder / "../runs/3_2", 3, GHM, 2, 99.0, status="diverged", outcome=how)
     report = read_report(folder)
-    sentence = f"{GHM}: diverged in 1 of 3 runs (seed 2: {how}); its figures are of the others."
+    sentence = f"{GHM}: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: {how})."
     assert sentence in report.verdict
     row = next(row for row in report.rows if row.side.name == GHM)
-    assert (row.ap["AP"].n, row.ap["AP"].mean) == (2, pytest.approx(48.75))
+    assert (row.ap["AP"].n, row.ap["AP"].mean) == (3, pytest.approx((48.0 + 0 + 49.5) / 3))
+    assert row.ap["APs"].n == 0  # it is defined in no run
+    difference = report.differences[1]
+    assert difference.seeds == [1, 2, 3]
+    assert difference.ap["AP"].mean == pytest.approx((1.0 - 49.0 + 1.5) / 3)
+    assert row.cost["s_per_iter"].n == 2
     assert "2 of 3" in report.markdown
 
 
-def test_a_side_that_always_diverged_has_no_figures(comparison):
+def test_a_run_that_failed_is_missing(comparison):
+    folder = comparison(AP, PAIRS[:1], analysis=False)
+    write_run(folder / "../runs/1_2", 1, GHM_R, 2, 0.0, status="failed", metrics={})
+    report = read_report(folder)
+    assert report.differences[0].verdict == "interim: 2 of 3 seeds, no verdict"
+    assert f"{GHM_R}: failed in 1 of 3 runs, which is missing (seed 2: failed)." in report.verdict
+
+
+def test_a_side_that_always_diverged_has_ap_zero(comparison):
     folder = comparison(analysis=False)
     for seed in (1, 2, 3):
         write_run(folder / f"../runs/3_{seed}", 3, GHM, seed, 1.0, status="diverged", metrics={})
     report = read_report(folder)
     text = " ".join(report.verdict)
-    assert "diverged in 3 of 3 runs" in text and "it has no figures" in text
-    assert f"no claim on {GHM} against {FOCAL}" in text
+    assert "diverged in 3 of 3 runs" in text
+    assert f"{GHM} has a lower AP than {FOCAL}, by -48.0" in text
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -79,17 +130,17 @@ def test_many_questions_are_answered_together(comparison):
     names = [f"M {m}" for m in range(8)]
     ap = {SL1: AP[SL1]} | {name: tuple(v + i for v in AP[SL1]) for i, name in enumerate(names)}
     pairs = [(name, SL1, f"{name} against the published settings") for name in names]
-    first, reach = read_report(comparison(ap, pairs, analysis=False)).verdict
-    assert f"AP is higher for M 1 against {SL1}, +1.0" in first
-    assert f"No difference shown for M 0 against {SL1}" in first
-    assert "(8)" in reach
+    first, reach, _ = read_report(comparison(ap, pairs, analysis=False)).verdict
+    assert f"AP is higher for M 2 against {SL1}, +2.0" in first
+    assert f"AP is practically the same for M 0 against {SL1}" in first
+    assert "The 8 pairs" in reach
 
 
 def test_pairs_of_one_question_share_its_sentence(comparison):
     pairs = [(GHM_R, SL1, "two stages"), (GHM, SL1, "two stages")]
-    first, _ = read_report(comparison(pairs=pairs, analysis=False)).verdict
+    first, *_ = read_report(comparison(pairs=pairs, analysis=False)).verdict
     assert first.startswith(f"Two stages: {GHM_R} has a higher AP than {SL1}, by +2.0")
-    assert f"; no difference shown between {GHM} and {SL1}" in first
+    assert f"; undecided between {GHM} and {SL1}" in first
 
 
 def test_an_ap_that_is_not_defined_is_counted_as_such(comparison):

@@ -23,7 +23,7 @@ from ghm_d2.errors import DataError, UsageError
 from ghm_d2.records import AP_COLUMNS, Comparison, Pair, RunRecord, Schedule, Trial
 from ghm_d2.reports.document import Best
 from ghm_d2.reports.report import read_report
-from ghm_d2.reports.statistics import NO_SEED, ONE_SEED
+from ghm_d2.reports.verdicts import NO_SEED
 from ghm_d2.reports.write import runs_csv, write_report
 
 FIGURES = {
@@ -214,7 +214,7 @@ def test_masks_have_a_row_of_their_own_in_the_results(comparison):
     [
         (
             {FOCAL: (47.0, 49.0, None), GHM: (48.0, None, None)},
-            ("3 of 6 runs finished", f"Not finished: {FOCAL}, seed 3: not done", ONE_SEED),
+            ("3 of 6 runs finished", f"Not finished: {FOCAL}, seed 3: not done", "interim: 1 of 3"),
         ),
         (
             {FOCAL: (None, None), GHM: (None, None)},
@@ -381,7 +381,7 @@ def test_more_sides_than_colours(comparison):
 
 def test_plain_runs_are_grouped_by_what_was_trained(tmp_path):
     runs = [("a1", 0, FOCAL, 1, 47.0), ("a2", 0, FOCAL, 2, 48.0), ("b1", 1, GHM, 1, 49.0)]
-    runs += [("b2", 1, GHM, 2, 50.2), ("c1", 2, GHM, 1, 30.0), ("b3", 1, GHM, 1, 0.0)]
+    runs += [("b2", 1, GHM, 2, 50.02), ("c1", 2, GHM, 1, 30.0), ("b3", 1, GHM, 1, 0.0)]
     for name, side, method, seed, ap in runs:
         write_run(tmp_path / name, side, method, seed, ap)
     report = write_report(tmp_path)
