@@ -170,7 +170,7 @@ def test_the_plan_is_json(ghm, words, tmp_path):
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["comparison"] == "losses" and plan["expected_seconds"] > 0
-    assert [pair["side"] for pair in plan["primary"]] == ["GHM-C + SL1"]
+    assert [pair["side"] for pair in plan["primary"]] == ["GHM-C + SL1 (robust)"]
     assert plan["power"]["detectable"] > 2 and "assumed" in plan["power"]["source"]
     assert plan["power"]["seeds_for"]["2"] < plan["power"]["seeds_for"]["1"]
     assert [run["seed"] for run in plan["runs"]] == [1] * 4 + [2] * 4
@@ -183,10 +183,10 @@ def test_the_plan_is_json(ghm, words, tmp_path):
 def test_a_plan_tells_what_is_done(ghm, words, killed):
     done = ghm(*words(killed, *LOSSES, seeds=2), *LONGER, "--dry-run")
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "SL1" in line]
+    lines = [line for line in done.stdout.splitlines() if "SL1" in line and "│" in line]
     assert len(lines) == 2
     assert all([c.strip() for c in line.split("│")][2:4] == ["2", "1"] for line in lines)
-    assert "Primary pair: GHM-C + SL1 against focal + SL1" in done.stdout
+    assert "Primary pair: GHM-C + SL1 (robust) against focal + SL1" in done.stdout
     assert "2 seeds find a difference of" in " ".join(done.stdout.split())
 
 

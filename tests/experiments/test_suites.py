@@ -27,7 +27,6 @@ def test_every_side_is_a_configuration(name, budget):
         loaded[side.name] = cfg.dump() + str(side.noise)
         assert side.settings_of in ("", *(other.name for other in suite.sides))
     assert len(set(loaded.values())) == len(suite.sides), "two sides are the same experiment"
-    assert sum(pair.primary for pair in choose_sides(suite).pairs) == 1
     for pair in suite.pairs:
         assert {pair.side, pair.reference} <= loaded.keys() and pair.question
 
@@ -174,3 +173,17 @@ def test_the_help_names_every_suite(ghm):
     shown = " ".join(ghm("compare", "--help").stdout.split())
     for name in SUITES:
         assert all(word in shown for word in name.split())
+
+
+def test_one_pair_is_primary():
+    """The one that the suite names, or the first of those whose sides are compared."""
+
+    def primary(suite) -> list[tuple[str, str]]:
+        return [(pair.side, pair.reference) for pair in suite.pairs if pair.primary]
+
+    for name in SUITES:
+        named = [pair for pair in find_suite([name], "quick").pairs if pair.primary]
+        chosen = choose_sides(find_suite([name], "quick"))
+        assert len(primary(chosen)) == 1 and (not named or chosen.pairs.index(named[0]) >= 0), name
+    losses = find_suite(["losses"], "quick")
+    assert primary(choose_sides(losses, ["OHEM + SL1", "CE + SL1"])) == [("OHEM + SL1", "CE + SL1")]
