@@ -100,12 +100,15 @@ def write_run(folder: Path, side: int, method: str, seed: int, ap: float, **chan
         "gflops": 3.2,
         "loss_ms": 25.0,
         "loss_variation": 0.1 + side / 50,
+        "grad_ratio_cls_box": 2.0 + side,
+        "weight_variation": {"ghm_c": 0.3 + seed / 10} if "GHM-C" in method else {},
     }
     RunRecord(**known | changes).write(folder)
     rows = []
     for i in range(0, 300, 20):
         loss = (2 + side) * math.exp(-i / 90) + 0.05 * (1 + math.sin(i + seed))
         rows.append({"iteration": i, "loss_cls": loss, "total_loss": loss * 2, "lr": 0.01})
+        rows[-1] |= {"grad_ratio_cls_box": (1 + side) * math.exp(i / 300)} if i % 40 else {}
     for i in (99, 199, 300):
         rows.append({"iteration": i, "bbox/AP": ap * (1 - math.exp(-i / 80))})
     write_text(folder / "metrics.jsonl", "".join(map(_line, rows)))
@@ -150,14 +153,27 @@ def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequ
                 "CE": g,
                 "focal": [2 * x**2 for x in g],
                 "GHM-C": [3e4 * x / max(c, 1) for x, c in zip(g, counts, strict=True)],
+                "GHM-C robust": [9 * x / (1 + c / 3e3) for x, c in zip(g, counts, strict=True)],
             },
             "reg": {
                 "mu": 0.02,
+                "mu_robust": 0.3,
                 "d": d,
                 "SL1": [min(9 * x, 1) for x in d],
                 "ASL1": [x / math.hypot(x, 0.02) for x in d],
                 "GHM-R": [0.5 * x / math.hypot(x, 0.02) / (1 + x) for x in d],
+                "GHM-R robust": [0.7 * x / math.hypot(x, 0.3) for x in d],
             },
+        },
+        "gradient_share": {
+            "cls": {
+                "edges": edges[::20],
+                "CE": [0.6, 0.2, 0.1, 0.05, 0.05],
+                "focal": [0.05, 0.15, 0.2, 0.3, 0.3],
+                "GHM-C": [0.1, 0.15, 0.2, 0.25, 0.3],
+                "GHM-C robust": [0.3, 0.2, 0.2, 0.15, 0.15],
+            },
+            "reg": {"edges": edges[::50], "SL1": [0.2, 0.8], "GHM-R robust": [0.3, 0.7]},
         },
         "precision_recall": {
             "recall": recall,

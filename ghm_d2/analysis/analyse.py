@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from ghm_d2.analysis.gradients import (
+    BoxGradients,
     ClassGradients,
     asl1_norms,
     box_coder_weights,
-    box_curves,
     histogram,
+    moving_mu,
     smooth_l1_beta,
 )
 from ghm_d2.analysis.noise import NoiseWeights
@@ -129,7 +130,7 @@ def _below(root: Path, errors: ImageErrors) -> str:
 
 
 def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
-    """Gradient norms, effective gradients and weights of noise, of a trained detector.
+    """Gradient norms, what losses make of them, and weights of noise, of a trained detector.
 
     On up to 40 images of DATASETS.TRAIN (400 where annotations are known to be wrong), without
     augmentation; `model` is left as it was.
@@ -140,10 +141,10 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
         progress: is told of every batch.
 
     Returns:
-        "gradient_norms", "effective_gradient" and, where annotations are known to be wrong,
-        "noise", as analysis.json has them. The gradient norms of boxes are those of mu 0.02 in
-        deltas without the box coder's weights, so that they compare between detectors; the
-        effective gradients are of the detector's own mu and deltas.
+        "gradient_norms", "effective_gradient", "gradient_share" and, where annotations are known
+        to be wrong, "noise", as analysis.json has them. The gradient norms of boxes are those of mu
+        0.02 in deltas without the box coder's weights, so that they compare between detectors; the
+        other two are of the detector's own mu and deltas.
 
     Raises:
         DataError: an image cannot be read.
@@ -151,6 +152,7 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     if not can_capture(model):
         return {}
     model, items = training_copy(model), training_items(cfg, NOISY_IMAGES)
+    mu = moving_mu(model)
     noise = NoiseWeights(smooth_l1_beta(cfg)) if has_noise(items) else None
     items = items if noise else training_items(cfg, IMAGES)
     cls = ClassGradients(cfg)
@@ -158,16 +160,17 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     total = -(-len(items) // cfg.SOLVER.IMS_PER_BATCH)
     for batch in progress.track(read_batches(cfg, items), "measuring gradients", total):
         samples = capture(model, batch)
-        cls.add(samples.norms())
+        cls.add(samples.norms(), len(samples.foreground))
         errors.append(samples.errors.float().cpu())
         if noise:
             noise.add(samples, batch)
     norms = {"images": len(items), "cls": cls.histogram()}
-    effective = {"cls": cls.curves()}
+    effective, shares = {"cls": cls.curves()}, {"cls": cls.shares()}
     d = torch.cat(errors)
     if len(d):
         unweighted = d / torch.tensor(box_coder_weights(cfg))
         norms["reg"] = histogram(asl1_norms(unweighted, MU)) | {"mu": MU}
-        effective["reg"] = box_curves(cfg, d.flatten()) | {"mu": cfg.MODEL.GHM.REG.MU}
-    found = {"gradient_norms": norms, "effective_gradient": effective}
+        boxes = BoxGradients(cfg, d.flatten(), mu)
+        effective["reg"], shares["reg"] = boxes.curves(), boxes.shares()
+    found = {"gradient_norms": norms, "effective_gradient": effective, "gradient_share": shares}
     return found | ({"noise": noise.summary()} if noise else {})

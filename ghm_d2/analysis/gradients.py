@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghm_d2.kernels import reference
-from ghm_d2.losses import GradientDensity, SmoothL1, asl1_loss, bce_loss, focal_loss
+from ghm_d2.losses import GHMC, GHMR, GradientDensity, SmoothL1, asl1_loss, bce_loss, focal_loss
 
 HISTOGRAM_BINS = 100
 _CURVE_POINTS = 201
@@ -48,6 +48,12 @@ def asl1_norms(d: Tensor, mu: float) -> Tensor:
     return norm
 
 
+def moving_mu(model: nn.Module) -> float | None:
+    """mu of the model's GHM-R where it follows the data; None where there is none that does."""
+    losses = [m for m in model.modules() if isinstance(m, GHMR) and m.sizes.quantile]
+    return float(losses[0].mu) if losses else None
+
+
 class ClassGradients:
     """Classification samples by gradient norm, batch after batch, and what losses do to them.
 
@@ -57,22 +63,24 @@ class ClassGradients:
 
     def __init__(self, cfg):
         ghm, retinanet = cfg.MODEL.GHM, cfg.MODEL.RETINANET
-        self.bins, self.normalizer = ghm.CLS.BINS, ghm.NORMALIZER
+        self.bins, self.prior = ghm.CLS.BINS, ghm.CLS.PRIOR or GHMC.ROBUST["prior"]
         self.alpha, self.gamma = retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
         self.region_counts = torch.zeros(self.bins, dtype=torch.int64)
-        self.region_totals = np.zeros(self.bins)  # sums of gradient norms
-        self.focal_total = 0.0
+        # sums of the gradients under cross entropy and focal loss
+        self.region_totals = {name: np.zeros(self.bins) for name in ("CE", "focal")}
+        self.foreground = 0
 
-    def add(self, norms: Tensor) -> None:
-        """Take in the gradient norms (n,) of a batch."""
+    def add(self, norms: Tensor, foreground: int) -> None:
+        """Take in the gradient norms (n,) of a batch, and its number of foreground rows."""
+        self.foreground += foreground
         for part in norms.detach().cpu().split(_AT_ONCE):
             region = _regions(part, self.bins)
             self.counts += _count(part, HISTOGRAM_BINS)
             self.region_counts += reference.histogram(region, self.bins)
-            # NumPy adds up in double precision
-            self.region_totals += np.bincount(region, part, minlength=self.bins)
-            self.focal_total += self._focal(part).sum(dtype=torch.float64).item()
+            for name, slopes in (("CE", part), ("focal", self._focal(part))):
+                # NumPy adds up in double precision
+                self.region_totals[name] += np.bincount(region, slopes, minlength=self.bins)
 
     def histogram(self) -> dict[str, list]:
         """As the function of this name."""
@@ -87,23 +95,34 @@ class ClassGradients:
         derivative. GHM-C is None in a unit region that holds no sample.
         """
         g = (_edges()[:-1] + _edges()[1:]) / 2
-        total = self.region_totals.sum()
-        density = GradientDensity(self.bins, normalizer=self.normalizer, sync=False)
-        (weights,) = density(self.region_counts[None])
-        region = _regions(g, self.bins)
-
-        def ghm_c(logits, labels):
-            loss = bce_loss(logits, labels, "none")
-            return reference.harmonized_sum(loss, region[:, None], weights)
-
-        harmonized = _slope(ghm_c, g)
-        harmonized[self.region_counts[region] == 0] = float("nan")
-        return {
-            "g": _rounded(g),
-            "CE": _rounded(_slope(lambda x, y: bce_loss(x, y, "sum"), g)),
-            "focal": _scaled(self._focal(g), self.focal_total, total),
-            "GHM-C": _scaled(harmonized, weights.double().numpy() @ self.region_totals, total),
+        region, totals = _regions(g, self.bins), self._totals()
+        slopes = {
+            "CE": _slope(lambda x, y: bce_loss(x, y, "sum"), g),
+            "focal": self._focal(g),
+            **{name: g * weights[region] for name, weights in self._weights().items()},
         }
+        for name in slopes.keys() - {"CE", "focal"}:
+            slopes[name][self.region_counts[region] == 0] = float("nan")
+        wanted = totals["CE"].sum()
+        scaled = {name: _scaled(x, totals[name].sum(), wanted) for name, x in slopes.items()}
+        return {"g": _rounded(g), **scaled}
+
+    def shares(self) -> dict[str, list]:
+        """The share of each unit region, between two "edges", in each loss's gradient."""
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
+        return {"edges": _rounded(edges), **_shares(self._totals())}
+
+    def _totals(self) -> dict[str, np.ndarray]:
+        """Sums over the samples of each region of their gradients under each loss."""
+        plain = self.region_totals["CE"]
+        harmonized = {name: plain * w.double().numpy() for name, w in self._weights().items()}
+        return self.region_totals | harmonized
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Of a sample in each region, up to a factor, by GHM-C as published and in robust form."""
+        priors = {"GHM-C": 0.0, "GHM-C robust": self.prior}
+        counts, foreground = self.region_counts, self.foreground
+        return {name: _density_weights(counts, c, foreground) for name, c in priors.items()}
 
     def _focal(self, norms: Tensor) -> Tensor:
         def loss(logits, labels):
@@ -121,32 +140,85 @@ def _slope(loss: Callable[[Tensor, Tensor], Tensor], norms: Tensor) -> Tensor:
     return slope.squeeze(1).abs()
 
 
-def box_curves(cfg, d: Tensor) -> dict[str, list]:
-    """Effective gradients of box losses at differences "d" from 0 to nearly the largest.
+class BoxGradients:
+    """What box losses do to measured differences of predicted and target deltas.
 
-    Args:
-        cfg: for MODEL.GHM and smooth L1's beta.
-        d: (n,) measured, n > 0. Curves are scaled to smooth L1's total over them.
+    The published forms, ASL1 and "GHM-R", have the mu of `cfg`; "GHM-R robust" has its own.
     """
-    mu, bins = cfg.MODEL.GHM.REG.MU, cfg.MODEL.GHM.REG.BINS
-    counts = _count(asl1_norms(d, mu), bins)
-    density = GradientDensity(bins, normalizer=cfg.MODEL.GHM.NORMALIZER, sync=False)
-    (weights,) = density(counts[None])
 
-    def ghm_r(x, zero):
-        region = _regions(asl1_norms(x.detach(), mu), bins)
-        return reference.harmonized_sum(asl1_loss(x, zero, mu), region, weights)
+    def __init__(self, cfg, d: Tensor, mu_robust: float | None = None):
+        """
+        Args:
+            cfg: for MODEL.GHM and smooth L1's beta.
+            d: (n,) measured, n > 0, in the head's deltas.
+            mu_robust: where a loss's mu follows the data, what it is now; otherwise the quantile
+                of |d| that it would be.
+        """
+        keys = cfg.MODEL.GHM.REG
+        self.d, self.bins, self.mu = d, keys.BINS, keys.MU
+        quantile = keys.MU_QUANTILE or GHMR.ROBUST["mu_quantile"]
+        least = torch.finfo(d.dtype).eps  # mu is above 0
+        self.mu_robust = mu_robust or max(float(np.quantile(d.abs().numpy(), quantile)), least)
+        prior = keys.PRIOR or GHMR.ROBUST.get("prior", 0.0)
+        self.losses = {
+            "SL1": SmoothL1(smooth_l1_beta(cfg), "sum"),
+            "ASL1": lambda x, zero: asl1_loss(x, zero, self.mu, "sum"),
+            "GHM-R": self._ghm_r(self.mu, 0.0),
+            "GHM-R robust": self._ghm_r(self.mu_robust, prior),
+        }
+        self._slopes = {name: derivative(loss, d) for name, loss in self.losses.items()}
 
-    def asl1(x, zero):
-        return asl1_loss(x, zero, mu, "sum")
+    def curves(self) -> dict[str, list]:
+        """Effective gradients at differences "d" from 0 to nearly the largest.
 
-    grid = _difference_grid(d, mu)
-    losses = {"SL1": SmoothL1(smooth_l1_beta(cfg), "sum"), "ASL1": asl1, "GHM-R": ghm_r}
-    totals = {k: derivative(f, d).sum(dtype=torch.float64).item() for k, f in losses.items()}
-    slopes = {name: derivative(loss, grid) for name, loss in losses.items()}
-    slopes["GHM-R"][counts[_regions(asl1_norms(grid, mu), bins)] == 0] = float("nan")
-    scaled = {k: _scaled(x, totals[k], totals["SL1"]) for k, x in slopes.items()}
-    return {"d": _rounded(grid), **scaled}
+        Each is scaled so that its total over the samples is smooth L1's. GHM-R is None in a unit
+        region that holds no sample. "mu" and "mu_robust" are what they are drawn with.
+        """
+        grid = _difference_grid(self.d, max(self.mu, self.mu_robust))
+        slopes = {name: derivative(loss, grid) for name, loss in self.losses.items()}
+        for name, mu in (("GHM-R", self.mu), ("GHM-R robust", self.mu_robust)):
+            counts = _count(asl1_norms(self.d, mu), self.bins)
+            slopes[name][counts[_regions(asl1_norms(grid, mu), self.bins)] == 0] = float("nan")
+        totals = {name: x.sum(dtype=torch.float64).item() for name, x in self._slopes.items()}
+        scaled = {name: _scaled(x, totals[name], totals["SL1"]) for name, x in slopes.items()}
+        found = {"d": _rounded(grid), **scaled}
+        return found | {"mu": self.mu, "mu_robust": float(f"{self.mu_robust:.6g}")}
+
+    def shares(self) -> dict[str, list]:
+        """The share of each tenth of the coordinates, by |d|, in each loss's gradient.
+
+        "edges" are between 0 and 1, of the share of coordinates with a smaller |d|.
+        """
+        order = self.d.abs().argsort()
+        totals = {
+            name: np.array([part.sum() for part in np.array_split(x[order].double().numpy(), 10)])
+            for name, x in self._slopes.items()
+        }
+        return {"edges": [k / 10 for k in range(11)], **_shares(totals)}
+
+    def _ghm_r(self, mu: float, prior: float) -> Callable[[Tensor, Tensor], Tensor]:
+        counts = _count(asl1_norms(self.d, mu), self.bins)
+        weights = _density_weights(counts, prior, self.d.numel())
+
+        def loss(x, zero):
+            region = _regions(asl1_norms(x.detach(), mu), self.bins)
+            return reference.harmonized_sum(asl1_loss(x, zero, mu), region, weights)
+
+        return loss
+
+
+def _density_weights(counts: Tensor, prior: float, foreground: int) -> Tensor:
+    """Of a sample in each unit region, (bins,), with the foreground's multiple `prior`; no average.
+
+    Counts of several batches give the weights of their mean, up to a factor.
+    """
+    density = GradientDensity(len(counts), scope="batch", prior=prior, sync=False)
+    return density(counts[None], foreground=torch.tensor(foreground))[0]
+
+
+def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:
+    sums = {name: x.sum() for name, x in totals.items()}
+    return {name: _scaled(torch.tensor(x), sums[name], 1.0) for name, x in totals.items()}
 
 
 def _difference_grid(d: Tensor, mu: float) -> Tensor:

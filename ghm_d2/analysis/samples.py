@@ -22,7 +22,7 @@ from ghm_d2.data.digits.noise import KINDS
 from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses import GradientDensity, bce_loss, softmax_ce_loss
+from ghm_d2.losses import GHMR, GradientDensity, bce_loss, softmax_ce_loss
 from ghm_d2.modeling.dssd.ssd import GHMSSD
 
 # What is wrong with an annotation; there is none to label where noise left one out
@@ -81,11 +81,11 @@ class Samples:
 def training_copy(model: nn.Module) -> nn.Module:
     """A copy that gives losses, whose layers predict as in evaluation.
 
-    The densities of GHM go on averaging, in the copy alone.
+    The averages of GHM losses go on, in the copy alone.
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
-        if isinstance(module, (*_SWITCHES, GradientDensity)):
+        if isinstance(module, (*_SWITCHES, GHMR, GradientDensity)):
             module.training = True
     return model
 

@@ -2,10 +2,11 @@
 
 from functools import partial
 
-from ghm_d2.reports import model_figures, tables, training_figures
+from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
 from ghm_d2.reports.report import Report
 from ghm_d2.reports.runs import NOT_DONE, SeedRun, SideRuns, checked
+from ghm_d2.reports.steadiness import steadiness_table
 from ghm_d2.reports.study import Study
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE
 
@@ -89,8 +90,7 @@ def _costs(report: Report) -> list[Block]:
         "data loading included (± half the 95% t interval); ms/image: the network at inference, "
         "without loading; peak memory (2^20 bytes): of the whole process, evaluations included; "
         "GFLOPs: multiply-adds of one image; loss: forward and backward of the detector's losses "
-        "of one batch, the RPN's left out; variation: standard deviation / mean of loss_cls over "
-        "the second half of the training."
+        "of one batch, the RPN's left out."
     )
     devices = {record.device for side in report.study.sides for record in side.records}
     blocks: list[Block] = [tables.costs_table(report.rows), Text(text, "note")]
@@ -101,11 +101,20 @@ def _costs(report: Report) -> list[Block]:
 
 def _training(sides: list[SideRuns]) -> list[Block]:
     densities = checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
+    table, ratios = steadiness_table(sides), training_figures.gradient_ratios(sides)
+    text = (
+        "Of the second half of the training, ± half the 95% t interval over the seeds. Gradient: "
+        "the median ratio of classification's to the boxes', L2 norms at the features that both "
+        "heads read. Variation: standard deviation / mean, of loss_cls, and of the weight that a "
+        "sample of a unit region has, averaged over the regions by their share of the gradient."
+    )
     return [
+        *([table, Text(text, "note")] if table.rows else []),
         training_figures.learning_curves(sides)
         or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
         training_figures.loss_curves(sides)
         or Text("No loss curves: no run has left losses in metrics.jsonl."),
+        *([ratios] if ratios else []),
         *densities,
     ]
 
@@ -113,10 +122,12 @@ def _training(sides: list[SideRuns]) -> list[Block]:
 def _models(sides: list[SideRuns]) -> list[Block]:
     """The figures made from analyses, with a line for whatever is missing."""
     drawn = {
-        "gradient norms": lambda: model_figures.gradient_norms(sides, "cls"),
-        "gradient norms of boxes": lambda: model_figures.gradient_norms(sides, "reg"),
-        "effective gradients": lambda: model_figures.effective_gradients(sides, "cls"),
-        "effective gradients of boxes": lambda: model_figures.effective_gradients(sides, "reg"),
+        "gradient norms": lambda: gradient_figures.gradient_norms(sides, "cls"),
+        "gradient norms of boxes": lambda: gradient_figures.gradient_norms(sides, "reg"),
+        "weights of samples": lambda: gradient_figures.sample_weights(sides, "cls"),
+        "shares of the gradient": lambda: gradient_figures.gradient_shares(sides, "cls"),
+        "weights of coordinates": lambda: gradient_figures.sample_weights(sides, "reg"),
+        "shares of the boxes' gradient": lambda: gradient_figures.gradient_shares(sides, "reg"),
         "precision and recall": lambda: model_figures.precision_recall(sides),
         "a confusion matrix": lambda: model_figures.confusion(sides),
     }

@@ -1,122 +1,25 @@
-"""Figures of the trained models, from the analyses of their runs (analysis.json)."""
-
-from collections.abc import Iterable
+"""Figures of what the trained models detect and miss, from their runs' analyses (analysis.json)."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ghm_d2.reports.document import Picture
 from ghm_d2.reports.drawing import (
-    COLOURS,
     MOST_LINES,
     colour,
     draw,
     label_outside,
     legend,
     line_style,
-    log_scale,
     numbers,
     panels,
     plain,
-    side_panels,
 )
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, NoiseRow
-from ghm_d2.reports.runs import SeedRun, SideRuns, part
+from ghm_d2.reports.runs import SideRuns, part
 
-PARTS = {"cls": "classification", "reg": "box regression"}
-NORMS = {"cls": ("g", "samples"), "reg": ("g = |d| / sqrt(d² + mu²)", "box coordinates")}
-# the losses, the plain one first; and the key and label of what they are drawn against
-CURVES = {
-    "cls": (("CE", "focal", "GHM-C"), "g", "plain gradient norm g"),
-    "reg": (("SL1", "ASL1", "GHM-R"), "d", "distance |d|, in the head's own deltas"),
-}
-LOSS_COLOURS, LOSS_LINES = (COLOURS[6], COLOURS[4], COLOURS[2]), (":", "--", "-")
 PRECISION_AT = ("0.5", "0.75")
-PLAIN_NORM = "g = |p - t| over sigmoids, 1 - p of the true class over a softmax."
 MOST_CLASSES = 12  # a confusion matrix of more has no room for its numbers
-
-
-def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """How gradient norms are distributed on the trained models; None where no analysis says.
-
-    Args:
-        part_of: "cls" or "reg".
-    """
-    keys = "gradient_norms", part_of
-    found = [(i, s, run) for i, s in enumerate(sides) if (run := s.analysed(*keys))]
-    if not found:
-        return None
-
-    def build() -> Figure:
-        figure, axes = side_panels([(i, side.name) for i, side, _ in found], height=2.4)
-        for axis, (i, _, run) in zip(axes, found, strict=True):
-            norms = part(run.analysis, *keys)
-            counts = numbers(norms["counts"])
-            counts[counts <= 0] = np.nan
-            style = line_style(i) if len(found) <= MOST_LINES else "-"
-            axis.stairs(counts, norms["edges"], color=colour(i), linestyle=style, linewidth=1.6)
-        log_scale(axes)
-        what, unit = NORMS[part_of]
-        label_outside(figure, f"gradient norm {what}", f"{unit} (log scale)")
-        return figure
-
-    images = part(found[0][2].analysis, "gradient_norms", "images")
-    of = f"on {images} training images" if images else "on training images"
-    caption = f"The trained models (first seed that finished) {of}, without augmentation. " + (
-        "Left: what the model is sure of, mostly background. Right: what it gets wrong, among "
-        f"it the annotations that are themselves wrong. {PLAIN_NORM}"
-        if part_of == "cls"
-        else "Left: coordinates that fit. Right: outliers. d in deltas without the box coder's "
-        f"weights, {_mus(run for _, _, run in found)}."
-    )
-    title = f"Gradient norms, {PARTS[part_of]}"
-    return draw(f"gradient_norms_{part_of}.png", title, caption, build)
-
-
-def effective_gradients(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """What each loss makes of the plain gradient; None where no analysis says."""
-    keys = "effective_gradient", part_of
-    found = [(s.name, part(run.analysis, *keys)) for s in sides if (run := s.analysed(*keys))]
-    if not found:
-        return None
-    names, x_key, x_label = CURVES[part_of]
-
-    def build() -> Figure:
-        # how far |d| goes hangs on the head's units: a side's own
-        titles = [name + (f", mu {c['mu']:g}" if "mu" in c else "") for name, c in found]
-        figure, axes = panels(titles, share_x=part_of == "cls")
-        for axis, (_, curves) in zip(axes, found, strict=True):
-            for name, shade, style in zip(names, LOSS_COLOURS, LOSS_LINES, strict=True):
-                if name in curves:
-                    y = numbers(curves[name])
-                    y[y <= 0] = np.nan
-                    axis.plot(numbers(curves[x_key]), y, color=shade, linestyle=style)
-        log_scale(axes)
-        legend(figure, list(zip(names, LOSS_COLOURS, LOSS_LINES, strict=True)))
-        label_outside(figure, x_label, "effective gradient (log scale)")
-        return figure
-
-    caption = (
-        f"What each loss would make of one sample's gradient on these trained models (first seed "
-        f"that finished), scaled so that all samples together weigh as with {names[0]}. Above "
-        f"{names[0]}'s line a sample counts for more than with {names[0]}, below it for less. "
-    )
-    caption += (
-        "GHM-C by one density of these samples, all feature levels together and without moving "
-        "average, where a training has one a batch; focal loss of background samples. "
-        f"{PLAIN_NORM}"
-        if part_of == "cls"
-        else "ASL1 and GHM-R with the mu of each side's configuration, used by it or not; GHM-R "
-        "by one density of these samples, without moving average."
-    )
-    title = f"Effective gradient of a sample, {PARTS[part_of]}"
-    return draw(f"effective_gradient_{part_of}.png", title, caption, build)
-
-
-def _mus(runs: Iterable[SeedRun]) -> str:
-    """Such as "mu 0.02"."""
-    found = {part(run.analysis, "gradient_norms", "reg", "mu") for run in runs}
-    return f"mu {', '.join(f'{mu:g}' for mu in sorted(found))}"
 
 
 def precision_recall(sides: list[SideRuns]) -> Picture | None:

@@ -12,6 +12,7 @@ from ghm_d2.reports.document import Table
 from ghm_d2.reports.results import Difference, NoiseRow, Row, differences_of, noise_of, row_of
 from ghm_d2.reports.runs import checked
 from ghm_d2.reports.statistics import Estimate
+from ghm_d2.reports.steadiness import steadiness
 from ghm_d2.reports.study import Study, read_study
 
 
@@ -73,6 +74,7 @@ class Report:
             "verdict": self.verdict,
             "rows": [_row_json(row) for row in self.rows],
             "pairs": [_difference_json(d) for d in self.differences],
+            "training": [{"side": s.name} | _estimates(steadiness(s)) for s in self.study.sides],
             "cost": [{"side": r.side.name} | _estimates(r.cost) for r in self.rows],
             "noise": [_noise_json(row) for row in self.noise],
             "files": [str(file) for file in self.files],

@@ -29,7 +29,6 @@ COSTS: dict[str, Callable[[RunRecord], float | None]] = {
     "gflops": lambda r: r.gflops,
     "loss_ms": lambda r: r.loss_ms,
     "loss_share": _loss_share,  # of an iteration's time, 0..1
-    "loss_variation": lambda r: r.loss_variation,
 }
 
 

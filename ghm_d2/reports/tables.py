@@ -25,7 +25,6 @@ COST_COLUMNS = (
     ("GFLOPs", "gflops", 1, 1),
     ("Loss, ms", "loss_ms", 1, 1),
     ("Loss, % of the iteration", "loss_share", 100, 1),
-    ("Variation of loss_cls", "loss_variation", 1, 3),
 )
 LVIS_HEADERS = ("AP_r", "AP_c", "AP_f")
 DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")

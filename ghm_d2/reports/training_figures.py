@@ -44,6 +44,18 @@ def loss_curves(sides: list[SideRuns]) -> Picture | None:
     return _curves(sides, "loss_cls", "loss_cls", "loss.png", title, caption, log=True)
 
 
+def gradient_ratios(sides: list[SideRuns]) -> Picture | None:
+    """Classification's gradient over the boxes', by iteration; None where none was measured."""
+    caption = (
+        "L2 norms of the gradients of classification and of boxes at the features that both heads "
+        "read, a batch every 20 iterations or so, on a logarithmic scale; line and band as above. "
+        "At 1 both pull alike at what the heads share."
+    )
+    title = "Gradient of classification over that of boxes"
+    key = "grad_ratio_cls_box"
+    return _curves(sides, key, "ratio of norms", "gradient_ratio.png", title, caption, log=True)
+
+
 def _curves(
     sides: list[SideRuns],
     key: str,
@@ -116,13 +128,13 @@ def density_figures(sides: list[SideRuns]) -> list[Picture]:
             steps = np.array([row["iteration"] + 1 for row in rows])
             # (T, M); of a moving average a feature level, their sum
             ema = np.stack([np.nansum([numbers(level) for level in r["ema"]], 0) for r in rows])
-            kind, where = _kind(name)
+            kind, where = kind_of(name)
             if ema.any():  # momentum 0 averages nothing
                 kinds.setdefault(kind, []).append((side.name + where, steps, ema))
     return [_density_figure(kind, kinds[kind]) for kind in sorted(kinds)]
 
 
-def _kind(name: str) -> tuple[str, str]:
+def kind_of(name: str) -> tuple[str, str]:
     """The loss and its place of, such as, "proposal_generator.ghm_c.density"."""
     kind = name.split(".")[-2] if "." in name else name
     where = ", RPN" if "proposal_generator" in name else ""

@@ -19,7 +19,7 @@ HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
 # what runs.csv has in columns of its own, or not at all
 APART = (
     *("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best"),
-    *("evaluated_on", "other_sets"),
+    *("evaluated_on", "other_sets", "weight_variation"),
 )
 RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
 
@@ -68,6 +68,8 @@ def runs_csv(study: Study) -> str:
     header = ["side", "seed", "status", "outcome", *RECORD_FIELDS, *AP_COLUMNS]
     figures = [name for record in records for name in _figures(record)]
     header += [name for name in dict.fromkeys(figures) if name not in AP_COLUMNS]
+    losses = sorted({name for record in records for name in record.weight_variation})
+    header += [f"weight variation of {name}" for name in losses]
     header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(map(_harmless, header))
@@ -83,6 +85,7 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
         return {}
     return {
         **{f"AP of {name}": ap for name, ap in record.per_class.items()},
+        **{f"weight variation of {name}": v for name, v in record.weight_variation.items()},
         **{f"best {name}": value for name, value in record.best.items()},
         **_figures(record),
         **{name: getattr(record, name) for name in (*RECORD_FIELDS, "outcome")},

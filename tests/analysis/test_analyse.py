@@ -47,9 +47,15 @@ def test_the_files_hold_what_the_report_reads(noisy, tmp_path):
         assert len(norms[kind]["edges"]) == len(norms[kind]["counts"]) + 1 == 101
         assert sum(norms[kind]["counts"]) > 0
     curves = found["effective_gradient"]
-    assert list(curves["cls"]) == ["g", "CE", "focal", "GHM-C"]
+    assert list(curves["cls"]) == ["g", "CE", "focal", "GHM-C", "GHM-C robust"]
     assert curves["reg"].pop("mu") == cfg.MODEL.GHM.REG.MU
-    assert list(curves["reg"]) == ["d", "SL1", "ASL1", "GHM-R"]
+    assert curves["reg"].pop("mu_robust") > 0
+    assert list(curves["reg"]) == ["d", "SL1", "ASL1", "GHM-R", "GHM-R robust"]
+    for kind, regions in (("cls", cfg.MODEL.GHM.CLS.BINS), ("reg", 10)):
+        shares = found["gradient_share"][kind]
+        assert len(shares.pop("edges")) == regions + 1
+        assert shares.keys() == curves[kind].keys() - {"g", "d"}
+        assert [sum(s) for s in shares.values()] == pytest.approx([1] * len(shares), abs=1e-4)
     assert {len(c) for c in curves["cls"].values()} == {100}
     assert {len(c) for c in curves["reg"].values()} == {201}
     assert len(found["precision_recall"]["recall"]) == 101
@@ -141,7 +147,7 @@ def test_noise_is_left_out_where_annotations_do_not_tell(detector, digits_folder
             annotation["noise"] = "who knows"  # as somebody else's JSON may have it
     monkeypatch.setattr("ghm_d2.analysis.analyse.training_items", lambda *_: items)
     found = measure_gradients(cfg, model, Progress())
-    assert list(found) == ["gradient_norms", "effective_gradient"]
+    assert list(found) == ["gradient_norms", "effective_gradient", "gradient_share"]
 
 
 def test_an_evaluation_at_hand_is_not_run_again(detector, digits_folder, tmp_path, monkeypatch):
@@ -188,7 +194,7 @@ def test_another_detector_has_its_errors_alone(detector, digits_folder, tmp_path
     cfg, _ = detector("retinanet_focal", digits_folder)
     analyse(cfg, Blind(), tmp_path, Progress())
     found = json.loads((tmp_path / ANALYSIS_FILE).read_text())
-    assert list(found) == ["precision_recall", "confusion", "worst"]
+    assert list(found) == ["precision_recall", "image_bootstrap", "confusion", "worst"]
     matrix = np.array(found["confusion"]["matrix"])
     assert matrix[:, -1].sum() == matrix.sum() > 0
     assert found["confusion"]["score"] == 1.0

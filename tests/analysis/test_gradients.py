@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ghm_d2.analysis.gradients import ClassGradients, asl1_norms, box_curves, histogram
+from ghm_d2.analysis.gradients import BoxGradients, ClassGradients, asl1_norms, histogram
 from ghm_d2.config import get_cfg
 
 
@@ -28,8 +28,8 @@ def norms():
 
 def measured(cfg, norms) -> ClassGradients:
     gradients = ClassGradients(cfg)
-    for part in norms.split(1000):
-        gradients.add(part)
+    for part in norms.split(1020):
+        gradients.add(part, 4)  # of five batches
     return gradients
 
 
@@ -82,6 +82,24 @@ def test_ghm_c_divides_by_the_density_scaled_to_the_same_total(cfg, norms):
     assert curves["GHM-C"][60] is None, "no sample, no density"
 
 
+def test_the_robust_form_adds_a_multiple_of_the_foreground_to_the_density(cfg, norms):
+    cfg.MODEL.GHM.CLS.PRIOR = 10.0
+    found = measured(cfg, norms)
+    curves, shares, values = found.curves(), found.shares(), norms.double().numpy()
+    region = np.minimum(values * 4, 3).astype(int)
+    weights = 1 / (np.bincount(region, minlength=4) + 10 * 5 * 4)  # five batches of four
+    expected = values.sum() / (values * weights[region]).sum()
+    for g, effective in zip(at(curves, "g"), at(curves, "GHM-C robust"), strict=True):
+        k = int(g * 4)
+        value = math.nan if k == 2 else g * weights[k] * expected
+        assert effective == pytest.approx(value, rel=1e-3, nan_ok=True)
+    assert shares["edges"] == [0, 0.25, 0.5, 0.75, 1]
+    totals = np.bincount(region, values * weights[region], minlength=4)
+    assert at(shares, "GHM-C robust") == pytest.approx(totals / totals.sum(), rel=1e-4)
+    plain = np.bincount(region, values, minlength=4)
+    assert at(shares, "CE") == pytest.approx(plain / plain.sum(), rel=1e-4)
+
+
 def test_with_one_region_ghm_c_is_cross_entropy(cfg, norms):
     cfg.MODEL.GHM.CLS.BINS = 1
     curves = measured(cfg, norms).curves()
@@ -92,27 +110,39 @@ def test_box_losses_by_their_derivatives_scaled_to_the_same_total(cfg):
     d = torch.randn(1000, generator=torch.Generator().manual_seed(1)) ** 3 / 20
     cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA = 0.05
     mu, bins = cfg.MODEL.GHM.REG.MU, 5
-    curves, size = box_curves(cfg, d), d.abs().double().numpy()
+    boxes, size = BoxGradients(cfg, d), d.abs().double().numpy()
+    curves, median = boxes.curves(), np.median(size)
+    assert curves["mu_robust"] == pytest.approx(median, rel=1e-2)
     grid = at(curves, "d")
     assert grid[0] == 0 and 0.95 < np.mean(size <= grid[-1]) < 1
 
-    def norm(x):
+    def norm(x, mu=mu):
         return x / np.sqrt(x**2 + mu**2)
 
-    region = np.minimum(np.floor(norm(size) * bins), bins - 1).astype(int)
-    counts = np.bincount(region, minlength=bins)
-    assert (counts > 0).all()
+    def ghm_r(x, mu=mu):
+        def region(x):
+            return np.minimum(np.floor(norm(x, mu) * bins), bins - 1).astype(int)
 
-    def ghm_r(x):
-        return norm(x) / counts[np.minimum(np.floor(norm(x) * bins), bins - 1).astype(int)]
+        counts = np.bincount(region(size), minlength=bins)
+        assert (counts > 0).all()
+        return norm(x, mu) / counts[region(x)]
+
+    def robust(x):
+        return ghm_r(x, curves["mu_robust"])
 
     def smooth_l1(x):
         return np.minimum(x / 0.05, 1)
 
-    away = np.abs(norm(grid) * bins - np.round(norm(grid) * bins)) > 1e-3  # from a region's edge
-    for name, slope in (("SL1", smooth_l1), ("ASL1", norm), ("GHM-R", ghm_r)):
+    edges = [norm(grid, m) * bins for m in (mu, curves["mu_robust"])]
+    away = np.all([np.abs(e - np.round(e)) > 1e-2 for e in edges], axis=0)
+    slopes = {"SL1": smooth_l1, "ASL1": norm, "GHM-R": ghm_r, "GHM-R robust": robust}
+    for name, slope in slopes.items():
         expected = slope(grid) * smooth_l1(size).sum() / slope(size).sum()
         assert at(curves, name)[away] == pytest.approx(expected[away], rel=1e-3), name
+        tenths = [slope(part).sum() for part in np.array_split(np.sort(size), 10)]
+        shares = at(boxes.shares(), name)
+        assert shares == pytest.approx(np.array(tenths) / np.sum(tenths), rel=1e-2), name
+    assert BoxGradients(cfg, d, mu_robust=0.3).curves()["mu_robust"] == 0.3
 
 
 def test_asl1_norms():
@@ -122,5 +152,7 @@ def test_asl1_norms():
 
 
 def test_without_samples_nothing_is_known(cfg):
-    curves = ClassGradients(cfg).curves()
-    assert curves["focal"] == curves["GHM-C"] == [None] * 100
+    found = ClassGradients(cfg)
+    curves = found.curves()
+    assert curves["focal"] == curves["GHM-C"] == curves["GHM-C robust"] == [None] * 100
+    assert found.shares()["CE"] == [None] * 4

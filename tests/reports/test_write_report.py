@@ -29,12 +29,15 @@ from ghm_d2.reports.write import runs_csv, write_report
 FIGURES = {
     "learning.png",
     "loss.png",
+    "gradient_ratio.png",
     "density_ghm_c.png",
     "density_ghm_r.png",
     "gradient_norms_cls.png",
     "gradient_norms_reg.png",
-    "effective_gradient_cls.png",
-    "effective_gradient_reg.png",
+    "sample_weight_cls.png",
+    "sample_weight_reg.png",
+    "gradient_share_cls.png",
+    "gradient_share_reg.png",
     "precision_recall.png",
     "confusion.png",
     "noise.png",
@@ -233,7 +236,8 @@ def test_a_comparison_that_is_not_done_is_reported_as_far_as_it_is(comparison, a
 def test_what_no_analysis_has_is_left_out_in_one_line(comparison):
     report = write_report(comparison(SMALL, SMALL_PAIRS, analysis=False))
     assert {file.name for file in report.files[3:]} == {
-        *("learning.png", "loss.png", "density_ghm_c.png", "density_ghm_r.png")
+        *("learning.png", "loss.png", "gradient_ratio.png"),
+        *("density_ghm_c.png", "density_ghm_r.png"),
     }
     text = text_of(report, "report.md")
     assert "Left out, since no run's analysis.json has it: gradient norms" in text
@@ -245,7 +249,8 @@ def test_an_analysis_without_boxes_is_drawn_without_them(comparison):
     folder = comparison(SMALL, SMALL_PAIRS)
     for file in folder.parent.glob("runs/*/analysis.json"):
         found = json.loads(file.read_text())
-        del found["gradient_norms"]["reg"], found["effective_gradient"]["reg"]
+        for name in ("gradient_norms", "effective_gradient", "gradient_share"):
+            del found[name]["reg"]
         file.write_text(json.dumps(found))
     report = write_report(folder)
     names = {file.name for file in report.files}
@@ -297,6 +302,35 @@ def test_whose_settings_a_side_shares_is_told(comparison):
     found.write(folder)
     write_report(folder)
     assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
+
+
+def test_results_of_an_earlier_version_are_drawn_without_what_they_lack(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS)
+    for file in folder.parent.glob("runs/*/analysis.json"):
+        found = json.loads(file.read_text())
+        del found["gradient_share"], found["effective_gradient"]["reg"]["mu_robust"]
+        for part in found["effective_gradient"].values():
+            for name in [name for name in part if "robust" in name]:
+                del part[name]
+        file.write_text(json.dumps(found))
+    for file in folder.parent.glob("runs/*/run.json"):
+        record = json.loads(file.read_text())
+        del record["grad_ratio_cls_box"], record["weight_variation"]
+        file.write_text(json.dumps(record))
+    names = {file.name for file in write_report(folder).files}
+    assert {"sample_weight_cls.png", "sample_weight_reg.png"} <= names
+    assert "gradient_share_cls.png" not in names
+    assert "| Method | Variation of loss_cls |" in (folder / "report.md").read_text()
+
+
+def test_how_steady_the_sides_trained_is_told(comparison):
+    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
+    report = write_report(folder)
+    focal, ghm = report.to_json()["training"]
+    assert focal["grad_ratio_cls_box"]["mean"] == 2 and "GHM-C" not in focal
+    assert ghm["GHM-C"]["mean"] == pytest.approx(0.5) and ghm["GHM-C"]["n"] == 3
+    rows = [x for x in text_of(report, "report.md").splitlines() if x.startswith(f"| {GHM} | 3 ")]
+    assert len(rows) == 1 and "0.5 ± 0.25" in rows[0]
 
 
 def test_no_average_no_picture_of_it(comparison):
