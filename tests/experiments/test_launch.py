@@ -3,16 +3,23 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments import compare
-from ghm_d2.experiments.launch import LocalLauncher, SubmititLauncher, find_devices, is_training
+from ghm_d2.experiments.launch import (
+    LocalLauncher,
+    SubmititLauncher,
+    find_devices,
+    is_training,
+    train_run,
+)
 from ghm_d2.experiments.plan import make_run
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunsTable
+from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.training.timing import time_steps
 
 
@@ -84,3 +91,18 @@ def test_a_file_system_without_locks_is_named_before_anything_starts(broken, tmp
         compare.run_all(
             [broken], LocalLauncher(["cpu"]), RunsTable(tmp_path / "runs.jsonl"), Progress()
         )
+
+
+@pytest.mark.parametrize("analyse", [True, False])
+def test_the_weights_of_trials_alone_are_removed(broken, tmp_path, monkeypatch, analyse):
+    run = replace(broken, analyse=analyse)  # a trial of a search is not analysed
+
+    def train(run, device):
+        RunRecord("m", "n", "d", run.config_hash, run.seed).write(run.folder)
+        (run.folder / "model_final.pth").touch()
+
+    monkeypatch.setattr("ghm_d2.experiments.launch._train", train)
+    monkeypatch.setattr("ghm_d2.experiments.launch._log_to", lambda file: None)
+    table = RunsTable(tmp_path / "runs.jsonl")
+    assert train_run(run, table.file, "cpu") == 0
+    assert table.latest(run.key) and (run.folder / "model_final.pth").exists() == analyse
