@@ -212,7 +212,7 @@ def _searches(request: Request) -> list[SideSearch]:
             continue
         config, overrides, own = request.inputs(side)
         datasets: dict[str, str] = {}
-        for dataset in [absolute(name) for name in request.search_on] or [own]:
+        for dataset in map(absolute, request.search_on) if request.search_on else [own]:
             label, folder = holdout(request.root, config, overrides, dataset, request.device)
             taken = datasets.get(label, folder) != folder
             datasets[Path(folder).name if taken else label] = folder

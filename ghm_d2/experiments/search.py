@@ -192,27 +192,28 @@ def search(
     Returns:
         the chosen overrides by side, and all trials.
     """
-    chosen: dict[str, Factors | None] = {side.side: None for side in sides}
-    while None in chosen.values():
+    chosen: dict[str, Factors] = {}
+    while len(chosen) < len(sides):
         run_all([trial.run for side in sides for trial in side.trials(table)])
-        chosen = {side.side: side.choice(table) for side in sides}
-    settings, trials = {}, []
-    for side in sides:
-        factors = chosen[side.side]
-        settings[side.side] = side.setting(factors)
-        trials += [
-            Trial(
-                side.side,
-                list(side.setting(trial.factors)),
-                trial.ap(table),
-                trial.factors == factors,
-                trial.dataset,
-                trial.run.seed,
-                trial.run.iterations,
-            )
-            for trial in side.trials(table)
-        ]
+        chosen = {side.side: found for side in sides if (found := side.choice(table))}
+    settings = {side.side: side.setting(chosen[side.side]) for side in sides}
+    trials = [trial for side in sides for trial in _records(side, chosen[side.side], table)]
     return settings, trials
+
+
+def _records(side: SideSearch, chosen: Factors, table: RunsTable) -> list[Trial]:
+    return [
+        Trial(
+            side.side,
+            list(side.setting(trial.factors)),
+            trial.ap(table),
+            trial.factors == chosen,
+            trial.dataset,
+            trial.run.seed,
+            trial.run.iterations,
+        )
+        for trial in side.trials(table)
+    ]
 
 
 def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
