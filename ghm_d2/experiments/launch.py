@@ -21,7 +21,7 @@ from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
 from ghm_d2.experiments.plan import PlannedRun
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
-from ghm_d2.run_folder import CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
+from ghm_d2.run_folder import BEST_WEIGHTS, CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
 
 BUSY = 75  # exit code: another process is training this run
 
@@ -59,7 +59,8 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
         folder = Path(os.path.relpath(run.folder, table_file.parent)).as_posix()
         table.append({"key": run.key, "folder": folder, "record": record})
         if not run.analyse:
-            (run.folder / FINAL_WEIGHTS).unlink(missing_ok=True)  # a trial's, which nobody reads
+            for weights in (FINAL_WEIGHTS, BEST_WEIGHTS):  # a trial's, which nobody reads
+                (run.folder / weights).unlink(missing_ok=True)
     return 0
 
 

@@ -99,10 +99,11 @@ def test_the_weights_of_trials_alone_are_removed(broken, tmp_path, monkeypatch, 
 
     def train(run, device):
         RunRecord("m", "n", "d", run.config_hash, run.seed).write(run.folder)
-        (run.folder / "model_final.pth").touch()
+        for name in ("model_final.pth", "model_best.pth"):
+            (run.folder / name).touch()
 
     monkeypatch.setattr("ghm_d2.experiments.launch._train", train)
     monkeypatch.setattr("ghm_d2.experiments.launch._log_to", lambda file: None)
     table = RunsTable(tmp_path / "runs.jsonl")
     assert train_run(run, table.file, "cpu") == 0
-    assert table.latest(run.key) and (run.folder / "model_final.pth").exists() == analyse
+    assert table.latest(run.key) and len(list(run.folder.glob("*.pth"))) == 2 * analyse
