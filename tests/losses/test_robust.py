@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from device_route import never_waiting
 from loss_oracles import Density, assert_oracle, harmonized, sigmoid_samples
 
-from ghm_d2.config import get_cfg
+from ghm_d2.config import get_cfg, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, asl1_loss
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS
@@ -308,6 +308,11 @@ def test_the_keys_build_the_robust_form():
         (build_ghm_r(cfg), GHMR.robust(mu=0.1, prior=0.25, loss_weight=10.0)),
     ):
         assert repr(built) == repr(made)
+    quick = load_config("quick/retinanet_ghm.yaml")
+    ghm_c, ghm_r = build_ghm_c(quick), build_ghm_r(quick)
+    assert repr(ghm_c) == repr(GHMC.robust(loss_weight=ghm_c.loss_weight))
+    scale = {"mu": quick.MODEL.GHM.REG.MU, "loss_weight": ghm_r.loss_weight}
+    assert repr(ghm_r) == repr(GHMR.robust(**scale))
     ghm.CLS.DENSITY = "exact"
     with pytest.raises(UsageError, match=r"PRIOR is of unit regions, .* exact has none"):
         build_ghm_c(cfg)
