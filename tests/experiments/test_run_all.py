@@ -268,7 +268,7 @@ def test_a_search_on_other_data_is_reused(request_, noisy_folder, tmp_path):
     frozen = replace(request_, seeds=(1,), settings=folder)
     launcher = Pretended({})
     again = compare(frozen, launcher, Heard())
-    assert launcher.started == [("focal + SL1", 1), ("GHM-C + SL1", 1)], "no trials"
+    assert launcher.started == [("focal + SL1", 1), (GHM, 1)], "no trials"
     found = Comparison.read(again)
     assert [side.overrides[-2:] for side in found.sides] == [["SOLVER.BASE_LR", "0.5"]] * 2
     assert found.search == searched.search and again not in (folder, request_.folder())
