@@ -173,7 +173,7 @@ def test_the_plan_is_json(ghm, words, tmp_path):
     assert [pair["side"] for pair in plan["primary"]] == ["GHM-C + SL1 (robust)"]
     assert plan["power"]["detectable"] > 2 and "assumed" in plan["power"]["source"]
     assert plan["power"]["seeds_for"]["2"] < plan["power"]["seeds_for"]["1"]
-    assert [run["seed"] for run in plan["runs"]] == [1] * 4 + [2] * 4
+    assert [run["seed"] for run in plan["runs"]] == [1] * 5 + [2] * 5
     assert {run["iterations"] for run in plan["runs"]} == {4}
     assert not any(run["done"] for run in plan["runs"])
     assert all(run["expected_seconds"] > 0 for run in plan["runs"])
