@@ -92,6 +92,20 @@ def test_ghm_c_by_its_density():
     assert found["shift"]["weight"] == pytest.approx(1 / 2 / mean, rel=1e-5)
 
 
+def test_robust_ghm_c_by_its_density_and_prior_count():
+    # as above, and four foreground rows: c is 4, and the weights of all six samples add up to 1
+    loss = GHMC(bins=2, momentum=0.0, scope="batch", normalizer="weights", prior=1.0)
+    score, plain, _ = foreground_gradients(samples(loss))
+    factors = [1 / 8, 1 / 8, 1 / 6, 1 / 6]
+    total = 4 / 8 + 2 / 6
+    assert (score / plain).tolist() == pytest.approx([f / total for f in factors])
+    found = summary(samples(loss))
+    norms = [0.1, 0.2, 0.7, 0.9]
+    mean = sum(f * g for f, g in zip(factors, norms, strict=True)) / sum(norms)
+    assert found["none"]["weight"] == pytest.approx(1 / 8 / mean, rel=1e-5)
+    assert found["shift"]["weight"] == pytest.approx(1 / 6 / mean, rel=1e-5)
+
+
 def test_ghm_r_by_its_share_of_the_gradient():
     # 12 coordinates of norm 0.7 and 4 of norm 1 share the gradient of their regions
     found = summary(samples(GHMC(), GHMR(mu=0.1, bins=10, momentum=0.0)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ghm_d2.analysis.gradients import derivative
+from ghm_d2.analysis.gradients import derivative, moving_mu
 from ghm_d2.analysis.noise import foreground_gradients
 from ghm_d2.analysis.samples import (
     NOISE_LABELS,
@@ -61,6 +61,19 @@ def test_densities_go_on_averaging_in_the_copy(detector, noisy_folder):
     assert copied.ghm_c.density.ema.sum() == 0
     samples.losses(samples.logits, samples.deltas)
     assert copied.ghm_c.density.ema.sum() > 0 == model.ghm_c.density.ema.sum()
+
+
+def test_what_the_robust_form_takes_from_the_data_goes_on_in_the_copy(detector, noisy_folder):
+    own = ["MODEL.GHM.SCOPE", "batch", "MODEL.GHM.CLS.PRIOR", "3.0", "MODEL.GHM.REG.MU", "0.7"]
+    own += ["MODEL.GHM.REG.MU_QUANTILE", "0.5"]
+    cfg, model = detector("retinanet_ghm", noisy_folder, *own)
+    copied = training_copy(model)
+    samples = capture(copied, next(read_batches(cfg, training_items(cfg, 2))))
+    assert moving_mu(model) == moving_mu(copied) == pytest.approx(0.7)
+    samples.losses(samples.logits, samples.deltas)
+    assert moving_mu(copied) == pytest.approx(samples.errors.abs().median().item(), rel=0.2)
+    assert copied.ghm_c.density.prior_count > model.ghm_c.density.prior_count
+    assert moving_mu(model) == pytest.approx(0.7)
 
 
 def test_gradient_norms_are_those_of_each_sample(captured):
