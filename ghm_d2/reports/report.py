@@ -61,8 +61,8 @@ class Report:
         Intervals are of 95%; those of a verdict on AP are of 1 - "alpha".
         """
         comparison = self.study.comparison
-        words = ("name", "question", "dataset", "budget", "seeds", "margin", "looks")
-        words += ("unplanned_looks",)
+        words = ["name", "question", "dataset", "budget", "seeds"]
+        words += ["margin", "looks", "unplanned_looks"]
         return {name: getattr(comparison, name) for name in words} | {
             "planned": self.study.planned,
             "finished": self.study.planned - len(self.study.unfinished),

@@ -177,7 +177,7 @@ def errors_table(differences: list[Difference]) -> Table:
     return Table(headers, rows, text_columns=2)
 
 
-def errors(difference: Difference) -> tuple[str, str, str]:
+def errors(difference: Difference) -> tuple[str, ...]:
     """The p-value and the standard errors from seeds and from images: cells of `ERROR_HEADERS`."""
     effect = difference.judged.effect
     found = (error and error.se for error in (effect.seeds, effect.images))
