@@ -21,6 +21,7 @@ def image_bootstrap(dataset_name: str, detections: Sequence[dict]) -> dict:
 
     The resamples depend on the image ids alone, so that detectors judged on the same images share
     them: the difference of two detectors' replicates is a replicate of their difference.
+    It takes a second for 60 images, and half a minute of one core for COCO's 5,000.
 
     Args:
         dataset_name: registered, with a COCO JSON.
