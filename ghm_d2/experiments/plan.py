@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
 from ghm_d2.config.detectors import DETECTORS
@@ -177,9 +178,10 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
         raise UsageError(
             f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
         )
-    by_kind = side.noise if isinstance(side.noise, dict) else {}
-    rates = {f"noise_{kind}": rate for kind, rate in by_kind.items()} or {"noise": side.noise}
-    return str(digits_folder(DigitsSpec(**rates)))
+    if isinstance(side.noise, dict):
+        rates: dict[str, Any] = {f"noise_{kind}": rate for kind, rate in side.noise.items()}
+        return str(digits_folder(DigitsSpec(**rates)))
+    return str(digits_folder(DigitsSpec(noise=side.noise)))
 
 
 def absolute(dataset: str) -> str:

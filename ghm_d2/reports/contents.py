@@ -108,8 +108,9 @@ def _training(sides: list[SideRuns]) -> list[Block]:
         "heads read. Variation: standard deviation / mean, of loss_cls, and of the weight that a "
         "sample of a unit region has, averaged over the regions by their share of the gradient."
     )
+    steadiness: list[Block] = [table, Text(text, "note")] if table.rows else []
     return [
-        *([table, Text(text, "note")] if table.rows else []),
+        *steadiness,
         training_figures.learning_curves(sides)
         or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
         training_figures.loss_curves(sides)
