@@ -33,7 +33,7 @@ def run_folder(ghm, digits_folder, masks, tmp_path_factory) -> Path:
 
 def test_a_run_has_the_ap_of_boxes_and_of_masks(run_folder):
     run = json.loads((run_folder / "run.json").read_text())
-    assert run["method"] == "Mask R-CNN CE + GHM-R"
+    assert run["method"] == "Mask R-CNN CE + GHM-R (robust)"
     assert set(run["metrics"]) == set(run["mask_metrics"]) == COLUMNS
     assert 0 <= run["mask_metrics"]["AP"] <= 100
     lines = [json.loads(x) for x in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ghm_d2.config import get_cfg
-from ghm_d2.describe import describe_run, device_name
+from ghm_d2.describe import describe_run, device_name, experiment_hash
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.training.hooks import BestCheckpoint, LossHistory
@@ -147,10 +147,20 @@ def test_the_configuration_hash_is_of_the_experiment():
     same.SEED, same.OUTPUT_DIR, same.MODEL.DEVICE = 5, "elsewhere", "mps"
     same.MODEL.ANCHOR_GENERATOR.SIZES = [list(x) for x in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
     other = cfg.clone()
-    other.MODEL.GHM.CLS.BINS = 31
+    other.SOLVER.BASE_LR *= 2
     model = Quadratic()
     hashes = [describe_run(c, model, "d").config_hash for c in (cfg, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_configuration_hash_knows_ghm_where_a_loss_uses_it():
+    cfg = config()
+    cfg.MODEL.META_ARCHITECTURE = "GHMRetinaNet"
+    other = cfg.clone()
+    other.MODEL.GHM.CLS.BINS = 31
+    for loss, differs in (("focal", False), ("ghm_c", True)):
+        cfg.MODEL.RETINANET.CLS_LOSS_TYPE = other.MODEL.RETINANET.CLS_LOSS_TYPE = loss
+        assert (experiment_hash(cfg) != experiment_hash(other)) == differs
 
 
 def test_a_gpu_is_recorded_by_its_name(monkeypatch):

@@ -29,7 +29,7 @@ def test_events_that_cannot_be_written_are_an_output_error(tmp_path, monkeypatch
 
 
 def test_the_log_of_densities_has_the_prior_count_and_mu_that_follow_the_data(tmp_path):
-    losses = {"ghm_c": GHMC.robust(), "ghm_r": GHMR.robust(prior=0.5), "published": GHMR()}
+    losses = {"ghm_c": GHMC.robust(prior=3.0), "ghm_r": GHMR.robust(prior=0.5), "published": GHMR()}
     losses["ghm_c"](torch.randn(90, 4), torch.arange(90) % 9)  # 40 of 90 rows have a class
     boxes = torch.arange(1.0, 102)[:, None].expand(-1, 4), torch.zeros(101, 4)
     losses["ghm_r"](*boxes), losses["published"](*boxes)
