@@ -40,11 +40,11 @@ class Chance:
     both: float
     heavy: bool = False  # seeds have Student's t distribution with 3 degrees of freedom
 
-    @property
-    def spread(self) -> Spread:
-        """Of a difference of two sides, as a plan knows it."""
-        sd = math.sqrt(2) * math.hypot(self.seed, self.both)
-        return Spread(sd, math.sqrt(2) * self.images, IMAGES, "")
+    def spread(self, seeds: int) -> Spread:
+        """Of a difference of two sides, as a plan knows it from runs with so many seeds."""
+        sd = math.hypot(self.seed, self.both)
+        images = math.hypot(self.images, self.both / math.sqrt(seeds))
+        return Spread(math.sqrt(2) * sd, math.sqrt(2) * images, IMAGES, "")
 
 
 CASES = (
@@ -109,7 +109,7 @@ def simulate(chance: Chance, seeds: int, trials: int, rng: np.random.Generator) 
             better = Contrast(raised(first, difference), reference, order, True)
             counts[name] += judge([better], MARGIN)[0].word == word
     shares = {name: 100 * count / trials for name, count in counts.items()}
-    return shares | {"planned": 100 * chance.spread.power(DIFFERENCE, seeds)}
+    return shares | {"planned": 100 * chance.spread(seeds).power(DIFFERENCE, seeds)}
 
 
 def main() -> None:

@@ -266,6 +266,9 @@ class RunsTable:
 
     def __init__(self, file: Path):
         self.file = Path(file)
+        self._seen: tuple[int, int, int] | None = None  # inode, size and time of what was read
+        self._rows: list[TableRow] = []
+        self._latest: dict[str, TableRow] = {}
 
     def append(self, row: TableRow) -> None:
         """Add one row; it is on the disk when this returns.
@@ -293,14 +296,26 @@ class RunsTable:
 
     def rows(self) -> list[TableRow]:
         """All rows, oldest first; what a killed writer left of one is passed over."""
+        self._read()
+        return list(self._rows)
+
+    def latest(self, key: str) -> TableRow | None:
+        """The last row of the run `key`, if there is one."""
+        self._read()
+        return self._latest.get(key)
+
+    def _read(self) -> None:
+        """Decode the file where it has changed: a comparison asks for its runs every second."""
         if not self.file.is_file():
-            return []
+            self._seen, self._rows, self._latest = None, [], {}
+            return
+        status = self.file.stat()
+        seen = status.st_ino, status.st_size, status.st_mtime_ns
+        if seen == self._seen:
+            return
         rows = []
         for line in self.file.read_bytes().splitlines():
             with suppress(ValueError, RecursionError):
                 rows.append(_ROW.decode(line))
-        return rows
-
-    def latest(self, key: str) -> TableRow | None:
-        """The last row of the run `key`, if there is one."""
-        return next((row for row in reversed(self.rows()) if row["key"] == key), None)
+        self._seen, self._rows = seen, rows
+        self._latest = {row["key"]: row for row in rows}

@@ -1,5 +1,7 @@
 """Intervals against scipy's own, and the errors that seeds and test images leave."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -69,16 +71,17 @@ def test_pairing_shows_what_the_spread_of_seeds_hides():
     assert unpaired_effect(side, reference).p > 0.5
 
 
-def test_images_count_as_far_as_they_do_the_same_to_all_seeds():
-    """What they do to each seed alone is in the spread over seeds already."""
+def test_images_count_as_they_move_the_mean_over_seeds():
+    """What they do to each seed alone averages out, as the seeds do."""
     rng = np.random.default_rng(1)
     alike, own = rng.normal(0, 2, 4000), rng.normal(0, 3, (5, 4000))
     reference = scores(rng.normal(50, 1, 5), [np.full(4000, 50.0)] * 5)
     values = rng.normal(50, 1, 5)
     found = paired_effect(scores(values, list(50 + alike + own)), reference)
-    assert found.images.se == pytest.approx(2, rel=0.1)
+    assert found.images.se == pytest.approx(math.hypot(2, 3 / math.sqrt(5)), rel=0.05)
     assert found.error.se == pytest.approx(np.hypot(found.seeds.se, found.images.se))
-    assert paired_effect(scores(values, list(50 + own)), reference).images.se < 0.5
+    own_alone = paired_effect(scores(values, list(50 + own)), reference).images.se
+    assert own_alone == pytest.approx(3 / math.sqrt(5), rel=0.05)
 
 
 def test_what_images_do_to_both_sides_cancels():
