@@ -41,7 +41,7 @@ class Chance:
     heavy: bool = False  # seeds have Student's t distribution with 3 degrees of freedom
 
     def spread(self, seeds: int) -> Spread:
-        """Of a difference of two sides, as a plan knows it from runs with so many seeds."""
+        """The spread of a difference of two sides, as runs with so many seeds show it to a plan."""
         sd = math.hypot(self.seed, self.both)
         images = math.hypot(self.images, self.both / math.sqrt(seeds))
         return Spread(math.sqrt(2) * sd, math.sqrt(2) * images, IMAGES, "")

@@ -182,7 +182,7 @@ class Comparison:
     search: list[Trial] = field(default_factory=list)
     margin: Number = 1.0  # differences of AP up to it are practically none
     looks: list[Int] = field(default_factory=list)  # numbers of seeds with an earlier verdict
-    # numbers of seeds whose verdict was there to see before more were added
+    # numbers of seeds whose results were there to see before more were added, or before the plan
     unplanned_looks: list[Int] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:

@@ -20,13 +20,13 @@ _AT_ONCE = 2**22  # samples; a batch of COCO has a hundred million
 
 
 def smooth_l1_beta(cfg) -> float:
-    """Of the detector that `cfg` describes."""
+    """The beta of the smooth L1 loss of the detector that `cfg` describes."""
     keys = _box_keys(cfg)
     return keys.SMOOTH_L1_LOSS_BETA if "SMOOTH_L1_LOSS_BETA" in keys else keys.SMOOTH_L1_BETA
 
 
 def box_coder_weights(cfg) -> tuple[float, ...]:
-    """What the deltas (dx, dy, dw, dh) of the detector that `cfg` describes are multiplied by."""
+    """The factors on the deltas (dx, dy, dw, dh) of the detector that `cfg` describes."""
     return tuple(_box_keys(cfg).BBOX_REG_WEIGHTS)
 
 
@@ -208,7 +208,7 @@ class BoxGradients:
 
 
 def _density_weights(counts: Tensor, prior: float, foreground: int) -> Tensor:
-    """Of a sample in each unit region, (bins,), with the foreground's multiple `prior`; no average.
+    """The weight of a sample in each unit region, (bins,), without a moving average.
 
     Counts of several batches give the weights of their mean, up to a factor.
     """

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ghm_d2.records import (
     TABLE_FILE,
     ComparedSide,
     Comparison,
+    Pair,
     RunRecord,
     RunsTable,
     Trial,
@@ -100,7 +101,8 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
     for seed in request.seeds:
         for side in request.suite.sides:
             config, overrides, dataset = request.inputs(side)
-            chosen = settings.get(side.settings_of) or settings.get(side.name, ())
+            shared = side.settings_of in settings
+            chosen = settings.get(side.settings_of if shared else side.name, ())
             words = (*overrides, *chosen)
             root, device = request.root, request.device
             runs += [make_run(root, side.name, config, words, dataset, seed, device)]
@@ -136,7 +138,8 @@ def keep_plan(request: Request) -> Request:
     """`request` with the margin and the looks that the comparison was planned with.
 
     Raises:
-        UsageError: it asks for others. A plan that is changed in view of results is none.
+        UsageError: it asks for others, or its primary pair is another one. A plan that is changed
+            in view of results is none.
     """
     others = any(request.root.glob(f"*/{COMPARISON_FILE}"))
     file = (request.folder() if others else request.root) / COMPARISON_FILE
@@ -152,11 +155,20 @@ def keep_plan(request: Request) -> Request:
                 f"{file} was planned with another {option}, {planned or 'none'}; a plan is not "
                 "changed once it has begun: leave the option out, or choose another --output"
             )
+    if kept and _primary(kept.pairs) not in ([], _primary(request.suite.pairs)):
+        raise UsageError(
+            f"{file} was planned with another primary pair, {_primary(kept.pairs)[0]}; a plan is "
+            "not changed once it has begun: choose another --output"
+        )
     return replace(
         request,
         margin=margin if request.margin is None else request.margin,
         looks=looks if request.looks is None else request.looks,
     )
+
+
+def _primary(pairs: Sequence[Pair]) -> list[str]:
+    return [f"{pair.side} against {pair.reference}" for pair in pairs if pair.primary]
 
 
 def compare(request: Request, launcher, progress: Progress) -> Path:
@@ -238,6 +250,8 @@ def _record(request: Request, settings: Settings, trials: list[Trial], folder: P
         before = [run for run in make_runs(request, settings) if run.seed in earlier.seeds]
         if len(seeds) > len(earlier.seeds) and all(run.is_done(request.table) for run in before):
             looks = [*looks, len(earlier.seeds)]
+    elif all(run.is_done(request.table) for run in make_runs(request, settings)):
+        looks = [len(request.seeds)]  # pairs and margin are chosen with all results at hand
     runs, sides = make_runs(request, settings), []
     for side in request.suite.sides:
         own = [run for run in runs if run.side == side.name]

@@ -228,16 +228,31 @@ def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
         UsageError: it was made without a search, or with another budget.
     """
     found = Comparison.read(file)
-    settings = {t.side: tuple(t.overrides) for t in found.search if t.chosen}
+    settings: Settings = {}
+    for trial in found.search:
+        if trial.chosen and settings.setdefault(trial.side, tuple(trial.overrides)) != tuple(
+            trial.overrides
+        ):
+            raise DataError(f"{file}: two settings are chosen for {trial.side}")
     if not settings:
         raise UsageError(f"{file}: no settings were searched; name a comparison with --search")
     if found.budget != budget:
         raise UsageError(f"{file}: the search is for --budget {found.budget}, not {budget}")
     for words in settings.values():
-        strange = [k for k in words[::2] if k != RATE_KEY and not k.endswith(f".{WEIGHT_KEY}")]
-        if strange or len(words) % 2:
+        if not _is_searched(words):
             raise DataError(f"{file}: settings that no search finds: {' '.join(words)}")
     return settings, found.search
+
+
+def _is_searched(words: Sequence[str]) -> bool:
+    """True for positive numbers of the learning rate and of box loss weights, KEY VALUE in turn."""
+    known = {RATE_KEY, *(f"MODEL.{group}.{WEIGHT_KEY}" for group in WEIGHT_GROUPS.values())}
+    if len(words) % 2 or not known.issuperset(words[::2]):
+        return False
+    try:
+        return all(0 < float(value) < math.inf for value in words[1::2])
+    except ValueError:
+        return False
 
 
 def holdout(

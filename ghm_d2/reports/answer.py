@@ -154,11 +154,14 @@ def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
     sentences = [f"{text}. {_corrected(differences)}".strip()]
     if counts[0] < ENOUGH_SEEDS:
         sentences.append(f"With fewer than {ENOUGH_SEEDS} seeds this is exploration, not evidence.")
-    if comparison.unplanned_looks:
-        seen = " and ".join(map(str, comparison.unplanned_looks))
+    looks, planned = comparison.unplanned_looks, len(comparison.seeds)
+    if looks:
+        what = "Pairs and margin were chosen after all results"
+        if any(look < planned for look in looks):
+            what = f"Seeds were added after the verdict of {' and '.join(map(str, looks))} seeds"
         sentences.append(
-            f"Seeds were added after the verdict of {seen} seeds could be seen, which was not "
-            "planned: a claim is wrong more often than in 5 % of cases. Take it as exploration."
+            f"{what} could be seen, which was not planned: a claim is wrong more often than in 5 % "
+            "of cases. Take it as exploration."
         )
     return sentences
 

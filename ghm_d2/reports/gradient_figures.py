@@ -76,8 +76,7 @@ def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
     """What a sample weighs under each loss, by its gradient norm; None where no analysis says."""
-    keys = "effective_gradient", part_of
-    found = [(s.name, part(run.analysis, *keys)) for s in sides if (run := s.analysed(*keys))]
+    found = _analysed(sides, "effective_gradient", part_of)
     if not found:
         return None
     losses, (x_key, x_label) = LOSSES[part_of], WEIGHED_AGAINST[part_of]
@@ -119,8 +118,7 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
     """How each loss divides the gradient among samples; None where no analysis says."""
-    keys = "gradient_share", part_of
-    found = [(s.name, part(run.analysis, *keys)) for s in sides if (run := s.analysed(*keys))]
+    found = _analysed(sides, "gradient_share", part_of)
     if not found:
         return None
     losses = LOSSES[part_of]
@@ -147,8 +145,13 @@ def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
     return draw(f"gradient_share_{part_of}.png", title, caption, build)
 
 
+def _analysed(sides: list[SideRuns], *keys: str) -> list[tuple[str, dict]]:
+    """The side's name, and this part of its analysis, of the sides that have it."""
+    return [(s.name, part(run.analysis, *keys)) for s in sides if (run := s.analysed(*keys))]
+
+
 def _loss_legend(figure: Figure, losses: dict[str, str], found: list[dict]) -> None:
-    """Of the losses that any analysis has: one of an earlier version has no robust form."""
+    """A legend of the losses that any analysis has; earlier versions lack the robust form."""
     styles = zip(losses.items(), LOSS_STYLES, strict=True)
     there = [
         (label, *style) for (name, label), style in styles if any(name in one for one in found)

@@ -135,7 +135,8 @@ class DensityLog(HookBase):
 
     def _following(self, name: str, density: GradientDensity) -> dict:
         """What follows the data beside the average."""
-        found = {"prior_count": density.prior_count.item()} if density.prior else {}
+        follows = density.prior and density.momentum  # else c is that of each batch alone
+        found = {"prior_count": density.prior_count.item()} if follows else {}
         mu = getattr(self._losses[name], "mu", None)
         return found | {"mu": mu.item()} if isinstance(mu, Tensor) else found
 

@@ -97,8 +97,8 @@ def test_a_schedule_is_scaled_as_a_whole():
 
 def test_noise_is_of_the_generated_digits(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.setattr("ghm_d2.experiments.plan.DigitsSpec", lambda noise: DigitsSpec(
-        train=2, val=1, noise=noise
+    monkeypatch.setattr("ghm_d2.experiments.plan.DigitsSpec", lambda seed, noise: DigitsSpec(
+        seed=seed, train=2, val=1, noise=noise
     ))  # fmt: skip
     side = SuiteSide("a", CONFIG, noise=0.4)
     clean = replace(side, noise=0.0)

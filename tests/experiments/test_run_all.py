@@ -1,5 +1,6 @@
 """The order in which runs are made, whatever happens to them; the runs themselves are pretended."""
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from ghm_d2.experiments import compare as module
 from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs, run_all
 from ghm_d2.experiments.launch import BUSY
 from ghm_d2.experiments.plan import expected_seconds
+from ghm_d2.experiments.search import read_settings
 from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
 from ghm_d2.progress import Progress
-from ghm_d2.records import Comparison, RunRecord, RunsTable
+from ghm_d2.records import Comparison, Pair, RunRecord, RunsTable, Trial
 from ghm_d2.run_folder import LOG_FILE
 
 GHM_C, GHM = "GHM-C (robust)", "GHM-C + SL1 (robust)"
@@ -233,7 +235,24 @@ def test_a_plan_is_not_changed_once_it_has_begun(request_):
     for changed in ({"margin": 1.0}, {"looks": (2,)}):
         with pytest.raises(UsageError, match=r"was planned with another --(margin|looks)"):
             compare(replace(again, **changed), Pretended({}), Heard())
-    assert Comparison.read(folder).unplanned_looks == []
+    kept = Comparison.read(folder)
+    assert kept.unplanned_looks == []
+    kept.pairs = [
+        Pair(GHM, "another", "", primary=True),
+        *(replace(p, primary=False) for p in kept.pairs),
+    ]
+    kept.write(folder)
+    with pytest.raises(UsageError, match=f"another primary pair, {re.escape(GHM)} against"):
+        compare(again, Pretended({}), Heard())
+
+
+def test_a_plan_made_when_all_results_are_there_is_noted(request_):
+    compare(request_, Pretended({}), Heard())
+    fewer = choose_sides(request_.suite, [side.name for side in request_.suite.sides][:2])
+    turned = replace(fewer, sides=fewer.sides[::-1])
+    folder = compare(replace(request_, suite=turned, margin=0.1), Pretended({}), Heard())
+    assert folder != request_.folder()
+    assert Comparison.read(folder).unplanned_looks == [len(request_.seeds)]
 
 
 def test_seeds_that_are_added_after_the_verdict_are_noted(request_):
@@ -276,6 +295,29 @@ def test_a_search_on_other_data_is_reused(request_, noisy_folder, tmp_path):
     suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", "OHEM + SL1"])
     with pytest.raises(UsageError, match="nothing was searched for OHEM"):
         make_plan(replace(frozen, suite=suite), Heard())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["SOLVER.BASE_LR", "inf"],
+        ["SOLVER.BASE_LR", "-1"],
+        ["SOLVER.BASE_LR", "many"],
+        ["SOLVER.BASE_LR"],
+        ["MODEL.NOPE.BBOX_REG_LOSS_WEIGHT", "2"],
+        ["OUTPUT_DIR", "/"],
+    ],
+)
+def test_settings_that_no_search_finds_are_refused(tmp_path, words):
+    comparison = Comparison("a", "", "digits", "quick", [1], [], [])
+    comparison.search = [Trial("focal + SL1", words, 50.0, True)]
+    comparison.write(tmp_path)
+    with pytest.raises(DataError, match="settings that no search finds"):
+        read_settings(tmp_path, "quick")
+    comparison.search = [Trial("a", ["SOLVER.BASE_LR", x], 50.0, True) for x in ("1", "2")]
+    comparison.write(tmp_path)
+    with pytest.raises(DataError, match="two settings are chosen for a"):
+        read_settings(tmp_path, "quick")
 
 
 def test_runs_of_one_configuration_take_as_long_as_the_last(request_, runs):

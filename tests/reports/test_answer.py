@@ -59,6 +59,8 @@ def test_the_choice_of_images_widens_an_interval(comparison):
 def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
     folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[2])
     assert "added after the verdict of 2 seeds could be seen" in read_report(folder).verdict[-1]
+    folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[len(AP[SL1])])
+    assert "chosen after all results could be seen" in read_report(folder).verdict[-1]
 
 
 def test_a_lower_ap_is_said(comparison):
