@@ -84,9 +84,9 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
 
     def build() -> Figure:
         # how far |d| goes hangs on the head's units: a side's own
-        titles = [name + _mu_words(curves) for name, curves in found]
-        figure, axes = panels(titles, share_x=part_of == "cls")
+        figure, axes = panels([name for name, _ in found], share_x=part_of == "cls")
         for axis, (_, curves) in zip(axes, found, strict=True):
+            axis.set_xlabel(_mu_words(curves), fontsize="small")
             slope = numbers(curves[plain_loss])
             for name, (shade, style) in zip(losses, LOSS_STYLES, strict=True):
                 if name in curves:
@@ -160,11 +160,11 @@ def _loss_legend(figure: Figure, losses: dict[str, str], found: list[dict]) -> N
 
 
 def _mu_words(curves: dict) -> str:
-    """Such as ", mu 0.02, robust 0.31"."""
+    """Such as "mu 0.02, robust 0.31"; "" for classification."""
     if "mu" not in curves:
         return ""
     robust = f", robust {curves['mu_robust']:.2g}" if "mu_robust" in curves else ""
-    return f", mu {curves['mu']:g}{robust}"
+    return f"mu {curves['mu']:g}{robust}"
 
 
 def _mus(runs: Iterable[SeedRun]) -> str:
