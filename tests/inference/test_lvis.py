@@ -46,7 +46,7 @@ class Finder(torch.nn.Module):
         return [{"instances": found}]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def truth(coco_root) -> dict:
     """lvis_v1_val in LVIS's layout: what is not in an image, and what is not annotated in full."""
     rng = np.random.default_rng(0)
