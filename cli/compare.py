@@ -66,8 +66,8 @@ SearchOn = Annotated[
     list[str] | None,
     typer.Option(
         metavar="DATA",
-        help="Search on this data set instead, or with several on all of them together; "
-        "repeatable.",
+        help="Search on this data set's train and val instead, or with several on all of them "
+        "together; repeatable.",
     ),
 ]
 Settings = Annotated[

@@ -21,7 +21,7 @@ from ghm_d2.experiments.plan import (
     side_config,
     side_dataset,
 )
-from ghm_d2.experiments.search import Settings, SideSearch, holdout, read_settings, search
+from ghm_d2.experiments.search import Settings, SideSearch, read_settings, search, trial_data
 from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import (
@@ -224,10 +224,11 @@ def _searches(request: Request) -> list[SideSearch]:
             continue
         config, overrides, own = request.inputs(side)
         datasets: dict[str, str] = {}
-        for dataset in map(absolute, request.search_on) if request.search_on else [own]:
-            label, folder = holdout(request.root, config, overrides, dataset, request.device)
-            taken = datasets.get(label, folder) != folder
-            datasets[Path(folder).name if taken else label] = folder
+        for other in map(absolute, request.search_on) if request.search_on else [None]:
+            where = (request.root, config, overrides, own, request.device)
+            label, data = trial_data(*where, other)
+            taken = datasets.get(label, data) != data
+            datasets[Path(data).name if taken else label] = data
         found += [SideSearch(request.root, side.name, config, overrides, datasets, request.device)]
     return found
 

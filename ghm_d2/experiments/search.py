@@ -1,4 +1,4 @@
-"""The same search for every side of a comparison, on parts of training splits alone.
+"""The same search for every side of a comparison, never on what the comparison is judged on.
 
 Successive halving over learning rates times weights of the box loss, around the configured ones:
 
@@ -8,9 +8,10 @@ Successive halving over learning rates times weights of the box loss, around the
    one stays unless the other is ahead by more than half an AP and more than one standard error of
    the differences, paired by data set and seed.
 
-A side takes eight full trainings at most on each data set. Trials train on four fifths of the
-training images and are judged by AP on the rest, the mean over data sets. One weight is enough: a
-factor common to both losses is one of the learning rate under SGD, and of no effect under AdamW.
+A side takes eight full trainings at most on each data set. On the compared data, trials train on
+four fifths of the training images and are judged on the rest; on other data, on their own train and
+val. AP is the mean over data sets. One weight is enough: a factor common to both losses is one of
+the learning rate under SGD, and of no effect under AdamW.
 """
 
 import math
@@ -81,7 +82,7 @@ class SideSearch:
         Args:
             root: the folder that comparisons share.
             config, overrides: of the side; the search varies them.
-            datasets: label -> a folder from `holdout`.
+            datasets: label -> folder or name, from `trial_data`.
 
         Raises:
             UsageError: a detector whose box loss has no weight.
@@ -255,18 +256,33 @@ def _is_searched(words: Sequence[str]) -> bool:
         return False
 
 
-def holdout(
-    root: Path, config: str, overrides: Sequence[str], dataset: str | None, device: str
+def trial_data(
+    root: Path,
+    config: str,
+    overrides: Sequence[str],
+    dataset: str | None,
+    device: str,
+    other: str | None = None,
 ) -> tuple[str, str]:
-    """The label of a training split, and a folder below `root` that divides it.
+    """The label of the data that trials train on and are judged on, and its folder or name.
+
+    Args:
+        dataset: the compared one. Its training split is divided, in a folder below `root`.
+        other: a data set that is not compared, where its own train and val serve.
 
     Raises:
         UsageError, DataError: there is no one training split, or none that can be divided.
     """
-    cfg = prepare(config, overrides, dataset=dataset, device=device)
-    if len(cfg.DATASETS.TRAIN) > 1:
-        raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
-    name = cfg.DATASETS.TRAIN[0]
+    name = _training_split(config, overrides, dataset, device)
+    if other is not None and (found := _training_split(config, overrides, other, device)) != name:
+        return data_label(found), other
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)
     return data_label(name), str(folder.resolve())
+
+
+def _training_split(config: str, overrides: Sequence[str], dataset: str | None, device: str) -> str:
+    cfg = prepare(config, overrides, dataset=dataset, device=device)
+    if len(cfg.DATASETS.TRAIN) > 1:
+        raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
+    return cfg.DATASETS.TRAIN[0]

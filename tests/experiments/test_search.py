@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.experiments.search import GRID, SEEDS, SideSearch, holdout, read_settings, search
+from ghm_d2.experiments.search import (
+    GRID,
+    SEEDS,
+    SideSearch,
+    read_settings,
+    search,
+    trial_data,
+)
 from ghm_d2.records import Comparison, RunRecord, RunsTable, Trial
 
 RETINANET, FASTER = "quick/retinanet_ghm.yaml", "quick/faster_rcnn_sl1.yaml"
@@ -17,7 +24,7 @@ LR, WEIGHT = "SOLVER.BASE_LR", "MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT"
 
 @pytest.fixture
 def divided(digits_folder, tmp_path) -> str:
-    return holdout(tmp_path, RETINANET, (), digits_folder, "cpu")[1]
+    return trial_data(tmp_path, RETINANET, (), digits_folder, "cpu")[1]
 
 
 @pytest.fixture
@@ -158,14 +165,24 @@ def test_data_that_cannot_be_divided_are_refused_as_in_training(tmp_path, digits
     for split in ("train", "val"):
         (tmp_path / f"{split}.json").write_text(json.dumps(coco))
     with pytest.raises(DataError, match="no such image"):
-        holdout(tmp_path / "out", RETINANET, (), str(tmp_path), "cpu")
+        trial_data(tmp_path / "out", RETINANET, (), str(tmp_path), "cpu")
+
+
+def test_other_data_are_judged_on_their_own_val_and_the_compared_ones_never(
+    tmp_path, digits_folder, noisy_folder
+):
+    """A part of a noisy training split would reward a side that learns its errors."""
+    where = (tmp_path, RETINANET, (), digits_folder, "cpu")
+    assert trial_data(*where, other=noisy_folder) == ("noisy", noisy_folder)
+    assert trial_data(*where, other=digits_folder) == trial_data(*where)
+    assert trial_data(*where)[1] != digits_folder
 
 
 def test_data_are_divided_under_the_overrides_of_the_comparison(tmp_path, digits_folder):
     config = tmp_path / "half.yaml"
     config.write_text(f"_BASE_: {RETINANET}\nSOLVER: {{AMP: {{ENABLED: true, DTYPE: float16}}}}\n")
     overrides = ("SOLVER.AMP.DTYPE", "bfloat16")  # a CPU has no float16
-    _, folder = holdout(tmp_path, str(config), overrides, digits_folder, "cpu")
+    _, folder = trial_data(tmp_path, str(config), overrides, digits_folder, "cpu")
     assert Path(folder).is_dir()
 
 
