@@ -214,13 +214,14 @@ def _settings(
 
 
 def _searches(request: Request) -> list[SideSearch]:
-    """The search of each side that does not share another side's."""
+    """The search of each side that does not share another's."""
     if not request.search:
         return []
     names = {side.name for side in request.suite.sides}
-    found = []
+    found: list[SideSearch] = []
     for side in request.suite.sides:
-        if side.settings_of in names:
+        name = side.settings_of or side.name
+        if side.settings_of in names or name in [searched.side for searched in found]:
             continue
         config, overrides, own = request.inputs(side)
         datasets: dict[str, str] = {}
@@ -229,7 +230,7 @@ def _searches(request: Request) -> list[SideSearch]:
             label, data = trial_data(*where, other)
             taken = datasets.get(label, data) != data
             datasets[Path(data).name if taken else label] = data
-        found += [SideSearch(request.root, side.name, config, overrides, datasets, request.device)]
+        found += [SideSearch(request.root, name, config, overrides, datasets, request.device)]
     return found
 
 

@@ -38,7 +38,8 @@ class SuiteSide:
     config: str  # a shipped configuration's name or a file
     overrides: tuple[str, ...] = ()  # KEY VALUE in turn
     optional: bool = False  # trained only where it is asked for by name, or with --optional
-    settings_of: str = ""  # the side whose search this one shares, instead of one of its own
+    # the side whose search this one shares, or a name for one search of all that say so
+    settings_of: str = ""
     # share of wrong annotations in the generated digits, in all or by kind (see `DigitsSpec`)
     noise: float | dict[str, float] | None = None
     iterations: int = 0  # of a quick run; 0: QUICK_ITERATIONS
@@ -85,12 +86,31 @@ class _SuiteInFile(msgspec.Struct, forbid_unknown_fields=True):
     question: str
     sides: list[_SideInFile]
     pairs: list[Pair]
+    # a condition's name -> what it changes in each side; all sides and pairs are repeated in each
+    conditions: dict[str, dict] = {}
+    primary_in: str = ""  # the condition whose primary pair is the suite's; "": it has none
+
+    def repeated(self) -> "_SuiteInFile":
+        """The suite with its conditions written out."""
+        if not self.conditions:
+            return self
+        sides, pairs = [], []
+        for name, changes in self.conditions.items():
+            for side in self.sides:
+                fields = {"name": f"{side.name}, {name}"} | changes
+                if "overrides" in changes:
+                    fields["overrides"] = side.overrides | changes["overrides"]
+                sides.append(msgspec.structs.replace(side, **fields))
+            for pair in self.pairs:
+                words = (f"{word}, {name}" for word in (pair.side, pair.reference, pair.question))
+                pairs.append(Pair(*words, primary=pair.primary and name == self.primary_in))
+        return _SuiteInFile(self.question, sides, pairs)
 
 
 def read_suite(name: str, budget: str) -> Suite:
     """The suite of that name, one of SUITES, with the configurations for a budget."""
     file = _FOLDER / f"{name.replace(' ', '-')}.yaml"
-    read = msgspec.yaml.decode(file.read_bytes(), type=_SuiteInFile)
+    read = msgspec.yaml.decode(file.read_bytes(), type=_SuiteInFile).repeated()
     sides = tuple(side for entry in read.sides if (side := entry.side(budget)).config)
     return Suite(name, read.question, sides, _between(sides, read.pairs))
 

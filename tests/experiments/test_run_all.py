@@ -346,3 +346,24 @@ def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
         GHM_C: "",
         "robust, M 10": GHM_C,
     }
+
+
+def test_conditions_share_one_search_and_what_an_earlier_one_found(request_, monkeypatch):
+    """Of the claim, whose sides have the same names: the noise lab takes its frozen settings."""
+    monkeypatch.setattr("ghm_d2.experiments.plan.digits_folder", lambda _: request_.dataset)
+    suite = choose_sides(find_suite(["noise"], "quick"))
+    request = replace(request_, suite=suite, dataset=None, seeds=(1,), search=True)
+    losses = ["CE + SL1", "focal + SL1", "GHM (published)", "GHM (robust)"]
+    trials = make_plan(request, Heard()).trials
+    assert list(dict.fromkeys(run.side for run in trials)) == losses
+    claim = [side.name for side in find_suite(["claim"], "quick").sides]
+    assert claim == losses
+    rates = {
+        run.side: run.overrides[-1]
+        for run in make_runs(request, {losses[1]: ("SOLVER.BASE_LR", "0.5")})
+    }
+    assert [name for name, rate in rates.items() if rate == "0.5"] == [
+        f"focal{gamma} + SL1, {noise} % noise"
+        for noise in (0, 20, 40)
+        for gamma in ("", " with gamma 3")
+    ]

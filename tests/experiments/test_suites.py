@@ -25,7 +25,9 @@ def test_every_side_is_a_configuration(name, budget):
         config, overrides = side_config(side, budget)
         cfg = load_config(config, list(overrides))
         loaded[side.name] = cfg.dump() + str(side.noise)
-        assert side.settings_of in ("", *(other.name for other in suite.sides))
+        shared = [side.name, *(s.settings_of for s in suite.sides if s is not side)]
+        names = [other.name for other in suite.sides]
+        assert not side.settings_of or side.settings_of in (*shared, *names)
     assert len(set(loaded.values())) == len(suite.sides), "two sides are the same experiment"
     for pair in suite.pairs:
         assert {pair.side, pair.reference} <= loaded.keys() and pair.question
@@ -112,7 +114,7 @@ def side_values(suite: str, side: str):
 
 
 def test_a_side_may_have_its_own_number_of_iterations_and_factors():
-    _, base = side_values("claim", "GHM (robust)")
+    _, base = side_values("losses", "GHM-C + SL1 (robust)")
     _, long = side_values("noise", "GHM (robust), 20 % noise")
     _, large = side_values("batch-size", "GHM (robust), batch 16")
     _, small = side_values("density", "robust, c / 3")
