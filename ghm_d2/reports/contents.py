@@ -4,11 +4,12 @@ from functools import partial
 
 from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
+from ghm_d2.reports.learning_speed import speed_table
 from ghm_d2.reports.report import Report
 from ghm_d2.reports.runs import NOT_DONE, SeedRun, SideRuns, checked
 from ghm_d2.reports.steadiness import steadiness_table
 from ghm_d2.reports.study import Study
-from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE
+from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 
 
 def document_of(report: Report) -> Document:
@@ -113,11 +114,21 @@ def _training(sides: list[SideRuns]) -> list[Block]:
         *steadiness,
         training_figures.learning_curves(sides)
         or Text("No learning curves: no run has left evaluations in metrics.jsonl."),
+        *_speed(sides),
         training_figures.loss_curves(sides)
         or Text("No loss curves: no run has left losses in metrics.jsonl."),
         *([ratios] if ratios else []),
         *densities,
     ]
+
+
+def _speed(sides: list[SideRuns]) -> list[Block]:
+    table = checked(lambda: speed_table(sides), METRICS_FILE)
+    text = (
+        "Iterations until AP first reaches that share of its own final AP, or of the highest mean "
+        "final AP of all sides, linear between evaluations; ± half the 95% t interval."
+    )
+    return [table, Text(text, "note")] if table.rows else []
 
 
 def _models(sides: list[SideRuns]) -> list[Block]:

@@ -1,12 +1,17 @@
 """Tables and records: what a person reads is what was measured."""
 
+from pathlib import Path
+
 import pytest
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import RunRecord, SetFigures, Trial
 from ghm_d2.reports.document import markdown_table
+from ghm_d2.reports.learning_speed import speed_table
+from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.study import find_records
 from ghm_d2.reports.tables import RUN_HEADERS, run_results, runs_table, search_table, terminal_table
+from ghm_d2.run_folder import METRICS_FILE
 
 
 def record(**changes) -> RunRecord:
@@ -91,3 +96,25 @@ def test_trials_of_a_search_are_averaged_by_setting_and_data_set():
         ("a", "SOLVER.BASE_LR 0.5", "chosen", "150", "1", "40.0", "-"),
         ("a", "SOLVER.BASE_LR 0.5", "chosen", "300", "2", "25.0", "-"),
     ]
+
+
+def test_how_fast_a_side_learns():
+    """By AP at evaluations after 100 and 200 of 200 iterations."""
+
+    def side(name, *curves):
+        runs = []
+        for seed, curve in enumerate(curves):
+            steps = zip((99, 200), curve, strict=True)
+            rows = [{"iteration": i, "bbox/AP": ap} for i, ap in steps]
+            kept = {METRICS_FILE: rows}
+            runs.append(SeedRun(seed, Path(name), record(iterations=200), kept))
+        return SideRuns(name, "", [], runs)
+
+    table = speed_table([side("fast", (40, 50), (44, 50)), side("slow", (10, 30), (20, 42))])
+    assert table.headers[1:3] == ("80 % of its own", "90 % of its own")
+    assert table.headers[3:] == ("80 % of the best", "90 % of the best")
+    cells = {row[0]: [cell.split(" ±")[0] for cell in row[1:]] for row in table.rows}
+    # seed 0: 40 at 100, 45 half way to 50; seed 1: 40 at 100 x 40 / 44, 45 a sixth of the way
+    assert cells["fast"] == ["95", "133", "95", "133"]
+    # its own: 24 at 170 and 33.6 at 162, 27 at 185 and 37.8 at 181
+    assert cells["slow"] == ["166", "183", "reached by 1 of 2", "reached by 0 of 2"]
