@@ -66,6 +66,9 @@ def _add_ghm(cfg) -> None:
     # sample count as empty; c is this multiple of the moving average of the number of foreground
     # samples in a batch (of all processes); needs SCOPE batch
     cfg.MODEL.GHM.CLS.PRIOR = 0.0
+    # a density for each class instead of one for all, c by the class's own foreground, and the mean
+    # over the classes' losses; for sigmoids, with SCOPE batch (a softmax keeps one density)
+    cfg.MODEL.GHM.CLS.PER_CLASS = False
     # "unit_regions", or "exact": each sample has its own region of width 1 / BINS around it, as
     # the paper defines the density, and there is no moving average; only for detectors whose
     # classes are sigmoids (RetinaNet, FCOS, YOLOv3, RPN)

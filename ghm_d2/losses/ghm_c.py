@@ -129,7 +129,7 @@ class GHMC(HarmonizedLoss):
             class.
     """
 
-    ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 10.0}
+    ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 3.0}
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
         super().__init__(bins=bins, momentum=momentum, **options)

@@ -296,7 +296,7 @@ def test_arguments_out_of_range(make, options, words):
 def test_the_keys_build_the_robust_form():
     cfg = get_cfg()
     ghm = cfg.MODEL.GHM
-    ghm.CLS.PRIOR = 10.0
+    ghm.CLS.PRIOR = 3.0
     with pytest.raises(UsageError, match=r"MODEL\.GHM\.CLS: a prior above 0 needs scope batch"):
         build_ghm_c(cfg)
     ghm.SCOPE, ghm.NORMALIZER, ghm.EMA_INIT = "batch", "weights", "debias"
