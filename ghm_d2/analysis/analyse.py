@@ -21,6 +21,7 @@ from ghm_d2.analysis.gradients import (
 )
 from ghm_d2.analysis.noise import NoiseWeights
 from ghm_d2.analysis.samples import (
+    Samples,
     can_capture,
     capture,
     has_noise,
@@ -129,6 +130,13 @@ def _below(root: Path, errors: ImageErrors) -> str:
     return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
 
 
+def _num_densities(cfg, samples: Samples) -> int:
+    """Densities of GHM-C's robust form: the configuration's, or what it would be."""
+    keys = cfg.MODEL.GHM.CLS
+    by_class = keys.PER_CLASS or not keys.PRIOR
+    return len(samples.foreground_by_class) if by_class and not samples.softmax else 1
+
+
 def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     """Gradient norms, what losses make of them, and weights of noise, of a trained detector.
 
@@ -155,15 +163,16 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     mu = moving_mu(model)
     noise = NoiseWeights(smooth_l1_beta(cfg)) if has_noise(items) else None
     items = items if noise else training_items(cfg, IMAGES)
-    cls = ClassGradients(cfg)
-    errors = []
+    cls, errors = None, []
     total = -(-len(items) // cfg.SOLVER.IMS_PER_BATCH)
     for batch in progress.track(read_batches(cfg, items), "measuring gradients", total):
         samples = capture(model, batch)
-        cls.add(samples.norms(), len(samples.foreground))
+        cls = cls or ClassGradients(cfg, _num_densities(cfg, samples))
+        cls.add(samples.norms(), samples.foreground_by_class)
         errors.append(samples.errors.float().cpu())
         if noise:
             noise.add(samples, batch)
+    cls = cls or ClassGradients(cfg, 1)
     norms = {"images": len(items), "cls": cls.histogram()}
     effective, shares = {"cls": cls.curves()}, {"cls": cls.shares()}
     d = torch.cat(errors)

@@ -61,26 +61,39 @@ class ClassGradients:
     a curve against g alone has no other way. No moving average takes part.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, num_classes: int):
+        """
+        Args:
+            num_classes: with densities of their own in the robust form; 1 over a softmax.
+        """
         ghm, retinanet = cfg.MODEL.GHM, cfg.MODEL.RETINANET
         self.bins, self.prior = ghm.CLS.BINS, ghm.CLS.PRIOR or GHMC.ROBUST["prior"]
         self.alpha, self.gamma = retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
-        self.region_counts = torch.zeros(self.bins, dtype=torch.int64)
+        self.region_counts = torch.zeros(num_classes, self.bins, dtype=torch.int64)
         # sums of the gradients under cross entropy and focal loss
-        self.region_totals = {name: np.zeros(self.bins) for name in ("CE", "focal")}
-        self.foreground = 0
+        self.region_totals = {name: np.zeros((num_classes, self.bins)) for name in ("CE", "focal")}
+        self.foreground = torch.zeros(num_classes, dtype=torch.int64)
 
-    def add(self, norms: Tensor, foreground: int) -> None:
-        """Take in the gradient norms (n,) of a batch, and its number of foreground rows."""
-        self.foreground += foreground
-        for part in norms.detach().cpu().split(_AT_ONCE):
-            region = _regions(part, self.bins)
-            self.counts += _count(part, HISTOGRAM_BINS)
-            self.region_counts += reference.histogram(region, self.bins)
-            for name, slopes in (("CE", part), ("focal", self._focal(part))):
+    def add(self, norms: Tensor, foreground: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            norms: (n,) or (n, K) gradient norms.
+            foreground: rows of each class, (K,); those of the robust form's one density: their sum.
+        """
+        classes, shape = len(self.foreground), self.region_counts.shape
+        self.foreground += foreground.cpu() if classes > 1 else foreground.cpu().sum()
+        rows = norms.detach().cpu().view(-1, classes)
+        for part in rows.split(max(1, _AT_ONCE // classes)):
+            region = reference.unit_regions(part, torch.ones_like(part).bool(), self.bins, True)
+            region, flat = region.flatten(), part.flatten()
+            self.counts += _count(flat, HISTOGRAM_BINS)
+            self.region_counts += reference.histogram(region, shape.numel()).view(shape)
+            for name, slopes in (("CE", flat), ("focal", self._focal(flat))):
                 # NumPy adds up in double precision
-                self.region_totals[name] += np.bincount(region, slopes, minlength=self.bins)
+                sums = np.bincount(region, slopes, minlength=shape.numel())
+                self.region_totals[name] += sums.reshape(shape)
 
     def histogram(self) -> dict[str, list]:
         """As the function of this name."""
@@ -102,7 +115,7 @@ class ClassGradients:
             **{name: g * weights[region] for name, weights in self._weights().items()},
         }
         for name in slopes.keys() - {"CE", "focal"}:
-            slopes[name][self.region_counts[region] == 0] = float("nan")
+            slopes[name][self.region_counts.sum(0)[region] == 0] = float("nan")
         wanted = totals["CE"].sum()
         scaled = {name: _scaled(x, totals[name].sum(), wanted) for name, x in slopes.items()}
         return {"g": _rounded(g), **scaled}
@@ -114,15 +127,23 @@ class ClassGradients:
 
     def _totals(self) -> dict[str, np.ndarray]:
         """Sums over the samples of each region of their gradients under each loss."""
-        plain = self.region_totals["CE"]
-        harmonized = {name: plain * w.double().numpy() for name, w in self._weights().items()}
-        return self.region_totals | harmonized
+        totals = dict(self.region_totals)
+        for name, weights in self._weights_by_class().items():
+            totals[name] = totals["CE"] * weights.double().numpy()
+        return {name: total.sum(0) for name, total in totals.items()}
 
     def _weights(self) -> dict[str, Tensor]:
-        """Of a sample in each region, up to a factor, by GHM-C as published and in robust form."""
-        priors = {"GHM-C": 0.0, "GHM-C robust": self.prior}
-        counts, foreground = self.region_counts, self.foreground
-        return {name: _density_weights(counts, c, foreground) for name, c in priors.items()}
+        """Of a sample in each region, (bins,): the mean over the classes' samples."""
+        share = self.region_counts / self.region_counts.sum(0).clamp(min=1)
+        return {name: (share * w).sum(0) for name, w in self._weights_by_class().items()}
+
+    def _weights_by_class(self) -> dict[str, Tensor]:
+        """Likewise (K, bins), up to a factor, by GHM-C as published and in robust form."""
+        together = self.region_counts.sum(0, keepdim=True)
+        return {
+            "GHM-C": _density_weights(together, 0.0, self.foreground.sum()),
+            "GHM-C robust": _density_weights(self.region_counts, self.prior, self.foreground),
+        }
 
     def _focal(self, norms: Tensor) -> Tensor:
         def loss(logits, labels):
@@ -198,7 +219,7 @@ class BoxGradients:
 
     def _ghm_r(self, mu: float, prior: float) -> Callable[[Tensor, Tensor], Tensor]:
         counts = _count(asl1_norms(self.d, mu), self.bins)
-        weights = _density_weights(counts, prior, self.d.numel())
+        weights = _density_weights(counts[None], prior, torch.tensor(self.d.numel()))[0]
 
         def loss(x, zero):
             region = _regions(asl1_norms(x.detach(), mu), self.bins)
@@ -207,13 +228,16 @@ class BoxGradients:
         return loss
 
 
-def _density_weights(counts: Tensor, prior: float, foreground: int) -> Tensor:
-    """The weight of a sample in each unit region, (bins,), without a moving average.
+def _density_weights(counts: Tensor, prior: float, foreground: Tensor) -> Tensor:
+    """The weight of a sample of each class in each unit region, (K, bins), of the counts' batch.
 
     Counts of several batches give the weights of their mean, up to a factor.
     """
-    density = GradientDensity(len(counts), scope="batch", prior=prior, sync=False)
-    return density(counts[None], foreground=torch.tensor(foreground))[0]
+    classes, bins = counts.shape
+    options = {"scope": "batch", "normalizer": "weights", "prior": prior, "sync": False}
+    density = GradientDensity(bins, num_classes=classes, **options)
+    batch = counts[None] if classes > 1 else counts
+    return density(batch, foreground=foreground).view(counts.shape)
 
 
 def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:

@@ -62,12 +62,18 @@ class Samples:
         classes = self.logits[0].shape[-1] - self.softmax
         return ((self.labels >= 0) & (self.labels < classes)).nonzero().squeeze(1)
 
+    @property
+    def foreground_by_class(self) -> Tensor:
+        """How many of those each class has, (K,)."""
+        classes = self.logits[0].shape[-1] - self.softmax
+        return torch.bincount(self.labels[self.foreground], minlength=classes)
+
     def rows(self, parts: list[Tensor]) -> Tensor:
         """`logits`, `deltas` or tensors of their shapes, as (rows, C) in the order of `labels`."""
         return torch.cat(parts, dim=-2).flatten(0, -2)
 
     def norms(self) -> Tensor:
-        """The gradient norm of each valid sample of the classification, one-dimensional."""
+        """The gradient norm of each valid sample of the classification, row by row: (n,)."""
         kind = reference.softmax_samples if self.softmax else reference.sigmoid_samples
         _, norm, valid = kind(upcast(self.rows(self.logits)), self.labels)
         return norm[valid]

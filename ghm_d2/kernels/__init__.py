@@ -53,6 +53,7 @@ def counted(
     bins: int,
     *params: float | Tensor,
     kernel: str = "auto",
+    by_class: bool = False,
 ) -> tuple[Tensor, Finish]:
     """The two halves of `harmonized`, for callers that do something between them.
 
@@ -62,6 +63,8 @@ def counted(
         bins: number of unit regions.
         params: its other arguments.
         kernel: one of `KERNELS`; "auto" is the backend for the device where there is one.
+        by_class: of sigmoids: K * bins regions, those of class j from j * bins on, and as many
+            counts and weights. Triton has no kernel for them: it is plain PyTorch there.
 
     Raises:
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
@@ -74,11 +77,15 @@ def counted(
     check = _checked_deltas if samples == "asl1" else _checked_logits
     levels = [check(*tensors) for tensors in levels]
     backend = _common_backend(kernel, levels)
+    if by_class and backend is not cpu:
+        backend = None
     if backend in (None, cpu):  # Triton's kernels read half precision as it is
         levels = [tuple(map(upcast, tensors)) for tensors in levels]
     if backend is None:
-        return _counted_by_reference(samples, levels, bins, params)
+        return _counted_by_reference(samples, levels, bins, params, by_class)
     regions, gradient = getattr(backend, f"{samples}_regions"), getattr(backend, f"{samples}_grad")
+    if by_class:
+        regions, gradient = (functools.partial(f, by_class=True) for f in (regions, gradient))
     if backend is not cpu:  # Triton's kernels read parameters from the device: one copy for all
         params = tuple(as_tensor(x, levels[0][0], torch.float64) for x in params)
     with torch.no_grad():
@@ -221,10 +228,12 @@ def _triton() -> ModuleType | None:
     return triton_ghm if triton_ghm.available() else None
 
 
-def _counted_by_reference(samples, levels, bins, params) -> tuple[Tensor, Finish]:
+def _counted_by_reference(samples, levels, bins, params, by_class) -> tuple[Tensor, Finish]:
     of = [getattr(reference, f"{samples}_samples")(*tensors, *params) for tensors in levels]
-    index = [reference.unit_regions(norm, valid, bins) for _, norm, valid in of]
+    index = [reference.unit_regions(norm, valid, bins, by_class) for _, norm, valid in of]
     losses = [loss for loss, _, _ in of]
+    if by_class:
+        bins *= losses[0].shape[1]
 
     def finish(weights: Tensor) -> list[Tensor]:
         return [

@@ -184,10 +184,16 @@ INLINE void F(weigh)(const int32_t *index, const REAL *slope, int n, const REAL 
     for (int i = 0; i < n; i++) out[i] = weights[index[i]] * slope[i];
 }
 
-/* Logits x (rows, K), labels (rows,): counts and sums of losses into tallies (bins + 1, COPIES), of
- * which the last region is that of ignored rows. */
+/* From regions of all classes together to regions of each class: those of class j begin at j bins. */
+INLINE void F(separate)(int32_t *index, int64_t K, int64_t a, int n, int32_t bins) {
+    FOR_ROWS(a, n, K)
+        for (int64_t i = FIRST; i < LAST; i++) index[i] += (int32_t)(i - first) * bins;
+}
+
+/* Logits x (rows, K), labels (rows,): counts and sums of losses into tallies (regions + 1, COPIES),
+ * of which the last region is that of ignored rows; regions is bins, or bins K by class. */
 CLONES HIDDEN void F(sigmoid_regions_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
-                               int64_t K, int32_t bins, tally *tallies) {
+                               int64_t K, int32_t bins, int32_t regions, tally *tallies) {
     REAL s[BLOCK], loss[BLOCK];
     int32_t index[BLOCK];
     for (int64_t a = begin * K; a < end * K; a += BLOCK) {
@@ -200,16 +206,18 @@ CLONES HIDDEN void F(sigmoid_regions_part)(const REAL *x, const int64_t *labels,
             loss[i] = F(softplus)(s[i], e);
             index[i] = F(region)(F(sigmoid)(s[i], e), bins);
         }
+        if (regions > bins) F(separate)(index, K, a, n, bins);
         FOR_ROWS(a, n, K)
             if (labels[row] < 0)
-                for (int64_t i = FIRST; i < LAST; i++) index[i] = bins;
+                for (int64_t i = FIRST; i < LAST; i++) index[i] = regions;
         F(count)(index, loss, n, tallies);
     }
 }
 
 /* out = weights[region] (p - t); 0 in ignored rows. */
 CLONES HIDDEN void F(sigmoid_grad_part)(const REAL *x, const int64_t *labels, int64_t begin, int64_t end,
-                            int64_t K, int32_t bins, const REAL *weights, REAL *out) {
+                            int64_t K, int32_t bins, int32_t regions, const REAL *weights,
+                            REAL *out) {
     REAL s[BLOCK];
     int32_t index[BLOCK];
     for (int64_t a = begin * K; a < end * K; a += BLOCK) {
@@ -222,6 +230,7 @@ CLONES HIDDEN void F(sigmoid_grad_part)(const REAL *x, const int64_t *labels, in
             s[i] = F(sigmoid)(s[i], F(exp_abs)(s[i]));
             index[i] = F(region)(s[i], bins);
         }
+        if (regions > bins) F(separate)(index, K, a, n, bins);
         F(weigh)(index, s, n, weights, grad);
         F(turn)(grad, labels, K, a, n);
         FOR_ROWS(a, n, K)
@@ -372,22 +381,24 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
 
 /* --- what Python calls --- */
 
-#define MAKE_TALLIES \
-    tally *tallies = calloc((size_t)parts * (bins + 1) * COPIES, sizeof *tallies);
-#define TALLIES tallies + (int64_t)part * (bins + 1) * COPIES
+#define MAKE_TALLIES(regions) \
+    tally *tallies = calloc((size_t)parts * (regions + 1) * COPIES, sizeof *tallies);
+#define TALLIES(regions) tallies + (int64_t)part * (regions + 1) * COPIES
 
-/* counts, losses: (bins,). */
+/* counts, losses: (regions,), bins of them or bins K, as in the part. */
 void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
-                        int32_t parts, int32_t bins, int64_t *counts, double *losses) {
-    MAKE_TALLIES
-    if (tallies) FOR_PARTS F(sigmoid_regions_part)(x, labels, PART, K, bins, TALLIES);
-    add_up(tallies, parts, bins, counts, losses);
+                        int32_t parts, int32_t bins, int32_t regions, int64_t *counts,
+                        double *losses) {
+    MAKE_TALLIES(regions)
+    if (tallies)
+        FOR_PARTS F(sigmoid_regions_part)(x, labels, PART, K, bins, regions, TALLIES(regions));
+    add_up(tallies, parts, regions, counts, losses);
 }
 
 void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
-                     int32_t bins, const REAL *weights, REAL *out) {
+                     int32_t bins, int32_t regions, const REAL *weights, REAL *out) {
     before_writing(out, rows * K * sizeof *out);
-    FOR_PARTS F(sigmoid_grad_part)(x, labels, PART, K, bins, weights, out);
+    FOR_PARTS F(sigmoid_grad_part)(x, labels, PART, K, bins, regions, weights, out);
 }
 
 /* sums: (parts,). */
@@ -404,8 +415,8 @@ void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K
 
 void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
                         int32_t parts, int32_t bins, int64_t *counts, double *losses) {
-    MAKE_TALLIES
-    if (tallies) FOR_PARTS F(softmax_regions_part)(x, labels, PART, K, bins, TALLIES);
+    MAKE_TALLIES(bins)
+    if (tallies) FOR_PARTS F(softmax_regions_part)(x, labels, PART, K, bins, TALLIES(bins));
     add_up(tallies, parts, bins, counts, losses);
 }
 
@@ -418,8 +429,9 @@ void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t
 void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
                      int64_t K, int32_t parts, REAL mu, int32_t bins, int64_t *counts,
                      double *losses) {
-    MAKE_TALLIES
-    if (tallies) FOR_PARTS F(asl1_regions_part)(pred, target, valid, PART, K, mu, bins, TALLIES);
+    MAKE_TALLIES(bins)
+    if (tallies)
+        FOR_PARTS F(asl1_regions_part)(pred, target, valid, PART, K, mu, bins, TALLIES(bins));
     add_up(tallies, parts, bins, counts, losses);
 }
 
@@ -445,19 +457,22 @@ static REAL F(prior_count)(double foreground, REAL *average, double prior, doubl
 }
 
 /* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
- * ema, updates (rows, bins), a row for each level where `own`, else one for all; foreground and
- * average (2,) are not read without a prior. `normalizer`: 0 valid_bins, 1 bins, 2 weights. */
+ * ema, updates (rows, bins), foreground (rows,) and its average (rows, 2): a row for each level
+ * where `own`, else one for all; the last two are not read without a prior. `normalizer`: 0
+ * valid_bins, 1 bins, 2 weights. `factor` is one on the weights. */
 void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
                        int64_t *updates, const int64_t *foreground, REAL *ema_foreground,
                        double prior, double momentum, int32_t own, int32_t normalizer,
-                       int32_t from_first, int32_t debias, int32_t training, REAL world,
+                       int32_t from_first, int32_t debias, int32_t training, REAL factor,
                        REAL *weights) {
-    REAL c = prior > 0 ? F(prior_count)((double)*foreground, ema_foreground, prior, momentum,
-                                        from_first, debias, training)
-                       : 0;
+    REAL c = 0;
     for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
-        REAL *average = ema + (own ? level * bins : 0);
-        int64_t *times = updates + (own ? level * bins : 0);
+        int64_t row = own ? level : 0;
+        REAL *average = ema + row * bins;
+        int64_t *times = updates + row * bins;
+        if (prior > 0 && (own || level == 0))
+            c = F(prior_count)((double)foreground[row], ema_foreground + 2 * row, prior, momentum,
+                               from_first, debias, training);
         double total = 0;
         for (int64_t k = 0; k < bins; k++) {
             REAL smooth = (REAL)counts[k];
@@ -476,7 +491,7 @@ void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL
                 total += normalizer == 0 ? 1 : counts[k] / (double)weights[k];
         }
         for (int64_t k = 0; k < bins; k++)
-            weights[k] = counts[k] > 0 ? world / ((REAL)total * weights[k]) : 0;
+            weights[k] = counts[k] > 0 ? factor / ((REAL)total * weights[k]) : 0;
     }
 }
 

@@ -21,8 +21,8 @@ from torch import Tensor
 _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
 # of the C functions: p pointer, l int64, i int32, d double, r float or double
 _ARGUMENTS = {
-    "sigmoid_regions": "pplliipp",
-    "sigmoid_grad": "pplliipp",
+    "sigmoid_regions": "pplliiipp",
+    "sigmoid_grad": "pplliiipp",
     "softmax_regions": "pplliipp",
     "softmax_grad": "pplliipp",
     "asl1_regions": "ppplliripp",
@@ -41,14 +41,21 @@ def available() -> bool:
     return _library() is not None
 
 
-def sigmoid_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Of (anchor, class) pairs, as `reference.sigmoid_samples` makes them: logits (N, K)."""
-    return _regions("sigmoid_regions", (logits, labels), (), bins)
+def sigmoid_regions(
+    logits: Tensor, labels: Tensor, bins: int, by_class: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Of (anchor, class) pairs, as `reference.sigmoid_samples` makes them: logits (N, K).
+
+    By class there are K * bins regions, of one class after another.
+    """
+    regions = bins * logits.shape[1] if by_class else bins
+    return _regions("sigmoid_regions", (logits, labels), (bins,), regions)
 
 
-def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor, by_class: bool = False) -> Tensor:
     """weights[region] * (p - t), (N, K); 0 in ignored rows."""
-    return _grad("sigmoid_grad", (logits, labels), (), weights)
+    bins = len(weights) // logits.shape[1] if by_class else len(weights)
+    return _grad("sigmoid_grad", (logits, labels), (bins,), weights)
 
 
 def softmax_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -102,22 +109,23 @@ def update_density(
     *,
     momentum: float,
     prior: float,
-    scope: str,
+    own: bool,
     normalizer: str,
     ema_init: str,
     training: bool,
-    world: int,
+    factor: float,
 ) -> Tensor:
-    """What `losses.density.GradientDensity` does after its counts are complete: (L, bins).
+    """What `losses.density.GradientDensity` does after its counts are complete: (rows, bins).
 
-    `ema`, `num_updates` and `ema_foreground` (contiguous) are updated in place.
+    `ema`, `num_updates` and `ema_foreground` (contiguous) are updated in place; `own` says that
+    each row of the counts has its own. `factor` is one on the weights.
     """
     weights = torch.empty(counts.shape, dtype=ema.dtype)
     state = (counts.contiguous(), *counts.shape, ema, num_updates, foreground, ema_foreground)
     starts = ema_init == "first", ema_init == "debias"
     divisor = ("valid_bins", "bins", "weights").index(normalizer)
-    choices = (scope == "level_ema", divisor, *starts, training)
-    _call("update_density", ema.dtype, *state, prior, momentum, *choices, world, weights)
+    choices = (own, divisor, *starts, training)
+    _call("update_density", ema.dtype, *state, prior, momentum, *choices, factor, weights)
     return weights
 
 

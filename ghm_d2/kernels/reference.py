@@ -115,17 +115,21 @@ def _nan_unless_finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, float("nan"))
 
 
-def unit_regions(norm: Tensor, valid: Tensor, bins: int) -> Tensor:
-    """The unit region of each sample: floor(g * M), the last one closed; `bins` where invalid.
+def unit_regions(norm: Tensor, valid: Tensor, bins: int, by_class: bool = False) -> Tensor:
+    """The unit region of each sample: floor(g * M), the last one closed; past them where invalid.
 
     Args:
         norm: gradient norms in [0, 1]; NaN lands in some region.
         valid: bool, of the same shape.
+        by_class: each column of (N, K) has its own M regions, one column's after another's.
 
     Returns:
-        int64, of the same shape, in 0..bins.
+        int64, of the same shape, in 0..bins, or 0..bins * K by class.
     """
     index = (norm * bins).long().clamp_(0, bins - 1)
+    if by_class:
+        index += bins * torch.arange(norm.shape[1], device=norm.device)
+        bins *= norm.shape[1]
     return torch.where(valid, index, bins)
 
 

@@ -12,9 +12,10 @@ def _prior_count(
     foreground, ema_foreground, moving, MOMENTUM: tl.constexpr, PRIOR: tl.constexpr,
     EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
 ):  # fmt: skip
-    """c, from averages of the foreground samples and of 1, which it moves on."""
-    first = tl.arange(0, 1)
-    number = tl.load(foreground + first).to(tl.float64)
+    """c of this program, from averages of the foreground samples and of 1, which it moves on."""
+    row = tl.program_id(0) + tl.arange(0, 1)
+    first = 2 * row
+    number = tl.load(foreground + row).to(tl.float64)
     if MOMENTUM > 0:
         average = tl.load(ema_foreground + first).to(tl.float64)
         seen = tl.load(ema_foreground + 1 + first).to(tl.float64)
@@ -36,7 +37,7 @@ def density_kernel(
     weights, counts, foreground, ema, num_updates, ema_foreground, LEVELS: tl.constexpr,
     BINS: tl.constexpr, SLOTS: tl.constexpr, MOMENTUM: tl.constexpr, LOG_MOMENTUM: tl.constexpr,
     PRIOR: tl.constexpr, NORMALIZER: tl.constexpr, EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
-    WORLD: tl.constexpr,
+    FACTOR: tl.constexpr,
 ):  # fmt: skip
     """A program updates one row of the average with LEVELS rows of counts in turn."""
     row, slot = tl.program_id(0), tl.arange(0, SLOTS)
@@ -44,10 +45,11 @@ def density_kernel(
     state = row * BINS + slot
     # written out, a number would be a float32
     moving = tl.full((1,), 1 - MOMENTUM, tl.float64)
+    factor = tl.full((1,), FACTOR, tl.float64)
     average = tl.load(ema + state, inside, other=0).to(tl.float64)
     updates = tl.load(num_updates + state, inside, other=0)
     c = tl.zeros((1,), tl.float64)
-    if PRIOR > 0:  # of one density over the batch: one program
+    if PRIOR > 0:
         c = _prior_count(foreground, ema_foreground, moving, MOMENTUM, PRIOR, EMA_INIT, TRAINING)
     for level in range(row * LEVELS, (row + 1) * LEVELS):
         new = tl.load(counts + level * BINS + slot, inside, other=0).to(tl.float64)
@@ -73,7 +75,7 @@ def density_kernel(
             n = tl.maximum(tl.sum(present.to(tl.int32), axis=0), 1)
         elif NORMALIZER == "weights":
             n = tl.sum(tl.where(present, new / smooth, 0), axis=0)
-        weight = tl.where(present, WORLD / (n * smooth), 0)
+        weight = tl.where(present, factor / (n * smooth), 0)
         tl.store(weights + level * BINS + slot, weight, inside)
     if TRAINING:
         tl.store(ema + state, average, inside)

@@ -155,30 +155,31 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 def update_density(
     counts: Tensor, foreground: Tensor, ema: Tensor, num_updates: Tensor,
-    ema_foreground: Tensor, *, momentum: float, prior: float, scope: str, normalizer: str,
-    ema_init: str, training: bool, world: int,
+    ema_foreground: Tensor, *, momentum: float, prior: float, own: bool, normalizer: str,
+    ema_init: str, training: bool, factor: float,
 ) -> Tensor:  # fmt: skip
     """What `GradientDensity` does after its counts are complete (section 3.3), in one launch.
 
     Args:
-        counts: (L, bins) int64, samples by level and unit region; one row if scope is "batch".
-        foreground: 0-dim int64, foreground samples; not read without a prior.
-        ema, num_updates, ema_foreground: (rows, bins) and (2,), contiguous; its buffers, updated in
-            place if `training`. There are at least L rows if scope is "level_ema".
-        momentum, prior, scope, normalizer, ema_init: its arguments.
-        world: number of processes that were counted, a factor on the weights.
+        counts: (L, bins) int64, samples by level, or class, and unit region.
+        foreground: int64, foreground samples: 0-dim, or (L,) if `own`; not read without a prior.
+        ema, num_updates, ema_foreground: (rows, bins) and (2,) or (rows, 2), contiguous; its
+            buffers, updated in place if `training`.
+        own: each row of the counts has its own row of them; else all update one in turn.
+        momentum, prior, normalizer, ema_init: its arguments.
+        factor: on the weights.
 
     Returns:
         (L, bins) of the dtype of `ema`: weights beta / N of a sample; 0 where there is none.
     """
     levels, bins = counts.shape
-    programs = levels if scope == "level_ema" else 1
+    programs = levels if own else 1
     weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)
     _launch(
         density_kernel, programs, weights, counts.contiguous(), foreground, ema, num_updates,
         ema_foreground, LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
         MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0, PRIOR=float(prior),
-        NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, WORLD=world,
+        NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, FACTOR=float(factor),
     )  # fmt: skip
     return weights
 

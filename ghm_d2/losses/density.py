@@ -28,7 +28,8 @@ class GradientDensity(CountState):
     1 / (n * (S_k + c)). All regions' averages then move on, towards 0 in regions without a sample.
     c is `prior` times the moving average of the number of foreground samples, at least `prior`.
 
-    The rows of the counts are feature levels, or the one row of a loss without levels.
+    The rows of the counts are feature levels, or the one row of a loss without levels. With
+    several classes each has a density of its own, and the loss is the mean of theirs.
 
     Args:
         bins: number of unit regions M, at least 1.
@@ -43,10 +44,12 @@ class GradientDensity(CountState):
         sync: add up the counts of all processes. The weights are then multiplied by their
             number, since DistributedDataParallel averages the gradients.
         num_levels: rows of the counts; needed for "level_ema" only.
+        num_classes: 1: one density for all samples; above 1 with scope "batch".
         kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
 
     Raises:
-        ValueError: an argument out of its range, naming both; a prior with another scope.
+        ValueError: an argument out of its range, naming both; a prior, or several classes, with
+            another scope.
     """
 
     ema: Tensor
@@ -64,12 +67,14 @@ class GradientDensity(CountState):
         prior: float = 0.0,
         sync: bool = True,
         num_levels: int = 1,
+        num_classes: int = 1,
         kernel: str = "auto",
     ):
         super().__init__()
         check_range("bins", bins, 1, integer=True)
         check_range("momentum", momentum, 0, 1)
         check_range("num_levels", num_levels, 1, integer=True)
+        check_range("num_classes", num_classes, 1, integer=True)
         for name, value, known in (
             ("scope", scope, SCOPES),
             ("normalizer", normalizer, NORMALIZERS),
@@ -82,16 +87,20 @@ class GradientDensity(CountState):
             check_range("prior", prior, 0)
             if scope != "batch":
                 raise ValueError(f"a prior above 0 needs scope batch, not {scope}")
-        self.bins, self.momentum = bins, momentum
+        if num_classes > 1 and scope != "batch":
+            raise ValueError(f"a density for each class needs scope batch, not {scope}")
+        self.bins, self.momentum, self.num_classes = bins, momentum, num_classes
         self.scope, self.normalizer = scope, normalizer
         self.ema_init, self.prior = ema_init, prior
         self.sync, self.kernel = sync, kernel
         self.unused = () if prior else ("ema_foreground",)
-        rows = num_levels if scope == "level_ema" else 1
+        self.own = scope == "level_ema" or num_classes > 1  # each row has its own average
+        rows = num_levels if scope == "level_ema" else num_classes
         self.register_buffer("ema", torch.zeros(rows, bins))
         self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
         # averages of the number of foreground samples, and of 1: what debiasing divides by
-        self.register_buffer("ema_foreground", torch.zeros(2))
+        several = (num_classes,) if num_classes > 1 else ()
+        self.register_buffer("ema_foreground", torch.zeros(*several, 2))
 
     @torch.no_grad()
     def forward(
@@ -100,28 +109,29 @@ class GradientDensity(CountState):
         """Weights of a sample in each unit region.
 
         Args:
-            counts: (L, bins) int64, samples by level and region.
+            counts: (L, bins) int64, samples by level and region; (L, C, bins) of several classes.
             world: number of processes whose samples these are, added up already; None: they are
                 this process's, and are added up here where `sync` says so.
-            foreground: int64, 0-dim: how many samples are foreground, for the prior; of as many
-                processes as `counts`. None: all are.
+            foreground: int64, 0-dim, or (C,) of several classes: how many samples are foreground,
+                for the prior; of as many processes as `counts`. None: all are.
 
         Returns:
-            (L, bins) of the dtype of `ema`; 0 where this batch has no sample.
+            of the shape of `counts` and the dtype of `ema`; 0 where this batch has no sample.
 
         Raises:
-            ValueError: counts of another number of regions; more levels than `num_levels`, where
-                each has its own average.
+            ValueError: counts of another number of classes or regions; more levels than
+                `num_levels`, where each has its own average.
         """
-        levels = len(counts)
-        if counts.shape != (levels, self.bins):
-            raise ValueError(f"counts are (L, {self.bins}), not {tuple(counts.shape)}")
-        if self.scope == "level_ema" and levels > len(self.ema):
-            raise ValueError(f"num_levels is {len(self.ema)}, too few for {levels} levels")
+        shape = counts.shape
+        inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
+        if shape[1:] != inner or counts.dim() < 2:
+            raise ValueError(f"counts are (L, {', '.join(map(str, inner))}), not {tuple(shape)}")
+        if self.scope == "level_ema" and len(counts) > len(self.ema):
+            raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
         if self.scope == "batch":
-            counts = counts.sum(0, keepdim=True)
+            counts = counts.sum(0, keepdim=True).view(-1, self.bins)
         if foreground is None:
-            foreground = counts.sum()
+            foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
         if world is None:
             count, of_foreground = Count(counts, self.sync), Count(foreground, self.sync)
             sum_up(count, of_foreground if self.prior else None)
@@ -134,26 +144,26 @@ class GradientDensity(CountState):
             self.ema_foreground,
             momentum=self.momentum,
             prior=self.prior,
-            scope=self.scope,
+            own=self.own,
             normalizer=self.normalizer,
             ema_init=self.ema_init,
             training=self.training,
-            world=world,
+            factor=world / self.num_classes,
             kernel=self.kernel,
         )
         if weights is None:
-            weights = self._weights(counts, world, foreground)
-        return weights.expand(levels, -1)
+            weights = self._weights(counts, world / self.num_classes, foreground)
+        return weights.view(-1, *inner).expand(shape)
 
     @property
     def prior_count(self) -> Tensor:
-        """c, the samples that the prior adds to each region: 0-dim; 0 without a prior.
+        """c, the samples that the prior adds to each region: 0-dim, (C,) of several classes.
 
         It follows training; before any, and without a moving average, it is `prior`.
         """
-        return self._prior_count(self.ema_foreground.new_zeros(()))
+        return self._prior_count(torch.zeros_like(self.ema_foreground[..., 0]))
 
-    def _weights(self, counts: Tensor, world: int, foreground: Tensor) -> Tensor:
+    def _weights(self, counts: Tensor, factor: float, foreground: Tensor) -> Tensor:
         """What the kernels' `update_density` does, in plain PyTorch."""
         present, new = counts > 0, counts.to(self.ema.dtype)
         smooth = new
@@ -161,18 +171,19 @@ class GradientDensity(CountState):
             rows = zip(present, new, strict=True)
             smooth = torch.stack([self._update(i, *row) for i, row in enumerate(rows)])
         if self.prior:
-            smooth = smooth + self._prior_count(foreground.to(self.ema.dtype), self.training)
+            c = self._prior_count(foreground.to(self.ema.dtype), self.training)
+            smooth = smooth + c.view(-1, 1)
         if self.normalizer == "weights":
             n = torch.where(present, new / smooth, 0).sum(1, keepdim=True)
         elif self.normalizer == "bins":
             n = new.new_full((), self.bins)
         else:
             n = present.sum(1, keepdim=True).clamp(min=1)
-        return torch.where(present, world / (n * smooth), 0)
+        return torch.where(present, factor / (n * smooth), 0)
 
     def _update(self, level: int, present: Tensor, new: Tensor) -> Tensor:
         """S after this row's counts, (bins,); positive wherever the counts are."""
-        row = level if self.scope == "level_ema" else 0
+        row = level if self.own else 0
         old, updates = self.ema[row], self.num_updates[row]
         if self.training:
             average = self.momentum * old + (1 - self.momentum) * new
@@ -191,23 +202,23 @@ class GradientDensity(CountState):
 
     def _prior_count(self, new: Tensor, training: bool = False) -> Tensor:
         """c by this batch's foreground samples `new`, and by those before them."""
-        old, seen = self.ema_foreground, self.ema_foreground[1]
+        old, seen = self.ema_foreground, self.ema_foreground[..., 1]
         if self.momentum == 0:
             return self.prior * new.clamp(min=1)
         if training:
-            now = torch.stack([new, torch.ones_like(new)])
+            now = torch.stack([new, torch.ones_like(new)], -1)
             average = self.momentum * old + (1 - self.momentum) * now
             if self.ema_init == "first":
-                average = torch.where(seen == 0, now, average)
+                average = torch.where(seen[..., None] == 0, now, average)
             old.copy_(average)
-        smooth = old[0] / seen if self.ema_init == "debias" else old[0]
+        smooth = old[..., 0] / seen if self.ema_init == "debias" else old[..., 0]
         return self.prior * torch.where(seen == 0, new, smooth).clamp(min=1)
 
     def extra_repr(self) -> str:
         return (
             f"bins={self.bins}, momentum={self.momentum}, scope={self.scope!r}, "
             f"normalizer={self.normalizer!r}, ema_init={self.ema_init!r}, prior={self.prior}, "
-            f"sync={self.sync}"
+            f"num_classes={self.num_classes}, sync={self.sync}"
         )
 
 

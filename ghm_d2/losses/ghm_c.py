@@ -92,14 +92,19 @@ class HarmonizedLoss(nn.Module):
     ) -> CountedLoss:
         """Arguments as of `kernels.counted`; `others` are more counts, for `_weights`."""
         density = self.density
+        by_class = density.num_classes > 1
+        if by_class and samples != "sigmoid":
+            raise ValueError("a density for each class is of sigmoids; leave out num_classes")
         counts, weigh = kernels.counted(
-            samples, levels, density.bins, *params, kernel=density.kernel
+            samples, levels, density.bins, *params, kernel=density.kernel, by_class=by_class
         )
+        if by_class:
+            counts = counts.view(len(levels), -1, density.bins)
         if density.prior and samples != "asl1":
-            others["foreground"] = _count_foreground(samples, levels)
+            others["foreground"] = _count_foreground(samples, levels, by_class)
 
         def finish(world: int, **values: Tensor) -> list[Tensor]:
-            return weigh(self._weights(world, **values))
+            return weigh(self._weights(world, **values).flatten(1))
 
         return CountedLoss({"counts": counts, **others}, density.sync, finish)
 
@@ -111,11 +116,14 @@ class HarmonizedLoss(nn.Module):
         return f"loss_weight={self.loss_weight}"
 
 
-def _count_foreground(samples: str, levels: Sequence[Sequence[Tensor]]) -> Tensor:
-    """The rows with a class that is not background, of (logits, labels) a level: 0-dim."""
+def _count_foreground(samples: str, levels: Sequence[Sequence[Tensor]], by_class: bool) -> Tensor:
+    """The rows with a class that is not background, of (logits, labels) a level: 0-dim or (K,)."""
     classes = levels[0][0].shape[1] - (samples == "softmax")
     labels = torch.cat([y for _, y in levels])
-    return ((labels >= 0) & (labels < classes)).sum()
+    foreground = (labels >= 0) & (labels < classes)
+    if not by_class:
+        return foreground.sum()
+    return reference.histogram(torch.where(foreground, labels, classes), classes)
 
 
 class GHMC(HarmonizedLoss):
@@ -126,7 +134,7 @@ class GHMC(HarmonizedLoss):
     Args:
         bins, momentum: published as 30 and 0.75 for COCO.
         **options: `loss_weight` and `GradientDensity`'s options; its prior is of the rows with a
-            class.
+            class. With `num_classes=K` each class has its own density, and prior by its own rows.
     """
 
     ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 3.0}

@@ -36,24 +36,28 @@ def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict
 
 def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dict[str, Any]:
     """`ghm_c` and `ghm_r`, each None where another loss is chosen; arguments as above."""
-    build_c = build_softmax_ghm_c if softmax else build_ghm_c
+    ghm_c = None
+    if keys.CLS_LOSS_TYPE == "ghm_c" and softmax:
+        ghm_c = build_softmax_ghm_c(cfg, num_levels)
+    elif keys.CLS_LOSS_TYPE == "ghm_c":
+        ghm_c = build_ghm_c(cfg, num_levels, keys.NUM_CLASSES)
     return {
-        "ghm_c": build_c(cfg, num_levels) if keys.CLS_LOSS_TYPE == "ghm_c" else None,
+        "ghm_c": ghm_c,
         "ghm_r": build_ghm_r(cfg, num_levels) if keys.BBOX_REG_LOSS_TYPE == "ghm_r" else None,
     }
 
 
-def build_ghm_c(cfg, num_levels: int = 1) -> GHMC | ExactGHMC:
-    """GHM-C over sigmoids, from MODEL.GHM.CLS.
+def build_ghm_c(cfg, num_levels: int = 1, num_classes: int = 1) -> GHMC | ExactGHMC:
+    """GHM-C over `num_classes` sigmoids, from MODEL.GHM.CLS.
 
     Raises:
         UsageError: a value out of range; SCOPE "level_ema" with the exact density, which has no
-            moving average, or PRIOR with it, which has no unit regions.
+            moving average, or PRIOR or PER_CLASS with it, which has no unit regions.
     """
     keys = cfg.MODEL.GHM.CLS
     if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
         return _build_exact(keys, cfg.MODEL.GHM.SCOPE)
-    return _build(GHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
+    return _build(GHMC, cfg, keys, num_levels, num_classes=num_classes if keys.PER_CLASS else 1)
 
 
 def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
@@ -91,10 +95,10 @@ def check_kernel(cfg) -> str:
 
 
 def _build_exact(keys, scope: str) -> ExactGHMC:
-    if keys.PRIOR:
+    if keys.PRIOR or keys.PER_CLASS:
         raise UsageError(
-            "MODEL.GHM.CLS.PRIOR is of unit regions, and MODEL.GHM.CLS.DENSITY exact has none; "
-            "set one of them to its default (0.0, unit_regions)"
+            "MODEL.GHM.CLS.PRIOR and PER_CLASS are of unit regions, and MODEL.GHM.CLS.DENSITY "
+            "exact has none; set them or DENSITY to the default (0.0, False, unit_regions)"
         )
     if scope not in ("level", "batch"):
         raise UsageError(

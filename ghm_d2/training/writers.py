@@ -95,10 +95,11 @@ class WholeStepsWriter(hooks.PeriodicWriter):
 class DensityLog(HookBase):
     """Appends what every gradient density made of a batch, every `period` iterations.
 
-    "ema" is its moving average, a row a feature level; "counts" are the batch's samples and
-    "weights" the mean weight of one of them by unit region, all levels together, up to factors that
-    are the same for all. They are of the last part under SOLVER.ACCUMULATE. Where they follow the
-    data, "prior_count" is the samples added to each unit region, and "mu" that of GHM-R.
+    "ema" is its moving average, a row a feature level or a class; "counts" are the batch's samples
+    and "weights" the mean weight of one of them by unit region, all levels and classes together, up
+    to factors that are the same for all. They are of the last part under SOLVER.ACCUMULATE. Where
+    they follow the data, "prior_count" is the samples added to each unit region (the mean over
+    classes that have densities of their own), and "mu" that of GHM-R.
     """
 
     def __init__(self, file: Path, model, period: int, start_iter: int = 0):
@@ -136,14 +137,14 @@ class DensityLog(HookBase):
     def _following(self, name: str, density: GradientDensity) -> dict:
         """What follows the data beside the average."""
         follows = density.prior and density.momentum  # else c is that of each batch alone
-        found = {"prior_count": density.prior_count.item()} if follows else {}
+        found = {"prior_count": density.prior_count.mean().item()} if follows else {}
         mu = getattr(self._losses[name], "mu", None)
         return found | {"mu": mu.item()} if isinstance(mu, Tensor) else found
 
     def _see(self, name: str, _density, arguments: tuple, weights: Tensor) -> None:
-        counts = arguments[0]
+        counts = arguments[0].flatten(end_dim=-2)
         total = counts.sum(0)
-        mean = (counts * weights).sum(0) / total.clamp(min=1)
+        mean = (counts * weights.reshape(counts.shape)).sum(0) / total.clamp(min=1)
         rounded = [float(f"{w:.6g}") for w in mean.tolist()]
         self._seen[name] = {"counts": total.tolist(), "weights": rounded}
 

@@ -8,6 +8,7 @@ import torch
 
 from ghm_d2.analysis.gradients import BoxGradients, ClassGradients, asl1_norms, histogram
 from ghm_d2.config import get_cfg
+from ghm_d2.losses import GHMC
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def norms():
 
 
 def measured(cfg, norms) -> ClassGradients:
-    gradients = ClassGradients(cfg)
+    gradients = ClassGradients(cfg, 1)
     for part in norms.split(1020):
-        gradients.add(part, 4)  # of five batches
+        gradients.add(part, torch.tensor([1, 3]))  # of five batches and two classes
     return gradients
 
 
@@ -100,6 +101,28 @@ def test_the_robust_form_adds_a_multiple_of_the_foreground_to_the_density(cfg, n
     assert at(shares, "CE") == pytest.approx(plain / plain.sum(), rel=1e-4)
 
 
+def test_the_robust_form_has_a_density_for_each_class(cfg, norms):
+    """Two classes, the first with three times the foreground."""
+    found = ClassGradients(cfg, 2)
+    values = norms[:5100].view(-1, 2)
+    for part in values.split(510):
+        found.add(part, torch.tensor([3, 1]))
+    region = np.minimum(values.double().numpy() * 4, 3).astype(int)
+    counts = np.stack([np.bincount(region[:, k], minlength=4) for k in range(2)])
+    weights = 1 / (counts + GHMC.ROBUST["prior"] * np.array([[15], [5]]))
+    weights /= (weights * counts).sum(1, keepdims=True)
+    mean = (weights * counts).sum(0) / np.maximum(counts.sum(0), 1)
+    own = np.take_along_axis(weights.T, region, 0) * values.double().numpy()
+    scale = values.double().sum().item() / own.sum()
+    curves = found.curves()
+    for g, effective in zip(at(curves, "g"), at(curves, "GHM-C robust"), strict=True):
+        k = int(g * 4)
+        value = math.nan if k == 2 else g * mean[k] * scale
+        assert effective == pytest.approx(value, rel=1e-3, nan_ok=True)
+    totals = np.bincount(region.flatten(), own.flatten(), minlength=4)
+    assert at(found.shares(), "GHM-C robust") == pytest.approx(totals / totals.sum(), rel=1e-4)
+
+
 def test_with_one_region_ghm_c_is_cross_entropy(cfg, norms):
     cfg.MODEL.GHM.CLS.BINS = 1
     curves = measured(cfg, norms).curves()
@@ -152,7 +175,7 @@ def test_asl1_norms():
 
 
 def test_without_samples_nothing_is_known(cfg):
-    found = ClassGradients(cfg)
+    found = ClassGradients(cfg, 1)
     curves = found.curves()
     assert curves["focal"] == curves["GHM-C"] == curves["GHM-C robust"] == [None] * 100
     assert found.shares()["CE"] == [None] * 4

@@ -98,11 +98,11 @@ def test_large_sizes_compile(compiled):
 @pytest.mark.parametrize("ema_init", ["zero", "first", "debias"])
 @pytest.mark.parametrize("prior", [0.0, 3.0])
 def test_density_compiles(compiled, prior, ema_init):
-    levels, scope, normalizer = (1, "batch", "weights") if prior else (2, "level_ema", "valid_bins")
-    counts, ema = torch.zeros(levels, 30, dtype=torch.int64), torch.zeros(levels, 30)
+    normalizer = "weights" if prior else "valid_bins"
+    counts, ema = torch.zeros(2, 30, dtype=torch.int64), torch.zeros(2, 30)
     compiled.update_density(
-        counts, counts.sum(), ema, counts, ema[0, :2], momentum=0.75,
-        prior=prior, scope=scope, normalizer=normalizer, ema_init=ema_init, training=True, world=1,
+        counts, counts.sum(1), ema, counts, torch.zeros(2, 2), momentum=0.75, prior=prior,
+        own=True, normalizer=normalizer, ema_init=ema_init, training=True, factor=0.5,
     )  # fmt: skip
 
 

@@ -108,10 +108,11 @@ def make_counts(step):
 
 
 def update_density(module, counts, state, world=1, foreground=None):
-    names = "momentum", "prior", "scope", "normalizer", "ema_init", "training"
+    names = "momentum", "prior", "own", "normalizer", "ema_init", "training"
     options = {name: getattr(module, name) for name in names}
     foreground = counts.sum() if foreground is None else foreground
-    return T.update_density(counts, foreground, *state, **options, world=world)
+    factor = world / module.num_classes
+    return T.update_density(counts, foreground, *state, **options, factor=factor)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
@@ -143,6 +144,19 @@ def test_density_with_a_prior_is_that_of_plain_pytorch(normalizer, ema_init, mom
         foreground = counts.sum() // 9
         weights = update_density(module, counts, state, 2, foreground)
         expected = module(counts, 2, foreground)
+        torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state, list(module.buffers()), rtol=1e-12, atol=0)
+
+
+def test_densities_of_classes_are_those_of_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(kernels, "update_density", lambda *args, **options: None)
+    options = losses.GHMC.ROBUST | {"num_classes": LEVELS}
+    module, state = make_density(**options)
+    for step in range(4):
+        module.train(step not in (0, 3))
+        counts, foreground = make_counts(step), make_counts(step + 50)[:, 0] // 9
+        weights = update_density(module, counts, state, 2, foreground)
+        expected = module(counts[None], 2, foreground)[0]
         torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)
         torch.testing.assert_close(state, list(module.buffers()), rtol=1e-12, atol=0)
 

@@ -113,6 +113,32 @@ def test_the_loss_is_continuous_in_the_prior_down_to_ghm_over_the_batch(samples)
     assert loss(1.0) == pytest.approx(loss(1 + 1e-9), rel=1e-7)
 
 
+@pytest.mark.parametrize("kernel", ["torch", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_densities_of_classes_are_those_of_losses_of_one_class_each(kernel, dtype):
+    """The loss is their mean; a class without foreground has the prior of one sample."""
+    together = GHMC.robust(num_classes=K, kernel=kernel).to(dtype)
+    apart = [GHMC.robust(kernel=kernel).to(dtype) for _ in range(K)]
+    for step in range(3):
+        levels = [batch("sigmoid", 60 - 20 * i, seed=7 * step + i, dtype=dtype) for i in range(2)]
+        levels[1][1][levels[1][1] == 2] = K
+        levels[0][1][levels[0][1] == 2] = K
+        logits, labels = zip(*levels, strict=True)
+        losses = together.levels(logits, labels)
+        gradients = torch.autograd.grad(sum(losses), logits)
+        expected = []
+        for k, module in enumerate(apart):
+            own = [torch.where(y < 0, -1, (y != k).long()) for y in labels]
+            expected.append(module.levels([x[:, k : k + 1] for x in logits], own))
+        means = [sum(of_level) / K for of_level in zip(*expected, strict=True)]
+        tolerance = {"rtol": 1e-11 if dtype == torch.float64 else 1e-5, "atol": 1e-8}
+        torch.testing.assert_close(losses, means, **tolerance)
+        torch.testing.assert_close(gradients, torch.autograd.grad(sum(means), logits), **tolerance)
+    c = torch.stack([module.density.prior_count for module in apart])
+    torch.testing.assert_close(together.density.prior_count, c)
+    assert c[2] == together.density.prior
+
+
 @pytest.mark.parametrize("prior", [0.0, 0.5, 100.0])
 def test_the_mean_of_beta_is_one(prior):
     density = GradientDensity(5, 0.9, scope="batch", normalizer="weights", prior=prior)
@@ -282,6 +308,8 @@ def test_a_prior_counts_from_where_it_begins():
         (GHMC, {"prior": float("nan"), "scope": "batch"}, ["prior", "nan"]),
         (GHMC, {"prior": "3", "scope": "batch"}, ["prior", "a number", "'3'"]),
         (SoftmaxGHMC, {"prior": 3.0}, ["prior", "scope batch", "level"]),
+        (GHMC, {"num_classes": 3}, ["each class", "scope batch", "level"]),
+        (GHMC, {"num_classes": 0, "scope": "batch"}, ["num_classes", "0"]),
         (GHMR, {"mu_quantile": 1.0}, ["mu_quantile", "[0, 1)", "1.0"]),
         (GHMR, {"mu_quantile": -0.5}, ["mu_quantile", "[0, 1)", "-0.5"]),
     ],
@@ -313,8 +341,20 @@ def test_the_keys_build_the_robust_form():
     assert repr(ghm_c) == repr(GHMC.robust(loss_weight=ghm_c.loss_weight))
     scale = {"mu": quick.MODEL.GHM.REG.MU, "loss_weight": ghm_r.loss_weight}
     assert repr(ghm_r) == repr(GHMR.robust(**scale))
+    assert build_ghm_c(quick, num_classes=3).density.num_classes == 3
+    quick.MODEL.GHM.CLS.PER_CLASS = False
+    assert build_ghm_c(quick, num_classes=3).density.num_classes == 1
     ghm.CLS.DENSITY = "exact"
-    with pytest.raises(UsageError, match=r"PRIOR is of unit regions, .* exact has none"):
+    with pytest.raises(
+        UsageError, match=r"PRIOR and PER_CLASS are of unit regions, .* exact has none"
+    ):
         build_ghm_c(cfg)
     ghm.CLS.PRIOR = 0.0
     assert build_ghm_c(cfg).scope == "batch"
+
+
+def test_a_density_for_each_class_is_of_sigmoids_with_as_many_classes():
+    with pytest.raises(ValueError, match="each class is of sigmoids"):
+        SoftmaxGHMC.robust(num_classes=K + 1)(*batch("softmax"))
+    with pytest.raises(ValueError, match=rf"counts are \(L, 3, 30\), not \(1, {K}, 30\)"):
+        GHMC.robust(num_classes=3)(*batch("sigmoid"))
