@@ -67,9 +67,15 @@ def test_every_loss_follows_the_batch_and_resumes_exactly(name):
     found = {n: m for n, m in model.named_modules() if isinstance(m, HarmonizedLoss)}
     assert found.keys() == DETECTORS[name][1].keys()
     for loss, foreground in DETECTORS[name][1].items():
-        samples = 3 * logged[foreground]  # images
-        prior = 3 * samples if "ghm_r" not in loss else 0.5 * 4 * samples
-        assert found[loss].density.prior_count.item() == pytest.approx(prior) and samples > 1
+        density, rows = found[loss].density, 3 * logged[foreground]  # images
+        classes = 80 if loss == "ghm_c" and "ssd" not in name else 1  # of sigmoids, each its own
+        assert density.num_classes == classes
+        samples, seen = density.ema_foreground.view(classes, 2).T
+        samples = samples / seen
+        multiple, each = (0.5, 4) if "ghm_r" in loss else (3, 1)
+        assert samples.sum().item() == pytest.approx(each * rows) and rows > 1
+        prior = multiple * samples.clamp(min=1)
+        torch.testing.assert_close(density.prior_count.view(-1), prior)
         if "ghm_r" in loss:
             assert isinstance(found[loss].mu, torch.Tensor) and found[loss].mu.item() != 0.1
     resumed.load_state_dict(model.state_dict())
