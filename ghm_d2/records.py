@@ -153,7 +153,7 @@ class Pair:
 
 @dataclass
 class Trial:
-    """One run of the search for a side's setting, on a part of a training split.
+    """One run of the search for a side's setting.
 
     Records of earlier versions have no `dataset`, `seed` and `iterations`.
     """

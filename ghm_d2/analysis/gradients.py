@@ -74,6 +74,7 @@ class ClassGradients:
         # sums of the gradients under cross entropy and focal loss
         self.region_totals = {name: np.zeros((num_classes, self.bins)) for name in ("CE", "focal")}
         self.foreground = torch.zeros(num_classes, dtype=torch.int64)
+        self.batches = 0
 
     def add(self, norms: Tensor, foreground: Tensor) -> None:
         """Take in a batch.
@@ -84,6 +85,7 @@ class ClassGradients:
         """
         classes, shape = len(self.foreground), self.region_counts.shape
         self.foreground += foreground.cpu() if classes > 1 else foreground.cpu().sum()
+        self.batches += 1
         rows = norms.detach().cpu().view(-1, classes)
         for part in rows.split(max(1, _AT_ONCE // classes)):
             region = reference.unit_regions(part, torch.ones_like(part).bool(), self.bins, True)
@@ -142,7 +144,10 @@ class ClassGradients:
         together = self.region_counts.sum(0, keepdim=True)
         return {
             "GHM-C": _density_weights(together, 0.0, self.foreground.sum()),
-            "GHM-C robust": _density_weights(self.region_counts, self.prior, self.foreground),
+            # a batch's foreground counts as at least 1
+            "GHM-C robust": _density_weights(
+                self.region_counts, self.prior, self.foreground.clamp(min=self.batches)
+            ),
         }
 
     def _focal(self, norms: Tensor) -> Tensor:
@@ -237,7 +242,9 @@ def _density_weights(counts: Tensor, prior: float, foreground: Tensor) -> Tensor
     options = {"scope": "batch", "normalizer": "weights", "prior": prior, "sync": False}
     density = GradientDensity(bins, num_classes=classes, **options)
     batch = counts[None] if classes > 1 else counts
-    return density(batch, foreground=foreground).view(counts.shape)
+    return density(batch, foreground=foreground.view(density.ema_foreground.shape[:-1])).view(
+        counts.shape
+    )
 
 
 def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:

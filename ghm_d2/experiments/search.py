@@ -10,8 +10,9 @@ Successive halving over learning rates times weights of the box loss, around the
 
 A side takes eight full trainings at most on each data set. On the compared data, trials train on
 four fifths of the training images and are judged on the rest; on other data, on their own train and
-val. AP is the mean over data sets. One weight is enough: a factor common to both losses is one of
-the learning rate under SGD, and of no effect under AdamW.
+val, unless the comparison is judged on some of these images. AP is the mean over data sets. One
+weight is enough: a factor common to both losses is one of the learning rate under SGD, and of no
+effect under AdamW.
 """
 
 import math
@@ -23,7 +24,7 @@ from pathlib import Path
 from ghm_d2.config import load_config
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import data_label
-from ghm_d2.data.fingerprint import fingerprint
+from ghm_d2.data.fingerprint import fingerprint, image_fingerprints
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
@@ -267,22 +268,28 @@ def trial_data(
     """The label of the data that trials train on and are judged on, and its folder or name.
 
     Args:
-        dataset: the compared one. Its training split is divided, in a folder below `root`.
-        other: a data set that is not compared, where its own train and val serve.
+        dataset: the compared one.
+        other: another data set to search on. Its own train and val serve, unless the comparison is
+            judged on one of its val images. Then, and without it, a training split is divided, in
+            a folder below `root`.
 
     Raises:
-        UsageError, DataError: there is no one training split, or none that can be divided.
+        UsageError, DataError: there is no one training split, none that can be divided, or one with
+            images that the comparison is judged on.
     """
-    name = _training_split(config, overrides, dataset, device)
-    if other is not None and (found := _training_split(config, overrides, other, device)) != name:
-        return data_label(found), other
+    compared = prepare(config, overrides, dataset=dataset, device=device)
+    cfg = compared if other is None else prepare(config, overrides, dataset=other, device=device)
+    if len(cfg.DATASETS.TRAIN) > 1:
+        raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
+    name = cfg.DATASETS.TRAIN[0]
+    if other is not None:
+        judged = frozenset().union(*map(image_fingerprints, compared.DATASETS.TEST))
+        if shared := len(judged & image_fingerprints(name)):
+            raise UsageError(
+                f"--search-on {other}: the comparison is judged on {shared} of its training images"
+            )
+        if all(judged.isdisjoint(image_fingerprints(val)) for val in cfg.DATASETS.TEST):
+            return data_label(name), other
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)
     return data_label(name), str(folder.resolve())
-
-
-def _training_split(config: str, overrides: Sequence[str], dataset: str | None, device: str) -> str:
-    cfg = prepare(config, overrides, dataset=dataset, device=device)
-    if len(cfg.DATASETS.TRAIN) > 1:
-        raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
-    return cfg.DATASETS.TRAIN[0]

@@ -98,8 +98,8 @@ class _SuiteInFile(msgspec.Struct, forbid_unknown_fields=True):
         for name, changes in self.conditions.items():
             for side in self.sides:
                 fields = {"name": f"{side.name}, {name}"} | changes
-                if "overrides" in changes:
-                    fields["overrides"] = side.overrides | changes["overrides"]
+                for field_ in {"overrides", "factors"} & changes.keys():
+                    fields[field_] = getattr(side, field_) | changes[field_]
                 sides.append(msgspec.structs.replace(side, **fields))
             for pair in self.pairs:
                 words = (f"{word}, {name}" for word in (pair.side, pair.reference, pair.question))

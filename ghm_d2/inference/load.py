@@ -49,9 +49,8 @@ def load_detector(cfg, weights: Path):
     # without the losses' state a detector detects as well
     densities = [n for n, m in model.named_modules() if isinstance(m, GradientDensity)]
     excused = ("loss_normalizer", *(f"{name}." for name in densities))
-    lacking = [name for name in report.missing if not name.startswith(excused)]
-    if lacking or report.mismatched:
-        bad = [*lacking, *(name for name, *_ in report.mismatched)]
+    wrong = [*report.missing, *(name for name, *_ in report.mismatched)]
+    if bad := [name for name in wrong if not name.startswith(excused)]:
         raise WeightsError(
             f"{weights}: not of this configuration's model: {bad[0]} and {len(bad) - 1} more "
             "tensors are missing or of another shape"

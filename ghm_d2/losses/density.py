@@ -119,7 +119,7 @@ class GradientDensity(CountState):
             of the shape of `counts` and the dtype of `ema`; 0 where this batch has no sample.
 
         Raises:
-            ValueError: counts of another number of classes or regions; more levels than
+            ValueError: counts or foreground of another shape; more levels than
                 `num_levels`, where each has its own average.
         """
         shape = counts.shape
@@ -131,14 +131,17 @@ class GradientDensity(CountState):
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True).view(-1, self.bins)
         if foreground is None:
-            foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
+            foreground = counts.sum(1).view(self.ema_foreground.shape[:-1])
+        if foreground.shape != self.ema_foreground.shape[:-1]:
+            wanted = tuple(self.ema_foreground.shape[:-1])
+            raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")
         if world is None:
             count, of_foreground = Count(counts, self.sync), Count(foreground, self.sync)
             sum_up(count, of_foreground if self.prior else None)
             counts, world, foreground = count.value, count.world, of_foreground.value
         weights = kernels.update_density(
             counts,
-            foreground,
+            foreground.contiguous(),
             self.ema,
             self.num_updates,
             self.ema_foreground,

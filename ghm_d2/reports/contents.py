@@ -209,12 +209,12 @@ def _how(study: Study) -> list[Block]:
     if comparison.search:
         text = (
             "The learning rate and the weight of the box loss were searched first, by the same "
-            "rule for each side that the table names. Trials are trained and judged on parts of "
-            "training splits; the full-length ones decide."
+            "rule for each side that the table names. Trials are judged on images that the "
+            "comparison is not judged on; the full-length ones decide."
         )
         shared = [s for s in comparison.sides if s.settings_of]
         text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
-        if shared:
+        if {s.settings_of for s in shared} & {s.name for s in comparison.sides}:
             text += " That favours the side that was searched."
         blocks += [Text(text), tables.search_table(comparison.search)]
     elif comparison.command:

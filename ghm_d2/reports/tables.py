@@ -241,7 +241,7 @@ def search_table(trials: list[Trial]) -> Table:
         how = [str(iterations), str(len({trial.seed for trial in tried}))] if iterations else []
         rows.append((side, overrides, "chosen" if tried[0].chosen else "", *how, *figures))
     how = ["Iterations", "Seeds"] if any(trial.iterations for trial in trials) else []
-    judged = [f"AP, held-out {name or 'training'} images" for name in datasets]
+    judged = [f"AP, trials on {name or 'training images'}" for name in datasets]
     return Table(("Side", "Overrides", "", *how, *judged), rows, text_columns=3)
 
 

@@ -21,9 +21,9 @@ def weight_variation(folder: Path, max_iter: int) -> dict[str, float]:
     """How much a sample's weight varies from batch to batch, by the density's name.
 
     It is the standard deviation over the mean of the weight that a sample of a unit region has,
-    over the logged batches with such samples; averaged over the regions by their share of the
-    gradient (samples x weight x the region's middle). Densities with fewer than two batches are
-    left out.
+    over the logged batches with such samples; averaged over the regions (of all logged classes, if
+    each has a density) by their share of the gradient: samples x weight x the region's middle.
+    Densities with fewer than two batches are left out.
     """
     rows = [row for row in _late_rows(folder / DENSITY_FILE, max_iter) if "weights" in row]
     found = {}
@@ -36,14 +36,13 @@ def weight_variation(folder: Path, max_iter: int) -> dict[str, float]:
 
 
 def _variation(counts: np.ndarray, weights: np.ndarray) -> float | None:
-    """As above, of (batches, regions)."""
-    bins = counts.shape[1]
+    """As above, of (batches, classes, regions)."""
     variations, shares = [], []
-    for k in range(bins):
-        there = weights[counts[:, k] > 0, k]
+    for j, k in np.ndindex(counts.shape[1:]):
+        there = weights[counts[:, j, k] > 0, j, k]
         if len(there) > 1:
             variations.append(there.std(ddof=1) / there.mean())
-            shares.append((counts[:, k] * weights[:, k]).sum() * (k + 0.5) / bins)
+            shares.append((counts[:, j, k] * weights[:, j, k]).sum() * (k + 0.5))
     return float(np.average(variations, weights=shares)) if variations else None
 
 

@@ -92,14 +92,18 @@ class WholeStepsWriter(hooks.PeriodicWriter):
             writer.close()
 
 
+MOST_CLASSES = 10  # whose densities a log tells apart, so that it stays small
+
+
 class DensityLog(HookBase):
     """Appends what every gradient density made of a batch, every `period` iterations.
 
-    "ema" is its moving average, a row a feature level or a class; "counts" are the batch's samples
-    and "weights" the mean weight of one of them by unit region, all levels and classes together, up
-    to factors that are the same for all. They are of the last part under SOLVER.ACCUMULATE. Where
-    they follow the data, "prior_count" is the samples added to each unit region (the mean over
-    classes that have densities of their own), and "mu" that of GHM-R.
+    "ema" is its moving average, a row a feature level (one row for all classes together); "counts"
+    are the batch's samples and "weights" the mean weight of one of them by unit region, all levels
+    together, up to factors that are the same for all, of each density of a class, at most
+    MOST_CLASSES of them. They are of the last part under SOLVER.ACCUMULATE. Where they follow the
+    data, "prior_count" is the samples added to each unit region (the mean over classes), and "mu"
+    that of GHM-R.
     """
 
     def __init__(self, file: Path, model, period: int, start_iter: int = 0):
@@ -128,7 +132,8 @@ class DensityLog(HookBase):
             handle.remove()
         rows = []
         for name, module in self._densities if self._handles else ():
-            row = {"iteration": self.trainer.iter, "density": name, "ema": module.ema.tolist()}
+            ema = module.ema if module.num_classes == 1 else module.ema.sum(0, keepdim=True)
+            row = {"iteration": self.trainer.iter, "density": name, "ema": ema.tolist()}
             rows.append(row | self._seen.pop(name, {}) | self._following(name, module))
         self._handles = []
         if rows:
@@ -141,11 +146,12 @@ class DensityLog(HookBase):
         mu = getattr(self._losses[name], "mu", None)
         return found | {"mu": mu.item()} if isinstance(mu, Tensor) else found
 
-    def _see(self, name: str, _density, arguments: tuple, weights: Tensor) -> None:
-        counts = arguments[0].flatten(end_dim=-2)
-        total = counts.sum(0)
-        mean = (counts * weights.reshape(counts.shape)).sum(0) / total.clamp(min=1)
-        rounded = [float(f"{w:.6g}") for w in mean.tolist()]
+    def _see(self, name: str, density, arguments: tuple, weights: Tensor) -> None:
+        shape = -1, density.num_classes, density.bins
+        counts, weights = arguments[0].reshape(shape), weights.reshape(shape)
+        total = counts.sum(0)[:MOST_CLASSES]
+        mean = (counts * weights).sum(0)[:MOST_CLASSES] / total.clamp(min=1)
+        rounded = [[float(f"{w:.6g}") for w in row] for row in mean.tolist()]
         self._seen[name] = {"counts": total.tolist(), "weights": rounded}
 
 

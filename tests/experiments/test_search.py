@@ -168,14 +168,25 @@ def test_data_that_cannot_be_divided_are_refused_as_in_training(tmp_path, digits
         trial_data(tmp_path / "out", RETINANET, (), str(tmp_path), "cpu")
 
 
-def test_other_data_are_judged_on_their_own_val_and_the_compared_ones_never(
+def test_other_data_are_judged_on_their_own_val_unless_the_comparison_is(
     tmp_path, digits_folder, noisy_folder
 ):
     """A part of a noisy training split would reward a side that learns its errors."""
-    where = (tmp_path, RETINANET, (), digits_folder, "cpu")
-    assert trial_data(*where, other=noisy_folder) == ("noisy", noisy_folder)
+    where, other = (tmp_path, RETINANET, (), digits_folder, "cpu"), tmp_path / "other"
+    shutil.copytree(noisy_folder, other)
+    for file in other.glob("images/val/*"):  # digits of one seed have the same val
+        file.write_bytes(file.read_bytes() + b"\0")
+    assert trial_data(*where, other=str(other)) == ("other", str(other))
     assert trial_data(*where, other=digits_folder) == trial_data(*where)
     assert trial_data(*where)[1] != digits_folder
+    linked = tmp_path / "linked"
+    linked.symlink_to(digits_folder)
+    assert trial_data(*where, other=str(linked))[1] != str(linked)
+    assert Path(trial_data(*where, other=noisy_folder)[1]).parent == tmp_path / "data"
+    leak = Path(shutil.copytree(digits_folder, tmp_path / "leak"))
+    shutil.copy(leak / "val.json", leak / "train.json")
+    with pytest.raises(UsageError, match="judged on 3 of its training images"):
+        trial_data(*where, other=str(leak))
 
 
 def test_data_are_divided_under_the_overrides_of_the_comparison(tmp_path, digits_folder):

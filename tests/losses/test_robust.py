@@ -358,3 +358,6 @@ def test_a_density_for_each_class_is_of_sigmoids_with_as_many_classes():
         SoftmaxGHMC.robust(num_classes=K + 1)(*batch("softmax"))
     with pytest.raises(ValueError, match=rf"counts are \(L, 3, 30\), not \(1, {K}, 30\)"):
         GHMC.robust(num_classes=3)(*batch("sigmoid"))
+    density = GHMC.robust(num_classes=3).density
+    with pytest.raises(ValueError, match=r"foreground is of shape \(3,\), not \(\)"):
+        density(torch.ones(1, 3, 30, dtype=torch.int64), foreground=torch.tensor(5))

@@ -88,8 +88,8 @@ def test_trials_of_a_search_are_averaged_by_setting_and_data_set():
     assert table.headers[3:] == (
         "Iterations",
         "Seeds",
-        "AP, held-out cells images",
-        "AP, held-out nuclei images",
+        "AP, trials on cells",
+        "AP, trials on nuclei",
     )
     assert table.rows == [
         ("a", "as configured", "", "150", "1", "30.0", "-"),
@@ -101,13 +101,14 @@ def test_trials_of_a_search_are_averaged_by_setting_and_data_set():
 def test_how_fast_a_side_learns():
     """By AP at evaluations after 100 and 200 of 200 iterations."""
 
-    def side(name, *curves):
-        runs = []
+    def side(name, *curves, diverged=0):
+        runs = [SeedRun(9, Path(name), record(status="diverged"))] * diverged
         for seed, curve in enumerate(curves):
             steps = zip((99, 200), curve, strict=True)
             rows = [{"iteration": i, "bbox/AP": ap} for i, ap in steps]
             kept = {METRICS_FILE: rows}
-            runs.append(SeedRun(seed, Path(name), record(iterations=200), kept))
+            own = record(status="finished", iterations=200, metrics={"AP": curve[-1]})
+            runs.append(SeedRun(seed, Path(name), own, kept))
         return SideRuns(name, "", [], runs)
 
     table = speed_table([side("fast", (40, 50), (44, 50)), side("slow", (10, 30), (20, 42))])
@@ -118,3 +119,6 @@ def test_how_fast_a_side_learns():
     assert cells["fast"] == ["95", "133", "95", "133"]
     # its own: 24 at 170 and 33.6 at 162, 27 at 185 and 37.8 at 181
     assert cells["slow"] == ["166", "183", "reached by 1 of 2", "reached by 0 of 2"]
+    # neither a diverged run nor one that learns nothing is fast
+    (row,) = speed_table([side("bad", (0, 0), (40, 50), diverged=1)]).rows
+    assert row[1:] == ("reached by 1 of 3",) * 4

@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from ghm_d2.errors import OutputError
 from ghm_d2.losses import GHMC, GHMR
+from ghm_d2.training.second_half import weight_variation
 from ghm_d2.training.writers import DensityLog, EventsWriter
 
 
@@ -45,3 +46,25 @@ def test_the_log_of_densities_has_the_prior_count_and_mu_that_follow_the_data(tm
     assert ghm_r["prior_count"] == pytest.approx(0.5 * 404)
     assert ghm_r["mu"] == pytest.approx(51, rel=0.05)
     assert published.keys() == {"iteration", "density", "ema"}
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_the_log_and_the_steadiness_of_weights_tell_classes_apart(tmp_path, classes):
+    """Two classes whose numbers vary against each other: together they hardly vary."""
+    loss = GHMC.robust(num_classes=classes, momentum=0.0)
+    log = DensityLog(tmp_path / "density.jsonl", torch.nn.ModuleDict({"ghm_c": loss}), period=1)
+    for step in range(4):
+        log.trainer = SimpleNamespace(iter=step)
+        log.before_step()
+        labels = torch.full((400,), classes)
+        labels[: 5 + 90 * (step % 2)], labels[100 : 195 - 90 * (step % 2)] = 0, 1
+        loss(torch.randn(400, classes, generator=torch.Generator().manual_seed(0)), labels)
+        log.after_step()
+    rows = [json.loads(line) for line in (tmp_path / "density.jsonl").read_text().splitlines()]
+    assert {len(row["ema"]) for row in rows} == {1}, "classes together"
+    for key in ("weights", "counts"):
+        assert {len(row[key]) for row in rows} == {min(classes, 10)}
+    of_class = [row["weights"][0][15] for row in rows]
+    assert max(of_class) > 1.2 * min(of_class)
+    if classes == 2:
+        assert weight_variation(tmp_path, 4)["ghm_c"] > 0.05
