@@ -131,7 +131,7 @@ class GradientDensity(CountState):
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True).view(-1, self.bins)
         if foreground is None:
-            foreground = counts.sum(1).view(self.ema_foreground.shape[:-1])
+            foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
         if foreground.shape != self.ema_foreground.shape[:-1]:
             wanted = tuple(self.ema_foreground.shape[:-1])
             raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")

@@ -105,9 +105,10 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
         f"{plain_loss}. "
     )
     caption += (
-        "GHM-C as published and in robust form, by one density of these samples, all feature "
-        "levels together, without moving average, where a training has one a batch; focal loss of "
-        f"background samples. {PLAIN_NORM}"
+        "GHM-C as published and in robust form, by the density of these samples, all feature "
+        "levels together, without moving average, where a training has one a batch (over sigmoids "
+        "the robust form has one a class, and what is drawn is the mean over the classes' "
+        f"samples); focal loss of background samples. {PLAIN_NORM}"
         if part_of == "cls"
         else "ASL1 and GHM-R with the mu of each side's configuration, used by it or not, robust "
         "GHM-R with mu from the data; both by one density of these samples, without moving average."

@@ -1,5 +1,6 @@
 """The C backend against plain PyTorch, and what happens where it is not there."""
 
+import functools
 import math
 import os
 import shutil
@@ -98,6 +99,15 @@ def test_backends_agree_for_any_number_of_regions(samples, bins):
 def test_backends_agree_over_levels(samples, scope):
     levels = [batch(samples, rows, 8, seed=rows) for rows in (900, 200, 0, 7)]
     assert_backends_agree(samples, levels, steps=3, scope=scope, num_levels=4)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(0, 4), (5, 3), (257, 80), (9000, 7), (3, 1500)])
+def test_backends_agree_on_densities_of_classes(rows, columns, dtype):
+    level = batch("sigmoid", rows, columns, dtype)
+    make = functools.partial(GHMC.robust, num_classes=columns)
+    assert_backends_agree("sigmoid", [level, level], make=make)
 
 
 @needs_library

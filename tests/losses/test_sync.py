@@ -24,6 +24,7 @@ WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 def build(case, dtype, **options):
     kind, _, scope = case.partition("-")
     if scope == "robust":
+        options |= {"num_classes": CLASSES} if kind == "ghm_c" else {}
         return KINDS[kind][0].robust(prior=2.0, **options).to(dtype)
     options = {"momentum": 0.6, "scope": scope, "num_levels": len(SIZES), **options}
     return KINDS[kind][0](**options).to(dtype)
@@ -159,8 +160,10 @@ def test_averaged_gradients_are_those_of_one_process(processes, case, dtype):
 
 
 def test_all_densities_of_a_step_share_one_small_all_reduce(processes):
-    numbers = sum(len(SIZES) * build(case, torch.float64).density.bins for case in CASES)
-    numbers += 2 + SIZE_SLOTS  # the foreground of both forms of GHM-C, and GHM-R's differences
+    densities = [build(case, torch.float64).density for case in CASES]
+    numbers = sum(len(SIZES) * d.num_classes * d.bins for d in densities)
+    # the foreground of both forms of GHM-C, and GHM-R's differences
+    numbers += CLASSES + 1 + SIZE_SLOTS
     for p in processes:
         for dtype in TOLERANCE:
             assert p["calls", dtype] == [(numbers, torch.int64)] * STEPS
