@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -98,12 +98,14 @@ class _SuiteInFile(msgspec.Struct, forbid_unknown_fields=True):
         for name, changes in self.conditions.items():
             for side in self.sides:
                 fields = {"name": f"{side.name}, {name}"} | changes
-                for field_ in {"overrides", "factors"} & changes.keys():
-                    fields[field_] = getattr(side, field_) | changes[field_]
+                for merged in {"overrides", "factors"} & changes.keys():
+                    fields[merged] = getattr(side, merged) | changes[merged]
                 sides.append(msgspec.structs.replace(side, **fields))
             for pair in self.pairs:
-                words = (f"{word}, {name}" for word in (pair.side, pair.reference, pair.question))
-                pairs.append(Pair(*words, primary=pair.primary and name == self.primary_in))
+                keys = ("side", "reference", "question")
+                texts: dict[str, Any] = {key: f"{getattr(pair, key)}, {name}" for key in keys}
+                primary = pair.primary and name == self.primary_in
+                pairs.append(replace(pair, primary=primary, **texts))
         return _SuiteInFile(self.question, sides, pairs)
 
 
