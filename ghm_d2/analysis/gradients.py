@@ -1,4 +1,4 @@
-"""What losses do with the gradients of a detector's samples, as the paper's figures show it.
+"""The effect of losses on the gradients of a detector's samples, as the paper's figures show it.
 
 A sample's *effective gradient* is the norm of its gradient under a loss, where the plain one is
 cross entropy's: |p - t| over sigmoids, 1 - p_y over a softmax. For a box coordinate it is the
@@ -98,7 +98,7 @@ class ClassGradients:
                 self.region_totals[name] += sums.reshape(shape)
 
     def histogram(self) -> dict[str, list]:
-        """As the function of this name."""
+        """The histogram of the gradient norms, as the function of this name gives it."""
         return _histogram(self.counts)
 
     def curves(self) -> dict[str, list]:
@@ -135,12 +135,12 @@ class ClassGradients:
         return {name: total.sum(0) for name, total in totals.items()}
 
     def _weights(self) -> dict[str, Tensor]:
-        """Of a sample in each region, (bins,): the mean over the classes' samples."""
+        """The weight of a sample in each region, (bins,): the mean over the classes' samples."""
         share = self.region_counts / self.region_counts.sum(0).clamp(min=1)
         return {name: (share * w).sum(0) for name, w in self._weights_by_class().items()}
 
     def _weights_by_class(self) -> dict[str, Tensor]:
-        """Likewise (K, bins), up to a factor, by GHM-C as published and in robust form."""
+        """The weight of a sample of each class in each region, (K, bins), up to a factor."""
         together = self.region_counts.sum(0, keepdim=True)
         return {
             "GHM-C": _density_weights(together, 0.0, self.foreground.sum()),
@@ -167,7 +167,7 @@ def _slope(loss: Callable[[Tensor, Tensor], Tensor], norms: Tensor) -> Tensor:
 
 
 class BoxGradients:
-    """What box losses do to measured differences of predicted and target deltas.
+    """The gradients that box losses make of measured differences of predicted and target deltas.
 
     The published forms, ASL1 and "GHM-R", have the mu of `cfg`; "GHM-R robust" has its own.
     """
@@ -241,10 +241,9 @@ def _density_weights(counts: Tensor, prior: float, foreground: Tensor) -> Tensor
     classes, bins = counts.shape
     options = {"scope": "batch", "normalizer": "weights", "prior": prior, "sync": False}
     density = GradientDensity(bins, num_classes=classes, **options)
-    batch = counts[None] if classes > 1 else counts
-    return density(batch, foreground=foreground.view(density.ema_foreground.shape[:-1])).view(
-        counts.shape
-    )
+    if classes == 1:
+        return density(counts, foreground=foreground.sum())
+    return density(counts[None], foreground=foreground)[0]
 
 
 def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:

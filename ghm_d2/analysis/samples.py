@@ -1,4 +1,4 @@
-"""What a detector's losses receive: its predictions on training images, and their targets."""
+"""The inputs of a detector's losses: its predictions on training images, and their targets."""
 
 import copy
 from collections.abc import Callable, Iterator

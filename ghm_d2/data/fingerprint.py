@@ -28,18 +28,22 @@ def fingerprint(name: str) -> str:
     return _of_coco(metadata.json_file, metadata.image_root, stamp(metadata.json_file))
 
 
-def image_fingerprints(name: str) -> frozenset[str]:
-    """Of the content of each image of a registered data set; empty without a COCO JSON.
+def shared_images(name: str, other: str) -> int:
+    """The number of images of one registered data set that another one has too, by content.
+
+    A data set without a COCO JSON is only known to share its images with itself: 1.
 
     Raises:
-        DataError: the JSON cannot be read.
+        DataError: a JSON cannot be read.
     """
     from detectron2.data import MetadataCatalog
 
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("json_file") is None:
-        return frozenset()
-    return _of_images(metadata.json_file, metadata.image_root, stamp(metadata.json_file))
+    places = []
+    for metadata in map(MetadataCatalog.get, (name, other)):
+        if metadata.get("json_file") is None:
+            return int(name == other)
+        places += [metadata.json_file, metadata.image_root, stamp(metadata.json_file)]
+    return _count_shared(*places)
 
 
 def file_fingerprint(path: str) -> str:
@@ -57,10 +61,21 @@ def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
     return content.hexdigest()[:12]
 
 
-@lru_cache(maxsize=16)
-def _of_images(json_file: str, image_root: str, _stamp: tuple) -> frozenset[str]:
-    paths = (os.path.join(image_root, name) for name in judge(json_file).images)
-    return frozenset(content_hash(path).hexdigest() for path in paths if os.path.isfile(path))
+@lru_cache(maxsize=64)
+def _count_shared(json_file: str, root: str, _stamp: tuple, *other) -> int:
+    mine, theirs = _by_size(json_file, root), _by_size(*other[:2])
+    sizes = mine.keys() & theirs.keys()  # the others need not be read
+    known = {content_hash(path).digest() for size in sizes for path in theirs[size]}
+    return sum(content_hash(path).digest() in known for size in sizes for path in mine[size])
+
+
+def _by_size(json_file: str, image_root: str) -> dict[int, list[str]]:
+    """The paths of a data set's image files by their sizes in bytes."""
+    found: dict[int, list[str]] = {}
+    for path in (os.path.join(image_root, name) for name in judge(json_file).images):
+        if os.path.isfile(path):
+            found.setdefault(os.path.getsize(path), []).append(path)
+    return found
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,7 @@ from pathlib import Path
 from ghm_d2.config import load_config
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.data.catalog import data_label
-from ghm_d2.data.fingerprint import fingerprint, image_fingerprints
+from ghm_d2.data.fingerprint import fingerprint, shared_images
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
@@ -219,10 +219,10 @@ def _records(side: SideSearch, chosen: Factors, table: RunsTable) -> list[Trial]
 
 
 def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
-    """What an earlier comparison's search chose, and its trials, from its comparison.json.
+    """The settings that an earlier comparison's search chose, and its trials.
 
     Args:
-        file: that or its folder.
+        file: that comparison's comparison.json, or its folder.
         budget: of the comparison to come.
 
     Raises:
@@ -283,12 +283,12 @@ def trial_data(
         raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
     name = cfg.DATASETS.TRAIN[0]
     if other is not None:
-        judged = frozenset().union(*map(image_fingerprints, compared.DATASETS.TEST))
-        if shared := len(judged & image_fingerprints(name)):
+        judged = compared.DATASETS.TEST
+        if shared := sum(shared_images(name, test) for test in judged):
             raise UsageError(
                 f"--search-on {other}: the comparison is judged on {shared} of its training images"
             )
-        if all(judged.isdisjoint(image_fingerprints(val)) for val in cfg.DATASETS.TEST):
+        if not any(shared_images(val, test) for val in cfg.DATASETS.TEST for test in judged):
             return data_label(name), other
     folder = root / "data" / f"{data_label(name)}-train-{fingerprint(name)}"
     write_holdout(name, folder)

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ghm_d2.data.catalog import classes_of, resolve, validate
-from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
+from ghm_d2.data.fingerprint import file_fingerprint, fingerprint, shared_images
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import DataError
 
@@ -95,3 +96,21 @@ def test_a_link_to_images_that_have_moved_is_mended(digits_folder, tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     write_holdout(resolve(str(tmp_path / "new"), "train"), tmp_path / "divided")
     validate(resolve(str(tmp_path / "divided"), "train"))
+
+
+def test_images_are_shared_by_content_and_unknown_data_with_themselves(digits_folder, tmp_path):
+    copied, changed = (shutil.copytree(digits_folder, tmp_path / name) for name in ("a", "b"))
+    train, val = (resolve(digits_folder, split) for split in ("train", "val"))
+    same = resolve(str(copied), "val")
+    assert (shared_images(val, same), shared_images(train, same)) == (3, 0)
+    next(changed.glob("images/val/*")).write_bytes(b"another picture")
+    assert shared_images(val, resolve(str(changed), "val")) == 2
+    for name in ("without_json", "neither"):
+        DatasetCatalog.register(name, list)
+    try:
+        assert shared_images("without_json", "without_json") == 1
+        assert shared_images("without_json", "neither") == shared_images("neither", val) == 0
+    finally:
+        for name in ("without_json", "neither"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
