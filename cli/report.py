@@ -30,7 +30,8 @@ def report(
 ) -> None:
     """Write the report of a comparison, or of runs: report.html, report.md, runs.csv, pictures.
 
-    Of a folder with comparisons in it, the report of each, and one table of all their differences.
+    Of a folder with comparisons in it, the report of each, and one table of all their differences;
+    before it, for a comparison made on several data sets, one of the AP of its sides.
 
     With --json, a comparison's numbers and the files written; of runs, their records alone, and
     nothing is written without --output.
@@ -53,19 +54,20 @@ def report(
 
 def _markdown(folder: Path, comparisons: list[Path]) -> str:
     from ghm_d2.reports.document import markdown_table
-    from ghm_d2.reports.report import overview, read_report
+    from ghm_d2.reports.report import by_data, overview, read_report
     from ghm_d2.reports.study import find_records, is_comparison
     from ghm_d2.reports.tables import runs_table
 
     if comparisons:
-        return markdown_table(overview([read_report(f) for f in comparisons]))
+        reports = [read_report(f) for f in comparisons]
+        return "\n".join(map(markdown_table, [*by_data(reports), overview(reports)]))
     if is_comparison(folder):
         return read_report(folder).markdown
     return markdown_table(runs_table(find_records(folder)))
 
 
 def _write_all(comparisons: list[Path], as_json: bool) -> None:
-    from ghm_d2.reports.report import overview
+    from ghm_d2.reports.report import by_data, overview
     from ghm_d2.reports.tables import terminal_table
     from ghm_d2.reports.write import write_report
 
@@ -76,7 +78,8 @@ def _write_all(comparisons: list[Path], as_json: bool) -> None:
         written = [write_report(folder) for folder in tracked]
 
     def human():
-        _wide().print(terminal_table(overview(written)))
+        for table in (*by_data(written), overview(written)):
+            _wide().print(terminal_table(table))
         for report in written:
             tell(f"report: {report.files[0]}")
 

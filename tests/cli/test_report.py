@@ -40,7 +40,7 @@ def test_markdown_prints_the_tables_and_writes_nothing(ghm, tmp_path):
     assert ghm("report", folder, "--markdown", "--json").returncode == 2
 
 
-def test_several_comparisons_make_one_table(ghm, tmp_path):
+def test_several_comparisons_make_one_table_each_of_ap_and_of_differences(ghm, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         folder = build(tmp_path / name, AP, PAIRS[1:2], analysis=False)
@@ -49,7 +49,9 @@ def test_several_comparisons_make_one_table(ghm, tmp_path):
     unsearched.write(folder)
     run = ghm("report", tmp_path, "--markdown")
     assert run.returncode == 0, run.stderr
-    header, _, *rows = run.stdout.splitlines()
+    by_data, differences = run.stdout.split("\n\n")
+    assert by_data.startswith(f"| AP on | {FOCAL} | {GHM} |") and by_data.count("\n") == 3
+    header, _, *rows = differences.splitlines()
     assert header.startswith("| Comparison | Side | Against | AP is | AP |")
     assert ["settings searched" in row for row in rows] == [True, False]
     assert len(rows) == 2 and all(f"| {GHM} | {FOCAL} |" in row for row in rows)

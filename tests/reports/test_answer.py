@@ -7,7 +7,8 @@ import pytest
 from made_comparison import AP, FOCAL, GHM, GHM_R, PAIRS, SL1, write_run
 
 from ghm_d2.records import Pair
-from ghm_d2.reports.report import overview, read_report
+from ghm_d2.reports.document import Best
+from ghm_d2.reports.report import by_data, overview, read_report
 
 ONE_PAIR = PAIRS[:1]
 
@@ -54,6 +55,19 @@ def test_the_choice_of_images_widens_an_interval(comparison):
     assert "count the chance in training and in the choice of test images" in report.verdict[-2]
     table = overview([report])
     assert dict(zip(table.headers, table.rows[0], strict=True))["SE images"].startswith("2.")
+
+
+def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
+    pairs = [Pair(GHM, FOCAL, ""), Pair(GHM_R, SL1, "", primary=True)]
+    found = [read_report(comparison(AP, pairs, analysis=False, dataset=d)) for d in ("a", "b")]
+    assert by_data(found[:1]) == []
+    (table,) = by_data(found)
+    assert table.headers == ("AP on", *AP, f"{GHM_R} - {SL1}", "AP is")
+    assert [row[0] for row in table.rows] == ["a", "b"]
+    assert table.rows[0][1:] == table.rows[1][1:]
+    cells = dict(zip(table.headers, table.rows[0], strict=True))
+    assert cells["AP is"] == "higher" and cells[f"{GHM_R} - {SL1}"].startswith("+2.0 (")
+    assert [name for name in AP if isinstance(cells[name], Best)] == [GHM_R]
 
 
 def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
