@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Write the report of a comparison, or of runs: report.html, report.md, runs.csv, pictures.
 
-    Of a folder with comparisons in it, the report of each, and one table of all their differences;
-    before it, for a comparison made on several data sets, one of the AP of its sides.
+    Of a folder with comparisons in it, the report of each, and one table and picture of all their
+    differences; for a comparison made on several data sets, a table of the AP of its sides too.
 
     With --json, a comparison's numbers and the files written; of runs, their records alone, and
     nothing is written without --output.
@@ -47,7 +47,7 @@ def report(
         if markdown:
             out.print(_markdown(folder, comparisons), markup=False, highlight=False, end="")
         elif comparisons:
-            _write_all(comparisons, as_json)
+            _write_all(folder, comparisons, as_json)
         else:
             _write(folder, output, as_json)
 
@@ -66,22 +66,25 @@ def _markdown(folder: Path, comparisons: list[Path]) -> str:
     return markdown_table(runs_table(find_records(folder)))
 
 
-def _write_all(comparisons: list[Path], as_json: bool) -> None:
+def _write_all(folder: Path, comparisons: list[Path], as_json: bool) -> None:
     from ghm_d2.reports.report import by_data, overview
     from ghm_d2.reports.tables import terminal_table
-    from ghm_d2.reports.write import write_report
+    from ghm_d2.reports.write import write_overview, write_report
 
     from ._progress import progress
 
     with progress() as shown:
         tracked = shown.track(comparisons, "writing reports", len(comparisons))
-        written = [write_report(folder) for folder in tracked]
+        written = [write_report(comparison) for comparison in tracked]
+        picture = write_overview(folder, written)
 
     def human():
         for table in (*by_data(written), overview(written)):
             _wide().print(terminal_table(table))
         for report in written:
             tell(f"report: {report.files[0]}")
+        if picture:
+            tell(f"differences of all: {picture}")
 
     emit([report.to_json() for report in written], as_json=as_json, human=human)
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
+from ghm_d2.reports.difference_figure import differences_figure
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
 from ghm_d2.reports.learning_speed import speed_table
 from ghm_d2.reports.report import Report
@@ -77,7 +78,9 @@ def _differences(report: Report) -> list[Block]:
         "are (SE images, a bootstrap; - where runs have kept no replicates), and beside the paired "
         "interval the one that does not pair the seeds, with the variance pooled of both sides."
     )
+    picture = differences_figure([report])
     return [
+        *([picture] if picture else []),
         tables.differences_table(report.differences),
         Text(text, "note"),
         tables.errors_table(report.differences),

@@ -12,6 +12,7 @@ from ghm_d2.files import write_atomically, write_text
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.contents import document_of
+from ghm_d2.reports.difference_figure import differences_figure
 from ghm_d2.reports.report import Report, read_report
 from ghm_d2.reports.study import Study, is_comparison
 
@@ -58,6 +59,22 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
         raise UsageError(f"--output {output}: {error.strerror}") from None
     names = [*texts, *(picture.file for picture in document.pictures)]
     return Report(report.study, tuple(output / name for name in names))
+
+
+def write_overview(folder: Path, reports: list[Report]) -> Path | None:
+    """Draw the differences of all comparisons in `folder` there; the file, unless there are none.
+
+    Raises:
+        UsageError: `folder` cannot be written.
+    """
+    picture = differences_figure(reports)
+    if picture is None:
+        return None
+    try:
+        write_atomically(str(folder / picture.file), methodcaller("write", picture.data))
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}") from None
+    return folder / picture.file
 
 
 def runs_csv(study: Study) -> str:

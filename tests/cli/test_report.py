@@ -60,6 +60,7 @@ def test_several_comparisons_make_one_table_each_of_ap_and_of_differences(ghm, t
     run = ghm("report", tmp_path)
     assert run.returncode == 0, run.stderr
     assert len(list(tmp_path.rglob("report.html"))) == 2
+    assert (tmp_path / "differences.png").read_bytes()[1:4] == b"PNG"
     assert ghm("report", tmp_path, "--output", tmp_path / "c").returncode == 2
 
 

@@ -27,6 +27,7 @@ from ghm_d2.reports.verdicts import NO_SEED
 from ghm_d2.reports.write import runs_csv, write_report
 
 FIGURES = {
+    "differences.png",
     "learning.png",
     "loss.png",
     "gradient_ratio.png",
@@ -236,7 +237,7 @@ def test_a_comparison_that_is_not_done_is_reported_as_far_as_it_is(comparison, a
 def test_what_no_analysis_has_is_left_out_in_one_line(comparison):
     report = write_report(comparison(SMALL, SMALL_PAIRS, analysis=False))
     assert {file.name for file in report.files[3:]} == {
-        *("learning.png", "loss.png", "gradient_ratio.png"),
+        *("differences.png", "learning.png", "loss.png", "gradient_ratio.png"),
         *("density_ghm_c.png", "density_ghm_r.png"),
     }
     text = text_of(report, "report.md")
