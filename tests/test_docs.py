@@ -101,7 +101,7 @@ def test_reports_are_of_the_records(folder):
     report, text = read_report(folder), (folder / "report.md").read_text(encoding="utf-8")
     assert all(table in text for table in report.markdown.split("\n\n"))
     assert all(escape(sentence) in text for sentence in report.verdict)
-    assert f"results/comparisons/{folder.name}/report.md" in PAGES["results.md"]
+    assert f"../{folder.relative_to(ROOT).as_posix()}/report.md" in TEXT
 
 
 def test_what_was_measured_with_a_configuration_is_in_results():
