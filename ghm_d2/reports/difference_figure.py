@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ghm_d2.reports.answer import signed
 from ghm_d2.reports.document import Picture
-from ghm_d2.reports.drawing import COLOURS, draw, legend, plain
+from ghm_d2.reports.drawing import COLOURS, draw, legend, numbers, plain
 from ghm_d2.reports.report import Report
 from ghm_d2.reports.results import Difference
 from ghm_d2.reports.verdicts import HIGHER, LOWER, SAME, UNDECIDED
@@ -65,9 +65,10 @@ def _draw(axis: Axes, found: Sequence[Difference], margin: float) -> None:
     axis.axvline(0, color="#333333", linewidth=1)
     for y, d in enumerate(found):
         ap, colour = d.ap["AP"], ink(d.verdict)
-        axis.plot([ap.low, ap.high], [y, y], color=colour)
-        axis.plot(ap.mean, y, "o", color=colour)
-        axis.text(ap.mean, y - 0.2, signed(ap.mean), ha="center", va="bottom", fontsize=8)
+        low, mean, high = numbers([ap.low, ap.mean, ap.high])
+        axis.plot([low, high], [y, y], color=colour)
+        axis.plot(mean, y, "o", color=colour)
+        axis.text(mean, y - 0.2, signed(ap.mean), ha="center", va="bottom", fontsize=8)
     labels = [plain(f"{d.pair.side} - {d.pair.reference}", 62) for d in found]
     axis.set_yticks(range(len(found)), labels, fontsize=8)
     axis.set_ylim(len(found) - 0.5, -0.9)
