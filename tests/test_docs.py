@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so."""
+"""The claims of README.md and docs/ hold."""
 
 import importlib.util
 import json

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the generated tables of README.md and docs/: `python tools/docs_tables.py`.
+"""Writes the generated tables of docs/: `python tools/docs_tables.py`, then look at `git diff`.
 
 A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of `ghm`,
-whose output becomes the table, or with "first of" before it the first of its tables; `keys GROUP`,
-the configuration keys that the function `_add_GROUP` of ghm_d2/config/keys.py adds, with the
-comments that stand there; or `simulation`, what benchmarks/simulate_verdicts.py found.
+whose output becomes the table; `keys GROUP`, the configuration keys that the function
+`_add_GROUP` of ghm_d2/config/keys.py adds, with the comments that stand there; or `simulation`,
+what benchmarks/simulate_verdicts.py found.
 """
 
 import ast
@@ -16,13 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEYS = ROOT / "ghm_d2" / "config" / "keys.py"
-FIRST = "first of "
 PART = re.compile(r"(<!-- generated: (.*?) -->\n\n).*?(<!-- end -->)", re.S)
 
 
 def main() -> None:
     """Write every page again whose tables have changed."""
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+    for page in sorted((ROOT / "docs").rglob("*.md")):
         old = page.read_text(encoding="utf-8")
         if (new := generate(old)) != old:
             page.write_text(new, encoding="utf-8")
@@ -36,8 +35,6 @@ def generate(text: str) -> str:
 
 def run(command: str) -> str:
     """The table that a command gives, in Markdown."""
-    if command.startswith(FIRST):
-        return run(command.removeprefix(FIRST)).split("\n\n")[0]
     program, *words = command.split()
     if program == "keys":
         return keys_table(words[0])

@@ -105,7 +105,7 @@ class SideSearch:
         self._runs: dict[tuple, PlannedRun] = {}
 
     def trials(self, table: RunsTable) -> list[PlannedTrial]:
-        """What is known by now; the second rung's trials follow from the first one's."""
+        """The trials known by now; the second rung's follow from the first one's."""
         return self._rungs(table)[0]
 
     def later(self, table: RunsTable) -> list[PlannedRun]:
@@ -124,7 +124,7 @@ class SideSearch:
         return found, best
 
     def choice(self, table: RunsTable) -> Factors | None:
-        """What is chosen; None while trials are left."""
+        """The setting that is chosen; None while trials are left."""
         found, best = self._rungs(table)
         if not best or not all(trial.run.is_done(table) for trial in found):
             return None

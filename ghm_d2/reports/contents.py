@@ -1,4 +1,4 @@
-"""What stands in a report, in which order."""
+"""The contents of a report, in their order."""
 
 from functools import partial
 

@@ -8,7 +8,7 @@ from typing import Any
 from ghm_d2.reports import document as documents
 from ghm_d2.reports import tables
 from ghm_d2.reports.answer import answer, failure, outcome
-from ghm_d2.reports.document import Best, Table
+from ghm_d2.reports.document import Table
 from ghm_d2.reports.results import Difference, NoiseRow, Row, differences_of, noise_of, row_of
 from ghm_d2.reports.runs import checked
 from ghm_d2.reports.statistics import Estimate
@@ -145,28 +145,18 @@ def read_report(folder: Path) -> Report:
 
 def by_data(reports: list[Report]) -> list[Table]:
     """For each comparison that was made on several data sets: the AP of its sides, a row a set, and
-    its primary pair's difference, or the first pair's.
+    the difference of its primary pair, or of the first one.
     """
-    alike: dict[tuple[str, ...], list[Report]] = {}
+    rows: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for report in reports:
-        names = (report.study.comparison.name, *(row.side.name for row in report.rows))
-        alike.setdefault(names, []).append(report)
-    return [_by_data(found) for found in alike.values() if len(found) > 1]
-
-
-def _by_data(reports: list[Report]) -> Table:
-    rows, pairs = [], []
-    for report in reports:
-        shown = [f"{row.ap['AP'].mean or 0:.1f}" for row in report.rows]
-        cells = [tables.mean_with_n(row.ap["AP"], row.side) for row in report.rows]
-        best = max(map(float, shown))
-        cells = [Best(c) if float(s) == best else c for c, s in zip(cells, shown, strict=True)]
-        chosen = sorted(report.differences, key=lambda d: not d.pair.primary)[:1]
-        pairs += [f"{d.pair.side} - {d.pair.reference}" for d in chosen]
-        words = [(tables.difference_with_interval(d.ap["AP"]), d.verdict) for d in chosen]
-        rows.append((report.study.comparison.dataset, *cells, *(words or [("-", "-")])[0]))
-    sides = [row.side.name for row in reports[0].rows]
-    return Table(("AP on", *sides, pairs[0] if pairs else "Difference", "AP is"), rows)
+        comparison, sides = report.study.comparison, [row.side.name for row in report.rows]
+        cells = [comparison.dataset, *tables.ap_cells(report.rows)]
+        headers = ["AP on", *sides]
+        for d in sorted(report.differences, key=lambda d: not d.pair.primary)[:1]:
+            headers += [f"{d.pair.side} - {d.pair.reference}", "AP is"]
+            cells += [tables.difference_with_interval(d.ap["AP"]), d.verdict]
+        rows.setdefault((comparison.name, *headers), []).append(tuple(cells))
+    return [Table(kind[1:], found) for kind, found in rows.items() if len(found) > 1]
 
 
 def overview(reports: list[Report]) -> Table:

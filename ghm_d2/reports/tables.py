@@ -143,6 +143,12 @@ def _result(
     return name, side.network or "-", *figures, done
 
 
+def ap_cells(rows: list[Row]) -> list[str]:
+    """The AP of each side, the best mean in bold."""
+    best = _best([row.ap for row in rows], ("AP",))
+    return [_result(row.side.name, row.side, row.ap, best)[2] for row in rows]
+
+
 def differences_table(differences: list[Difference]) -> Table:
     """Each pair's paired differences with their intervals, and the verdict on AP."""
     rows = [

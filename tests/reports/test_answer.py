@@ -14,7 +14,7 @@ ONE_PAIR = PAIRS[:1]
 
 
 def test_each_question_has_its_own_answer(comparison):
-    """What GHM changes within a family, and how the families compare, are not mixed up."""
+    """The differences within a family and those between families are not mixed up."""
     *answers, reach, exploration = read_report(comparison(analysis=False)).verdict
     within, families = answers
     assert within.startswith("What GHM changes within each family: ")
@@ -68,6 +68,13 @@ def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
     cells = dict(zip(table.headers, table.rows[0], strict=True))
     assert cells["AP is"] == "higher" and cells[f"{GHM_R} - {SL1}"].startswith("+2.0 (")
     assert [name for name in AP if isinstance(cells[name], Best)] == [GHM_R]
+
+
+def test_no_side_is_best_where_none_is_done(comparison):
+    folder = comparison({SL1: (None, None), GHM_R: (None, None)}, ONE_PAIR, analysis=False)
+    (table,) = by_data([read_report(folder)] * 2)
+    assert table.rows[0][1:3] == ("-", "-")
+    assert not any(isinstance(cell, Best) for cell in table.rows[0])
 
 
 def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
