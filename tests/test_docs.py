@@ -26,13 +26,19 @@ def load_tool(name: str):
     return module
 
 
-@pytest.mark.parametrize("name", ["compare", "configuration", "detectors", "results", "stability"])
+GENERATED = [name for name, text in PAGES.items() if "<!-- generated:" in text]
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_tables_are_what_their_commands_print(name):
-    tables, page = load_tool("docs_tables"), PAGES[f"{name}.md"]
-    parts = tables.PART.findall(page)
-    assert parts and len(parts) == page.count("<!-- generated:")
-    assert all(part.count("\n| ") >= 5 for part in page.split("<!-- generated:")[1:])
+    tables, page = load_tool("docs_tables"), PAGES[name]
+    assert len(tables.PART.findall(page)) == page.count("<!-- generated:")
+    assert all(part.count("\n| ") >= 3 for part in page.split("<!-- generated:")[1:])
     assert tables.generate(page) == page, "run python tools/docs_tables.py"
+
+
+def test_the_tables_of_numbers_are_generated():
+    assert {"README.md", "compare.md", "configuration.md", "results.md"} <= set(GENERATED)
 
 
 def test_every_key_of_ours_is_in_the_tables():
@@ -88,11 +94,6 @@ def test_overrides_shown_are_accepted():
     assert any(pairs)
     for words in pairs:
         merge_overrides(get_cfg(), [word for pair in words for word in pair])
-
-
-def test_the_readmes_results_are_among_all_results():
-    rows = re.findall(r"^\| .* \| 3 \|$", PAGES["README.md"], re.M)
-    assert len(rows) > 3 and [row for row in rows if row not in PAGES["results.md"]] == []
 
 
 @pytest.mark.parametrize("folder", find_comparisons(ROOT / "results"), ids=lambda f: f.name)

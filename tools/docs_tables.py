@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the generated tables of docs/: `python tools/docs_tables.py`, then look at `git diff`.
+"""Writes the generated tables of README.md and docs/: `python tools/docs_tables.py`, then look at
+`git diff`.
 
-A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of `ghm`,
-whose output becomes the table; `keys GROUP`, the configuration keys that the function
-`_add_GROUP` of ghm_d2/config/keys.py adds, with the comments that stand there; or `simulation`,
-what benchmarks/simulate_verdicts.py found.
+A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of
+
+- `ghm`, whose output becomes the table;
+- `"HEAD" of COMMAND`: the first table of that output whose header begins so, or of the report.md
+  whose path stands in the place of a command;
+- `keys GROUP`: the configuration keys that the function `_add_GROUP` of ghm_d2/config/keys.py adds,
+  with the comments that stand there;
+- `simulation`: what benchmarks/simulate_verdicts.py found.
 """
 
 import ast
@@ -16,12 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEYS = ROOT / "ghm_d2" / "config" / "keys.py"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ONE = re.compile(r'"(.*)" of (.*)')
 PART = re.compile(r"(<!-- generated: (.*?) -->\n\n).*?(<!-- end -->)", re.S)
 
 
 def main() -> None:
     """Write every page again whose tables have changed."""
-    for page in sorted((ROOT / "docs").rglob("*.md")):
+    for page in PAGES:
         old = page.read_text(encoding="utf-8")
         if (new := generate(old)) != old:
             page.write_text(new, encoding="utf-8")
@@ -35,6 +42,11 @@ def generate(text: str) -> str:
 
 def run(command: str) -> str:
     """The table that a command gives, in Markdown."""
+    if one := ONE.fullmatch(command):
+        head, source = one.groups()
+        is_report = source.endswith(".md")
+        text = (ROOT / source).read_text(encoding="utf-8") if is_report else run(source)
+        return table_of(head, text)
     program, *words = command.split()
     if program == "keys":
         return keys_table(words[0])
@@ -53,6 +65,12 @@ def run(command: str) -> str:
     if shown.exit_code:
         raise SystemExit(f"{command} ended with {shown.exit_code}: {shown.output}")
     return shown.stdout
+
+
+def table_of(head: str, text: str) -> str:
+    """The first table in `text` whose header begins so."""
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.M)
+    return next(table for table in tables if table.startswith(f"| {head}"))
 
 
 def simulation_table() -> str:

@@ -37,9 +37,15 @@ DIGITS = 4
 
 
 def main(source: Path, output: Path) -> None:
-    """Keep the comparisons, or the runs, in `source` below `output`."""
-    keep_records(source, output)
-    for folder in find_comparisons(source) or [source]:
+    """Keep the comparisons, or the runs, in `source` below `output`; no comparison that goes on."""
+    folders = find_comparisons(source) or [source]
+    runs = {f: [run for side in read_study(f).sides for run in side.runs] for f in folders}
+    done = [folder for folder in folders if all(run.record for run in runs[folder])]
+    for folder in folders:
+        if folder not in done:
+            print(f"left out until its runs are done: {folder}")
+    keep_records(source, output, {run.folder.name for folder in done for run in runs[folder]})
+    for folder in done:
         kept = output / folder.name
         kept.mkdir(parents=True, exist_ok=True)
         if (folder / COMPARISON_FILE).is_file():
@@ -49,15 +55,15 @@ def main(source: Path, output: Path) -> None:
         write_text(kept / FIGURES_FILE, "".join(lines))
 
 
-def keep_records(source: Path, output: Path) -> None:
-    """Add the records of all runs in `source` to the table, unless they are there as they are."""
+def keep_records(source: Path, output: Path, names: set[str]) -> None:
+    """Add the records of these runs in `source` to the table, unless they are there as they are."""
     table = RunsTable(RESULTS / TABLE_FILE)
     keys = {Path(row["folder"]).name: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
     place = (output if keys else output / source.name).resolve().relative_to(RESULTS)
     known = {row["folder"]: row["record"] for row in table.rows()}
     for name, record in find_records(source).items():
         folder = (place / name).as_posix()
-        if known.get(folder) != asdict(record):
+        if Path(name).name in names and known.get(folder) != asdict(record):
             key = keys.get(Path(name).name, f"{record.config_hash}-s{record.seed}")
             table.append({"key": key, "folder": folder, "record": asdict(record)})
 

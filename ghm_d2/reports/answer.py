@@ -95,7 +95,9 @@ def _phrase(difference: Difference) -> str:
 
 def _with_interval(judged: Verdict) -> str:
     found = judged.estimate
-    shown = f"{confidence(judged)} interval {interval(found)}, p = {p_value(judged.p)}"
+    p = p_value(judged.p)
+    p = f"p {p[0]} {p[1:]}" if p[0] == "<" else f"p = {p}"
+    shown = f"{confidence(judged)} interval {interval(found)}, {p}"
     return f"{signed(found.mean)} ({shown}, {found.n} seeds)"
 
 
