@@ -1,4 +1,4 @@
-"""What a study's numbers allow one to say, in sentences."""
+"""The answer that a study's numbers allow, in sentences."""
 
 from ghm_d2.records import Comparison
 from ghm_d2.reports.results import Difference
@@ -42,9 +42,9 @@ def answer(differences: list[Difference], failures: list[str], comparison: Compa
 
 
 def failure(side: SideRuns) -> str:
-    """What did not finish, and how it counts; "" where everything did.
+    """A sentence on the runs that did not finish, and how they count; "" where all did.
 
-    Such as "CE: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: diverged at ...)".
+    An example: "CE: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: diverged at ...)".
     """
     parts = []
     bad = [r for r in side.runs if r.record and r not in side.finished]
@@ -57,7 +57,7 @@ def failure(side: SideRuns) -> str:
 
 
 def outcome(run: SeedRun) -> str:
-    """What the record of a run says of its end; "" where it says nothing, or is not there."""
+    """The end of a run in the words of its record; "" where that has none, or is not there."""
     return run.record.outcome if run.record else ""
 
 
@@ -69,7 +69,7 @@ def signed(value: float | None) -> str:
 
 
 def interval(value: Estimate) -> str:
-    """Such as "+0.4 to +2.0"."""
+    """The bounds of an interval, such as "+0.4 to +2.0"."""
     return f"{signed(value.low)} to {signed(value.high)}"
 
 
@@ -102,12 +102,12 @@ def _with_interval(judged: Verdict) -> str:
 
 
 def confidence(judged: Verdict) -> str:
-    """Of the verdict's interval: such as "95%", or "98.3%" where it is one of three."""
+    """The confidence of the verdict's interval: "95%", or "98.3%" where it is one of three."""
     return f"{100 * (1 - judged.alpha):.3g}%"
 
 
 def p_value(p: float | None) -> str:
-    """Such as "0.012" and "<0.001"; "-" where nothing was tested."""
+    """A p-value, such as "0.012" and "<0.001"; "-" where nothing was tested."""
     if p is None:
         return "-"
     return "<0.001" if p < 0.001 else f"{p:.2g}"

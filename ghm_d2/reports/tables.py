@@ -167,7 +167,7 @@ def differences_table(differences: list[Difference]) -> Table:
 
 
 def errors_table(differences: list[Difference]) -> Table:
-    """What each pair's interval of AP is made of, and the one without pairing."""
+    """The parts of each pair's interval of AP, and the interval without pairing."""
     rows = [
         (
             f"{d.pair.side} against {d.pair.reference}",
@@ -191,7 +191,7 @@ def errors(difference: Difference) -> tuple[str, ...]:
 
 
 def costs_table(rows: list[Row]) -> Table:
-    """What each side costs: means over its finished runs."""
+    """The costs of each side: means over its finished runs."""
     cells = []
     for row in rows:
         figures = [

@@ -27,6 +27,13 @@ def test_each_question_has_its_own_answer(comparison):
     assert exploration == "With fewer than 6 seeds this is exploration, not evidence."
 
 
+def test_a_sentence_says_how_small_p_is_at_the_least(comparison):
+    sure = {SL1: (50.0, 50.1, 50.0, 50.1, 50.0, 50.1), GHM_R: (60.0, 60.0, 60.1, 60.1, 60.0, 60.2)}
+    assert ", p < 0.001, 6 seeds)" in read_report(comparison(sure, ONE_PAIR)).verdict[0]
+    unsure = {SL1: (50.0, 51.0, 50.5), GHM_R: (50.2, 51.5, 50.0)}
+    assert ", p = 0." in read_report(comparison(unsure, ONE_PAIR)).verdict[0]
+
+
 def test_the_primary_pair_is_named_and_is_not_corrected(comparison):
     pairs = [Pair(*PAIRS[0]), Pair(*PAIRS[1]), Pair(*PAIRS[2], primary=True)]
     report = read_report(comparison(pairs=pairs, analysis=False))
