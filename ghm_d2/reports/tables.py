@@ -125,10 +125,13 @@ def other_sets_tables(rows: list[Row]) -> dict[str, Table]:
 
 def _best(rows: list[dict[str, Estimate]], columns: tuple[str, ...]) -> dict[str, str]:
     """Each column's highest mean as it is shown, since what looks alike is equally good; "" where
-    there are not two to compare.
+    there are no two that differ.
     """
     means = {c: [m for ap in rows if c in ap and (m := ap[c].mean) is not None] for c in columns}
-    return {c: _number(max(values)) if len(values) > 1 else "" for c, values in means.items()}
+    return {
+        c: _number(max(values)) if len(set(map(_number, values))) > 1 else ""
+        for c, values in means.items()
+    }
 
 
 def _result(
@@ -235,7 +238,7 @@ def sides_table(sides: list[SideRuns]) -> Table:
 
 
 def search_table(trials: list[Trial]) -> Table:
-    """What was tried for each side's setting, and what was chosen: the mean AP of each data set."""
+    """The trials of each side's setting, with the chosen one: the mean AP of each data set."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
         asked = (trial.side, " ".join(trial.overrides) or "as configured", trial.iterations)

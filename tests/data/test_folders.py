@@ -234,7 +234,7 @@ def test_roboflow_paths_and_a_stale_path_are_understood(build, tmp_path):
     build.picture(folder / "valid" / "images" / "a.jpg", seed=9)
     (folder / "train" / "labels").mkdir()
     (folder / "train" / "labels" / "a.txt").write_text("0 .5 .5 .5 .5")
-    yaml = "path: /home/somebody/x\ntrain: ../train/images\nval: ../valid/images\nnames: ['no']"
+    yaml = "path: /not/here\ntrain: ../train/images\nval: ../valid/images\nnames: ['no']"
     (folder / "data.yaml").write_text(yaml)
     report = import_folder(folder, tmp_path / "out")
     assert report["names"] == ["no"]

@@ -84,6 +84,13 @@ def test_no_side_is_best_where_none_is_done(comparison):
     assert not any(isinstance(cell, Best) for cell in table.rows[0])
 
 
+def test_no_side_is_best_where_all_look_alike(comparison):
+    folder = comparison({SL1: (0.01, 0.02), GHM_R: (0.01, 0.03)}, ONE_PAIR, analysis=False)
+    (table,) = by_data([read_report(folder)] * 2)
+    assert table.rows[0][1].startswith("0.0") and table.rows[0][2].startswith("0.0")
+    assert not any(isinstance(cell, Best) for cell in table.rows[0])
+
+
 def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
     folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[2])
     assert "added after the verdict of 2 seeds could be seen" in read_report(folder).verdict[-1]
