@@ -105,9 +105,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
         return None
     first, *others = names
     record = describe_run(cfg, model, data_label(first))
-    record.metrics, record.per_class = found[first].metrics, found[first].per_class
-    record.mask_metrics = found[first].mask_metrics
-    record.ms_per_image = found[first].ms_per_image
+    found[first].write_into(record)
     record.peak_memory_mb = peak_memory_mb(cfg.MODEL.DEVICE)
     if others:
         record.evaluated_on = set_name(first)
@@ -150,7 +148,13 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
 
 
 def _show(done: _Done, output: Path | None, as_json: bool) -> None:
-    from ghm_d2.reports.tables import MOST_CLASSES, per_class, run_results, terminal_table
+    from ghm_d2.reports.tables import (
+        MOST_CLASSES,
+        objects_note,
+        per_class,
+        run_results,
+        terminal_table,
+    )
 
     record = done.record
 
@@ -158,6 +162,8 @@ def _show(done: _Done, output: Path | None, as_json: bool) -> None:
         if record.metrics or record.other_sets:
             title = f"{done.name}, {record.ms_per_image:.1f} ms/image"
             out.print(terminal_table(run_results(record), title))
+            if note := objects_note(record):
+                tell(note)
         if 0 < len(record.per_class) <= MOST_CLASSES:
             out.print(terminal_table(per_class(record)))
         for line, _ in done.results:

@@ -201,12 +201,20 @@ def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
 
 
 def _show(record, folder: Path, as_json: bool) -> None:
-    from ghm_d2.reports.tables import MOST_CLASSES, per_class, run_results, terminal_table
+    from ghm_d2.reports.tables import (
+        MOST_CLASSES,
+        objects_note,
+        per_class,
+        run_results,
+        terminal_table,
+    )
 
     def human():
         out.print(
             terminal_table(run_results(record), f"{record.dataset}, {record.iterations} iterations")
         )
+        if note := objects_note(record):
+            tell(note)
         if 0 < len(record.per_class) <= MOST_CLASSES:
             out.print(terminal_table(per_class(record)))
         best = FINAL_WEIGHTS

@@ -48,6 +48,7 @@ class SetFigures:
     metrics: dict[str, Number | None] = field(default_factory=dict)
     per_class: dict[str, Number | None] = field(default_factory=dict)
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
+    objects: dict[str, Int] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +79,8 @@ class RunRecord:
     per_class: dict[str, Number | None] = field(default_factory=dict)  # AP by class name
     # mask AP, keys as in `metrics`; empty for detectors without masks. `metrics` has box AP
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
+    # annotated objects that APs, APm and APl are of, by these names; crowds are not counted
+    objects: dict[str, Int] = field(default_factory=dict)
     best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # why a run did not finish: "diverged at iteration 312: ..."
     gflops: Number | None = None  # for one forward pass on one validation image (fvcore)
@@ -100,7 +103,8 @@ class RunRecord:
     @property
     def sets(self) -> list[SetFigures]:
         """The figures on each data set; the first has no name where it is the only one."""
-        first = SetFigures(self.evaluated_on, self.metrics, self.per_class, self.mask_metrics)
+        figures = self.metrics, self.per_class, self.mask_metrics, self.objects
+        first = SetFigures(self.evaluated_on, *figures)
         return [first, *self.other_sets]
 
     def write(self, folder: Path, name: str = RUN_FILE) -> None:

@@ -97,6 +97,7 @@ def write_run(folder: Path, side: int, method: str, seed: int, ap: float, **chan
         "train_seconds": 150.0,
         "metrics": metrics,
         "per_class": {"RBC": ap, "WBC": ap + 2},
+        "objects": {"APs": 1, "APm": 2100, "APl": 0},
         "gflops": 3.2,
         "loss_ms": 25.0,
         "loss_variation": 0.1 + side / 50,

@@ -13,9 +13,10 @@ from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
 from ghm_d2.data.registered import is_lvis, require_lvis, set_name
 from ghm_d2.files import finite_or_none
 from ghm_d2.inference.augmented import with_augmentation
+from ghm_d2.inference.object_sizes import objects_by_size
 from ghm_d2.inference.results_file import with_dataset_ids
 from ghm_d2.progress import Progress
-from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, SetFigures
+from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, SetFigures
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Evaluation:
     Attributes:
         metrics, per_class: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` of an LVIS data set.
         mask_metrics: of masks, with the keys of `metrics`; empty where the detector has none.
+        objects: how many annotated objects APs, APm and APl are of, by these names.
         precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
             each class, boxes of all sizes; -1 for a class without a box. None without truth.
     """
@@ -36,12 +38,19 @@ class Evaluation:
     ms_per_image: float | None  # None in a process without an image
     detections: list[dict] = field(repr=False)  # in COCO's result format, masks as RLEs
     mask_metrics: dict[str, float | None] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
     precision: np.ndarray | None = field(default=None, repr=False)
+
+    def write_into(self, record: RunRecord) -> None:
+        """Make the figures and the speed those of `record`."""
+        record.metrics, record.per_class = self.metrics, self.per_class
+        record.mask_metrics, record.objects = self.mask_metrics, self.objects
+        record.ms_per_image = self.ms_per_image
 
     def figures(self, dataset_name: str) -> SetFigures:
         """The figures alone, as a record has them of one data set among several."""
         name = set_name(dataset_name)
-        return SetFigures(name, self.metrics, self.per_class, self.mask_metrics)
+        return SetFigures(name, self.metrics, self.per_class, self.mask_metrics, self.objects)
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
@@ -60,6 +69,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
         self.detections = detections = with_dataset_ids(predictions, self._name)
         if not self._do_evaluation:
             return
+        self.objects = objects_by_size(self._coco_api.dataset["annotations"])
         names = self._metadata.get("thing_classes")
         for task in self._tasks:
             coco_eval = _coco_eval(self._coco_api.dataset, detections, task, img_ids)
@@ -122,6 +132,7 @@ def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
         metrics=_metrics(boxes),
         mask_metrics=_metrics(everything.get("segm", {})),
         per_class=_per_class(boxes, evaluator._metadata.thing_classes) if boxes else {},
+        objects=getattr(evaluator, "objects", {}),
         ms_per_image=1000 * sorted(seconds)[len(seconds) // 2] if seconds else None,
         detections=getattr(evaluator, "detections", []),
         precision=getattr(evaluator, "precision", None),

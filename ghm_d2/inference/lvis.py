@@ -8,6 +8,7 @@ from detectron2.evaluation import LVISEvaluator
 from lvis import LVISEval, LVISResults
 
 from ghm_d2.data.registered import category_ids
+from ghm_d2.inference.object_sizes import objects_by_size
 from ghm_d2.inference.results_file import with_dataset_ids
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS
 
@@ -20,7 +21,7 @@ class FederatedEvaluator(LVISEvaluator):
     A data set without a detection has AP 0 where it has boxes, rather than NaN.
 
     Attributes:
-        detections, precision: as in `evaluate.Evaluation`.
+        detections, objects, precision: as in `evaluate.Evaluation`.
     """
 
     def __init__(self, dataset_name: str, masks: bool = False):
@@ -31,6 +32,7 @@ class FederatedEvaluator(LVISEvaluator):
         self.detections = with_dataset_ids(predictions, self._name)
         if not self._do_evaluation:
             return
+        self.objects = objects_by_size(self._lvis_api.dataset["annotations"])
         numbers, names = category_ids(self._name), self._metadata.thing_classes
         for task in self._tasks:
             if not self.detections:

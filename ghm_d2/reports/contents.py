@@ -55,6 +55,8 @@ def _results(report: Report) -> list[Block]:
     if any(row.published for row in report.rows):
         text += " Published rows are other people's, of the same method, network and schedule."
     notes = [progress_of(report.study), *report.study.notes]
+    records = [record for side in report.study.sides for record in side.records]
+    text += next((f" {note}" for record in records if (note := tables.objects_note(record))), "")
     blocks: list[Block] = [tables.results_table(report.rows), Text(text, "note")]
     for name, table in tables.other_sets_tables(report.rows).items():
         blocks += [Text(f"On {name}:"), table]

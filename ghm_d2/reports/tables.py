@@ -29,6 +29,8 @@ COST_COLUMNS = (
 LVIS_HEADERS = ("AP_r", "AP_c", "AP_f")
 DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
 ERROR_HEADERS = ("p", "SE seeds", "SE images")
+SIZE_WORDS = {"APs": "small (AP_S)", "APm": "medium (AP_M)", "APl": "large (AP_L)"}
+FEW_OBJECTS = 50
 MOST_CLASSES = 100  # whose AP a terminal shows; LVIS has 1203
 
 
@@ -83,6 +85,19 @@ def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ..
         for words, metrics in named.items():
             rows.append((words, record.network, *(_number(metrics.get(c)) for c in columns)))
     return rows
+
+
+def objects_note(record: RunRecord) -> str:
+    """How many objects each AP by size is of, on each data set; "" where it was not recorded."""
+    texts = []
+    for figures in record.sets:
+        counts = {words: figures.objects.get(key, 0) for key, words in SIZE_WORDS.items()}
+        listed = ", ".join(f"{count:,} {words}" for words, count in counts.items())
+        where = f" in {figures.dataset}" if figures.dataset else ""
+        texts += [f"Annotated objects{where}: {listed}."] if figures.objects else []
+    few = [n for figures in record.sets for n in figures.objects.values() if 0 < n < FEW_OBJECTS]
+    texts += [f"An AP of fewer than {FEW_OBJECTS} objects says little."] if few else []
+    return " ".join(texts)
 
 
 def per_class(record: RunRecord) -> Table:

@@ -275,9 +275,7 @@ class _TrainingRun:
         if trainer.step_seconds:
             record.s_per_iter = statistics.median(trainer.step_seconds)
         if self.evaluation:
-            record.metrics, record.per_class = self.evaluation.metrics, self.evaluation.per_class
-            record.mask_metrics = self.evaluation.mask_metrics
-            record.ms_per_image = self.evaluation.ms_per_image
+            self.evaluation.write_into(record)
         if self.figures:
             record.evaluated_on = set_name(self.cfg.DATASETS.TEST[0])
             record.other_sets = [figures for figures in self.figures.values() if figures.metrics]

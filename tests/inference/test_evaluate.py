@@ -123,6 +123,27 @@ def test_equals_pycocotools_where_the_data_have_faults_that_coco_has(many_digits
     assert result.metrics["AP"] < sound.metrics["AP"]
 
 
+def test_objects_are_counted_by_size(many_digits, tmp_path):
+    """As pycocotools does, of objects on a limit and of a crowd as well."""
+    with open(f"{many_digits}/val.json") as file:
+        truth = json.load(file)
+    for annotation, area in zip(truth["annotations"], (32**2, 96**2, 100**2, 96**2), strict=False):
+        annotation["area"] = area
+    truth["annotations"][3]["iscrowd"] = 1
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    for name in ("train.json", "images"):
+        (tmp_path / name).symlink_to(f"{many_digits}/{name}")
+    result = evaluation(str(tmp_path), misses=0.2)
+    judged = reference_for(str(tmp_path), result.detections, "bbox").evalImgs
+    sizes = {(0, 1024): "APs", (1024, 9216): "APm", (9216, 1e10): "APl"}
+    expected = dict.fromkeys(sizes.values(), 0)
+    for of_image in filter(None, judged):
+        if (name := sizes.get(tuple(of_image["aRng"]))) is not None:
+            expected[name] += int((~np.array(of_image["gtIgnore"], bool)).sum())
+    assert result.objects == expected
+    assert expected["APm"] > 2 and expected["APl"] == 2
+
+
 def test_detections_have_the_category_ids_of_the_data(many_digits, tmp_path):
     """They are neither 0, 1, 2 ... nor 1, 2, 3 ... here."""
     with open(f"{many_digits}/val.json") as file:

@@ -10,7 +10,14 @@ from ghm_d2.reports.document import markdown_table
 from ghm_d2.reports.learning_speed import speed_table
 from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.study import find_records
-from ghm_d2.reports.tables import RUN_HEADERS, run_results, runs_table, search_table, terminal_table
+from ghm_d2.reports.tables import (
+    RUN_HEADERS,
+    objects_note,
+    run_results,
+    runs_table,
+    search_table,
+    terminal_table,
+)
 from ghm_d2.run_folder import METRICS_FILE
 
 
@@ -48,6 +55,17 @@ def test_masks_have_a_row_of_their_own():
     assert "(masks)" in of_masks and "30.0" in of_masks and "41.3" not in of_masks
     assert "(boxes)" not in last
     assert len(run_results(record()).rows) == 1
+
+
+def test_says_of_how_many_objects_the_figures_by_size_are():
+    assert objects_note(record()) == ""
+    counts = {"APs": 0, "APm": 2100, "APl": 50}
+    note = "Annotated objects: 0 small (AP_S), 2,100 medium (AP_M), 50 large (AP_L)."
+    assert objects_note(record(objects=counts)) == note
+    other = SetFigures("more", {"AP": 1.0}, objects=counts | {"APl": 1})
+    said = objects_note(record(objects=counts, other_sets=[other]))
+    assert "in more: 0 small (AP_S), 2,100 medium (AP_M), 1 large (AP_L)." in said
+    assert said.endswith("An AP of fewer than 50 objects says little.")
 
 
 def test_an_empty_folder_is_named(tmp_path):

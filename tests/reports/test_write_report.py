@@ -98,6 +98,7 @@ def test_everything_is_there_in_its_order(full_report, page):
     headers = ["Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "Seeds"]
     assert page.texts["th"][:9] == headers
     text = text_of(full_report, "report.md")
+    assert "1 small (AP_S), 2,100 medium (AP_M)" in text
     assert re.findall(r"^## (.*)$", text, re.M) == ["Answer", *SECTIONS]
     assert set(re.findall(r"^!\[.*\]\((\S+)\)$", text, re.M)) == FIGURES
 

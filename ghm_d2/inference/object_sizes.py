@@ -1,0 +1,15 @@
+"""How many objects the AP of small, medium and large ones is of."""
+
+from collections.abc import Iterable
+
+# COCO's limits of an object's area, px^2; an area on a limit counts on both sides, as it does there
+SIZES = {"APs": (0, 32**2), "APm": (32**2, 96**2), "APl": (96**2, 1e10)}
+
+
+def objects_by_size(annotations: Iterable[dict]) -> dict[str, int]:
+    """The number of objects among `annotations`, COCO's, that each of APs, APm and APl is of.
+
+    Crowds are left out, as evaluations do.
+    """
+    areas = [a["area"] for a in annotations if not a.get("iscrowd", 0)]
+    return {name: sum(low <= area <= high for area in areas) for name, (low, high) in SIZES.items()}
