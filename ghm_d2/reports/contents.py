@@ -3,6 +3,7 @@
 from functools import partial
 
 from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
+from ghm_d2.reports.conditions import conditions_figure, conditions_table
 from ghm_d2.reports.difference_figure import differences_figure
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
 from ghm_d2.reports.learning_speed import speed_table
@@ -60,7 +61,12 @@ def _results(report: Report) -> list[Block]:
     blocks: list[Block] = [tables.results_table(report.rows), Text(text, "note")]
     for name, table in tables.other_sets_tables(report.rows).items():
         blocks += [Text(f"On {name}:"), table]
-    return [*blocks, *(Text(note) for note in notes)]
+    return [*_conditions(report), *blocks, *(Text(note) for note in notes)]
+
+
+def _conditions(report: Report) -> list[Block]:
+    table, picture = conditions_table(report.rows), conditions_figure(report.rows)
+    return [table, picture] if table.rows and picture else []
 
 
 def _differences(report: Report) -> list[Block]:
