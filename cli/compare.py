@@ -95,9 +95,14 @@ def compare(
     looks: Annotated[
         list[int] | None,
         typer.Option(
-            min=2, help="A number of seeds with an early verdict, planned beforehand; repeatable."
+            min=2,
+            help="A number of seeds with an early verdict, planned beforehand; where that decides "
+            "the primary pair, the comparison ends. Repeatable.",
         ),
     ] = None,
+    all_seeds: Annotated[
+        bool, typer.Option("--all-seeds", help="Train all seeds even where a look has decided.")
+    ] = False,
     budget: Budget = None,
     search: Search = False,
     search_on: SearchOn = None,
@@ -178,14 +183,17 @@ def compare(
             looks=tuple(sorted({*looks})) if looks else None,
             at_once=len(start.free) if start else 1,
         )
-        _compare(request, start, device, dry_run, as_json)
+        _compare(request, start, device, all_seeds, dry_run, as_json)
 
 
-def _compare(request, start, job_device: str, dry_run: bool, as_json: bool) -> None:
+def _compare(
+    request, start, job_device: str, all_seeds: bool, dry_run: bool, as_json: bool
+) -> None:
     """`start`: the launcher; None takes submitit, whose jobs run on `job_device`."""
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import SubmititLauncher
     from ghm_d2.reports.power import PlannedPower, read_spread
+    from ghm_d2.reports.report import is_decided
 
     from ._progress import progress
 
@@ -205,7 +213,8 @@ def _compare(request, start, job_device: str, dry_run: bool, as_json: bool) -> N
         minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     with progress() as shown:
-        folder = compare(request, start, shown)
+        decided = {} if all_seeds else {"is_decided": is_decided}
+        folder = compare(request, start, shown, **decided)
     from ghm_d2.reports.write import write_report
 
     from .report import show_report

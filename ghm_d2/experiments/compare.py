@@ -171,8 +171,16 @@ def _primary(pairs: Sequence[Pair]) -> list[str]:
     return [f"{pair.side} against {pair.reference}" for pair in pairs if pair.primary]
 
 
-def compare(request: Request, launcher, progress: Progress) -> Path:
+def compare(
+    request: Request,
+    launcher,
+    progress: Progress,
+    is_decided: Callable[[Path], bool] = lambda folder: False,
+) -> Path:
     """Train what is not done yet, and record the comparison.
+
+    After each planned look `is_decided` is asked with the comparison's folder; where it says so,
+    the seeds after the look are not trained.
 
     Returns:
         the comparison's folder.
@@ -192,7 +200,17 @@ def compare(request: Request, launcher, progress: Progress) -> Path:
         while not take(lock):  # other seeds of it start now
             time.sleep(POLL_SECONDS)
         _record(request, settings, trials, folder)
-    run_all(make_runs(request, settings), launcher, table, progress)
+    runs = make_runs(request, settings)
+    for look in (*(request.looks or ()), len(request.seeds)):
+        early = request.seeds[:look]
+        run_all([run for run in runs if run.seed in early], launcher, table, progress)
+        if look < len(request.seeds) and is_decided(folder):
+            left = ", ".join(map(str, request.seeds[look:]))
+            progress.message(
+                f"the look at {look} seeds has decided; not trained: seed {left} "
+                "(--all-seeds trains them)"
+            )
+            break
     return folder
 
 

@@ -143,6 +143,16 @@ def read_report(folder: Path) -> Report:
     return Report(read_study(folder))
 
 
+def is_decided(folder: Path) -> bool:
+    """Tell whether the primary pair of the comparison in `folder` has its verdict.
+
+    Raises:
+        DataError: see `study.read_study`.
+    """
+    primary = [d for d in read_report(folder).differences if d.pair.primary]
+    return any(d.judged.p is not None for d in primary)
+
+
 def by_data(reports: list[Report]) -> list[Table]:
     """For each comparison that was made on several data sets: the AP of its sides, a row a set, and
     the difference of its primary pair, or of the first one.

@@ -246,6 +246,24 @@ def test_a_plan_is_not_changed_once_it_has_begun(request_):
         compare(again, Pretended({}), Heard())
 
 
+def test_a_look_that_decides_ends_the_comparison(request_):
+    request = replace(request_, seeds=(1, 2, 3, 4), looks=(2, 3))
+    asked = []
+
+    def at_the_second(folder):
+        asked.append((folder, Comparison.read(folder).seeds))
+        return len(asked) > 1
+
+    first, heard = Pretended({}), Heard()
+    folder = compare(request, first, heard, at_the_second)
+    assert {seed for _, seed in first.started} == {1, 2, 3}
+    assert asked == [(folder, [1, 2, 3, 4])] * 2
+    assert heard.messages[-1].startswith("the look at 3 seeds has decided; not trained: seed 4")
+    rest = Pretended({})
+    compare(request, rest, Heard())
+    assert {seed for _, seed in rest.started} == {4}, "without the question all seeds are trained"
+
+
 def test_a_plan_made_when_all_results_are_there_is_noted(request_):
     compare(request_, Pretended({}), Heard())
     fewer = choose_sides(request_.suite, [side.name for side in request_.suite.sides][:2])

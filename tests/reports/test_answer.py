@@ -8,7 +8,7 @@ from made_comparison import AP, FOCAL, GHM, GHM_R, PAIRS, SL1, write_run
 
 from ghm_d2.records import Pair
 from ghm_d2.reports.document import Best
-from ghm_d2.reports.report import by_data, overview, read_report
+from ghm_d2.reports.report import by_data, is_decided, overview, read_report
 
 ONE_PAIR = PAIRS[:1]
 
@@ -62,6 +62,19 @@ def test_the_choice_of_images_widens_an_interval(comparison):
     assert "count the chance in training and in the choice of test images" in report.verdict[-2]
     table = overview([report])
     assert dict(zip(table.headers, table.rows[0], strict=True))["SE images"].startswith("2.")
+
+
+def test_a_planned_look_decides_where_the_difference_is_clear(comparison):
+    pairs = [Pair(*PAIRS[0], primary=True)]
+    clear = {SL1: (50.0, 50.2, 50.1), GHM_R: (60.0, 60.3, 60.0)}
+    planned = {name: (*ap, None, None, None) for name, ap in clear.items()}
+    assert not is_decided(comparison(planned, pairs, analysis=False))
+    folder = comparison(planned, pairs, analysis=False, looks=[3])
+    assert is_decided(folder)
+    assert f"{GHM_R} has a higher AP than {SL1}" in read_report(folder).verdict[0]
+    alike = {SL1: (50.0, 55.2, 52.1), GHM_R: (52.0, 51.3, 53.0)}
+    planned = {name: (*ap, None, None, None) for name, ap in alike.items()}
+    assert not is_decided(comparison(planned, pairs, analysis=False, looks=[3]))
 
 
 def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
