@@ -3,7 +3,8 @@
 from functools import partial
 
 from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
-from ghm_d2.reports.conditions import conditions_figure, conditions_table
+from ghm_d2.reports.condition_figure import conditions_figure
+from ghm_d2.reports.conditions import conditions_table
 from ghm_d2.reports.difference_figure import differences_figure
 from ghm_d2.reports.document import Block, Document, Picture, Section, Text, is_picture
 from ghm_d2.reports.learning_speed import speed_table

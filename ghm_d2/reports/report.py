@@ -8,6 +8,7 @@ from typing import Any
 from ghm_d2.reports import document as documents
 from ghm_d2.reports import tables
 from ghm_d2.reports.answer import answer, failure, outcome
+from ghm_d2.reports.conditions import conditions_table
 from ghm_d2.reports.document import Table
 from ghm_d2.reports.results import Difference, NoiseRow, Row, differences_of, noise_of, row_of
 from ghm_d2.reports.runs import checked
@@ -46,8 +47,14 @@ class Report:
 
     @property
     def shown_tables(self) -> list[Table]:
-        """The results, a row a side, and the differences, a row a pair, where there are any."""
-        found = [tables.results_table(self.rows), tables.differences_table(self.differences)]
+        """AP by condition, the results, a row a side, and the differences, a row a pair; those of
+        them that there are.
+        """
+        found = [
+            conditions_table(self.rows),
+            tables.results_table(self.rows),
+            tables.differences_table(self.differences),
+        ]
         return [table for table in found if table.rows]
 
     @property

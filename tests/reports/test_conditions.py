@@ -27,6 +27,12 @@ def test_ap_is_shown_by_condition(comparison):
     assert isinstance(picture, Picture) and picture.file == "conditions.png"
 
 
+def test_the_terminal_and_markdown_begin_with_it(comparison):
+    report = read_report(comparison(NOISE, [], analysis=False))
+    assert report.shown_tables[0].headers == ("Method, AP", "0 % noise", "20 % noise")
+    assert report.markdown.startswith("| Method, AP | 0 % noise | 20 % noise |")
+
+
 def test_only_a_complete_repetition_is(comparison):
     """A comma in one side's name is not a condition, nor are sides that differ from one to next."""
     for left_out in NOISE:
