@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ghm_d2.files import write_text
-from ghm_d2.records import COMPARISON_FILE, TABLE_FILE, RunsTable
+from ghm_d2.records import COMPARISON_FILE, TABLE_FILE, RunRecord, RunsTable
 from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.study import (
     FIGURES_FILE,
@@ -60,10 +60,10 @@ def keep_records(source: Path, output: Path, names: set[str]) -> None:
     table = RunsTable(RESULTS / TABLE_FILE)
     keys = {Path(row["folder"]).name: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
     place = (output if keys else output / source.name).resolve().relative_to(RESULTS)
-    known = {row["folder"]: row["record"] for row in table.rows()}
+    known = {row["folder"]: RunRecord.of(row, table.file) for row in table.rows()}
     for name, record in find_records(source).items():
         folder = (place / name).as_posix()
-        if Path(name).name in names and known.get(folder) != asdict(record):
+        if Path(name).name in names and known.get(folder) != record:
             key = keys.get(Path(name).name, f"{record.config_hash}-s{record.seed}")
             table.append({"key": key, "folder": folder, "record": asdict(record)})
 
