@@ -213,8 +213,7 @@ def _compare(
         minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     with progress() as shown:
-        decided = {} if all_seeds else {"is_decided": is_decided}
-        folder = compare(request, start, shown, **decided)
+        folder = compare(request, start, shown, None if all_seeds else is_decided)
     from ghm_d2.reports.write import write_report
 
     from .report import show_report

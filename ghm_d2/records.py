@@ -39,7 +39,7 @@ class Schedule:
 
 @dataclass
 class SetFigures:
-    """What an evaluation found on a data set after the first of DATASETS.TEST.
+    """The figures of an evaluation on a data set after the first of DATASETS.TEST.
 
     Figures are as in `RunRecord`.
     """

@@ -175,12 +175,12 @@ def compare(
     request: Request,
     launcher,
     progress: Progress,
-    is_decided: Callable[[Path], bool] = lambda folder: False,
+    is_decided: Callable[[Path, int], bool] | None = None,
 ) -> Path:
     """Train what is not done yet, and record the comparison.
 
-    After each planned look `is_decided` is asked with the comparison's folder; where it says so,
-    the seeds after the look are not trained.
+    After each planned look `is_decided` is asked with the comparison's folder and the look's number
+    of seeds. If it says so, the seeds after the look are not trained. None: all seeds are trained.
 
     Returns:
         the comparison's folder.
@@ -204,10 +204,11 @@ def compare(
     for look in (*(request.looks or ()), len(request.seeds)):
         early = request.seeds[:look]
         run_all([run for run in runs if run.seed in early], launcher, table, progress)
-        if look < len(request.seeds) and is_decided(folder):
-            left = ", ".join(map(str, request.seeds[look:]))
+        left = [run.seed for run in runs if run.seed not in early and not run.is_done(table)]
+        if left and is_decided and is_decided(folder, look):
+            listed = ", ".join(map(str, dict.fromkeys(left)))
             progress.message(
-                f"the look at {look} seeds has decided; not trained: seed {left} "
+                f"the look at {look} seeds has decided; not trained: seed {listed} "
                 "(--all-seeds trains them)"
             )
             break

@@ -150,14 +150,14 @@ def read_report(folder: Path) -> Report:
     return Report(read_study(folder))
 
 
-def is_decided(folder: Path) -> bool:
-    """Tell whether the primary pair of the comparison in `folder` has its verdict.
+def is_decided(folder: Path, look: int) -> bool:
+    """Tell whether the primary pair of the comparison in `folder` has a verdict of `look` seeds.
 
     Raises:
         DataError: see `study.read_study`.
     """
     primary = [d for d in read_report(folder).differences if d.pair.primary]
-    return any(d.judged.p is not None for d in primary)
+    return any(d.judged.p is not None and d.judged.effect.n <= look for d in primary)
 
 
 def by_data(reports: list[Report]) -> list[Table]:

@@ -250,18 +250,20 @@ def test_a_look_that_decides_ends_the_comparison(request_):
     request = replace(request_, seeds=(1, 2, 3, 4), looks=(2, 3))
     asked = []
 
-    def at_the_second(folder):
-        asked.append((folder, Comparison.read(folder).seeds))
+    def at_the_second(folder, look):
+        asked.append((folder, look, Comparison.read(folder).seeds))
         return len(asked) > 1
 
     first, heard = Pretended({}), Heard()
     folder = compare(request, first, heard, at_the_second)
     assert {seed for _, seed in first.started} == {1, 2, 3}
-    assert asked == [(folder, [1, 2, 3, 4])] * 2
+    assert asked == [(folder, look, [1, 2, 3, 4]) for look in (2, 3)]
     assert heard.messages[-1].startswith("the look at 3 seeds has decided; not trained: seed 4")
     rest = Pretended({})
     compare(request, rest, Heard())
     assert {seed for _, seed in rest.started} == {4}, "without the question all seeds are trained"
+    compare(request, Pretended({}), heard, at_the_second)
+    assert len(asked) == 2, "nothing is left that a look could save"
 
 
 def test_a_plan_made_when_all_results_are_there_is_noted(request_):
@@ -367,7 +369,7 @@ def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
 
 
 def test_conditions_share_one_search_and_what_an_earlier_one_found(request_, monkeypatch):
-    """Of the claim, whose sides have the same names: the noise lab takes its frozen settings."""
+    """The noise lab takes the settings of the claim, whose sides have the same names."""
     monkeypatch.setattr("ghm_d2.experiments.plan.digits_folder", lambda _: request_.dataset)
     suite = choose_sides(find_suite(["noise"], "quick"))
     request = replace(request_, suite=suite, dataset=None, seeds=(1,), search=True)

@@ -124,7 +124,7 @@ def test_equals_pycocotools_where_the_data_have_faults_that_coco_has(many_digits
 
 
 def test_objects_are_counted_by_size(many_digits, tmp_path):
-    """As pycocotools does, of objects on a limit and of a crowd as well."""
+    """The counts are those of pycocotools, which judges no crowd and counts limits twice."""
     with open(f"{many_digits}/val.json") as file:
         truth = json.load(file)
     for annotation, area in zip(truth["annotations"], (32**2, 96**2, 100**2, 96**2), strict=False):

@@ -68,13 +68,16 @@ def test_a_planned_look_decides_where_the_difference_is_clear(comparison):
     pairs = [Pair(*PAIRS[0], primary=True)]
     clear = {SL1: (50.0, 50.2, 50.1), GHM_R: (60.0, 60.3, 60.0)}
     planned = {name: (*ap, None, None, None) for name, ap in clear.items()}
-    assert not is_decided(comparison(planned, pairs, analysis=False))
+    assert not is_decided(comparison(planned, pairs, analysis=False), 3)
     folder = comparison(planned, pairs, analysis=False, looks=[3])
-    assert is_decided(folder)
+    assert is_decided(folder, 3) and not is_decided(folder, 2)
     assert f"{GHM_R} has a higher AP than {SL1}" in read_report(folder).verdict[0]
     alike = {SL1: (50.0, 55.2, 52.1), GHM_R: (52.0, 51.3, 53.0)}
     planned = {name: (*ap, None, None, None) for name, ap in alike.items()}
-    assert not is_decided(comparison(planned, pairs, analysis=False, looks=[3]))
+    assert not is_decided(comparison(planned, pairs, analysis=False, looks=[3]), 3)
+    later = {name: (*ap, *(clear[name])) for name, ap in alike.items()}
+    folder = comparison(later, pairs, analysis=False, looks=[3])
+    assert not is_decided(folder, 3), "the seeds after the look say nothing about it"
 
 
 def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
