@@ -228,7 +228,7 @@ class BoxGradients:
 
         def loss(x, zero):
             region = _regions(asl1_norms(x.detach(), mu), self.bins)
-            return reference.harmonized_sum(asl1_loss(x, zero, mu), region, weights)
+            return reference.harmonized_losses(asl1_loss(x, zero, mu), region, weights).sum()
 
         return loss
 

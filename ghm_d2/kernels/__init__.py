@@ -1,8 +1,8 @@
-"""One entry to the kernels: `counted` and `focal` run the fastest backend for their tensors.
+"""The inner loops of the losses: count samples by gradient norm, then weigh them.
 
-"torch" is `reference`: plain PyTorch on any device, and the definition. The backends "c" (`cpu`)
-and "triton" (`triton_ghm`) read the logits once forward; backward they read them again and write
-the gradient. That is enough, because
+`reference` defines what is computed, in plain PyTorch; the operators of `operators` do the same
+faster where there is a backend for the device. They read the logits once forward; backward they
+read them again and write the gradient. That is enough, because
 
     L = sum_k w_k sum_{i in region k} l_i        (w_k = 1 / (n S_k): paper, equation 8)
 
@@ -11,116 +11,99 @@ needs only the counts and the sums of losses of the unit regions.
 
 import functools
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from types import ModuleType
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from ghm_d2.kernels import cpu, reference
-from ghm_d2.kernels.reference import as_tensor, upcast, wide
+from ghm_d2.kernels import operators, reference
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.samples import (
+    DeltaSamples,
+    Level,
+    Samples,
+    SigmoidSamples,
+    SoftmaxSamples,
+    check_deltas,
+)
 
+__all__ = [
+    "KERNELS",
+    "Counted",
+    "DeltaSamples",
+    "Samples",
+    "SigmoidSamples",
+    "SoftmaxSamples",
+    "compiled",
+    "counted",
+    "name_for",
+    "size_counts",
+    "update_density",
+]
 KERNELS = ("auto", "torch", "c", "triton")
 
-Weigh = Callable[[Tensor], Tensor]
-Finish = Callable[[Tensor], list[Tensor]]
 
+@dataclass(frozen=True)
+class Counted:
+    """Samples counted by unit region, ready to be weighed.
 
-def harmonized(
-    samples: str,
-    levels: Sequence[Sequence[Tensor]],
-    bins: int,
-    weigh: Weigh,
-    *params: float | Tensor,
-    kernel: str = "auto",
-) -> list[Tensor]:
-    """sum_i weights[region of i] * l_i of each feature level, a differentiable scalar each.
-
-    Args:
-        weigh: from counts (L, bins) int64 to weights (L, bins), constants for the gradient.
-        samples, levels, bins, *params, kernel, and errors raised: as of `counted`.
+    Attributes:
+        counts: (L, regions) int64, of each level.
+        total: from weights of that shape, constants for the gradient, to the loss, a scalar that
+            is differentiable: sum_i weights[region of i] * l_i.
+        sums: from the same to that sum of each level.
+        each: from the same to the terms of that sum, a tensor a level; 0 where not valid.
     """
-    counts, finish = counted(samples, levels, bins, *params, kernel=kernel)
-    with torch.no_grad():
-        weights = weigh(counts)
-    return finish(weights)
+
+    counts: Tensor
+    total: Callable[[Tensor], Tensor]
+    sums: Callable[[Tensor], list[Tensor]]
+    each: Callable[[Tensor], list[Tensor]]
 
 
 def counted(
-    samples: str,
+    samples: Samples,
     levels: Sequence[Sequence[Tensor]],
     bins: int,
-    *params: float | Tensor,
+    weights: Sequence[Tensor] | None = None,
+    *,
     kernel: str = "auto",
-    by_class: bool = False,
-) -> tuple[Tensor, Finish]:
-    """The two halves of `harmonized`, for callers that do something between them.
+) -> Counted:
+    """Count samples by gradient norm.
 
     Args:
-        samples: "sigmoid", "softmax" or "asl1": `reference.<samples>_samples` says what they are.
+        samples: what a sample is.
         levels: its tensors, of each level. The first is differentiated.
-        bins: number of unit regions.
-        params: its other arguments.
-        kernel: one of `KERNELS`; "auto" is the backend for the device where there is one.
-        by_class: of sigmoids: K * bins regions, those of class j from j * bins on, and as many
-            counts and weights. Triton has no kernel for them: it is plain PyTorch there.
+        bins: number of unit regions; by class, of each class.
+        weights: of each level, a factor on each loss, whose samples count where it is above 0.
+        kernel: one of `KERNELS`; "auto" is the compiled one where there is one for the device.
+            Plain PyTorch does what compiled ones do not: `weights`, targets that are no labels or
+            need a gradient.
 
     Raises:
         ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
-        RuntimeError: a kernel that is not there, or not for this device.
-
-    Returns:
-        the samples in each unit region, (L, bins) int64, and the function from weights (L, bins)
-        to the loss of each level, which is not called with a gradient to the weights.
+        RuntimeError: a kernel that is not there, or does not do that.
     """
-    check = _checked_deltas if samples == "asl1" else _checked_logits
-    levels = [check(*tensors) for tensors in levels]
-    backend = _common_backend(kernel, levels)
-    if by_class and backend is not cpu:
-        backend = None
-    if backend in (None, cpu):  # Triton's kernels read half precision as it is
-        levels = [tuple(map(upcast, tensors)) for tensors in levels]
-    if backend is None:
-        return _counted_by_reference(samples, levels, bins, params, by_class)
-    regions, gradient = getattr(backend, f"{samples}_regions"), getattr(backend, f"{samples}_grad")
-    if by_class:
-        regions, gradient = (functools.partial(f, by_class=True) for f in (regions, gradient))
-    if backend is not cpu:  # Triton's kernels read parameters from the device: one copy for all
-        params = tuple(as_tensor(x, levels[0][0], torch.float64) for x in params)
+    checked = [samples.check(*tensors) for tensors in levels]
+    by_reference = functools.partial(_count_by_reference, samples, checked, bins, weights)
+    if not _all_compiled(kernel, checked, samples, weights):
+        return by_reference()
+    arguments = operators.sample_arguments(samples, checked, bins)
     with torch.no_grad():
-        counts, losses = zip(*(regions(*t, *params, bins) for t in levels), strict=True)
-
-    def finish(weights: Tensor) -> list[Tensor]:
-        return [
-            _Weighed.apply(gradient, params, loss, w, *tensors)
-            for loss, w, tensors in zip(losses, weights, levels, strict=True)
-        ]
-
-    return torch.stack(counts), finish
+        counts, losses = operators.regions(*arguments)
+    total = functools.partial(operators.total, arguments, losses)
+    sums = functools.partial(operators.sums, arguments, losses)
+    return Counted(counts, total, sums, lambda weights: by_reference().each(weights))
 
 
 @torch.no_grad()
 def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> Tensor:
     """`reference.size_counts` of all levels' (pred, target, valid), added up."""
-    levels = [_checked_deltas(*tensors) for tensors in levels]
-    backend = _common_backend(kernel, levels)
-    if backend in (None, cpu):  # foreground alone, on CPUs: no work for a kernel of its own
-        backend = reference
-    return torch.stack([backend.size_counts(*tensors) for tensors in levels]).sum(0)
-
-
-def focal(
-    logits: Tensor, labels: Tensor, alpha: float, gamma: float, *, kernel: str = "auto"
-) -> Tensor | None:
-    """The sum of the focal losses in rows that are not ignored; None where there is no backend."""
-    tensors = _checked_logits(logits, labels)
-    backend = _common_backend(kernel, [tensors])
-    if backend is None or not gamma >= 0:
-        return None
-    if backend is cpu:
-        tensors = upcast(tensors[0]), tensors[1]
-    return _Focal.apply(backend, alpha, gamma, *tensors)
+    checked = [check_deltas(*tensors) for tensors in levels]
+    if not _all_compiled(kernel, checked):
+        return torch.stack([reference.size_counts(*tensors) for tensors in checked]).sum(0)
+    pred, target, valid = (list(tensors) for tensors in zip(*checked, strict=True))
+    return operators.size_counts(pred, target, valid)
 
 
 def update_density(
@@ -132,32 +115,28 @@ def update_density(
     *,
     kernel: str = "auto",
     **options,
-) -> Tensor | None:
-    """As `cpu.update_density`; None where there is no backend for the tensors."""
-    state = ema, num_updates, ema_foreground
-    integers = counts, num_updates, foreground
-    fits = (
-        all(t.device == ema.device for t in (*state, *integers))
-        and all(t.is_contiguous() for t in state)
-        and all(t.dtype == torch.int64 for t in integers)
-        and wide(ema.dtype) == ema.dtype == ema_foreground.dtype
-        and num_updates.shape == ema.shape
-        and counts.shape[1] == ema.shape[1]
-    )
-    backend = backend_for(kernel, ema.device) if fits else None
-    if backend is None:
-        return None
-    return backend.update_density(counts, foreground, *state, **options)
+) -> Tensor:
+    """`reference.update_density`; `ema`, `num_updates` and `ema_foreground` are moved on in place.
+
+    Raises:
+        RuntimeError: a kernel that is not there; tensors on several devices.
+    """
+    arguments = counts, foreground, ema, num_updates, ema_foreground
+    devices = {t.device for t in arguments}
+    if len(devices) > 1:
+        raise RuntimeError(f"counts and averages are on several devices: {sorted(map(str, devices))}")
+    run = operators.density if compiled(kernel, ema.device) else reference.update_density
+    return run(*arguments, **options)
 
 
 def name_for(device: torch.device) -> str:
     """Which kernel "auto" is on a device."""
-    backend = backend_for("auto", device)
-    return "torch" if backend is None else "c" if backend is cpu else "triton"
+    backend = operators.backend_of(device)
+    return "torch" if backend is None else backend.NAME
 
 
-def backend_for(kernel: str, device: torch.device) -> ModuleType | None:
-    """The module that does what `reference` defines, if another one does.
+def compiled(kernel: str, device: torch.device) -> bool:
+    """Whether a compiled kernel runs on a device: False where plain PyTorch does.
 
     Raises:
         ValueError: an unknown kernel.
@@ -165,119 +144,49 @@ def backend_for(kernel: str, device: torch.device) -> ModuleType | None:
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
-    backend = None
-    if device.type == "cpu" and kernel in ("auto", "c") and cpu.available():
-        backend = cpu
-    elif (device.type == "cuda" and kernel == "auto") or kernel == "triton":
-        backend = _triton()
-        if device.type != "cuda" and backend is not None and not backend.interpreted():
-            backend = None
-    if backend is None and kernel in ("c", "triton"):
+    backend = operators.backend_of(device) if kernel != "torch" else None
+    if kernel in ("c", "triton") and (backend is None or backend.NAME != kernel):
         raise RuntimeError(f"the kernel {kernel!r} is not there for {device.type}; see ghm doctor")
-    return None if _is_traced() else backend
+    return backend is not None
 
 
-def _is_traced() -> bool:
-    """Whether operations are recorded or transformed, which what is no operation escapes."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
-def _common_backend(kernel: str, levels: Sequence[Sequence[Tensor]]) -> ModuleType | None:
-    """The backend for all levels; None where a target needs a gradient or precisions are mixed."""
-    backends = {backend_for(kernel, x.device) for x, *_ in levels}
-    targets = [(x, t) for x, *others in levels for t in others if t.is_floating_point()]
-    if any(t.requires_grad or wide(t.dtype) != wide(x.dtype) for x, t in targets):
-        return None
-    return backends.pop() if len(backends) == 1 else None
-
-
-def _checked_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The tensors of a level, made sure that no kernel reads beyond them."""
-    if labels.is_floating_point():
-        raise ValueError(f"labels are integers, not {labels.dtype}")
-    _check_shape("labels", labels, logits, logits.shape[:1])
-    return logits, labels.long()
-
-
-def _checked_deltas(pred: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _check_shape("targets", target, pred, pred.shape)
-    _check_shape("valid", valid, pred, pred.shape)
-    return pred, target if target.is_floating_point() else target.to(pred.dtype), valid.bool()
-
-
-def _check_shape(name: str, given: Tensor, pred: Tensor, shape: torch.Size) -> None:
-    if pred.dim() != 2 or given.shape != shape:
-        raise ValueError(
-            f"predictions are (N, K), not {tuple(pred.shape)} with {name} {tuple(given.shape)}"
+def _all_compiled(kernel: str, levels, samples: Samples | None = None, weights=None) -> bool:
+    """Whether compiled kernels do all levels; RuntimeError where they are asked for and do not."""
+    found = [compiled(kernel, device) for device in {x.device for x, *_ in levels}]
+    targets = [t for _, *others in levels for t in others]
+    dense = samples is not None and samples.mu is None and targets[0].dim() > 1
+    able = not (dense or weights or any(t.requires_grad for t in targets))
+    if kernel in ("c", "triton") and not able:
+        raise RuntimeError(
+            f"the kernel {kernel!r} takes labels, no weights, and no target that needs a gradient: "
+            "leave it at auto"
         )
-    if given.device != pred.device:
-        raise ValueError(f"predictions are on {pred.device}, but {name} on {given.device}")
+    return found == [True] and able
 
 
-@functools.cache
-def _triton() -> ModuleType | None:
-    if find_spec("triton") is None:
-        return None
-    from ghm_d2.kernels import triton_ghm
+def _count_by_reference(
+    samples: Samples, levels: Sequence[Level], bins: int, weights: Sequence[Tensor] | None
+) -> Counted:
+    regions = samples.num_regions(levels[0][0], bins)
+    losses, index = [], []
+    for i, tensors in enumerate(levels):
+        loss, norm, valid = samples.plain(*map(upcast, tensors))
+        if weights:
+            weight = weights[i].view(loss.shape) if weights[i].numel() == loss.numel() else weights[i]
+            loss, valid = torch.where(weight > 0, loss * weight, 0), valid & (weight > 0)
+        losses.append(loss)
+        index.append(reference.unit_regions(norm, valid, bins, samples.by_class))
 
-    return triton_ghm if triton_ghm.available() else None
+    def each(weights: Tensor) -> list[Tensor]:
+        of = zip(losses, index, weights, strict=True)
+        return [reference.harmonized_losses(loss, i, w) for loss, i, w in of]
 
+    def sums(weights: Tensor) -> list[Tensor]:
+        return [x.sum() for x in each(weights)]
 
-def _counted_by_reference(samples, levels, bins, params, by_class) -> tuple[Tensor, Finish]:
-    of = [getattr(reference, f"{samples}_samples")(*tensors, *params) for tensors in levels]
-    index = [reference.unit_regions(norm, valid, bins, by_class) for _, norm, valid in of]
-    losses = [loss for loss, _, _ in of]
-    if by_class:
-        bins *= losses[0].shape[1]
+    def total(weights: Tensor) -> Tensor:
+        first, *others = sums(weights)
+        return sum(others, first)
 
-    def finish(weights: Tensor) -> list[Tensor]:
-        return [
-            reference.harmonized_sum(loss, i, w)
-            for loss, i, w in zip(losses, index, weights, strict=True)
-        ]
-
-    return torch.stack([reference.histogram(i, bins) for i in index]), finish
-
-
-def _refuse_to_be_differentiated() -> None:
-    # once_differentiable gives a constant where the incoming gradient is one
-    if torch.is_grad_enabled():
-        raise RuntimeError("a gradient that is to be differentiated needs kernel='torch'")
-
-
-class _Weighed(Function):
-    """The sum of a level's losses, weighed by unit region."""
-
-    @staticmethod
-    def forward(ctx, gradient, params, losses, weights, *tensors):
-        ctx.gradient, ctx.params = gradient, params
-        ctx.save_for_backward(weights, *tensors)
-        return (weights * losses).sum().to(torch.promote_types(tensors[0].dtype, torch.float32))
-
-    @staticmethod
-    def backward(ctx, scale):
-        _refuse_to_be_differentiated()
-        weights, *tensors = ctx.saved_tensors
-        # what the gradient is multiplied by goes into the weights: no pass of its own
-        weights = weights.to(scale.dtype) * scale
-        gradient = ctx.gradient(*tensors, *ctx.params, weights)
-        return (None,) * 4 + (gradient,) + (None,) * (len(tensors) - 1)
-
-
-class _Focal(Function):
-    @staticmethod
-    def forward(ctx, backend, alpha, gamma, logits, labels):
-        ctx.backend, ctx.params = backend, (alpha, gamma)
-        ctx.save_for_backward(logits, labels)
-        return backend.focal_sum(logits, labels, alpha, gamma)
-
-    @staticmethod
-    def backward(ctx, scale):
-        _refuse_to_be_differentiated()
-        gradient = ctx.backend.focal_grad(*ctx.saved_tensors, *ctx.params, scale)
-        return None, None, None, gradient, None
+    counts = torch.stack([reference.histogram(i, regions) for i in index])
+    return Counted(counts, total, sums, each)

@@ -92,11 +92,9 @@ INLINE double root_d(double d, double mu) { return hypot(d, mu); }
 
 /* sqrt(d^2 + mu^2), whose squares neither overflow nor vanish */
 INLINE float root_f(float d, float mu) {
-    float size = d > 0 ? d : -d, larger = size > mu ? size : mu;
-    float unit = larger > 1e15f ? 1e15f : larger < 1e-15f ? 1e-15f : 1.0f;
-    float of_unit = larger > 1e15f ? 1e-15f : larger < 1e-15f ? 1e15f : 1.0f;
-    d *= of_unit, mu *= of_unit;
-    return unit * sqrtf(d * d + mu * mu);
+    float size = d > 0 ? d : -d, larger = size > mu ? size : mu, smaller = size > mu ? mu : size;
+    float ratio = smaller / larger;
+    return larger * sqrtf(1 + ratio * ratio);
 }
 
 /* Adds the tallies (parts, bins + 1, COPIES) up, without the ignored samples'; NaN without any. */
@@ -293,18 +291,23 @@ CLONES HIDDEN void F(focal_grad_part)(const REAL *x, const int64_t *labels, int6
     }
 }
 
-/* The largest logit of a row, and the sum of e^(x - largest) without that of class y. */
-INLINE REAL F(softmax_row)(const REAL *x, int64_t K, int64_t y, REAL *largest) {
+/* A row of a softmax: its largest logit, the sum of e^(x - largest) over all classes, and the norm
+ * 1 - p_y. Both passes call it, so that a sample on the edge of a region is in the same one. */
+CLONES HIDDEN __attribute__((noinline)) void F(softmax_row)(const REAL *x, int64_t K, int64_t y,
+                                                            REAL *largest, REAL *total, REAL *norm) {
     REAL top = x[0], poison = 0, rest = 0;
 #pragma omp simd reduction(max : top) reduction(+ : poison)
     for (int64_t j = 0; j < K; j++) {
         top = x[j] > top ? x[j] : top;
-        poison += x[j] - x[j];
+        poison += x[j] < (REAL)INFINITY ? 0 : (REAL)NAN; /* -inf is a probability of 0 */
     }
 #pragma omp simd reduction(+ : rest)
     for (int64_t j = 0; j < K; j++) rest += j == y ? 0 : F(exp)(x[j] - top);
+    if (!(top > -(REAL)INFINITY)) poison = (REAL)NAN;
+    rest += poison;
     *largest = top;
-    return rest + poison;
+    *total = rest + (x[y] > -(REAL)INFINITY ? F(exp)(x[y] - top) : 0);
+    *norm = rest / *total;
 }
 
 /* Logits x (rows, K), labels (rows,): a sample is a row, l = -log(p_y), g = 1 - p_y. */
@@ -313,11 +316,13 @@ CLONES HIDDEN void F(softmax_regions_part)(const REAL *x, const int64_t *labels,
     for (int64_t row = begin; row < end; row++) {
         int64_t y = labels[row] < K ? labels[row] : K - 1;
         if (y < 0) continue;
-        REAL top, rest = F(softmax_row)(x + row * K, K, y, &top);
-        double of_y = exp((double)(x[row * K + y] - top)), loss;
+        const REAL *of = x + row * K;
+        REAL top, total, norm;
+        F(softmax_row)(of, K, y, &top, &total, &norm);
+        double below = (double)of[y] - top, rest = (double)norm * total, loss;
         /* no cancellation where y is the largest, or far from it */
-        loss = of_y == 1 ? log1p(rest) : log(rest + of_y) - (double)(x[row * K + y] - top);
-        int32_t index = F(region)((REAL)(rest / (rest + of_y)), bins);
+        loss = below == 0 ? log1p(rest) : log(total) - below;
+        int32_t index = F(region)(norm, bins);
         tallies[index * COPIES + row % COPIES] += (tally){1, loss};
     }
 }
@@ -328,16 +333,16 @@ CLONES HIDDEN void F(softmax_grad_part)(const REAL *x, const int64_t *labels, in
     for (int64_t row = begin; row < end && K; row++) {
         int64_t y = labels[row] < K ? labels[row] : K - 1;
         const REAL *of = x + row * K;
-        REAL *grad = out + row * K, top;
+        REAL *grad = out + row * K, top, total, norm;
         if (y < 0) {
             memset(grad, 0, K * sizeof *grad);
             continue;
         }
-        REAL rest = F(softmax_row)(of, K, y, &top);
-        REAL total = rest + F(exp)(of[y] - top), norm = rest / total;
-        REAL weight = weights[F(region)(norm, bins)];
+        F(softmax_row)(of, K, y, &top, &total, &norm);
+        REAL weight = weights[F(region)(norm, bins)], scale = weight / total;
 #pragma omp simd
-        for (int64_t j = 0; j < K; j++) grad[j] = weight * (F(exp)(of[j] - top) / total);
+        for (int64_t j = 0; j < K; j++)
+            grad[j] = of[j] > -(REAL)INFINITY ? scale * F(exp)(of[j] - top) : 0;
         grad[y] = -weight * norm;
     }
 }
@@ -445,53 +450,62 @@ void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, in
 #undef TALLIES
 
 /* c, from averages of the foreground samples and of 1, which it moves on. */
-static REAL F(prior_count)(double foreground, REAL *average, double prior, double momentum,
-                           int32_t from_first, int32_t debias, int32_t training) {
+static double F(prior_count)(double foreground, REAL *average, double prior, double momentum,
+                             int32_t from_first, int32_t debias, int32_t training) {
+    double mean = average[0], seen = average[1];
     if (momentum > 0 && training) {
-        double keep = from_first && average[1] == 0 ? 0 : momentum;
-        average[0] = (REAL)(keep * average[0] + (1 - keep) * foreground);
-        average[1] = (REAL)(keep * average[1] + (1 - keep));
+        double keep = from_first && seen == 0 ? 0 : momentum;
+        average[0] = (REAL)(mean = keep * mean + (1 - keep) * foreground);
+        average[1] = (REAL)(seen = keep * seen + (1 - keep));
     }
-    if (momentum > 0 && average[1] > 0) foreground = average[0] / (debias ? average[1] : 1);
-    return (REAL)(prior * (foreground > 1 ? foreground : 1));
+    if (momentum > 0 && seen > 0) foreground = mean / (debias ? seen : 1);
+    return prior * (foreground > 1 ? foreground : 1);
 }
 
-/* counts, weights (levels, bins): `losses.density.GradientDensity`, whose arguments these are.
+/* S_k + c of one region after each of `levels` rows of counts, (levels, bins) with region k first;
+ * its average and its number of updates move on. */
+static void F(region_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
+                              int64_t *updates, double c, double momentum, int32_t from_first,
+                              int32_t debias, int32_t training, int32_t moves, REAL *density) {
+    double average = *ema;
+    int64_t times = *updates;
+    for (int64_t level = 0; level < levels; level++) {
+        double new = (double)counts[level * bins], smooth = new;
+        if (momentum > 0 && training && (moves || new > 0)) {
+            average = from_first && times == 0 ? new : momentum * average + (1 - momentum) * new;
+            times++;
+        }
+        if (momentum > 0 && times) /* else a region first met in evaluation */
+            smooth = average / (debias ? -expm1((double)times * log(momentum)) : 1);
+        density[level * bins] = (REAL)(smooth + c);
+    }
+    if (training) *ema = (REAL)average, *updates = times;
+}
+
+/* counts, weights (levels, bins): `reference.update_density`, whose arguments these are.
  * ema, updates (rows, bins), foreground (rows,) and its average (rows, 2): a row for each level
  * where `own`, else one for all; the last two are not read without a prior. `normalizer`: 0
- * valid_bins, 1 bins, 2 weights. `factor` is one on the weights. */
-void F(update_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
-                       int64_t *updates, const int64_t *foreground, REAL *ema_foreground,
-                       double prior, double momentum, int32_t own, int32_t normalizer,
-                       int32_t from_first, int32_t debias, int32_t training, REAL factor,
-                       REAL *weights) {
-    REAL c = 0;
-    for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
-        int64_t row = own ? level : 0;
-        REAL *average = ema + row * bins;
-        int64_t *times = updates + row * bins;
-        if (prior > 0 && (own || level == 0))
+ * valid_bins, 1 bins, 2 weights. */
+void F(density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema, int64_t *updates,
+                const int64_t *foreground, REAL *ema_foreground, double prior, double momentum,
+                int32_t own, int32_t normalizer, int32_t from_first, int32_t debias,
+                int32_t training, double factor, REAL *weights) {
+    for (int64_t row = 0; row < (own ? levels : 1); row++) {
+        int64_t at = row * bins, rows = own ? 1 : levels;
+        double c = 0;
+        if (prior > 0)
             c = F(prior_count)((double)foreground[row], ema_foreground + 2 * row, prior, momentum,
                                from_first, debias, training);
+        for (int64_t k = at; k < at + bins; k++)
+            F(region_density)(counts + k, rows, bins, ema + k, updates + k, c, momentum, from_first,
+                              debias, training, prior > 0, weights + k);
+    }
+    for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
         double total = 0;
-        for (int64_t k = 0; k < bins; k++) {
-            REAL smooth = (REAL)counts[k];
-            if ((counts[k] > 0 || prior > 0) && momentum > 0 && training) {
-                int first = from_first && times[k] == 0;
-                times[k]++;
-                average[k] = (REAL)(momentum * average[k] + (1 - momentum) * smooth);
-                if (first) average[k] = smooth;
-            }
-            if (momentum > 0 && times[k]) /* else a region first met in evaluation */
-                smooth = (REAL)(average[k] / (debias ? 1 - pow(momentum, (double)times[k]) : 1));
-            weights[k] = smooth + c;
-            if (normalizer == 1)
-                total++;
-            else if (counts[k] > 0)
-                total += normalizer == 0 ? 1 : counts[k] / (double)weights[k];
-        }
         for (int64_t k = 0; k < bins; k++)
-            weights[k] = counts[k] > 0 ? factor / ((REAL)total * weights[k]) : 0;
+            total += normalizer == 1 ? 1 : counts[k] == 0 ? 0 : normalizer == 0 ? 1 : counts[k] / (double)weights[k];
+        for (int64_t k = 0; k < bins; k++)
+            weights[k] = counts[k] > 0 ? (REAL)(factor / (total * weights[k])) : 0;
     }
 }
 

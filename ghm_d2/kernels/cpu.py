@@ -1,10 +1,8 @@
-"""The CPU backend, in C (`cpu.c`): one read of the logits forward, one read and one write backward,
-from integer labels, with no temporary larger than the gradient.
+"""The backend for CPUs, in C (`cpu.c`): one read of the logits forward, one read and one write
+backward, from integer labels, with no temporary larger than the gradient.
 
-Functions ending in `_regions` give a (bins,) int64 count of samples and a (bins,) float64 sum of
-plain losses for each unit region; those ending in `_grad` a gradient with a weight for each region.
-float32 and float64. The library is built when the project is installed, where a C compiler is;
-`available` says whether it was.
+float32 and float64; half precision becomes float32. The library is built when the project is
+installed, where a C compiler is; `available` says whether it was.
 """
 
 import ctypes
@@ -18,6 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ghm_d2.kernels import reference
+from ghm_d2.kernels.reference import upcast
+
+NAME = "c"
 _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
 # of the C functions: p pointer, l int64, i int32, d double, r float or double
 _ARGUMENTS = {
@@ -29,7 +31,7 @@ _ARGUMENTS = {
     "asl1_grad": "ppplliripp",
     "focal_sum": "ppllirrrp",
     "focal_grad": "ppllirrrp",
-    "update_density": "pllppppddiiiiirp",
+    "density": "pllppppddiiiiidp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
 _PROCESS = os.getpid()
@@ -41,128 +43,105 @@ def available() -> bool:
     return _library() is not None
 
 
-def sigmoid_regions(
-    logits: Tensor, labels: Tensor, bins: int, by_class: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Of (anchor, class) pairs, as `reference.sigmoid_samples` makes them: logits (N, K).
+def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
+    """Counts (L, regions) int64 and sums of plain losses (L, regions) float64 of unit regions.
 
-    By class there are K * bins regions, of one class after another.
+    Args:
+        kind: of `samples.Samples`, whose other fields are `mu` (0-dim) to `gamma`.
+        pred, target: a tensor a level: logits and labels, or deltas.
+        valid: of deltas, bool; else empty.
+        bins: unit regions of a class.
     """
-    regions = bins * logits.shape[1] if by_class else bins
-    return _regions("sigmoid_regions", (logits, labels), (bins,), regions)
-
-
-def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor, by_class: bool = False) -> Tensor:
-    """weights[region] * (p - t), (N, K); 0 in ignored rows."""
-    bins = len(weights) // logits.shape[1] if by_class else len(weights)
-    return _grad("sigmoid_grad", (logits, labels), (bins,), weights)
-
-
-def softmax_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Of rows, as `reference.softmax_samples` makes them: logits (N, K + 1)."""
-    return _regions("softmax_regions", (logits, labels), (), bins)
-
-
-def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """weights[region] * (softmax - one-hot), (N, K + 1); 0 in ignored rows."""
-    return _grad("softmax_grad", (logits, labels), (), weights)
-
-
-def asl1_regions(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, bins: int
-) -> tuple[Tensor, Tensor]:
-    """Of coordinates, as `reference.asl1_samples` makes them: all (N, 4)."""
-    return _regions("asl1_regions", (pred, target, valid), (float(mu),), bins)
-
-
-def asl1_grad(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, weights: Tensor
-) -> Tensor:
-    """weights[region] * d / sqrt(d^2 + mu^2), (N, 4); 0 where not valid."""
-    return _grad("asl1_grad", (pred, target, valid), (float(mu),), weights)
-
-
-def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The focal loss of all (anchor, class) pairs in rows that are not ignored, added up.
-
-    gamma is at least 0; alpha below 0 means no such factor.
-    """
-    sums = torch.zeros(_num_parts(logits), dtype=torch.float64)
-    _run("focal_sum", (logits, labels), gamma, *_focal_factors(alpha), sums)
-    return sums.sum().to(logits.dtype)
-
-
-def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale: Tensor) -> Tensor:
-    """`scale` times the gradient of `focal_sum`, (N, K)."""
-    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    factors = (scale.item() * factor for factor in _focal_factors(alpha))
-    _run("focal_grad", (logits, labels), gamma, *factors, out)
-    return out
-
-
-def update_density(
-    counts: Tensor,
-    foreground: Tensor,
-    ema: Tensor,
-    num_updates: Tensor,
-    ema_foreground: Tensor,
-    *,
-    momentum: float,
-    prior: float,
-    own: bool,
-    normalizer: str,
-    ema_init: str,
-    training: bool,
-    factor: float,
-) -> Tensor:
-    """What `losses.density.GradientDensity` does after its counts are complete: (rows, bins).
-
-    `ema`, `num_updates` and `ema_foreground` (contiguous) are updated in place; `own` says that
-    each row of the counts has its own. `factor` is one on the weights.
-    """
-    weights = torch.empty(counts.shape, dtype=ema.dtype)
-    state = (counts.contiguous(), *counts.shape, ema, num_updates, foreground, ema_foreground)
-    starts = ema_init == "first", ema_init == "debias"
-    divisor = ("valid_bins", "bins", "weights").index(normalizer)
-    choices = (own, divisor, *starts, training)
-    _call("update_density", ema.dtype, *state, prior, momentum, *choices, factor, weights)
-    return weights
-
-
-def _regions(
-    name: str, inputs: tuple[Tensor, ...], params: tuple, bins: int
-) -> tuple[Tensor, Tensor]:
-    counts = torch.empty(bins, dtype=torch.int64)
-    losses = torch.empty(bins, dtype=torch.float64)
-    _run(name, inputs, *params, bins, counts, losses)
+    of_focal = alpha >= 0 or gamma > 0
+    num_regions = bins * pred[0].shape[1] if by_class else bins
+    counts = torch.empty(len(pred), num_regions, dtype=torch.int64)
+    losses = torch.empty(len(pred), num_regions, dtype=torch.float64)
+    options = _options(kind, mu, bins, by_class)
+    for level, tensors in enumerate(_levels(pred, target, valid)):
+        if of_focal:
+            counts[level], losses[level] = _focal_sum(*tensors, alpha, gamma)
+        else:
+            _run(f"{kind}_regions", tensors, *options, num_regions, counts[level], losses[level])
     return counts, losses
 
 
-def _grad(name: str, inputs: tuple[Tensor, ...], params: tuple, weights: Tensor) -> Tensor:
-    out = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
-    # the region after the last is that of ignored samples
-    table = torch.cat([weights, weights.new_zeros(1)]).to(out.dtype)
-    _run(name, inputs, *params, len(weights), table, out)
-    return out
+def gradient(
+    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor
+) -> list[Tensor]:
+    """weights[region] * dl/dx of each sample, of the shape and dtype of each `pred`.
+
+    Args:
+        weights: (L, regions); the others are as of `regions`.
+    """
+    options, found = _options(kind, mu, bins, by_class), []
+    for level, tensors in enumerate(_levels(pred, target, valid)):
+        out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+        if alpha >= 0 or gamma > 0:
+            factors = (weights[level].item() * factor for factor in _focal_factors(alpha))
+            _run("focal_grad", tensors, gamma, *factors, out)
+        else:
+            # the region after the last is that of ignored samples
+            table = torch.nn.functional.pad(weights[level].to(out.dtype), (0, 1))
+            _run(f"{kind}_grad", tensors, *options, weights.shape[1], table, out)
+        found.append(out.to(pred[level].dtype))
+    return found
+
+
+def density(
+    counts, foreground, ema, num_updates, ema_foreground, momentum, prior, own, normalizer,
+    ema_init, training, factor,
+) -> Tensor:  # fmt: skip
+    """`reference.update_density`, whose arguments these are."""
+    state = ema, num_updates, ema_foreground
+    if not all(t.is_contiguous() for t in state):
+        options = dict(
+            momentum=momentum, prior=prior, own=own, normalizer=normalizer, ema_init=ema_init,
+            training=training, factor=factor,
+        )  # fmt: skip
+        return reference.update_density(counts, foreground, *state, **options)
+    weights = torch.empty(counts.shape, dtype=ema.dtype)
+    counts, foreground = counts.long().contiguous(), foreground.long().contiguous()
+    arrays = (counts, *counts.shape, ema, num_updates, foreground, ema_foreground)
+    divisor = ("valid_bins", "bins", "weights").index(normalizer)
+    choices = own, divisor, ema_init == "first", ema_init == "debias", training
+    _call("density", ema.dtype, *arrays, prior, momentum, *choices, factor, weights)
+    return weights
+
+
+def size_counts(pred, target, valid) -> Tensor:
+    """`reference.size_counts` of all levels: foreground alone is no work for a kernel of its own."""
+    found = [reference.size_counts(*tensors) for tensors in zip(pred, target, valid, strict=True)]
+    return torch.stack(found).sum(0)
+
+
+def _levels(pred, target, valid) -> list[tuple[Tensor, ...]]:
+    """The tensors of each level, contiguous, and predictions and deltas at least float32."""
+    lists = (pred, target, valid) if valid else (pred, target)
+    return [tuple(upcast(t).contiguous() for t in level) for level in zip(*lists, strict=True)]
+
+
+def _options(kind: str, mu: Tensor | None, bins: int, by_class: bool) -> tuple:
+    """What the C functions take before the number of regions."""
+    if kind == "asl1":
+        return (mu.item(),)
+    return (bins,) if kind == "sigmoid" else ()
+
+
+def _focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    sums = torch.zeros(_num_parts(logits), dtype=torch.float64)
+    _run("focal_sum", (logits, labels), gamma, *_focal_factors(alpha), sums)
+    return (labels >= 0).sum() * logits.shape[1], sums.sum()
 
 
 def _run(name: str, inputs: tuple[Tensor, ...], *rest) -> None:
     """Calls the C function of inputs with rows and columns, shared out to threads."""
     x = inputs[0]
-    contiguous = (t.contiguous() for t in inputs)
-    _call(name, x.dtype, *contiguous, *x.shape, _num_parts(x), *rest)
+    _call(name, x.dtype, *inputs, *x.shape, _num_parts(x), *rest)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments) -> None:
     function = getattr(_library(), name + _REAL[dtype][0])
-    function(*(_address(a) if isinstance(a, Tensor) else a for a in arguments))
-
-
-def _address(x: Tensor) -> int:
-    address = x.data_ptr()
-    if not address and x.numel():
-        raise RuntimeError(f"{type(x).__name__} has no memory: use kernel='torch'")
-    return address
+    function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 def _num_parts(x: Tensor) -> int:

@@ -3,10 +3,13 @@
 Each kind of loss reduces to three tensors of one shape: `loss`, the plain loss l of each sample
 (differentiable); `norm`, its gradient norm g in [0, 1] (detached); and `valid`, a mask. Two
 steps are common: `unit_regions` and `histogram` count samples by gradient norm, and
-`harmonized_sum` weighs them. None of them waits for the device or loops over unit regions.
+`harmonized_losses` weighs them. None of them waits for the device or loops over unit regions.
 
-A logit or delta that is not finite makes its sample's loss NaN, and never an index fault.
+A logit or delta that is not finite makes its sample's loss NaN, and never an index fault. In a
+softmax -inf stands for a probability of 0, as in `F.cross_entropy`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +27,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def upcast(x: Tensor) -> Tensor:
     """`x` in the precision that `wide` gives."""
     return x.to(wide(x.dtype))
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_tensor(x: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,6 +58,15 @@ def sigmoid_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     return F.softplus(signed, threshold=40), signed.detach().sigmoid(), valid
 
 
+def dense_sigmoid_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `sigmoid_samples`, of a target in [0, 1] for each logit, negative where ignored."""
+    valid = target >= 0
+    target = torch.where(valid, target, 0).to(logits)
+    x = _nan_unless_finite(torch.where(valid, logits, 0))
+    loss = F.softplus(x, threshold=40) - target * x
+    return torch.where(valid, loss, 0), (x.detach().sigmoid() - target).abs(), valid
+
+
 def _signed_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """`logits` (N, K) with the sign of each row's entry at its class turned."""
     classes = logits.shape[1]
@@ -72,9 +89,22 @@ def softmax_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
         loss, norm: (N,). valid: (N,) bool.
     """
     valid = labels >= 0
-    logits = _nan_unless_finite(torch.where(valid[:, None], logits, 0))
+    logits = torch.where(valid[:, None], logits, 0)
+    logits = torch.where(logits < math.inf, logits, math.nan)  # -inf is a probability of 0
     loss = F.cross_entropy(logits, labels.clamp(0, logits.shape[1] - 1), reduction="none")
     return torch.where(valid, loss, 0), -torch.expm1(-loss.detach()), valid
+
+
+def dense_softmax_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `softmax_samples`, of probabilities (N, K + 1); rows with a negative one are ignored."""
+    valid = (target >= 0).all(1)
+    target = torch.where(valid[:, None], target, 0).to(logits)
+    logits = torch.where(valid[:, None], logits, 0)
+    logits = torch.where(logits < math.inf, logits, math.nan)
+    log_p = logits.log_softmax(1)
+    loss = -torch.where(target > 0, target * log_p, 0).sum(1)
+    norm = (log_p.detach().exp() - target).abs().sum(1) / 2
+    return torch.where(valid, loss, 0), norm, valid
 
 
 def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor):
@@ -147,8 +177,8 @@ def _histogram_on_device(index: Tensor, bins: int) -> Tensor:
     return counts.scatter_add_(0, index, torch.ones_like(index))[:bins]
 
 
-def harmonized_sum(loss: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """sum_i weights[index_i] * loss_i over the valid samples: a scalar.
+def harmonized_losses(loss: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """weights[index_i] * loss_i of each sample, 0 where it is not valid.
 
     Args:
         loss: plain losses, any shape.
@@ -156,4 +186,99 @@ def harmonized_sum(loss: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         weights: (bins,), a constant for the gradient.
     """
     table = torch.cat([weights, weights.new_zeros(1)]).to(loss.dtype)
-    return (loss * table[index]).sum()
+    return loss * table[index]
+
+
+@torch.no_grad()
+def update_density(
+    counts: Tensor,
+    foreground: Tensor,
+    ema: Tensor,
+    num_updates: Tensor,
+    ema_foreground: Tensor,
+    *,
+    momentum: float,
+    prior: float,
+    own: bool,
+    normalizer: str,
+    ema_init: str,
+    training: bool,
+    factor: float,
+) -> Tensor:
+    """The weight beta / N of a sample in each unit region (paper, section 3.3), in float64.
+
+    Args:
+        counts: (L, bins) int64, samples by feature level, or class, and unit region.
+        foreground: int64, foreground samples: 0-dim, or (L,) if `own`; not read without a prior.
+        ema, num_updates, ema_foreground: (rows, bins) twice, and (2,) or (rows, 2); buffers of
+            `losses.density.GradientDensity`, moved on in place if `training`.
+        own: each row of the counts has its own row of them; else all update the first in turn.
+        momentum, prior, normalizer, ema_init: arguments of `GradientDensity`.
+        factor: on the weights.
+
+    Returns:
+        (L, bins) of the dtype of `ema`; 0 where there is no sample.
+    """
+    exact = exact_dtype(ema.device)
+    new, present = counts.to(exact), counts > 0
+    smooth = new
+    if momentum > 0:
+        rows = slice(len(counts)) if own else 0
+        average, times, found = ema[rows].to(exact), num_updates[rows], []
+        for row in [new] if own else new:  # with `own` all at once
+            if training:
+                moves = torch.ones_like(row) if prior else row > 0
+                average, times = _moved(average, times, row, moves, momentum, ema_init)
+            smooth = average
+            if ema_init == "debias":
+                smooth = average / -torch.expm1(times.clamp(min=1).to(exact) * math.log(momentum))
+            # a region first met in evaluation has no average yet
+            found += [torch.where(times == 0, row, smooth)]
+        smooth = found[0] if own else torch.stack(found)
+        if training:
+            ema[rows], num_updates[rows] = average.to(ema.dtype), times
+    if prior:
+        options = momentum, prior, ema_init, training
+        smooth = smooth + prior_count(foreground, ema_foreground, *options).view(-1, 1)
+    if normalizer == "weights":
+        n = torch.where(present, new / smooth, 0).sum(1, keepdim=True)
+    elif normalizer == "bins":
+        n = new.new_full((), counts.shape[1])
+    else:
+        n = present.sum(1, keepdim=True)
+    return torch.where(present, factor / (n * smooth), 0).to(ema.dtype)
+
+
+def _moved(average, times, new, moves, momentum: float, ema_init: str) -> tuple[Tensor, Tensor]:
+    """The average after `new` where it `moves`, and how often it has moved."""
+    moved = momentum * average + (1 - momentum) * new
+    if ema_init == "first":
+        moved = torch.where(times == 0, new, moved)
+    return torch.where(moves > 0, moved, average), times + (moves > 0)
+
+
+@torch.no_grad()
+def prior_count(
+    foreground: Tensor,
+    ema_foreground: Tensor,
+    momentum: float,
+    prior: float,
+    ema_init: str,
+    training: bool,
+) -> Tensor:
+    """c: `prior` times the average of the foreground samples, at least `prior`.
+
+    Arguments as of `update_density`; of the averages of the samples and of 1, in the last
+    dimension of `ema_foreground`, the second is what debiasing divides by.
+    """
+    new = foreground.to(exact_dtype(foreground.device))
+    if momentum > 0:
+        average = ema_foreground.to(new.dtype)
+        if training:
+            now = torch.stack([new, torch.ones_like(new)], -1)
+            average, _ = _moved(average, average[..., 1:], now, now[..., 1:], momentum, ema_init)
+            ema_foreground.copy_(average)
+        seen = average[..., 1]
+        smooth = average[..., 0] / seen if ema_init == "debias" else average[..., 0]
+        new = torch.where(seen == 0, new, smooth)
+    return prior * new.clamp(min=1)

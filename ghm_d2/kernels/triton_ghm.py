@@ -23,7 +23,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE, as_tensor
+from ghm_d2.kernels import reference
+from ghm_d2.kernels.reference import (
+    LOWEST_OCTAVE,
+    SIZE_SLOTS,
+    SLOTS_PER_OCTAVE,
+    as_tensor,
+    upcast,
+)
 from ghm_d2.kernels.triton_density import density_kernel
 from ghm_d2.kernels.triton_samples import (
     asl1_grad_kernel,
@@ -35,6 +42,7 @@ from ghm_d2.kernels.triton_samples import (
     softmax_regions_kernel,
 )
 
+NAME = "triton"
 BLOCK = 1024  # samples that a program handles at a time
 COMPARISONS = 16384  # at most, between a block's samples and the unit regions: registers
 TILE = 2048  # logits of a softmax that a program handles at a time, or one row
@@ -46,56 +54,41 @@ def available() -> bool:
     return interpreted() or torch.cuda.is_available()
 
 
-def sigmoid_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Samples and binary cross entropy by unit region; a sample is one (row, column) pair.
+def sigmoid_regions(
+    logits: Tensor, labels: Tensor, bins: int, alpha: float = -1.0, gamma: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Samples and losses by unit region; a sample is one (row, column) pair.
 
-    l = BCE(x, t) and g = |p - t| (section 3.1). With one bin it is the plain BCE.
+    l = BCE(x, t) and g = |p - t| (section 3.1), or focal loss (Lin et al., arXiv 1708.02002,
+    equation 5).
 
     Args:
         logits: (N, K) floating point.
         labels: (N,) int64; 0..K-1 a class, K background, negative ignored.
         bins: number of unit regions M.
+        alpha: factor of foreground, 1 - alpha that of background; negative: neither.
+        gamma: at least 0.
 
     Returns:
         counts: (bins,) int64. losses: (bins,) float64, sums of l.
     """
-    return _regions(
-        sigmoid_regions_kernel, (logits, labels), logits.numel(), bins, **_sigmoid(logits)
-    )
+    options = _sigmoid(logits, alpha, gamma)
+    return _regions(sigmoid_regions_kernel, (logits, labels), logits.numel(), bins, **options)
 
 
-def sigmoid_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """weights[region] * (p - t) of each sample, 0 in ignored rows.
+def sigmoid_grad(
+    logits: Tensor, labels: Tensor, weights: Tensor, alpha: float = -1.0, gamma: float = 0.0
+) -> Tensor:
+    """weights[region] * dl/dx of each sample, 0 in ignored rows.
 
     Args:
-        logits, labels: those of `sigmoid_regions`.
+        logits, labels, alpha, gamma: those of `sigmoid_regions`.
         weights: (bins,) floating point, on their device.
 
     Returns:
         of the shape and dtype of `logits`, contiguous.
     """
-    return _grad(sigmoid_grad_kernel, (logits, labels), logits.numel(), weights, **_sigmoid(logits))
-
-
-def focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The focal loss (Lin et al., arXiv 1708.02002, equation 5) of all samples, added up.
-
-    Args:
-        logits, labels: as for `sigmoid_regions`.
-        alpha: factor of foreground, 1 - alpha that of background; negative: neither.
-        gamma: at least 0.
-
-    Returns:
-        0-dim; float32, or float64 for such logits.
-    """
     options = _sigmoid(logits, alpha, gamma)
-    _, losses = _regions(sigmoid_regions_kernel, (logits, labels), logits.numel(), 1, **options)
-    return losses[0].to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def focal_grad(logits: Tensor, labels: Tensor, alpha: float, gamma: float, scale: Tensor) -> Tensor:
-    """`scale`, 0-dim, times the gradient of `focal_sum`; otherwise as `sigmoid_grad`."""
-    options, weights = _sigmoid(logits, alpha, gamma), scale.reshape(1)
     return _grad(sigmoid_grad_kernel, (logits, labels), logits.numel(), weights, **options)
 
 
@@ -144,34 +137,76 @@ def asl1_grad(
     return _grad(asl1_grad_kernel, tensors, pred.numel(), weights)
 
 
-def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """`reference.size_counts`: how many |pred - target| lie in each slot of their logarithm."""
-    tensors, scale = (
-        (pred, target, valid),
-        {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE},
-    )
-    return _regions(size_counts_kernel, tensors, pred.numel(), SIZE_SLOTS, **scale)[0]
+def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
+    """As `cpu.regions`; a density for each class is counted in plain PyTorch."""
+    found = []
+    for level in _levels(pred, target, valid):
+        if kind == "sigmoid" and by_class:
+            found.append(_regions_by_class(*level, bins))
+        elif kind == "sigmoid":
+            found.append(sigmoid_regions(*level, bins, alpha, gamma))
+        elif kind == "softmax":
+            found.append(softmax_regions(*level, bins))
+        else:
+            found.append(asl1_regions(*level, mu, bins))
+    counts, losses = zip(*found, strict=True)
+    return torch.stack(counts), torch.stack(losses)
 
 
-def update_density(
-    counts: Tensor, foreground: Tensor, ema: Tensor, num_updates: Tensor,
-    ema_foreground: Tensor, *, momentum: float, prior: float, own: bool, normalizer: str,
-    ema_init: str, training: bool, factor: float,
+def gradient(
+    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor
+) -> list[Tensor]:
+    """As `cpu.gradient`."""
+    found = []
+    for level, w in zip(_levels(pred, target, valid), weights, strict=True):
+        if kind == "sigmoid" and by_class:
+            found.append(_grad_by_class(*level, w, bins))
+        elif kind == "sigmoid":
+            found.append(sigmoid_grad(*level, w, alpha, gamma))
+        elif kind == "softmax":
+            found.append(softmax_grad(*level, w))
+        else:
+            found.append(asl1_grad(*level, mu, w))
+    return found
+
+
+def _levels(pred, target, valid) -> list[tuple[Tensor, ...]]:
+    lists = (pred, target, valid) if valid else (pred, target)
+    return list(zip(*lists, strict=True))
+
+
+def _regions_by_class(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    loss, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
+    index = reference.unit_regions(norm, valid, bins, by_class=True)
+    regions = bins * logits.shape[1]
+    sums = torch.zeros(regions + 1, dtype=torch.float64, device=logits.device)
+    sums.scatter_add_(0, index.flatten(), loss.double().flatten())
+    return reference.histogram(index, regions), sums[:regions]
+
+
+def _grad_by_class(logits: Tensor, labels: Tensor, weights: Tensor, bins: int) -> Tensor:
+    _, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
+    index = reference.unit_regions(norm, valid, bins, by_class=True)
+    own = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    slope = reference.harmonized_losses(torch.where(own, -norm, norm), index, weights)
+    return torch.where(valid, slope, 0).to(logits.dtype)
+
+
+def size_counts(pred, target, valid) -> Tensor:
+    """`reference.size_counts` of all levels."""
+    scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE}
+    counts = [
+        _regions(size_counts_kernel, level, level[0].numel(), SIZE_SLOTS, **scale)[0]
+        for level in _levels(pred, target, valid)
+    ]
+    return torch.stack(counts).sum(0)
+
+
+def density(
+    counts, foreground, ema, num_updates, ema_foreground, momentum, prior, own, normalizer,
+    ema_init, training, factor,
 ) -> Tensor:  # fmt: skip
-    """What `GradientDensity` does after its counts are complete (section 3.3), in one launch.
-
-    Args:
-        counts: (L, bins) int64, samples by level, or class, and unit region.
-        foreground: int64, foreground samples: 0-dim, or (L,) if `own`; not read without a prior.
-        ema, num_updates, ema_foreground: (rows, bins) and (2,) or (rows, 2), contiguous; its
-            buffers, updated in place if `training`.
-        own: each row of the counts has its own row of them; else all update one in turn.
-        momentum, prior, normalizer, ema_init: its arguments.
-        factor: on the weights.
-
-    Returns:
-        (L, bins) of the dtype of `ema`: weights beta / N of a sample; 0 where there is none.
-    """
+    """`reference.update_density` in one launch; its state is contiguous."""
     levels, bins = counts.shape
     programs = levels if own else 1
     weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)

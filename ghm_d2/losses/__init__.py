@@ -12,9 +12,11 @@ from ghm_d2.losses.baselines import (
     ohem_loss,
     softmax_ce_loss,
 )
-from ghm_d2.losses.density import GradientDensity, exact_gradient_density
-from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC, exact_ghm_c_loss
-from ghm_d2.losses.ghm_r import GHMR
+from ghm_d2.losses.density import GradientDensity, recomputing
+from ghm_d2.losses.exact import ExactGHMC, exact_ghm_c_loss, exact_gradient_density
+from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC, ghm_c_loss
+from ghm_d2.losses.ghm_r import GHMR, ghm_r_loss
+from ghm_d2.losses.sync import alone, sum_up
 
 __all__ = [
     "ASL1",
@@ -28,11 +30,16 @@ __all__ = [
     "SmoothL1",
     "SoftmaxCE",
     "SoftmaxGHMC",
+    "alone",
     "asl1_loss",
     "bce_loss",
     "exact_ghm_c_loss",
     "exact_gradient_density",
     "focal_loss",
+    "ghm_c_loss",
+    "ghm_r_loss",
     "ohem_loss",
+    "recomputing",
     "softmax_ce_loss",
+    "sum_up",
 ]

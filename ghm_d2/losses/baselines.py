@@ -1,6 +1,7 @@
 """The losses GHM is compared with, from integer labels: 0..K-1 a class, K background, -1 ignored.
 
-Focal loss without a kernel, and smooth L1, give the numbers of fvcore's, which Detectron2 uses.
+Shapes, targets, weights and labels are those of `GHMC.forward`, which says what is taken. Focal
+loss without a kernel, and smooth L1, give the numbers of fvcore's, which Detectron2 uses.
 """
 
 import torch
@@ -8,74 +9,107 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
-from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import upcast, wide
-from ghm_d2.losses.reduce import check_range, reduce_loss
+from ghm_d2.kernels import Samples, SigmoidSamples, SoftmaxSamples, reference
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses.inputs import Rows, as_rows
+from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range, reduce_loss
 
 
 def bce_loss(
-    logits: Tensor, labels: Tensor, reduction: str = "mean", *, kernel: str = "auto"
+    logits: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_labels: bool = False,
+    kernel: str = "auto",
 ) -> Tensor:
-    """Binary cross entropy of (N, K) logits; ignored rows are 0, and not counted in the mean.
+    """Binary cross entropy; ignored samples are 0, and not counted in the mean.
 
     Args:
-        kernel: of "mean" and "sum", one of `kernels.KERNELS`.
+        logits, target, weight, ignore_index, check_labels: as of `GHMC`.
+        reduction: "mean", "sum", or "none": of the shape of `logits`.
+        kernel: one of `kernels.KERNELS`.
 
     Raises:
-        ValueError: an unknown reduction.
+        ValueError: an unknown reduction; otherwise as `GHMC`.
     """
-    if reduction in ("mean", "sum"):
-
-        def weigh(count: Tensor) -> Tensor:
-            samples = count.clamp(min=1) if reduction == "mean" else torch.ones_like(count)
-            return 1 / samples.to(wide(logits.dtype))
-
-        # one region for all
-        return kernels.harmonized("sigmoid", [(logits, labels)], 1, weigh, kernel=kernel)[0]
-    loss, _, valid = reference.sigmoid_samples(upcast(logits), labels)
-    return reduce_loss(torch.where(valid, loss, 0), reduction)
+    rows = as_rows(logits, target, weight, ignore_index=ignore_index, check_labels=check_labels)
+    loss = _reduced(SigmoidSamples(), rows, rows.weight, reduction, kernel)
+    return rows.like_logits(loss) if reduction == "none" else loss
 
 
-def softmax_ce_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def softmax_ce_loss(
+    logits: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_labels: bool = False,
+    kernel: str = "auto",
+) -> Tensor:
     """Cross entropy of (N, K + 1) logits; ignored rows are 0, and not counted in the mean.
 
-    Raises:
-        ValueError: an unknown reduction.
+    Arguments and errors raised as of `bce_loss`; with "none" it is of the shape of labels.
     """
-    loss, _, valid = reference.softmax_samples(upcast(logits), labels)
-    return _reduce_valid(loss, valid, reduction)
+    options = {"ignore_index": ignore_index, "check_labels": check_labels}
+    rows = as_rows(logits, target, weight, num_labels=logits.shape[1], **options)
+    loss = _reduced(SoftmaxSamples(), rows, rows.weight_of_rows(), reduction, kernel)
+    return rows.like_labels(loss) if reduction == "none" else loss
 
 
 def focal_loss(
     logits: Tensor,
-    labels: Tensor,
+    target: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
     reduction: str = "mean",
     *,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_labels: bool = False,
     kernel: str = "auto",
 ) -> Tensor:
-    """Focal loss (Lin et al., arXiv 1708.02002, equation 5) of (N, K) logits.
+    """Focal loss (Lin et al., arXiv 1708.02002, equation 5).
 
-    The mean is over the samples of rows that are not ignored. alpha < 0 means no such factor.
+    The mean is over the samples that are not ignored. alpha < 0 means no such factor.
 
-    Args:
-        kernel: of "mean" and "sum", one of `kernels.KERNELS`.
-
-    Raises:
-        ValueError: an unknown reduction.
+    Arguments and errors raised as of `bce_loss`.
     """
-    classes = logits.shape[1]
-    if reduction in ("mean", "sum"):
-        total = kernels.focal(logits, labels, alpha, gamma, kernel=kernel)
-        if total is not None:
-            samples = (labels >= 0).sum() * classes
-            return total / samples.clamp(min=1) if reduction == "mean" else total
-    logits, labels = upcast(logits), labels.long()
-    valid = (labels >= 0)[:, None].expand_as(logits)
-    target = F.one_hot(torch.where(labels >= 0, labels, classes), classes + 1)[:, :-1]
-    loss = _focal(torch.where(valid, logits, 0), target.to(logits), alpha, gamma)
-    return _reduce_valid(torch.where(valid, loss, 0), valid, reduction)
+    rows = as_rows(logits, target, weight, ignore_index=ignore_index, check_labels=check_labels)
+    classes, labels = rows.logits.shape[1], rows.target
+    simple = labels.dim() == 1 and weight is None and gamma >= 0 and reduction != "none"
+    if simple and kernels.compiled(kernel, rows.logits.device):
+        samples = SigmoidSamples(alpha=float(alpha), gamma=float(gamma))
+        return _reduced(samples, rows, None, reduction, kernel)
+    dense = labels
+    if labels.dim() == 1:
+        one_hot = F.one_hot(labels.clamp(0, classes), classes + 1)[:, :-1]
+        dense = torch.where(labels[:, None] >= 0, one_hot, -1)
+    valid = dense >= 0 if rows.weight is None else (dense >= 0) & (rows.weight > 0)
+    x = torch.where(valid, upcast(rows.logits), 0)
+    loss = torch.where(valid, _focal(x, torch.where(valid, dense, 0).to(x), alpha, gamma), 0)
+    loss = loss if rows.weight is None else loss * rows.weight
+    check_choice("reduction", reduction, REDUCTIONS)
+    if reduction == "none":
+        return rows.like_logits(loss)
+    return loss.sum() / valid.sum().clamp(min=1) if reduction == "mean" else loss.sum()
+
+
+def _reduced(
+    samples: Samples, rows: Rows, weight: Tensor | None, reduction: str, kernel: str
+) -> Tensor:
+    """The loss without a density: one unit region for all samples."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    weights = None if weight is None else [weight]
+    tensors = rows.logits, rows.target
+    counted = kernels.counted(samples, [tensors], 1, weights, kernel=kernel)
+    one = torch.ones_like(counted.counts, dtype=reference.exact_dtype(rows.logits.device))
+    if reduction == "none":
+        return counted.each(one)[0]
+    return counted.total(one / counted.counts.clamp(min=1) if reduction == "mean" else one)
 
 
 def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -108,12 +142,6 @@ def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Te
     rank = hardness.argsort(descending=True).argsort()
     kept = background & (rank < negative_ratio * foreground.sum().clamp(min=1))
     return torch.where(foreground | kept, per_anchor, 0).sum()
-
-
-def _reduce_valid(loss: Tensor, valid: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return loss.sum() / valid.sum().clamp(min=1)
-    return reduce_loss(loss, reduction)
 
 
 class BCE(nn.Module):

@@ -1,20 +1,42 @@
-"""Gradient density: how many samples have a gradient norm like this one's.
+"""Gradient density by unit regions with a moving average (paper, section 3.3)."""
 
-`GradientDensity` is the paper's approximation by unit regions with an exponential moving
-average (section 3.3); `exact_gradient_density` is the definition (section 3.2).
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ghm_d2 import kernels
-from ghm_d2.losses.reduce import check_range
+from ghm_d2.kernels import reference
+from ghm_d2.losses.reduce import check_choice, check_range
 from ghm_d2.losses.state import CountState
 from ghm_d2.losses.sync import Count, sum_up
 
 SCOPES = ("level", "level_ema", "batch")
 NORMALIZERS = ("valid_bins", "bins", "weights")
 EMA_INITS = ("zero", "first", "debias")
+_recomputing = False
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Within it GHM losses weigh as in their last call, and no average moves on.
+
+    For activation checkpointing, which computes a loss twice:
+
+        checkpoint(f, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing()))
+    """
+    global _recomputing
+    before, _recomputing = _recomputing, True
+    try:
+        yield
+    finally:
+        _recomputing = before
+
+
+def is_recomputing() -> bool:
+    """Whether this is within `recomputing`."""
+    return _recomputing
 
 
 class GradientDensity(CountState):
@@ -41,11 +63,18 @@ class GradientDensity(CountState):
         ema_init: "zero"; "first" starts a region at its first count; "debias" divides S by
             1 - momentum^t after t updates of the region. So too of the foreground samples.
         prior: 0, or above 0 with scope "batch".
-        sync: add up the counts of all processes. The weights are then multiplied by their
-            number, since DistributedDataParallel averages the gradients.
+        sync: add up the counts of all processes in training. The weights are then multiplied by
+            their number, since DistributedDataParallel averages the gradients. Without it each
+            process has an average of its own: tell DistributedDataParallel
+            broadcast_buffers=False, or it overwrites them with the first's.
+        process_group: whose counts are added up; None: of all processes.
         num_levels: rows of the counts; needed for "level_ema" only.
         num_classes: 1: one density for all samples; above 1 with scope "batch".
         kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
+
+    Attributes:
+        last_counts, last_weights: of the last call, for logging: (rows, bins), a row a level or
+            class, of all processes.
 
     Raises:
         ValueError: an argument out of its range, naming both; a prior, or several classes, with
@@ -66,6 +95,7 @@ class GradientDensity(CountState):
         ema_init: str = "zero",
         prior: float = 0.0,
         sync: bool = True,
+        process_group=None,
         num_levels: int = 1,
         num_classes: int = 1,
         kernel: str = "auto",
@@ -75,32 +105,29 @@ class GradientDensity(CountState):
         check_range("momentum", momentum, 0, 1)
         check_range("num_levels", num_levels, 1, integer=True)
         check_range("num_classes", num_classes, 1, integer=True)
-        for name, value, known in (
-            ("scope", scope, SCOPES),
-            ("normalizer", normalizer, NORMALIZERS),
-            ("ema_init", ema_init, EMA_INITS),
-            ("kernel", kernel, kernels.KERNELS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+        check_choice("scope", scope, SCOPES)
+        check_choice("normalizer", normalizer, NORMALIZERS)
+        check_choice("ema_init", ema_init, EMA_INITS)
+        check_choice("kernel", kernel, kernels.KERNELS)
         if prior != 0:
             check_range("prior", prior, 0)
             if scope != "batch":
                 raise ValueError(f"a prior above 0 needs scope batch, not {scope}")
         if num_classes > 1 and scope != "batch":
             raise ValueError(f"a density for each class needs scope batch, not {scope}")
-        self.bins, self.momentum, self.num_classes = bins, momentum, num_classes
+        self.bins, self.momentum, self.num_classes = int(bins), float(momentum), int(num_classes)
         self.scope, self.normalizer = scope, normalizer
-        self.ema_init, self.prior = ema_init, prior
-        self.sync, self.kernel = sync, kernel
+        self.ema_init, self.prior = ema_init, float(prior)
+        self.sync, self.process_group, self.kernel = sync, process_group, kernel
         self.unused = () if prior else ("ema_foreground",)
         self.own = scope == "level_ema" or num_classes > 1  # each row has its own average
         rows = num_levels if scope == "level_ema" else num_classes
-        self.register_buffer("ema", torch.zeros(rows, bins))
-        self.register_buffer("num_updates", torch.zeros(rows, bins, dtype=torch.int64))
+        self.add_counts("ema", rows, bins)
+        self.add_counts("num_updates", rows, bins, dtype=torch.int64)
         # averages of the number of foreground samples, and of 1: what debiasing divides by
-        several = (num_classes,) if num_classes > 1 else ()
-        self.register_buffer("ema_foreground", torch.zeros(*several, 2))
+        self.add_counts("ema_foreground", *([num_classes] if num_classes > 1 else []), 2)
+        self.last_counts: Tensor | None = None
+        self.last_weights: Tensor | None = None
 
     @torch.no_grad()
     def forward(
@@ -135,8 +162,11 @@ class GradientDensity(CountState):
         if foreground.shape != self.ema_foreground.shape[:-1]:
             wanted = tuple(self.ema_foreground.shape[:-1])
             raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")
+        if _recomputing and self.last_weights is not None:
+            return self.last_weights.view(-1, *inner).expand(shape)
         if world is None:
-            count, of_foreground = Count(counts, self.sync), Count(foreground, self.sync)
+            options = self.sync and self.training, self.process_group
+            count, of_foreground = Count(counts, *options), Count(foreground, *options)
             sum_up(count, of_foreground if self.prior else None)
             counts, world, foreground = count.value, count.world, of_foreground.value
         weights = kernels.update_density(
@@ -154,8 +184,7 @@ class GradientDensity(CountState):
             factor=world / self.num_classes,
             kernel=self.kernel,
         )
-        if weights is None:
-            weights = self._weights(counts, world / self.num_classes, foreground)
+        self.last_counts, self.last_weights = counts, weights
         return weights.view(-1, *inner).expand(shape)
 
     @property
@@ -164,58 +193,9 @@ class GradientDensity(CountState):
 
         It follows training; before any, and without a moving average, it is `prior`.
         """
-        return self._prior_count(torch.zeros_like(self.ema_foreground[..., 0]))
-
-    def _weights(self, counts: Tensor, factor: float, foreground: Tensor) -> Tensor:
-        """What the kernels' `update_density` does, in plain PyTorch."""
-        present, new = counts > 0, counts.to(self.ema.dtype)
-        smooth = new
-        if self.momentum > 0:
-            rows = zip(present, new, strict=True)
-            smooth = torch.stack([self._update(i, *row) for i, row in enumerate(rows)])
-        if self.prior:
-            c = self._prior_count(foreground.to(self.ema.dtype), self.training)
-            smooth = smooth + c.view(-1, 1)
-        if self.normalizer == "weights":
-            n = torch.where(present, new / smooth, 0).sum(1, keepdim=True)
-        elif self.normalizer == "bins":
-            n = new.new_full((), self.bins)
-        else:
-            n = present.sum(1, keepdim=True).clamp(min=1)
-        return torch.where(present, factor / (n * smooth), 0)
-
-    def _update(self, level: int, present: Tensor, new: Tensor) -> Tensor:
-        """S after this row's counts, (bins,); positive wherever the counts are."""
-        row = level if self.own else 0
-        old, updates = self.ema[row], self.num_updates[row]
-        if self.training:
-            average = self.momentum * old + (1 - self.momentum) * new
-            if self.ema_init == "first":
-                average = torch.where(updates == 0, new, average)
-            moves = torch.ones_like(present) if self.prior else present
-            old.copy_(torch.where(moves, average, old))
-            updates += moves
-            smooth = old.clone()  # the next level goes on with `old`
-        else:  # a region first met in evaluation has no average yet
-            smooth = torch.where(updates == 0, new, old)
-        if self.ema_init == "debias":
-            bias = 1 - self.momentum ** updates.clamp(min=1).to(old.dtype)
-            smooth = torch.where(updates == 0, smooth, smooth / bias)
-        return smooth
-
-    def _prior_count(self, new: Tensor, training: bool = False) -> Tensor:
-        """c by this batch's foreground samples `new`, and by those before them."""
-        old, seen = self.ema_foreground, self.ema_foreground[..., 1]
-        if self.momentum == 0:
-            return self.prior * new.clamp(min=1)
-        if training:
-            now = torch.stack([new, torch.ones_like(new)], -1)
-            average = self.momentum * old + (1 - self.momentum) * now
-            if self.ema_init == "first":
-                average = torch.where(seen[..., None] == 0, now, average)
-            old.copy_(average)
-        smooth = old[..., 0] / seen if self.ema_init == "debias" else old[..., 0]
-        return self.prior * torch.where(seen == 0, new, smooth).clamp(min=1)
+        none = torch.zeros_like(self.ema_foreground[..., 0])
+        options = self.momentum, self.prior, self.ema_init, False
+        return reference.prior_count(none, self.ema_foreground, *options)
 
     def extra_repr(self) -> str:
         return (
@@ -223,29 +203,3 @@ class GradientDensity(CountState):
             f"normalizer={self.normalizer!r}, ema_init={self.ema_init!r}, prior={self.prior}, "
             f"num_classes={self.num_classes}, sync={self.sync}"
         )
-
-
-def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
-    """GD(g) of each sample by the definition (paper, equations 5-7), in O(N log N).
-
-    The number of samples with a gradient norm in [g - epsilon/2, g + epsilon/2), divided by
-    the length of the part of that interval inside [0, 1].
-
-    Args:
-        norm: gradient norms in [0, 1], any shape.
-        epsilon: length of the interval, in (0, 1].
-
-    Returns:
-        of the shape of `norm`, all positive.
-
-    Raises:
-        ValueError: epsilon out of range.
-    """
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon lies in (0, 1], not {epsilon}")
-    norm = norm.contiguous()  # searchsorted warns otherwise
-    ordered = norm.flatten().sort().values
-    low, high = norm - epsilon / 2, norm + epsilon / 2
-    # side "left" on both: low <= x < high
-    count = torch.searchsorted(ordered, high) - torch.searchsorted(ordered, low)
-    return count.to(norm.dtype) / (high.clamp(max=1) - low.clamp(min=0))

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ghm_d2 import kernels
-from ghm_d2.losses.ghm_c import CountedLoss, HarmonizedLoss
+from ghm_d2.kernels import DeltaSamples
+from ghm_d2.losses.density import is_recomputing
+from ghm_d2.losses.harmonized import CountedLoss, HarmonizedLoss
 from ghm_d2.losses.quantile import MovingQuantile
 from ghm_d2.losses.reduce import check_range
 
@@ -39,23 +41,40 @@ class GHMR(HarmonizedLoss):
     ):
         super().__init__(bins=bins, momentum=momentum, **options)
         check_range("mu", mu, 0)
-        self._mu = mu
-        self.sizes = MovingQuantile(mu_quantile, momentum, mu)
+        self._mu = float(mu)
+        self.sizes = MovingQuantile(mu_quantile, momentum, self._mu)
+        self._last_mu: float | Tensor = self._mu
 
     @property
     def mu(self) -> float | Tensor:
         """mu of the next batch: the number that it is fixed at, or a 0-dim tensor."""
         return self.sizes() if self.sizes.quantile else self._mu
 
-    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The loss of one set of boxes, a scalar.
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        valid: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of one set of boxes.
 
         Args:
-            pred, target: (N, 4) deltas.
-            valid: (N, 4) or (N,) bool, all where None. The target of an invalid sample may be
+            pred, target: (..., 4) deltas.
+            valid: (..., 4) or (...,) bool, all where None. The target of an invalid sample may be
                 anything, NaN included.
+            weight: a factor on each loss, of the shape of `valid`; a sample that weighs 0 is not
+                counted. Plain PyTorch computes it.
+
+        Returns:
+            a scalar; of the shape of `pred` with reduction "none".
         """
-        return self.levels([pred], [target], None if valid is None else [valid])[0]
+        levels = _as_rows([pred], [target], None if valid is None else [valid])
+        if weight is not None:
+            weight = _expanded(weight, pred).reshape(-1, pred.shape[-1])
+        samples, others = self._samples(levels)
+        loss = self._reduced(samples, levels[0], weight, **others)
+        return loss.view(pred.shape) if self.reduction == "none" else loss
 
     def begin(
         self,
@@ -63,23 +82,22 @@ class GHMR(HarmonizedLoss):
         target: Sequence[Tensor],
         valid: Sequence[Tensor] | None = None,
     ) -> CountedLoss:
-        """Count the samples of several feature levels; arguments as in `forward`, a level each.
+        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        levels = _as_rows(pred, target, valid)
+        samples, others = self._samples(levels)
+        return self._begin(samples, levels, **others)
 
-        Leading dimensions may be several.
-        """
-        if valid is None:
-            valid = [torch.ones_like(p, dtype=torch.bool) for p in pred]
-        levels = [
-            [x.reshape(-1, x.shape[-1]) for x in (p, t, _as_mask(v, p))]
-            for p, t, v in zip(pred, target, valid, strict=True)
-        ]
-        others = {}
-        if self.sizes.quantile:
-            others["sizes"] = kernels.size_counts(levels, kernel=self.density.kernel)
-        return self._begin("asl1", levels, self.mu, **others)
+    def _samples(self, levels: list[list[Tensor]]) -> tuple[DeltaSamples, dict[str, Tensor]]:
+        """What a sample is, and the counts that mu is to follow."""
+        if not self.sizes.quantile:
+            return DeltaSamples(self._mu), {}
+        if not is_recomputing():
+            self._last_mu = self.sizes()
+        sizes = kernels.size_counts(levels, kernel=self.density.kernel)
+        return DeltaSamples(self._last_mu), {"sizes": sizes}
 
     def _weights(self, world: int, counts: Tensor, sizes: Tensor | None = None) -> Tensor:
-        if sizes is not None and self.training:
+        if sizes is not None and self.training and not is_recomputing():
             self.sizes.update(sizes)
         return super()._weights(world, counts)
 
@@ -87,7 +105,33 @@ class GHMR(HarmonizedLoss):
         return f"mu={self._mu}, mu_quantile={self.sizes.quantile}, {super().extra_repr()}"
 
 
-def _as_mask(valid: Tensor, pred: Tensor) -> Tensor:
-    if valid.dim() < pred.dim():
-        valid = valid[..., None]
-    return valid.bool().expand_as(pred)
+def ghm_r_loss(
+    pred: Tensor,
+    target: Tensor,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """`GHMR` without a moving average: the density is that of this call's samples.
+
+    Args:
+        pred, target, valid, weight: as of `GHMR.forward`.
+        **options: arguments of `GHMR` without `momentum` and `mu_quantile`.
+    """
+    return GHMR(momentum=0.0, **options)(pred, target, valid, weight)
+
+
+def _as_rows(pred, target, valid) -> list[list[Tensor]]:
+    """(N, 4) each, of every level."""
+    if valid is None:
+        valid = [torch.ones_like(p, dtype=torch.bool) for p in pred]
+    return [
+        [x.reshape(-1, x.shape[-1]) for x in (p, t, _expanded(v, p).bool())]
+        for p, t, v in zip(pred, target, valid, strict=True)
+    ]
+
+
+def _expanded(mask: Tensor, pred: Tensor) -> Tensor:
+    if mask.dim() < pred.dim():
+        mask = mask[..., None]
+    return mask.expand_as(pred)

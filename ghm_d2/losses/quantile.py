@@ -29,7 +29,7 @@ class MovingQuantile(CountState):
         check_range("mu_quantile", quantile, 0, 1)
         self.quantile, self.momentum, self.start = quantile, momentum, start
         self.unused = () if quantile else ("histogram",)
-        self.register_buffer("histogram", torch.zeros(SIZE_SLOTS))
+        self.add_counts("histogram", SIZE_SLOTS)
 
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:

@@ -1,6 +1,11 @@
 """What every loss here does with reductions and with arguments."""
 
+from collections.abc import Sequence
+from numbers import Integral, Real
+
 from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
@@ -9,19 +14,24 @@ def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
     Raises:
         ValueError: another reduction.
     """
+    check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none":
         return loss
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "mean":
-        return loss.sum() / max(loss.numel(), 1)
-    raise ValueError(f'reduction is "none", "mean" or "sum", not {reduction!r}')
+    return loss.sum() if reduction == "sum" else loss.sum() / max(loss.numel(), 1)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
 
 def check_range(name: str, value, low, high=None, *, integer: bool = False) -> None:
-    """Raise ValueError unless low <= value < high (low < value for a float without `high`)."""
-    kind = isinstance(value, int) if integer else isinstance(value, (int, float))
-    if isinstance(value, bool) or not kind:
+    """Raise ValueError unless low <= value < high (low < value for a float without `high`).
+
+    NumPy's scalars are numbers too.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise ValueError(f"{name} is {'an integer' if integer else 'a number'}, not {value!r}")
     if high is not None:
         if not low <= value < high:

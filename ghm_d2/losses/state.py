@@ -1,13 +1,13 @@
 """Modules whose state is averages of counts: kept in full precision and saved in checkpoints."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghm_d2.kernels.reference import wide
 
 
 class CountState(nn.Module):
-    """A module whose floating-point buffers stay float32 when a model becomes half precision.
+    """A module whose floating-point buffers are float32 or wider, whatever the model is.
 
     Counts of millions do not fit half precision.
 
@@ -17,6 +17,17 @@ class CountState(nn.Module):
     """
 
     unused: tuple[str, ...] = ()
+
+    def add_counts(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> None:
+        """Register a buffer of zeros."""
+        dtype = dtype or wide(torch.get_default_dtype())
+        self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Set all counts to 0, as after `to_empty` of a module that was built on "meta"."""
+        with torch.no_grad():
+            for buffer in self.buffers(recurse=False):
+                buffer.zero_()
 
     def _apply(self, fn, *args, **kwargs):
         before = dict(self.named_buffers(recurse=False))
@@ -30,6 +41,10 @@ class CountState(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, *args
     ):
+        for name, _ in self.named_buffers(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):  # load_state_dict(assign=True) takes it as it is
+                state_dict[prefix + name] = saved.to(wide(saved.dtype))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *args
         )

@@ -24,37 +24,42 @@ class Count:
     Args:
         value: int64, of a shape that is the same in all processes.
         sync: False: leave them as they are.
+        group: the processes; None: all.
 
     Attributes:
         world: number of processes that are in `value`; 1 before `sum_up`.
     """
 
-    def __init__(self, value: Tensor, sync: bool = True):
-        self.value, self.sync, self.world = value, sync, 1
+    def __init__(self, value: Tensor, sync: bool = True, group=None):
+        self.value, self.sync, self.group, self.world = value, sync, group, 1
 
 
 def sum_up(*counts: Count | None) -> None:
-    """Add each count up over all processes, in one all-reduce of all of them together.
+    """Add each count up over its processes, in one all-reduce of all of a group together.
 
     All processes call it with the same counts, in the same order. Nothing is done for None, nor
     where there is one process, nor within `alone`.
     """
     synced = [count for count in counts if count is not None and count.sync]
-    world = world_size()
-    if world == 1 or not synced:
+    for group in dict.fromkeys(count.group for count in synced):
+        _sum_up([count for count in synced if count.group == group], world_size(group), group)
+
+
+def _sum_up(counts: list[Count], world: int, group) -> None:
+    if world == 1:
         return
-    together = torch.cat([count.value.flatten() for count in synced])
-    dist.all_reduce(together)
-    parts = together.split([count.value.numel() for count in synced])
-    for count, part in zip(synced, parts, strict=True):
+    together = torch.cat([count.value.flatten() for count in counts])
+    dist.all_reduce(together, group=group)
+    parts = together.split([count.value.numel() for count in counts])
+    for count, part in zip(counts, parts, strict=True):
         count.value, count.world = part.view(count.value.shape), world
 
 
-def world_size() -> int:
+def world_size(group=None) -> int:
     """Over how many processes `sum_up` adds: 1 where there is one, and within `alone`."""
     if _is_alone or not (dist.is_available() and dist.is_initialized()):
         return 1
-    return dist.get_world_size()
+    return dist.get_world_size(group)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import torch
 
 from ghm_d2 import kernels
 from ghm_d2.errors import UsageError
-from ghm_d2.losses.ghm_c import GHMC, ExactGHMC, SoftmaxGHMC
+from ghm_d2.losses.exact import ExactGHMC
+from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
 from ghm_d2.modeling.loss_choice import check_loss_type
 
@@ -88,7 +89,7 @@ def check_kernel(cfg) -> str:
         UsageError: there is not.
     """
     try:
-        kernels.backend_for(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
+        kernels.compiled(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"MODEL.GHM.KERNEL: {error}") from None
     return cfg.MODEL.GHM.KERNEL

@@ -14,7 +14,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
 from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
-from ghm_d2.losses.ghm_c import CountedLoss
+from ghm_d2.losses.harmonized import CountedLoss
 from ghm_d2.losses.sync import Count
 from ghm_d2.modeling.loss_choice import LossChoice
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from ghm_d2.config import list_configs, load_config
-from ghm_d2.losses.ghm_c import HarmonizedLoss
+from ghm_d2.losses.harmonized import HarmonizedLoss
 from ghm_d2.register import register_all
 
 # counts are of one GPU in the authors' code and in mmdetection (anchor heads and ROI heads), and

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2 import kernels
-from ghm_d2.kernels import reference
+from ghm_d2.kernels import operators, reference
 
 # before the kernels are, so that other tests find a Triton that compiles
 triton = pytest.importorskip("triton", reason="no Triton for this platform")
@@ -45,7 +45,8 @@ def interpreter():
     """Triton's own functions, made for the compiler, are interpreted too, in a module that
     imports this; and `kernel="triton"` runs `T`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_triton", lambda: T)
+        if not CUDA:
+            patch.setattr(operators, "backend_of", lambda device: T)
         if not CUDA:
             _interpret_language(patch)
         yield
@@ -133,7 +134,7 @@ class Kind:
         x = x.detach().clone().requires_grad_()
         loss, norm, valid = getattr(reference, f"{self.name}_samples")(x, *rest, *self.params)
         index = reference.unit_regions(norm, valid, bins)
-        (gradient,) = torch.autograd.grad(reference.harmonized_sum(loss, index, weights), x)
+        (gradient,) = torch.autograd.grad(reference.harmonized_losses(loss, index, weights).sum(), x)
         sums = loss.new_zeros(bins + 1, dtype=torch.float64)
         sums = sums.index_add(0, index.flatten(), loss.detach().double().flatten())
         return reference.histogram(index, bins), sums[:bins], gradient

@@ -332,5 +332,5 @@ def test_what_is_not_finite_shows_where_it_counts_and_nowhere_else(name, batch, 
     after, (gradient,) = loss_and_gradients(ORDERED[name], [(changed, labels)])
     if labels[row] < 0:
         assert after == before and (gradient[row] == 0).all()
-    else:
+    elif not ("softmax" in name and value == -math.inf):  # a probability of 0
         assert not after.isfinite()

@@ -99,7 +99,7 @@ def test_losses_never_wait_for_the_device(cls, reg):
 @pytest.mark.parametrize("cls", ["focal", "ghm_c"])
 @pytest.mark.parametrize(("kernel", "said"), [("cuda", "one of auto"), ("triton", "ghm doctor")])
 def test_a_kernel_that_is_not_there_is_refused(cls, kernel, said, monkeypatch):
-    monkeypatch.setattr("ghm_d2.kernels._triton", lambda: None)
+    monkeypatch.setattr("ghm_d2.kernels.operators.triton_backend", lambda: None)
     with pytest.raises(UsageError, match=f"MODEL.GHM.KERNEL: .*{said}"):
         ghm_retinanet(cls, keys={"MODEL.GHM.KERNEL": kernel})
 

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from tiny_models import inputs
 
 from ghm_d2.config import load_config
-from ghm_d2.losses.ghm_c import HarmonizedLoss
+from ghm_d2.losses.harmonized import HarmonizedLoss
 from ghm_d2.register import register_all
 
 KEYS = {

@@ -1,0 +1,179 @@
+"""The kernels as PyTorch operators, which torch.compile, torch.export and profilers see.
+
+    ghm_d2::regions      samples and sums of losses by unit region, of all feature levels
+    ghm_d2::gradient     the gradient, given a weight for each unit region
+    ghm_d2::density      from counts to weights; updates the moving averages that it is given
+    ghm_d2::size_counts  the histogram of |pred - target|
+
+Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`triton_ghm`).
+Losses are differentiated by `total`; the operators themselves have no derivative.
+"""
+
+import functools
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ghm_d2.kernels import cpu
+from ghm_d2.kernels.reference import SIZE_SLOTS
+from ghm_d2.kernels.samples import Level, Samples
+
+_SAMPLES = (
+    "str kind, Tensor[] pred, Tensor[] target, Tensor[] valid, Tensor? mu, int bins, "
+    "bool by_class, float alpha, float gamma"
+)
+_STATE = "Tensor(a!) ema, Tensor(b!) num_updates, Tensor(c!) ema_foreground"
+_OPTIONS = (
+    "float momentum, float prior, bool own, str normalizer, str ema_init, bool training, "
+    "float factor"
+)
+SCHEMAS = {
+    "regions": f"({_SAMPLES}) -> (Tensor counts, Tensor losses)",
+    "gradient": f"({_SAMPLES}, Tensor weights) -> Tensor[]",
+    "density": f"(Tensor counts, Tensor foreground, {_STATE}, {_OPTIONS}) -> Tensor",
+    "size_counts": "(Tensor[] pred, Tensor[] target, Tensor[] valid) -> Tensor",
+}
+DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
+
+
+def backend_of(device: torch.device) -> ModuleType | None:
+    """The module with the kernels for a device; None where it has none."""
+    if device.type == "cpu":
+        return cpu if cpu.available() else None
+    return triton_backend() if device.type == "cuda" else None
+
+
+@functools.cache
+def triton_backend() -> ModuleType | None:
+    """`triton_ghm` where Triton is installed and can run."""
+    if find_spec("triton") is None:
+        return None
+    from ghm_d2.kernels import triton_ghm
+
+    return triton_ghm if triton_ghm.available() else None
+
+
+def _run(name: str, *args, **options):
+    tensors = [t for a in args for t in (a if isinstance(a, list) else [a])]
+    device = next(t.device for t in tensors if isinstance(t, Tensor))
+    backend = backend_of(device)
+    if backend is None:
+        raise RuntimeError(f"ghm_d2::{name} has no kernel for {device.type}; see ghm doctor")
+    return getattr(backend, name)(*args, **options)
+
+
+def _regions_fake(kind, pred, target, valid, mu, bins, by_class, alpha, gamma):
+    regions = bins * pred[0].shape[1] if by_class else bins
+    shape = len(pred), regions
+    return pred[0].new_empty(shape, dtype=torch.int64), pred[0].new_empty(
+        shape, dtype=torch.float64
+    )
+
+
+def _gradient_fake(kind, pred, *_):
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in pred]
+
+
+def _density_fake(counts, foreground, ema, *_):
+    return torch.empty(counts.shape, dtype=ema.dtype, device=ema.device)
+
+
+def _size_counts_fake(pred, target, valid):
+    return pred[0].new_empty(SIZE_SLOTS, dtype=torch.int64)
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("ghm_d2", "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for key in DEVICES:
+            library.impl(name, functools.partial(_run, name), key)
+        # nothing to record: the result is a constant for the gradient
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        fake = globals()[f"_{name}_fake"]
+        torch.library.register_fake(f"ghm_d2::{name}", fake, lib=library)
+    return library
+
+
+LIBRARY = _register()
+regions, gradient, density, size_counts = (
+    getattr(torch.ops.ghm_d2, name).default for name in SCHEMAS
+)
+
+
+def sample_arguments(samples: Samples, levels: list[Level], bins: int) -> tuple:
+    """The arguments that `regions` and `gradient` share."""
+    pred, target, *valid = (list(tensors) for tensors in zip(*levels, strict=True))
+    mu = samples.mu
+    if mu is not None and not isinstance(mu, Tensor):
+        mu = pred[0].new_full((), mu, dtype=torch.float64)  # new_tensor would wait for the device
+    lists = pred, target, valid[0] if valid else []
+    return samples.kind, *lists, mu, bins, samples.by_class, samples.alpha, samples.gamma
+
+
+def total(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weights_k losses_k over all levels: a scalar, differentiable with respect to `pred`.
+
+    Args:
+        arguments: as of `sample_arguments`.
+        losses: those of `regions`.
+        weights: of their shape, constants for the gradient.
+    """
+    kind, pred, target, valid, *others = arguments
+    return _Total.apply(kind, len(pred), others, losses, weights, *pred, *target, *valid)
+
+
+def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
+    """As `total`, of each level."""
+    kind, *lists = arguments[:4]
+    found = []
+    for i in range(len(losses)):
+        one = slice(i, i + 1)
+        level = kind, *(tensors[one] for tensors in lists), *arguments[4:]
+        found.append(total(level, losses[one], weights[one]))
+    return found
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(kind, num_levels, others, losses, weights, *tensors):
+        dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors[:num_levels]})
+        return (weights * losses).sum().to(torch.promote_types(dtype, torch.float32))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        kind, ctx.num_levels, (mu, *ctx.others), _, weights, *tensors = inputs
+        ctx.kind, ctx.has_mu = kind, mu is not None
+        ctx.save_for_backward(weights, *([mu] if ctx.has_mu else []), *tensors)
+
+    @staticmethod
+    def backward(ctx, scale):
+        weights, *tensors = ctx.saved_tensors
+        mu = tensors.pop(0) if ctx.has_mu else None
+        n = ctx.num_levels
+        lists = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        # what the gradient is multiplied by goes into the weights: no pass of its own
+        weights = weights.to(scale.dtype) * scale
+        arguments = ctx.kind, *lists, mu, *ctx.others, weights
+        graph = torch.is_grad_enabled()
+        found = _Gradient.apply(arguments, *lists[0]) if graph else gradient(*arguments)
+        return (None,) * 5 + (*found,) + (None,) * (len(tensors) - n)
+
+
+class _Gradient(Function):
+    """The gradient where somebody may differentiate it: an error, since it would be a constant."""
+
+    @staticmethod
+    def forward(arguments, *pred):
+        return tuple(gradient(*arguments))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("a gradient that is to be differentiated needs kernel='torch'")

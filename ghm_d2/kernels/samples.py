@@ -1,0 +1,127 @@
+"""What a sample is in each loss: the tensors of a level, and the arguments of the operators."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ghm_d2.kernels import reference
+from ghm_d2.kernels.reference import wide
+
+Level = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one kind of loss; the first tensor of a level is differentiated."""
+
+    kind: ClassVar[str]
+    mu: ClassVar[Any] = None
+    by_class: ClassVar[Any] = False
+    alpha: ClassVar[Any] = -1.0
+    gamma: ClassVar[Any] = 0.0
+
+    def check(self, *level: Tensor) -> Level:
+        """The tensors of a level as the kernels take them.
+
+        Raises:
+            ValueError: shapes, devices or types do not belong together.
+        """
+        raise NotImplementedError
+
+    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, gradient norm and validity of each sample, in plain PyTorch."""
+        raise NotImplementedError
+
+    def num_regions(self, pred: Tensor, bins: int) -> int:
+        """Unit regions of all classes."""
+        return bins * pred.shape[1] if self.by_class else bins
+
+
+@dataclass(frozen=True)
+class SigmoidSamples(Samples):
+    """(anchor, class) pairs of logits (N, K) and labels (N,), or targets (N, K), which are plain
+    PyTorch: `reference.sigmoid_samples` and `dense_sigmoid_samples`.
+
+    Args:
+        by_class: K * bins regions, those of class j from j * bins on.
+        alpha, gamma: of focal loss, which only compiled kernels compute; without them it is
+            cross entropy.
+    """
+
+    kind: ClassVar[str] = "sigmoid"
+    by_class: bool = False
+    alpha: float = -1.0
+    gamma: float = 0.0
+
+    def check(self, *level: Tensor) -> Level:
+        return _check_logits(*level)
+
+    def plain(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dense = target.dim() > 1
+        samples = reference.dense_sigmoid_samples if dense else reference.sigmoid_samples
+        return samples(logits, target)
+
+
+@dataclass(frozen=True)
+class SoftmaxSamples(Samples):
+    """Rows of logits (N, K + 1) with labels (N,), or targets (N, K + 1), which are plain PyTorch:
+    `reference.softmax_samples` and `dense_softmax_samples`.
+    """
+
+    kind: ClassVar[str] = "softmax"
+
+    def check(self, *level: Tensor) -> Level:
+        return _check_logits(*level)
+
+    def plain(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dense = target.dim() > 1
+        samples = reference.dense_softmax_samples if dense else reference.softmax_samples
+        return samples(logits, target)
+
+
+@dataclass(frozen=True)
+class DeltaSamples(Samples):
+    """Coordinates of predicted and true deltas and a mask, all (N, 4): `reference.asl1_samples`.
+
+    Args:
+        mu: of ASL1; a number, or a tensor of no dimensions.
+    """
+
+    kind: ClassVar[str] = "asl1"
+    mu: float | Tensor = 0.02
+
+    def check(self, *level: Tensor) -> Level:
+        return check_deltas(*level)
+
+    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return reference.asl1_samples(*level, self.mu)
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> Level:
+    if labels.shape == logits.shape and labels.dim() == 2:
+        return logits, labels
+    if labels.is_floating_point():
+        raise ValueError(f"labels are integers, not {labels.dtype}")
+    _check_shape("labels", labels, logits, logits.shape[:1])
+    return logits, labels.long()
+
+
+def check_deltas(pred: Tensor, target: Tensor, valid: Tensor) -> Level:
+    """`DeltaSamples.check`, for those who want the deltas alone."""
+    _check_shape("targets", target, pred, pred.shape)
+    _check_shape("valid", valid, pred, pred.shape)
+    dtype = torch.promote_types(pred.dtype, target.dtype) if target.is_floating_point() else None
+    if dtype is not None and wide(dtype) != wide(pred.dtype):
+        pred = pred.to(dtype)  # a target of more precision is not rounded
+    return pred, target.to(pred.dtype), valid.bool()
+
+
+def _check_shape(name: str, given: Tensor, pred: Tensor, shape: torch.Size) -> None:
+    if pred.dim() != 2 or given.shape != shape:
+        raise ValueError(
+            f"predictions are (N, K), not {tuple(pred.shape)} with {name} {tuple(given.shape)}"
+        )
+    if given.device != pred.device:
+        raise ValueError(f"predictions are on {pred.device}, but {name} on {given.device}")

@@ -1,0 +1,152 @@
+"""What GHM-C and GHM-R share: samples are counted, counts added up over processes, losses weighed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ghm_d2 import kernels
+from ghm_d2.losses.density import GradientDensity
+from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range
+from ghm_d2.losses.sync import Count, sum_up
+
+
+class CountedLoss(Count):
+    """A GHM loss whose samples are counted, and are to be weighed when `sum_up` is done with it.
+
+    Several losses of a step can thus share one all-reduce.
+
+    Args:
+        counted: the samples.
+        weigh: from the number of processes and `values`, added up, as keywords, to their weights.
+        values: int64 tensors by name; their shapes are the same in all processes.
+        sync, group: as of `Count`.
+    """
+
+    def __init__(
+        self,
+        counted: kernels.Counted,
+        weigh: Callable[..., Tensor],
+        values: Mapping[str, Tensor],
+        sync: bool,
+        group=None,
+    ):
+        super().__init__(torch.cat([x.flatten() for x in values.values()]), sync, group)
+        self._shapes = {name: x.shape for name, x in values.items()}
+        self._counted = counted
+        self._weigh: Callable[..., Tensor] | None = weigh
+
+    def losses(self) -> list[Tensor]:
+        """The loss of each level, a scalar each, by the weights of `weights`."""
+        return self._counted.sums(self.weights())
+
+    def total(self) -> Tensor:
+        """The sum of `losses`; faster than they are."""
+        return self._counted.total(self.weights())
+
+    def weights(self) -> Tensor:
+        """The weight beta / N of a sample in each unit region. Moves the averages on.
+
+        Raises:
+            RuntimeError: a second call, which would move them on twice.
+        """
+        if self._weigh is None:
+            raise RuntimeError("this loss was computed before: begin() counts anew for each step")
+        weigh, self._weigh = self._weigh, None
+        parts = self.value.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return weigh(self.world, **{name: x.view(shape) for (name, shape), x in named})
+
+
+class HarmonizedLoss(nn.Module):
+    """What GHM-C and GHM-R share: count samples by gradient norm, then weigh them.
+
+    `levels` does both. `begin` only counts, for losses that share an all-reduce with others:
+
+        cls, box = ghm_c.begin(logits, labels), ghm_r.begin(pred, target)
+        sum_up(cls, box)
+        loss = cls.total() + box.total()
+
+    Both are the mean over the samples, whatever `reduction` is.
+
+    Args:
+        loss_weight: factor on the loss, > 0.
+        reduction: "mean" over the samples, the paper's L; "sum"; or "none", beta_i l_i of each
+            sample, 0 where it is ignored.
+        density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
+    """
+
+    ROBUST: ClassVar[dict[str, Any]] = {
+        "scope": "batch",
+        "normalizer": "weights",
+        "ema_init": "debias",
+        "momentum": 0.9,
+    }
+
+    def __init__(self, *, loss_weight: float = 1.0, reduction: str = "mean", **density):
+        super().__init__()
+        check_range("loss_weight", loss_weight, 0)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.loss_weight, self.reduction = float(loss_weight), reduction
+        self.density = GradientDensity(**density)
+
+    @classmethod
+    def robust(cls, **options):
+        """The robust form, for batches of few samples: `options` over the arguments `ROBUST`."""
+        return cls(**{**cls.ROBUST, **options})
+
+    def levels(self, *tensors) -> list[Tensor]:
+        """The losses of several feature levels, to be added up; arguments as in `begin`."""
+        counted = self.begin(*tensors)
+        sum_up(counted)
+        return counted.losses()
+
+    def begin(self, *tensors) -> CountedLoss:
+        """Count the samples of several feature levels, of each loss's own arguments."""
+        raise NotImplementedError
+
+    def _begin(
+        self, samples: kernels.Samples, levels: Sequence[Sequence[Tensor]], **others: Tensor
+    ) -> CountedLoss:
+        """Arguments as of `kernels.counted`; `others` are more counts, for `_weights`."""
+        counted = kernels.counted(samples, levels, self.density.bins, kernel=self.density.kernel)
+        return self._counted_loss(counted, others)
+
+    def _reduced(
+        self,
+        samples: kernels.Samples,
+        tensors: Sequence[Tensor],
+        weight: Tensor | None,
+        **others: Tensor,
+    ) -> Tensor:
+        """The loss of one set of samples as `reduction` says: a scalar, or one for each sample."""
+        weights, kernel = None if weight is None else [weight], self.density.kernel
+        counted = kernels.counted(samples, [tensors], self.density.bins, weights, kernel=kernel)
+        loss = self._counted_loss(counted, others)
+        sum_up(loss)
+        if self.reduction == "mean":
+            return loss.total()
+        beta = loss.weights() * counted.counts.sum()  # the weights are beta / N
+        return counted.total(beta) if self.reduction == "sum" else counted.each(beta)[0]
+
+    def _counted_loss(
+        self, counted: kernels.Counted, others: Mapping[str, Tensor]
+    ) -> CountedLoss:
+        density, counts = self.density, counted.counts
+        if density.num_classes > 1:
+            counts = counts.view(len(counts), -1, density.bins)
+
+        def weigh(world: int, **values: Tensor) -> Tensor:
+            return self._weights(world, **values).flatten(1)
+
+        sync = density.sync and self.training
+        values = {"counts": counts, **others}
+        return CountedLoss(counted, weigh, values, sync, density.process_group)
+
+    def _weights(self, world: int, counts: Tensor, foreground: Tensor | None = None) -> Tensor:
+        weights = self.density(counts, world, foreground)
+        return weights if self.loss_weight == 1 else self.loss_weight * weights
+
+    def extra_repr(self) -> str:
+        return f"loss_weight={self.loss_weight}, reduction={self.reduction!r}"

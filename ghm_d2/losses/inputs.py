@@ -1,0 +1,107 @@
+"""Logits and targets in the shapes that people have them, as rows of anchors or pixels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The inputs of a classification loss, a row for each anchor or pixel.
+
+    Attributes:
+        logits: (M, C).
+        target: (M,) int64 labels, negative where ignored; or (M, C), a target for each logit.
+        weight: (M, C) or (M, 1), of each loss; None: all are 1.
+        shape: of the logits as they were given.
+    """
+
+    logits: Tensor
+    target: Tensor
+    weight: Tensor | None
+    shape: torch.Size
+
+    def weight_of_rows(self) -> Tensor | None:
+        """`weight`, (M, 1), of a loss for each row; ValueError where it is one for each logit."""
+        if self.weight is not None and self.weight.shape[1] != 1:
+            raise ValueError(f"weights have the shape of labels, not {tuple(self.shape)}")
+        return self.weight
+
+    def like_logits(self, values: Tensor) -> Tensor:
+        """(M, C) values in the shape of the logits as they were given."""
+        if len(self.shape) < 3:
+            return values.view(self.shape)
+        rows = self.shape[:1] + self.shape[2:]
+        return values.view(*rows, -1).movedim(-1, 1)
+
+    def like_labels(self, values: Tensor) -> Tensor:
+        """(M,) values in the shape of the labels: that of the logits without the class."""
+        return values.view(self.shape[:1] + self.shape[2:])
+
+
+def as_rows(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    num_labels: int | None = None,
+    ignore_index: int | None = None,
+    check_labels: bool = False,
+) -> Rows:
+    """Bring the inputs of a classification loss into rows.
+
+    Args:
+        logits: (N,), (N, C) or (N, C, d1, ...).
+        target: labels, integers of shape (N,) or (N, d1, ...), negative where ignored; or of the
+            shape of `logits`, probabilities, or any type with 0 and 1, negative where ignored.
+        weight: of the shape of `logits` or of labels.
+        num_labels: labels up to this one are known; None: C + 1, background included.
+        ignore_index: a label that is ignored too, such as 255.
+        check_labels: raise an error at a label beyond `num_labels`; waits for the device.
+
+    Raises:
+        ValueError: shapes that do not belong together; a label out of range, if it is checked.
+    """
+    shape, dense = logits.shape, target.shape == logits.shape
+    if not dense and (len(shape) < 2 or target.shape != shape[:1] + shape[2:]):
+        raise ValueError(
+            f"logits are (N, C) with labels (N,), or targets of their own shape; not {tuple(shape)} "
+            f"with {tuple(target.shape)}"
+        )
+    if not dense and target.is_floating_point():
+        raise ValueError(f"labels are integers, not {target.dtype}")
+    if target.device != logits.device:
+        raise ValueError(f"logits are on {logits.device}, but the target on {target.device}")
+    if weight is not None:
+        weight = _weight_rows(weight, shape)
+    rows = _as_matrix(logits)
+    target = _as_matrix(target) if dense else target.flatten().long()
+    if ignore_index is not None and ignore_index >= 0:
+        target = torch.where(target == ignore_index, -1, target)
+    if check_labels and not dense:
+        _check_labels(target, rows.shape[1] + 1 if num_labels is None else num_labels)
+    return Rows(rows, target, weight, shape)
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    if x.dim() == 1:
+        return x[:, None]
+    return x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2)
+
+
+def _weight_rows(weight: Tensor, shape: torch.Size) -> Tensor:
+    if weight.shape == shape:
+        return _as_matrix(weight)
+    if weight.shape == shape[:1] + shape[2:]:
+        return weight.reshape(-1, 1)
+    raise ValueError(f"weights have the shape of logits or labels, not {tuple(weight.shape)}")
+
+
+def _check_labels(labels: Tensor, num_labels: int) -> None:
+    if labels.numel() and (labels.max() >= num_labels or labels.min() < -1):
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(
+            f"labels lie in [-1, {num_labels - 1}], not in [{low}, {high}]; a label to be left out "
+            "is -1 or `ignore_index`"
+        )
