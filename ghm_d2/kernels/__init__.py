@@ -131,8 +131,7 @@ def update_density(
 
 def name_for(device: torch.device) -> str:
     """Which kernel "auto" is on a device."""
-    backend = operators.backend_of(device)
-    return "torch" if backend is None else backend.NAME
+    return operators.backend_name(device.type)
 
 
 def compiled(kernel: str, device: torch.device) -> bool:
@@ -144,10 +143,10 @@ def compiled(kernel: str, device: torch.device) -> bool:
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
-    backend = operators.backend_of(device) if kernel != "torch" else None
-    if kernel in ("c", "triton") and (backend is None or backend.NAME != kernel):
+    name = "torch" if kernel == "torch" else operators.backend_name(device.type)
+    if kernel not in ("auto", name):
         raise RuntimeError(f"the kernel {kernel!r} is not there for {device.type}; see ghm doctor")
-    return backend is not None
+    return name != "torch"
 
 
 def _all_compiled(kernel: str, levels, samples: Samples | None = None, weights=None) -> bool:

@@ -10,6 +10,7 @@ Losses are differentiated by `total`; the operators themselves have no derivativ
 """
 
 import functools
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -44,6 +45,13 @@ def backend_of(device: torch.device) -> ModuleType | None:
     if device.type == "cpu":
         return cpu if cpu.available() else None
     return triton_backend() if device.type == "cuda" else None
+
+
+@torch.compiler.assume_constant_result
+def backend_name(device_type: str) -> str:
+    """The kernel that runs on a type of device; "torch" where it has none."""
+    backend = backend_of(torch.device(device_type))
+    return "torch" if backend is None else backend.NAME
 
 
 @functools.cache
@@ -123,7 +131,9 @@ def total(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
         weights: of their shape, constants for the gradient.
     """
     kind, pred, target, valid, *others = arguments
-    return _Total.apply(kind, len(pred), others, losses, weights, *pred, *target, *valid)
+    if not any(x.requires_grad for x in pred):
+        return _total(pred, losses, weights)
+    return _Total.apply(kind, others, losses, weights, *pred, *target, *valid)
 
 
 def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
@@ -137,30 +147,39 @@ def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
     return found
 
 
+def _lists(kind: str, tensors: Sequence[Tensor]) -> tuple[list, list, list]:
+    """`pred`, `target` and `valid` from one list of all."""
+    n = len(tensors) // (3 if kind == "asl1" else 2)
+    return list(tensors[:n]), list(tensors[n : 2 * n]), list(tensors[2 * n :])
+
+
+def _total(pred: Sequence[Tensor], losses: Tensor, weights: Tensor) -> Tensor:
+    dtype = functools.reduce(torch.promote_types, {x.dtype for x in pred})
+    return (weights * losses).sum().to(torch.promote_types(dtype, torch.float32))
+
+
 class _Total(Function):
     @staticmethod
-    def forward(kind, num_levels, others, losses, weights, *tensors):
-        dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors[:num_levels]})
-        return (weights * losses).sum().to(torch.promote_types(dtype, torch.float32))
+    def forward(kind, others, losses, weights, *tensors):
+        return _total(_lists(kind, tensors)[0], losses, weights)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        kind, ctx.num_levels, (mu, *ctx.others), _, weights, *tensors = inputs
-        ctx.kind, ctx.has_mu = kind, mu is not None
+        ctx.kind, (mu, *ctx.others), _, weights, *tensors = inputs
+        ctx.has_mu = mu is not None
         ctx.save_for_backward(weights, *([mu] if ctx.has_mu else []), *tensors)
 
     @staticmethod
     def backward(ctx, scale):
         weights, *tensors = ctx.saved_tensors
         mu = tensors.pop(0) if ctx.has_mu else None
-        n = ctx.num_levels
-        lists = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        lists = _lists(ctx.kind, tensors)
         # what the gradient is multiplied by goes into the weights: no pass of its own
         weights = weights.to(scale.dtype) * scale
         arguments = ctx.kind, *lists, mu, *ctx.others, weights
         graph = torch.is_grad_enabled()
         found = _Gradient.apply(arguments, *lists[0]) if graph else gradient(*arguments)
-        return (None,) * 5 + (*found,) + (None,) * (len(tensors) - n)
+        return (None,) * 4 + (*found,) + (None,) * (len(tensors) - len(found))
 
 
 class _Gradient(Function):

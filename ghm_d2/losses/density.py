@@ -73,8 +73,8 @@ class GradientDensity(CountState):
         kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
 
     Attributes:
-        last_counts, last_weights: of the last call, for logging: (rows, bins), a row a level or
-            class, of all processes.
+        last_counts, last_weights: of the last call that was not compiled, for logging:
+            (rows, bins), a row a level or class, of all processes.
 
     Raises:
         ValueError: an argument out of its range, naming both; a prior, or several classes, with
@@ -184,7 +184,8 @@ class GradientDensity(CountState):
             factor=world / self.num_classes,
             kernel=self.kernel,
         )
-        self.last_counts, self.last_weights = counts, weights
+        if not torch.compiler.is_compiling():
+            self.last_counts, self.last_weights = counts, weights
         return weights.view(-1, *inner).expand(shape)
 
     @property

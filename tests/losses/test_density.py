@@ -1,13 +1,16 @@
 """Unit regions' moving average and weights, and the exact density."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from loss_oracles import Density
+from torch.utils.checkpoint import checkpoint
 
 from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels import reference
-from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density
+from ghm_d2.losses import GHMC, GHMR, GradientDensity, exact_gradient_density, recomputing
 from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
 from ghm_d2.modeling.build_losses import build_ghm_c, build_softmax_ghm_c
 
@@ -146,6 +149,85 @@ def test_half_precision_keeps_counts(convert):
     assert torch.equal(half(counts), module(counts))
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16])
+def test_state_is_exact_whatever_the_default_precision(default):
+    logits = torch.zeros(70_000, 1)
+    labels = torch.ones(70_000, dtype=torch.int64)
+    expected = GHMC(momentum=0.5, ema_init="first")(logits, labels)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        module = GHMC(momentum=0.5, ema_init="first")
+        assert module.density.ema.dtype == torch.float32
+        assert torch.equal(module(logits, labels), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_module_that_was_built_without_memory_starts_at_zero():
+    with torch.device("meta"):
+        module = GHMR.robust()
+    module.to_empty(device="cpu")
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    assert not any(buffer.any() for buffer in module.buffers())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_in_half_precision_is_taken_as_float32(assign):
+    density = GradientDensity(2, 0.5)
+    density(torch.tensor([[1000, 3]]))
+    state = {k: v.half() if v.is_floating_point() else v for k, v in density.state_dict().items()}
+    resumed = GradientDensity(2, 0.5)
+    resumed.load_state_dict(state, assign=assign)
+    assert resumed.ema.dtype == torch.float32 and torch.equal(resumed.ema, density.ema)
+    assert state["ema"].dtype == torch.float16  # the caller's own stays
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_an_average_of_nearly_no_movement_is_debiased(kernel):
+    density = GradientDensity(2, 1 - 1e-7, ema_init="debias", kernel=kernel)
+    weights = density(torch.tensor([[1000, 0]]))
+    assert weights[0, 0].item() == pytest.approx(1e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [GHMR.robust, lambda: GHMR(momentum=0.5, scope="level")])
+def test_activation_checkpointing_moves_averages_once(make):
+    generator = torch.Generator().manual_seed(5)
+    pred = torch.randn(3, 20, 4, generator=generator)
+    plain, checkpointed = make(), make()
+
+    def context_fn():
+        return nullcontext(), recomputing()
+
+    for _ in range(3):
+        gradients = []
+        for module in (plain, checkpointed):
+            x = pred.clone().requires_grad_()
+
+            def loss(x, module=module):
+                return sum(module.levels(list(x * 1.5), list(pred * 0)))
+
+            if module is checkpointed:
+                value = checkpoint(loss, x, use_reentrant=False, context_fn=context_fn)
+            else:
+                value = loss(x)
+            gradients += torch.autograd.grad(value, x)
+        assert torch.equal(*gradients)
+        pred = pred * 0.7
+    for name, buffer in plain.state_dict().items():
+        assert torch.equal(buffer, checkpointed.state_dict()[name]), name
+
+
+def test_a_loss_is_computed_once():
+    """Twice would move its average on twice."""
+    counted = GHMC().begin([torch.zeros(3, 2)], [torch.zeros(3, dtype=torch.int64)])
+    counted.total()
+    with pytest.raises(RuntimeError, match="computed before"):
+        counted.losses()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -208,6 +290,12 @@ def test_exact_density_of_a_uniform_distribution_is_its_size():
 
 def test_exact_density_of_nothing():
     assert exact_gradient_density(torch.zeros(0), 0.1).shape == (0,)
+
+
+def test_exact_density_of_an_interval_below_float32s_spacing():
+    norm = torch.tensor([0.25, 0.5, 0.5, 0.75])
+    density = exact_gradient_density(norm, 1e-8)
+    torch.testing.assert_close(density, torch.tensor([1e8, 2e8, 2e8, 1e8]))
 
 
 @pytest.mark.parametrize("epsilon", [0, -0.1, 1.5, float("nan")])

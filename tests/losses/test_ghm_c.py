@@ -380,3 +380,32 @@ def test_exact_loss_of_nan_is_nan():
     logits = torch.zeros(5, CLASSES)
     logits[2, 1] = math.nan
     assert exact_ghm_c_loss(logits, torch.zeros(5, dtype=torch.int64), 0.1).isnan()
+
+
+@pytest.mark.parametrize(
+    ("classes", "prior"), [(2, p) for p in (0.3, 0.4, 0.6, 0.7)] + [(81, 0.8), (81, 0.5)]
+)
+@pytest.mark.parametrize("bins", [10, 30])
+def test_rows_on_the_edge_of_a_region_are_in_one_region_in_both_passes(classes, prior, bins):
+    """All rows of a batch with one norm: a head's first step, whose bias says the background."""
+    logits = torch.zeros(50, classes)
+    logits[:, -1] = math.log(prior * (classes - 1) / (1 - prior))
+    logits.requires_grad_()
+    loss = SoftmaxGHMC(bins=bins, momentum=0.0)(logits, torch.full((50,), classes - 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(prior), rel=1e-5)
+    slopes = logits.grad[:, -1]
+    torch.testing.assert_close(slopes, torch.full((50,), (prior - 1) / 50), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sample_is_weighed_in_the_region_that_it_was_counted_in(kind):
+    """Of many norms, edges among them: with one region too many a sample would weigh nothing."""
+    generator = torch.Generator().manual_seed(19)
+    logits = torch.randn(20_000, columns(kind), generator=generator).mul_(2).requires_grad_()
+    labels = torch.randint(0, CLASSES + 1, (20_000,), generator=generator)
+    for bins in (7, 30, 1000):
+        kind(bins=bins, momentum=0.0)(logits, labels).backward()
+        slopes = logits.grad.abs() if kind is GHMC else logits.grad.abs().sum(1)
+        assert (slopes > 0).all()
+        logits.grad = None

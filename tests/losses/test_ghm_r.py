@@ -236,3 +236,13 @@ def test_step_never_waits_for_the_device(ema_init, scope):
         valid = torch.ones(20, dtype=torch.bool, device=device)
         sum(module.levels([pred] * 2, [target] * 2, [valid] * 2)).backward()
         assert pred.grad.shape == pred.shape
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("size", [1e15, 2e34, 1e38])
+def test_differences_whose_square_overflows(size, kernel):
+    pred = torch.tensor([[size, 0.0, 0.0, 0.0]]).requires_grad_()
+    loss = GHMR(bins=1, momentum=0.0, kernel=kernel)(pred, torch.zeros(1, 4))
+    assert loss.item() == pytest.approx(size / 4, rel=1e-6)
+    loss.backward()
+    assert pred.grad[0, 0].item() == pytest.approx(0.25)

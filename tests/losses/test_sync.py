@@ -112,6 +112,24 @@ def calls_of_single_losses(rank):
     return calls
 
 
+def calls_of_evaluation_and_groups(rank, world):
+    """How often rank 0 waits for the others, which do not compute a loss at all."""
+    alone_group = dist.new_group([0])
+    if rank:
+        return []
+    logits, labels = torch.randn(6, CLASSES), torch.zeros(6, dtype=torch.int64)
+    deltas = torch.randn(6, 4)
+    evaluated = [GHMC().eval(), GHMC.robust().eval(), GradientDensity(2, 0.0).eval()]
+    losses = [
+        lambda: evaluated[0](logits, labels),
+        lambda: evaluated[1](logits, labels),
+        lambda: evaluated[2](torch.tensor([[1, 2]])),
+        lambda: GHMR.robust().eval()(deltas, 2 * deltas),
+        lambda: GHMC(process_group=alone_group)(logits, labels),
+    ]
+    return [len(count_calls(loss)[1]) for loss in losses]
+
+
 def work(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -131,6 +149,7 @@ def work(rank, world, folder):
             results["alone"], results["alone calls"] = count_calls(
                 lambda: train(CASES, [rank], world, torch.float64)
             )
+    results["evaluation"] = calls_of_evaluation_and_groups(rank, world)
     results["world"] = world_size()
     torch.save(results, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
@@ -183,6 +202,11 @@ def test_alone_a_process_waits_for_no_other(processes, case):
     first = processes[0]
     assert_same(first["alone"][case], train([case], [0], len(processes), torch.float64)[case])
     assert first["alone calls"] == [] and first["world"] == len(processes)  # and then again
+
+
+def test_evaluation_and_a_group_of_one_wait_for_no_other(processes):
+    """The other ranks compute nothing: a call would wait for them for ever."""
+    assert processes[0]["evaluation"] == [0] * 5
 
 
 def assert_same(mine, expected):
