@@ -128,16 +128,18 @@ def _softmax_block(
     offset = row[:, None] * COLUMNS + column
     inside = (row < rows)[:, None] & (column < COLUMNS)
     x = _load(logits + offset, inside)
-    finite = tl.abs(x) < float("inf")
+    finite = x < float("inf")  # -inf is a probability of 0
     x = tl.where(finite, x, 0)
     # With s the log-sum-exp of the other logits minus the label's own, l is softplus(s) and
     # 1 - p_y sigmoid(s): nothing cancels, however sure the row is.
     others = tl.where(inside & ~own, x, -float("inf"))
     top = tl.max(others, axis=1)
-    e = tl.exp(others - top[:, None])
-    total = tl.sum(e, axis=1)  # at least 1, or NaN where no other column is
-    s = top - tl.sum(tl.where(own, x, 0), axis=1) + tl.log(total)
-    s = tl.where(total > 0, s, -1e9)  # a loss of 0
+    e = tl.where(others > -float("inf"), tl.exp(others - top[:, None]), 0)
+    total = tl.sum(e, axis=1)  # at least 1, or 0 where there is no other class
+    own_x = tl.sum(tl.where(own, x, 0), axis=1)
+    s = top - own_x + tl.log(total)
+    # no other class: a loss of 0, unless there is no class at all
+    s = tl.where(total > 0, s, tl.where(own_x > -float("inf"), -1e9, float("nan")))
     s = tl.where(tl.min(finite.to(tl.int32), axis=1) > 0, s, float("nan"))
     loss, g, _ = _logistic(s)
     slope = g[:, None] * tl.where(own, -1, e / total[:, None])

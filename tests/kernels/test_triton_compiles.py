@@ -18,7 +18,6 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-SCALE = torch.ones(())
 
 
 class Compile:
@@ -80,13 +79,14 @@ def test_passes_compile(compiled, dtype, rows, bins):
     compiled.softmax_regions(x, labels, bins), compiled.softmax_grad(x, labels, weights)
     mu = torch.ones(())
     compiled.asl1_regions(x, x, x == 0, 0.02, bins), compiled.asl1_grad(x, x, x == 0, mu, weights)
-    compiled.size_counts(x, x, x == 0)
+    compiled.size_counts([x], [x], [x == 0])
 
 
 @pytest.mark.parametrize("gamma", [1.5, 2])
 def test_focal_loss_compiles(compiled, gamma):
     x, labels = torch.zeros(40, 5), torch.zeros(40, dtype=torch.int64)
-    compiled.focal_sum(x, labels, 0.25, gamma), compiled.focal_grad(x, labels, 0.25, gamma, SCALE)
+    compiled.sigmoid_regions(x, labels, 1, 0.25, gamma)
+    compiled.sigmoid_grad(x, labels, torch.ones(1), 0.25, gamma)
 
 
 def test_large_sizes_compile(compiled):
@@ -100,10 +100,10 @@ def test_large_sizes_compile(compiled):
 def test_density_compiles(compiled, prior, ema_init):
     normalizer = "weights" if prior else "valid_bins"
     counts, ema = torch.zeros(2, 30, dtype=torch.int64), torch.zeros(2, 30)
-    compiled.update_density(
-        counts, counts.sum(1), ema, counts, torch.zeros(2, 2), momentum=0.75, prior=prior,
-        own=True, normalizer=normalizer, ema_init=ema_init, training=True, factor=0.5,
-    )  # fmt: skip
+    state = ema, counts, torch.zeros(2, 2)
+    compiled.density(
+        counts, counts.sum(1), *state, 0.75, prior, True, normalizer, ema_init, True, 0.5
+    )
 
 
 def test_without_cuda_there_is_no_such_kernel(monkeypatch):

@@ -1,0 +1,132 @@
+"""GHM-C and GHM-R with the arguments, defaults and state of mmdetection's (its 3.3.0).
+
+Replace `from mmdet.models.losses import GHMC, GHMR` by `from ghm_d2.losses.mmdet import GHMC, GHMR`;
+checkpoints go both ways. As there, each process has its own density, and averages move on in
+evaluation too. `docs/coming-from.md` says what else differs from `ghm_d2.losses`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ghm_d2 import losses
+from ghm_d2.losses.reduce import REDUCTIONS, check_choice
+
+
+class _MMDetGHM(nn.Module):
+    """The moving average is mmdetection's buffer `acc_sum`, which the loss works in."""
+
+    acc_sum: Tensor
+
+    def __init__(self, loss: losses.GHMC | losses.GHMR, last_edge: float):
+        super().__init__()
+        object.__setattr__(self, "_loss", loss)  # no submodule: its buffers are this module's
+        self.bins, self.momentum = loss.density.bins, loss.density.momentum
+        self.loss_weight, self.reduction = loss.loss_weight, loss.reduction
+        edges = torch.arange(self.bins + 1).float() / self.bins
+        edges[-1] = last_edge  # the last region is closed
+        self.register_buffer("edges", edges)
+        if self.momentum > 0:
+            self.register_buffer("acc_sum", torch.zeros(self.bins))
+
+    def _run(self, reduction: str | None, *tensors: Tensor) -> Tensor:
+        loss, density = self._loss, self._loss.density
+        if self.momentum > 0:
+            density.ema = self.acc_sum[None]
+            density.num_updates = (density.ema > 0).long()
+        loss.reduction = self.reduction if reduction is None else reduction
+        check_choice("reduction_override", loss.reduction, REDUCTIONS)
+        return loss(*tensors)
+
+
+class GHMC(_MMDetGHM):
+    """mmdetection's GHM-C, over sigmoids.
+
+    Args:
+        bins, momentum, loss_weight: as of `ghm_d2.losses.GHMC`.
+        use_sigmoid: True; there is no other form.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        NotImplementedError: without `use_sigmoid`.
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        bins: int = 10,
+        momentum: float = 0,
+        use_sigmoid: bool = True,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
+        if not use_sigmoid:
+            raise NotImplementedError("use_sigmoid=False; ghm_d2.losses has SoftmaxGHMC")
+        options = {"loss_weight": loss_weight, "reduction": reduction, "sync": False}
+        super().__init__(losses.GHMC(bins, momentum, **options), 1 + 1e-6)
+        self.use_sigmoid = use_sigmoid
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        label_weight: Tensor,
+        reduction_override: str | None = None,
+        **_,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            pred: (N, K) logits.
+            target: (N,) labels, 0..K-1 a class and K background; or (N, K) of 0 and 1.
+            label_weight: (N,) or (N, K); 0 where ignored, and no factor elsewhere.
+            reduction_override: instead of `reduction`.
+        """
+        valid = label_weight > 0
+        if target.dim() == pred.dim():
+            target = target.to(pred.dtype)
+            valid = valid if valid.dim() == pred.dim() else valid[:, None]
+        elif valid.dim() > 1:
+            valid = valid.all(1)
+        return self._run(reduction_override, pred, torch.where(valid, target, -1))
+
+
+class GHMR(_MMDetGHM):
+    """mmdetection's GHM-R.
+
+    Args:
+        mu, bins, momentum, loss_weight: as of `ghm_d2.losses.GHMR`.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        mu: float = 0.02,
+        bins: int = 10,
+        momentum: float = 0,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
+        options = {"loss_weight": loss_weight, "reduction": reduction, "sync": False}
+        super().__init__(losses.GHMR(mu, bins, momentum, **options), 1e3)
+        self.mu = mu
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        label_weight: Tensor,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            pred, target: (N, 4) deltas.
+            label_weight: (N, 4); 0 where ignored, and no factor elsewhere.
+            avg_factor: not used, as in mmdetection.
+            reduction_override: instead of `reduction`.
+        """
+        return self._run(reduction_override, pred, target, label_weight > 0)
