@@ -102,8 +102,8 @@ def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> 
     checked = [check_deltas(*tensors) for tensors in levels]
     if not _all_compiled(kernel, checked):
         return torch.stack([reference.size_counts(*tensors) for tensors in checked]).sum(0)
-    pred, target, valid = (list(tensors) for tensors in zip(*checked, strict=True))
-    return operators.size_counts(pred, target, valid)
+    pred, target, *valid = (list(tensors) for tensors in zip(*checked, strict=True))
+    return operators.size_counts(pred, target, valid[0] if valid else [])
 
 
 def update_density(

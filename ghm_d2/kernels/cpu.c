@@ -347,7 +347,7 @@ CLONES HIDDEN void F(softmax_grad_part)(const REAL *x, const int64_t *labels, in
     }
 }
 
-/* pred, target, valid (rows, K): ASL1 and its gradient norm (paper, section 3.4). */
+/* pred, target, valid (rows, K), or no valid, where all are: ASL1 and its gradient norm (paper, section 3.4). */
 CLONES HIDDEN void F(asl1_regions_part)(const REAL *pred, const REAL *target, const uint8_t *valid,
                             int64_t begin, int64_t end, int64_t K, REAL mu, int32_t bins,
                             tally *tallies) {
@@ -357,10 +357,11 @@ CLONES HIDDEN void F(asl1_regions_part)(const REAL *pred, const REAL *target, co
         int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
 #pragma omp simd
         for (int i = 0; i < n; i++) {
-            REAL d = valid[a + i] ? pred[a + i] - target[a + i] : 0, root = F(root)(d, mu);
+            int ok = !valid || valid[a + i];
+            REAL d = ok ? pred[a + i] - target[a + i] : 0, root = F(root)(d, mu);
             /* root - mu, without its cancellation near 0 or overflow far from it */
             loss[i] = d * (d / (root + mu)) + (d - d);
-            index[i] = valid[a + i] ? F(region)((d > 0 ? d : -d) / root, bins) : bins;
+            index[i] = ok ? F(region)((d > 0 ? d : -d) / root, bins) : bins;
         }
         F(count)(index, loss, n, tallies);
     }
@@ -376,15 +377,24 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
         int n = end * K - a < BLOCK ? (int)(end * K - a) : BLOCK;
 #pragma omp simd
         for (int i = 0; i < n; i++) {
-            REAL d = valid[a + i] ? pred[a + i] - target[a + i] : 0;
+            int ok = !valid || valid[a + i];
+            REAL d = ok ? pred[a + i] - target[a + i] : 0;
             slope[i] = d / F(root)(d, mu) + (d - d);
-            index[i] = valid[a + i] ? F(region)(slope[i] > 0 ? slope[i] : -slope[i], bins) : bins;
+            index[i] = ok ? F(region)(slope[i] > 0 ? slope[i] : -slope[i], bins) : bins;
         }
         F(weigh)(index, slope, n, weights, out + a);
     }
 }
 
 /* --- what Python calls --- */
+
+/* A weight for each region, times `scale`, and 0 for the region after them, of ignored samples. */
+static REAL *F(make_table)(const double *weights, int32_t regions, double scale) {
+    REAL *table = malloc((size_t)(regions + 1) * sizeof *table);
+    for (int32_t k = 0; table && k < regions; k++) table[k] = (REAL)(weights[k] * scale);
+    if (table) table[regions] = 0;
+    return table;
+}
 
 #define MAKE_TALLIES(regions) \
     tally *tallies = calloc((size_t)parts * (regions + 1) * COPIES, sizeof *tallies);
@@ -400,10 +410,15 @@ void F(sigmoid_regions)(const REAL *x, const int64_t *labels, int64_t rows, int6
     add_up(tallies, parts, regions, counts, losses);
 }
 
-void F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
-                     int32_t bins, int32_t regions, const REAL *weights, REAL *out) {
+int F(sigmoid_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                    int32_t bins, int32_t regions,
+                     const double *weights, double scale, REAL *out) {
+    REAL *table = F(make_table)(weights, regions, scale);
+    if (!table) return 1;
     before_writing(out, rows * K * sizeof *out);
-    FOR_PARTS F(sigmoid_grad_part)(x, labels, PART, K, bins, regions, weights, out);
+    FOR_PARTS F(sigmoid_grad_part)(x, labels, PART, K, bins, regions, table, out);
+    free(table);
+    return 0;
 }
 
 /* sums: (parts,). */
@@ -412,10 +427,11 @@ void F(focal_sum)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
     FOR_PARTS sums[part] = F(focal_sum_part)(x, labels, PART, K, gamma, others, targets);
 }
 
-void F(focal_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
-                   REAL gamma, REAL others, REAL targets, REAL *out) {
+int F(focal_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                  REAL gamma, REAL others, REAL targets, REAL *out) {
     before_writing(out, rows * K * sizeof *out);
     FOR_PARTS F(focal_grad_part)(x, labels, PART, K, gamma, others, targets, out);
+    return 0;
 }
 
 void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K,
@@ -425,10 +441,15 @@ void F(softmax_regions)(const REAL *x, const int64_t *labels, int64_t rows, int6
     add_up(tallies, parts, bins, counts, losses);
 }
 
-void F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
-                     int32_t bins, const REAL *weights, REAL *out) {
+int F(softmax_grad)(const REAL *x, const int64_t *labels, int64_t rows, int64_t K, int32_t parts,
+                    int32_t bins,
+                     const double *weights, double scale, REAL *out) {
+    REAL *table = F(make_table)(weights, bins, scale);
+    if (!table) return 1;
     before_writing(out, rows * K * sizeof *out);
-    FOR_PARTS F(softmax_grad_part)(x, labels, PART, K, bins, weights, out);
+    FOR_PARTS F(softmax_grad_part)(x, labels, PART, K, bins, table, out);
+    free(table);
+    return 0;
 }
 
 void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
@@ -440,10 +461,15 @@ void F(asl1_regions)(const REAL *pred, const REAL *target, const uint8_t *valid,
     add_up(tallies, parts, bins, counts, losses);
 }
 
-void F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
-                  int64_t K, int32_t parts, REAL mu, int32_t bins, const REAL *weights, REAL *out) {
+int F(asl1_grad)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
+                 int64_t K, int32_t parts, REAL mu, int32_t bins,
+                  const double *weights, double scale, REAL *out) {
+    REAL *table = F(make_table)(weights, bins, scale);
+    if (!table) return 1;
     before_writing(out, rows * K * sizeof *out);
-    FOR_PARTS F(asl1_grad_part)(pred, target, valid, PART, K, mu, bins, weights, out);
+    FOR_PARTS F(asl1_grad_part)(pred, target, valid, PART, K, mu, bins, table, out);
+    free(table);
+    return 0;
 }
 
 #undef MAKE_TALLIES
@@ -466,7 +492,8 @@ static double F(prior_count)(double foreground, REAL *average, double prior, dou
  * its average and its number of updates move on. */
 static void F(region_density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema,
                               int64_t *updates, double c, double momentum, int32_t from_first,
-                              int32_t debias, int32_t training, int32_t moves, REAL *density) {
+                              int32_t debias, int32_t training, int32_t moves,
+                              double *density) {
     double average = *ema;
     int64_t times = *updates;
     for (int64_t level = 0; level < levels; level++) {
@@ -477,7 +504,7 @@ static void F(region_density)(const int64_t *counts, int64_t levels, int64_t bin
         }
         if (momentum > 0 && times) /* else a region first met in evaluation */
             smooth = average / (debias ? -expm1((double)times * log(momentum)) : 1);
-        density[level * bins] = (REAL)(smooth + c);
+        density[level * bins] = smooth + c;
     }
     if (training) *ema = (REAL)average, *updates = times;
 }
@@ -489,7 +516,7 @@ static void F(region_density)(const int64_t *counts, int64_t levels, int64_t bin
 void F(density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema, int64_t *updates,
                 const int64_t *foreground, REAL *ema_foreground, double prior, double momentum,
                 int32_t own, int32_t normalizer, int32_t from_first, int32_t debias,
-                int32_t training, double factor, REAL *weights) {
+                int32_t training, double factor, double *weights) {
     for (int64_t row = 0; row < (own ? levels : 1); row++) {
         int64_t at = row * bins, rows = own ? 1 : levels;
         double c = 0;
@@ -503,9 +530,12 @@ void F(density)(const int64_t *counts, int64_t levels, int64_t bins, REAL *ema, 
     for (int64_t level = 0; level < levels; level++, counts += bins, weights += bins) {
         double total = 0;
         for (int64_t k = 0; k < bins; k++)
-            total += normalizer == 1 ? 1 : counts[k] == 0 ? 0 : normalizer == 0 ? 1 : counts[k] / (double)weights[k];
+            if (normalizer == 1)
+                total++;
+            else if (counts[k] > 0)
+                total += normalizer == 0 ? 1 : (double)counts[k] / weights[k];
         for (int64_t k = 0; k < bins; k++)
-            weights[k] = counts[k] > 0 ? (REAL)(factor / (total * weights[k])) : 0;
+            weights[k] = counts[k] > 0 ? factor / (total * weights[k]) : 0;
     }
 }
 

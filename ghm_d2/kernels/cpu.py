@@ -24,16 +24,17 @@ _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_d
 # of the C functions: p pointer, l int64, i int32, d double, r float or double
 _ARGUMENTS = {
     "sigmoid_regions": "pplliiipp",
-    "sigmoid_grad": "pplliiipp",
+    "sigmoid_grad": "pplliiipdp",
     "softmax_regions": "pplliipp",
-    "softmax_grad": "pplliipp",
+    "softmax_grad": "pplliipdp",
     "asl1_regions": "ppplliripp",
-    "asl1_grad": "ppplliripp",
+    "asl1_grad": "ppplliripdp",
     "focal_sum": "ppllirrrp",
     "focal_grad": "ppllirrrp",
     "density": "pllppppddiiiiidp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
+_NORMALIZERS = {"valid_bins": 0, "bins": 1, "weights": 2}
 _PROCESS = os.getpid()
 _ALONE = 1 << 16  # elements that are no work for more than one thread
 
@@ -49,41 +50,50 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
     Args:
         kind: of `samples.Samples`, whose other fields are `mu` (0-dim) to `gamma`.
         pred, target: a tensor a level: logits and labels, or deltas.
-        valid: of deltas, bool; else empty.
+        valid: of deltas, bool; empty where all are valid.
         bins: unit regions of a class.
     """
-    of_focal = alpha >= 0 or gamma > 0
     num_regions = bins * pred[0].shape[1] if by_class else bins
     counts = torch.empty(len(pred), num_regions, dtype=torch.int64)
     losses = torch.empty(len(pred), num_regions, dtype=torch.float64)
-    options = _options(kind, mu, bins, by_class)
-    for level, tensors in enumerate(_levels(pred, target, valid)):
-        if of_focal:
-            counts[level], losses[level] = _focal_sum(*tensors, alpha, gamma)
-        else:
-            _run(f"{kind}_regions", tensors, *options, num_regions, counts[level], losses[level])
+    if alpha >= 0 or gamma > 0:
+        for i, (x, y) in enumerate(zip(pred, target, strict=True)):
+            counts[i], losses[i] = _focal_sum(upcast(x).contiguous(), y.contiguous(), alpha, gamma)
+        return counts, losses
+    options = _options(kind, mu, bins)
+    to_counts, to_losses, step = counts.data_ptr(), losses.data_ptr(), 8 * num_regions
+    for i in range(len(pred)):
+        function, inputs, _ = _level(f"{kind}_regions", pred, target, valid, i)
+        function(*inputs, *options, num_regions, to_counts + i * step, to_losses + i * step)
     return counts, losses
 
 
 def gradient(
-    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor
+    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
-    """weights[region] * dl/dx of each sample, of the shape and dtype of each `pred`.
+    """scale * weights[region] * dl/dx of each sample, of the shape and dtype of each `pred`.
 
     Args:
-        weights: (L, regions); the others are as of `regions`.
+        weights: (L, regions) float64.
+        scale: 0-dim. The others are as of `regions`.
     """
-    options, found = _options(kind, mu, bins, by_class), []
-    for level, tensors in enumerate(_levels(pred, target, valid)):
-        out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-        if alpha >= 0 or gamma > 0:
-            factors = (weights[level].item() * factor for factor in _focal_factors(alpha))
-            _run("focal_grad", tensors, gamma, *factors, out)
+    focal, found = alpha >= 0 or gamma > 0, []
+    options, factor, weights = _options(kind, mu, bins), scale.item(), weights.contiguous()
+    to_weights, num_regions = weights.data_ptr(), weights.shape[1]
+    for i, x in enumerate(pred):
+        out = torch.empty_like(upcast(x), memory_format=torch.contiguous_format)
+        name = "focal_grad" if focal else f"{kind}_grad"
+        function, inputs, _kept = _level(name, pred, target, valid, i)
+        if focal:
+            weight = weights[i].item() * factor
+            factors = (weight * f for f in _focal_factors(alpha))
+            failed = function(*inputs, gamma, *factors, out.data_ptr())
         else:
-            # the region after the last is that of ignored samples
-            table = torch.nn.functional.pad(weights[level].to(out.dtype), (0, 1))
-            _run(f"{kind}_grad", tensors, *options, weights.shape[1], table, out)
-        found.append(out.to(pred[level].dtype))
+            at = to_weights + 8 * i * num_regions
+            failed = function(*inputs, *options, num_regions, at, factor, out.data_ptr())
+        if failed:
+            raise MemoryError
+        found.append(out if out.dtype == x.dtype else out.to(x.dtype))
     return found
 
 
@@ -99,28 +109,41 @@ def density(
             training=training, factor=factor,
         )  # fmt: skip
         return reference.update_density(counts, foreground, *state, **options)
-    weights = torch.empty(counts.shape, dtype=ema.dtype)
-    counts, foreground = counts.long().contiguous(), foreground.long().contiguous()
-    arrays = (counts, *counts.shape, ema, num_updates, foreground, ema_foreground)
-    divisor = ("valid_bins", "bins", "weights").index(normalizer)
-    choices = own, divisor, ema_init == "first", ema_init == "debias", training
-    _call("density", ema.dtype, *arrays, prior, momentum, *choices, factor, weights)
+    weights = torch.empty(counts.shape, dtype=torch.float64)
+    counts, foreground = counts.contiguous(), foreground.contiguous()
+    levels, bins = counts.shape
+    _functions()["density", ema.dtype](
+        counts.data_ptr(), levels, bins, ema.data_ptr(), num_updates.data_ptr(),
+        foreground.data_ptr(), ema_foreground.data_ptr(), prior, momentum, own,
+        _NORMALIZERS[normalizer], ema_init == "first", ema_init == "debias", training, factor,
+        weights.data_ptr(),
+    )  # fmt: skip
     return weights
 
 
 def size_counts(pred, target, valid) -> Tensor:
     """`reference.size_counts` of all levels: foreground alone is no work for a kernel of its own."""
-    found = [reference.size_counts(*tensors) for tensors in zip(pred, target, valid, strict=True)]
-    return torch.stack(found).sum(0)
+    found = [
+        reference.size_counts(x, target[i], valid[i] if valid else None) for i, x in enumerate(pred)
+    ]
+    return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
 
-def _levels(pred, target, valid) -> list[tuple[Tensor, ...]]:
-    """The tensors of each level, contiguous, and predictions and deltas at least float32."""
-    lists = (pred, target, valid) if valid else (pred, target)
-    return [tuple(upcast(t).contiguous() for t in level) for level in zip(*lists, strict=True)]
+def _level(name: str, pred, target, valid, i: int):
+    """The C function of a level's precision, its first arguments, and the tensors behind them."""
+    x = pred[i]
+    if x.dtype not in _REAL:
+        x = x.float()
+    kept = [x, target[i] if target[i].dtype in (x.dtype, torch.int64) else target[i].to(x.dtype)]
+    kept += [valid[i]] if valid else []
+    kept = [t if t.is_contiguous() else t.contiguous() for t in kept]
+    pointers = [t.data_ptr() for t in kept]
+    if name.startswith("asl1") and not valid:
+        pointers.append(None)
+    return _functions()[name, x.dtype], (*pointers, *x.shape, _num_parts(x)), kept
 
 
-def _options(kind: str, mu: Tensor | None, bins: int, by_class: bool) -> tuple:
+def _options(kind: str, mu: Tensor | None, bins: int) -> tuple:
     """What the C functions take before the number of regions."""
     if kind == "asl1":
         return (mu.item(),)
@@ -129,23 +152,16 @@ def _options(kind: str, mu: Tensor | None, bins: int, by_class: bool) -> tuple:
 
 def _focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     sums = torch.zeros(_num_parts(logits), dtype=torch.float64)
-    _run("focal_sum", (logits, labels), gamma, *_focal_factors(alpha), sums)
+    function, inputs, _ = _level("focal_sum", [logits], [labels], [], 0)
+    function(*inputs, gamma, *_focal_factors(alpha), sums.data_ptr())
     return (labels >= 0).sum() * logits.shape[1], sums.sum()
 
 
-def _run(name: str, inputs: tuple[Tensor, ...], *rest) -> None:
-    """Calls the C function of inputs with rows and columns, shared out to threads."""
-    x = inputs[0]
-    _call(name, x.dtype, *inputs, *x.shape, _num_parts(x), *rest)
-
-
-def _call(name: str, dtype: torch.dtype, *arguments) -> None:
-    function = getattr(_library(), name + _REAL[dtype][0])
-    function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
-
-
 def _num_parts(x: Tensor) -> int:
-    return 1 if _forked() else max(1, min(torch.get_num_threads(), x.numel() // _ALONE))
+    elements = x.numel()
+    if elements < 2 * _ALONE or _forked():
+        return 1
+    return min(torch.get_num_threads(), elements // _ALONE)
 
 
 def _forked() -> bool:
@@ -156,6 +172,14 @@ def _forked() -> bool:
 def _focal_factors(alpha: float) -> tuple[float, float]:
     """Of samples with target 0 and with target 1."""
     return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
+
+
+def _functions() -> dict:
+    """The C functions by name and precision."""
+    library = _library()
+    if library is None:
+        raise RuntimeError("the C library was not built; see ghm doctor")
+    return library.functions
 
 
 @functools.cache
@@ -172,9 +196,11 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, ValueError) as error:
         warnings.warn(f"{path.name} is not used ({error}): install ghm_d2 again", stacklevel=2)
         return None
+    library.functions = {}
     for name, letters in _ARGUMENTS.items():
-        for suffix, real in _REAL.values():
+        for dtype, (suffix, real) in _REAL.items():
             function = getattr(library, name + suffix)
             function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
-            function.restype = None
+            function.restype = ctypes.c_int if name.endswith("_grad") else None
+            library.functions[name, dtype] = function
     return library

@@ -107,17 +107,19 @@ def dense_softmax_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return torch.where(valid, loss, 0), norm, valid
 
 
-def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor):
+def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor | None, mu: float | Tensor):
     """Authentic smooth L1 of each coordinate (paper, equation 9); g = |d| / sqrt(d^2 + mu^2).
 
     Args:
         pred, target: of one shape, floating point. Targets of invalid samples may be anything.
-        valid: bool, of that shape.
+        valid: bool, of that shape; None: all are.
         mu: > 0, in the unit of `pred`; a number, or a tensor of no dimensions on its device.
 
     Returns:
         loss, norm, valid: of that shape.
     """
+    if valid is None:
+        valid = torch.ones_like(pred, dtype=torch.bool)
     d = _nan_unless_finite(torch.where(valid, pred - target, 0))
     mu = as_tensor(mu, d, d.dtype).to(d.dtype)
     root = torch.hypot(d, mu)
@@ -125,7 +127,7 @@ def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor
     return d * (d / (root + mu)), (d / root).abs().detach(), valid
 
 
-def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def size_counts(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """How many |pred - target| lie in each slot of their logarithm: (SIZE_SLOTS,) int64.
 
     Slot k holds sizes in [2^(LOWEST_OCTAVE + k / SLOTS_PER_OCTAVE), that of the next slot); the
@@ -137,7 +139,8 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """
     size = (upcast(pred) - upcast(target)).detach().abs()
     slot = ((size.log2() - LOWEST_OCTAVE) * SLOTS_PER_OCTAVE).clamp(0, SIZE_SLOTS - 1)
-    slot = torch.where(valid & size.isfinite(), slot, SIZE_SLOTS)
+    counted = size.isfinite() if valid is None else size.isfinite() & valid
+    slot = torch.where(counted, slot, SIZE_SLOTS)
     return histogram(slot.long(), SIZE_SLOTS)
 
 
@@ -217,7 +220,7 @@ def update_density(
         factor: on the weights.
 
     Returns:
-        (L, bins) of the dtype of `ema`; 0 where there is no sample.
+        (L, bins) float64; 0 where there is no sample.
     """
     exact = exact_dtype(ema.device)
     new, present = counts.to(exact), counts > 0
@@ -246,7 +249,7 @@ def update_density(
         n = new.new_full((), counts.shape[1])
     else:
         n = present.sum(1, keepdim=True)
-    return torch.where(present, factor / (n * smooth), 0).to(ema.dtype)
+    return torch.where(present, factor / (n * smooth), 0)
 
 
 def _moved(average, times, new, moves, momentum: float, ema_init: str) -> tuple[Tensor, Tensor]:

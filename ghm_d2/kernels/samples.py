@@ -83,7 +83,9 @@ class SoftmaxSamples(Samples):
 
 @dataclass(frozen=True)
 class DeltaSamples(Samples):
-    """Coordinates of predicted and true deltas and a mask, all (N, 4): `reference.asl1_samples`.
+    """Coordinates of predicted and true deltas, (N, 4) each: `reference.asl1_samples`.
+
+    A level has a mask of that shape too, or, in all levels, none: all are valid then.
 
     Args:
         mu: of ASL1; a number, or a tensor of no dimensions.
@@ -95,8 +97,10 @@ class DeltaSamples(Samples):
     def check(self, *level: Tensor) -> Level:
         return check_deltas(*level)
 
-    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return reference.asl1_samples(*level, self.mu)
+    def plain(
+        self, pred: Tensor, target: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return reference.asl1_samples(pred, target, valid, self.mu)
 
 
 def _check_logits(logits: Tensor, labels: Tensor) -> Level:
@@ -108,14 +112,16 @@ def _check_logits(logits: Tensor, labels: Tensor) -> Level:
     return logits, labels.long()
 
 
-def check_deltas(pred: Tensor, target: Tensor, valid: Tensor) -> Level:
+def check_deltas(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Level:
     """`DeltaSamples.check`, for those who want the deltas alone."""
     _check_shape("targets", target, pred, pred.shape)
-    _check_shape("valid", valid, pred, pred.shape)
+    if valid is not None:
+        _check_shape("valid", valid, pred, pred.shape)
     dtype = torch.promote_types(pred.dtype, target.dtype) if target.is_floating_point() else None
     if dtype is not None and wide(dtype) != wide(pred.dtype):
         pred = pred.to(dtype)  # a target of more precision is not rounded
-    return pred, target.to(pred.dtype), valid.bool()
+    level = pred, target.to(pred.dtype)
+    return level if valid is None else (*level, valid.bool())
 
 
 def _check_shape(name: str, given: Tensor, pred: Tensor, shape: torch.Size) -> None:

@@ -140,7 +140,7 @@ def asl1_grad(
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
     """As `cpu.regions`; a density for each class is counted in plain PyTorch."""
     found = []
-    for level in _levels(pred, target, valid):
+    for level in _levels(kind, pred, target, valid):
         if kind == "sigmoid" and by_class:
             found.append(_regions_by_class(*level, bins))
         elif kind == "sigmoid":
@@ -154,11 +154,11 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
 
 
 def gradient(
-    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor
+    kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
     """As `cpu.gradient`."""
-    found = []
-    for level, w in zip(_levels(pred, target, valid), weights, strict=True):
+    found, weights = [], weights * scale
+    for level, w in zip(_levels(kind, pred, target, valid), weights, strict=True):
         if kind == "sigmoid" and by_class:
             found.append(_grad_by_class(*level, w, bins))
         elif kind == "sigmoid":
@@ -170,9 +170,11 @@ def gradient(
     return found
 
 
-def _levels(pred, target, valid) -> list[tuple[Tensor, ...]]:
-    lists = (pred, target, valid) if valid else (pred, target)
-    return list(zip(*lists, strict=True))
+def _levels(kind: str, pred, target, valid) -> list[tuple[Tensor, ...]]:
+    if kind != "asl1":
+        return list(zip(pred, target, strict=True))
+    valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
+    return list(zip(pred, target, valid, strict=True))
 
 
 def _regions_by_class(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -197,7 +199,7 @@ def size_counts(pred, target, valid) -> Tensor:
     scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE}
     counts = [
         _regions(size_counts_kernel, level, level[0].numel(), SIZE_SLOTS, **scale)[0]
-        for level in _levels(pred, target, valid)
+        for level in _levels("asl1", pred, target, valid)
     ]
     return torch.stack(counts).sum(0)
 
@@ -209,7 +211,7 @@ def density(
     """`reference.update_density` in one launch; its state is contiguous."""
     levels, bins = counts.shape
     programs = levels if own else 1
-    weights = torch.empty(levels, bins, dtype=ema.dtype, device=ema.device)
+    weights = torch.empty(levels, bins, dtype=torch.float64, device=ema.device)
     _launch(
         density_kernel, programs, weights, counts.contiguous(), foreground, ema, num_updates,
         ema_foreground, LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),

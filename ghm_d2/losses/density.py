@@ -143,13 +143,13 @@ class GradientDensity(CountState):
                 for the prior; of as many processes as `counts`. None: all are.
 
         Returns:
-            of the shape of `counts` and the dtype of `ema`; 0 where this batch has no sample.
+            of the shape of `counts`, float64; 0 where this batch has no sample.
 
         Raises:
             ValueError: counts or foreground of another shape; more levels than
                 `num_levels`, where each has its own average.
         """
-        shape = counts.shape
+        counts, shape = counts.long(), counts.shape
         inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
         if shape[1:] != inner or counts.dim() < 2:
             raise ValueError(f"counts are (L, {', '.join(map(str, inner))}), not {tuple(shape)}")
@@ -157,21 +157,24 @@ class GradientDensity(CountState):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True).view(-1, self.bins)
-        if foreground is None:
+        if not self.prior:
+            foreground = self.num_updates  # which is not read
+        elif foreground is None:
             foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
-        if foreground.shape != self.ema_foreground.shape[:-1]:
+        elif foreground.shape != self.ema_foreground.shape[:-1]:
             wanted = tuple(self.ema_foreground.shape[:-1])
             raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")
         if _recomputing and self.last_weights is not None:
             return self.last_weights.view(-1, *inner).expand(shape)
         if world is None:
-            options = self.sync and self.training, self.process_group
-            count, of_foreground = Count(counts, *options), Count(foreground, *options)
-            sum_up(count, of_foreground if self.prior else None)
-            counts, world, foreground = count.value, count.world, of_foreground.value
+            sync, values = self.sync and self.training, (counts, foreground)
+            count = Count(*values[: 1 + bool(self.prior)], sync=sync, group=self.process_group)
+            sum_up(count)
+            (counts, *rest), world = count.values, count.world
+            foreground = rest[0] if rest else foreground
         weights = kernels.update_density(
             counts,
-            foreground.contiguous(),
+            foreground,
             self.ema,
             self.num_updates,
             self.ema_foreground,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ghm_d2 import kernels
@@ -122,13 +121,12 @@ def ghm_r_loss(
 
 
 def _as_rows(pred, target, valid) -> list[list[Tensor]]:
-    """(N, 4) each, of every level."""
-    if valid is None:
-        valid = [torch.ones_like(p, dtype=torch.bool) for p in pred]
-    return [
-        [x.reshape(-1, x.shape[-1]) for x in (p, t, _expanded(v, p).bool())]
-        for p, t, v in zip(pred, target, valid, strict=True)
-    ]
+    """(N, 4) each, of every level; without a mask where all are valid."""
+    levels = [[p, t] for p, t in zip(pred, target, strict=True)]
+    if valid is not None:
+        masks = [_expanded(v, p).bool() for p, v in zip(pred, valid, strict=True)]
+        levels = [[*level, mask] for level, mask in zip(levels, masks, strict=True)]
+    return [[x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) for x in level] for level in levels]
 
 
 def _expanded(mask: Tensor, pred: Tensor) -> Tensor:

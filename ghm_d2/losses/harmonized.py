@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
@@ -32,9 +31,8 @@ class CountedLoss(Count):
         sync: bool,
         group=None,
     ):
-        super().__init__(torch.cat([x.flatten() for x in values.values()]), sync, group)
-        self._shapes = {name: x.shape for name, x in values.items()}
-        self._counted = counted
+        super().__init__(*values.values(), sync=sync, group=group)
+        self._counted, self._names = counted, tuple(values)
         self._weigh: Callable[..., Tensor] | None = weigh
 
     def losses(self) -> list[Tensor]:
@@ -54,9 +52,7 @@ class CountedLoss(Count):
         if self._weigh is None:
             raise RuntimeError("this loss was computed before: begin() counts anew for each step")
         weigh, self._weigh = self._weigh, None
-        parts = self.value.split([shape.numel() for shape in self._shapes.values()])
-        named = zip(self._shapes.items(), parts, strict=True)
-        return weigh(self.world, **{name: x.view(shape) for (name, shape), x in named})
+        return weigh(self.world, **dict(zip(self._names, self.values, strict=True)))
 
 
 class HarmonizedLoss(nn.Module):

@@ -22,16 +22,21 @@ class Count:
     """Integers of this process, which `sum_up` replaces by those of all processes.
 
     Args:
-        value: int64, of a shape that is the same in all processes.
+        values: int64 tensors, of shapes that are the same in all processes.
         sync: False: leave them as they are.
         group: the processes; None: all.
 
     Attributes:
-        world: number of processes that are in `value`; 1 before `sum_up`.
+        world: number of processes that are in `values`; 1 before `sum_up`.
     """
 
-    def __init__(self, value: Tensor, sync: bool = True, group=None):
-        self.value, self.sync, self.group, self.world = value, sync, group, 1
+    def __init__(self, *values: Tensor, sync: bool = True, group=None):
+        self.values, self.sync, self.group, self.world = values, sync, group, 1
+
+    @property
+    def value(self) -> Tensor:
+        """The first of `values`."""
+        return self.values[0]
 
 
 def sum_up(*counts: Count | None) -> None:
@@ -42,17 +47,19 @@ def sum_up(*counts: Count | None) -> None:
     """
     synced = [count for count in counts if count is not None and count.sync]
     for group in dict.fromkeys(count.group for count in synced):
-        _sum_up([count for count in synced if count.group == group], world_size(group), group)
+        if (world := world_size(group)) > 1:
+            _sum_up([count for count in synced if count.group == group], world, group)
 
 
 def _sum_up(counts: list[Count], world: int, group) -> None:
-    if world == 1:
-        return
-    together = torch.cat([count.value.flatten() for count in counts])
+    together = torch.cat([value.flatten() for count in counts for value in count.values])
     dist.all_reduce(together, group=group)
-    parts = together.split([count.value.numel() for count in counts])
-    for count, part in zip(counts, parts, strict=True):
-        count.value, count.world = part.view(count.value.shape), world
+    for count in counts:
+        values = []
+        for value in count.values:
+            part, together = together.split([value.numel(), together.numel() - value.numel()])
+            values.append(part.view(value.shape))
+        count.values, count.world = tuple(values), world
 
 
 def world_size(group=None) -> int:

@@ -27,7 +27,7 @@ def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
     storage = get_event_storage()
     if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
         storage.put_scalar("num_pos_anchors", num_pos / len(pos_mask))  # waits for the number
-    return Count(num_pos, sync)
+    return Count(num_pos, sync=sync)
 
 
 def flat_levels(pred: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:

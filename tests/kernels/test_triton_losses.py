@@ -183,14 +183,13 @@ def test_the_robust_forms_are_those_of_plain_pytorch(dtype):
             torch.testing.assert_close(module.state_dict(), plain.state_dict())
 
 
-def test_density_weights_are_of_the_averages_dtype_and_grow_with_the_processes():
+def test_density_weights_grow_with_the_processes():
     counts = make_counts(1)
     strided = counts.repeat_interleave(2, 1)[:, ::2]
     results = []
     for world, counts_of_any_strides in ((1, counts), (4, strided)):
         module, state = make_density(torch.float32, momentum=0.5)
         results.append(update_density(module, counts_of_any_strides, state, world))
-    assert results[0].dtype == torch.float32
     assert torch.equal(results[1], 4 * results[0])
 
 
@@ -215,7 +214,7 @@ def test_nothing_reads_a_number_from_the_device(monkeypatch):
         if name.endswith("_kernel"):
             monkeypatch.setattr(T, name, Launch())
     monkeypatch.setattr(T, "_most_programs", lambda device: 4)
-    monkeypatch.setattr(operators, "backend_of", lambda device: T)
+    monkeypatch.setitem(operators.backends, "meta", T)
     for name in operators.SCHEMAS:  # the operators themselves do nothing on such tensors
         monkeypatch.setattr(operators, name, getattr(T, name))
     module, state = make_density(momentum=0.5, ema_init="debias")

@@ -200,10 +200,11 @@ def test_weights_of_valid_samples_add_up_to_their_number(samples, batch, bins):
     weights = density(counts[None])[0]
     total = counts.sum()
     beta = total * weights
-    torch.testing.assert_close((beta * counts).sum(), total.float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close((beta * counts).sum(), total.double(), rtol=1e-5, atol=0)
     n = (counts > 0).sum()
     for k in range(bins):
         expected = total / (counts[k] * n) if counts[k] else torch.tensor(0.0)
+        expected = expected.double()
         torch.testing.assert_close(beta[k], expected, rtol=1e-5, atol=0)
 
 

@@ -21,6 +21,7 @@ from tiny_models import (
 )
 
 from ghm_d2.errors import UsageError
+from ghm_d2.kernels import operators
 from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, exact_ghm_c_loss, ohem_loss
 from ghm_d2.losses.density import SCOPES
 from ghm_d2.modeling.labels import box_levels
@@ -99,7 +100,7 @@ def test_losses_never_wait_for_the_device(cls, reg):
 @pytest.mark.parametrize("cls", ["focal", "ghm_c"])
 @pytest.mark.parametrize(("kernel", "said"), [("cuda", "one of auto"), ("triton", "ghm doctor")])
 def test_a_kernel_that_is_not_there_is_refused(cls, kernel, said, monkeypatch):
-    monkeypatch.setattr("ghm_d2.kernels.operators.triton_backend", lambda: None)
+    monkeypatch.setitem(operators.backends, "cuda", None)
     with pytest.raises(UsageError, match=f"MODEL.GHM.KERNEL: .*{said}"):
         ghm_retinanet(cls, keys={"MODEL.GHM.KERNEL": kernel})
 

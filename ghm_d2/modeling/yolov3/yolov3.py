@@ -178,7 +178,7 @@ class GHMYOLOv3(DenseDetector):
         cls = flat_levels([p[..., BOX_AND_OBJECTNESS:] for p in predictions], classes)
         target, boxes, positive = self._box_levels(anchors, gt_boxes, positive)
         pred = [past_sigmoid(p) for p in predictions]
-        images = Count(labels.new_full((), len(labels)), choice.sync)
+        images = Count(labels.new_full((), len(labels)), sync=choice.sync)
         ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls)
         ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
