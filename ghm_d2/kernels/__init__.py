@@ -124,7 +124,9 @@ def update_density(
     arguments = counts, foreground, ema, num_updates, ema_foreground
     devices = {t.device for t in arguments}
     if len(devices) > 1:
-        raise RuntimeError(f"counts and averages are on several devices: {sorted(map(str, devices))}")
+        raise RuntimeError(
+            f"counts and averages are on several devices: {sorted(map(str, devices))}"
+        )
     run = operators.density if compiled(kernel, ema.device) else reference.update_density
     return run(*arguments, **options)
 
@@ -171,7 +173,9 @@ def _count_by_reference(
     for i, tensors in enumerate(levels):
         loss, norm, valid = samples.plain(*map(upcast, tensors))
         if weights:
-            weight = weights[i].view(loss.shape) if weights[i].numel() == loss.numel() else weights[i]
+            weight = (
+                weights[i].view(loss.shape) if weights[i].numel() == loss.numel() else weights[i]
+            )
             loss, valid = torch.where(weight > 0, loss * weight, 0), valid & (weight > 0)
         losses.append(loss)
         index.append(reference.unit_regions(norm, valid, bins, samples.by_class))

@@ -104,10 +104,9 @@ def density(
     """`reference.update_density`, whose arguments these are."""
     state = ema, num_updates, ema_foreground
     if not all(t.is_contiguous() for t in state):
-        options = dict(
-            momentum=momentum, prior=prior, own=own, normalizer=normalizer, ema_init=ema_init,
-            training=training, factor=factor,
-        )  # fmt: skip
+        names = "momentum", "prior", "own", "normalizer", "ema_init", "training", "factor"
+        values = momentum, prior, own, normalizer, ema_init, training, factor
+        options = dict(zip(names, values, strict=True))
         return reference.update_density(counts, foreground, *state, **options)
     weights = torch.empty(counts.shape, dtype=torch.float64)
     counts, foreground = counts.contiguous(), foreground.contiguous()
@@ -122,7 +121,7 @@ def density(
 
 
 def size_counts(pred, target, valid) -> Tensor:
-    """`reference.size_counts` of all levels: foreground alone is no work for a kernel of its own."""
+    """`reference.size_counts` of all levels: too few, on CPUs, for a kernel of their own."""
     found = [
         reference.size_counts(x, target[i], valid[i] if valid else None) for i, x in enumerate(pred)
     ]

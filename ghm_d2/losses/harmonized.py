@@ -1,4 +1,4 @@
-"""What GHM-C and GHM-R share: samples are counted, counts added up over processes, losses weighed."""
+"""What GHM-C and GHM-R share: count samples, add up over processes, weigh the losses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -126,9 +126,7 @@ class HarmonizedLoss(nn.Module):
         beta = loss.weights() * counted.counts.sum()  # the weights are beta / N
         return counted.total(beta) if self.reduction == "sum" else counted.each(beta)[0]
 
-    def _counted_loss(
-        self, counted: kernels.Counted, others: Mapping[str, Tensor]
-    ) -> CountedLoss:
+    def _counted_loss(self, counted: kernels.Counted, others: Mapping[str, Tensor]) -> CountedLoss:
         density, counts = self.density, counted.counts
         if density.num_classes > 1:
             counts = counts.view(len(counts), -1, density.bins)

@@ -66,8 +66,8 @@ def as_rows(
     shape, dense = logits.shape, target.shape == logits.shape
     if not dense and (len(shape) < 2 or target.shape != shape[:1] + shape[2:]):
         raise ValueError(
-            f"logits are (N, C) with labels (N,), or targets of their own shape; not {tuple(shape)} "
-            f"with {tuple(target.shape)}"
+            f"logits are (N, C) with labels (N,), or targets of their own shape; not "
+            f"{tuple(shape)} with {tuple(target.shape)}"
         )
     if not dense and target.is_floating_point():
         raise ValueError(f"labels are integers, not {target.dtype}")

@@ -1,6 +1,6 @@
 """GHM-C and GHM-R with the arguments, defaults and state of mmdetection's (its 3.3.0).
 
-Replace `from mmdet.models.losses import GHMC, GHMR` by `from ghm_d2.losses.mmdet import GHMC, GHMR`;
+Replace `from mmdet.models.losses import GHMC, GHMR` by the same from `ghm_d2.losses.mmdet`;
 checkpoints go both ways. As there, each process has its own density, and averages move on in
 evaluation too. `docs/coming-from.md` says what else differs from `ghm_d2.losses`.
 """

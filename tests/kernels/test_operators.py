@@ -71,7 +71,9 @@ class Losses(nn.Module):
         box = self.boxes.begin([deltas], [target], [valid])
         sum_up(cls, box)
         others = self.robust(logits, labels) + self.softmax(rows, labels)
-        plain = bce_loss(logits, labels) + focal_loss(logits, labels) + softmax_ce_loss(rows, labels)
+        plain = (
+            bce_loss(logits, labels) + focal_loss(logits, labels) + softmax_ce_loss(rows, labels)
+        )
         return cls.total() + box.total() + others + plain
 
 
@@ -90,9 +92,7 @@ def train(module, loss, steps=3):
     return [*found, *module.state_dict().values()]
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_losses_compile_without_a_graph_break(backend):
     torch.compiler.reset()
     eager, module = Losses(), Losses()

@@ -134,7 +134,9 @@ class Kind:
         x = x.detach().clone().requires_grad_()
         loss, norm, valid = getattr(reference, f"{self.name}_samples")(x, *rest, *self.params)
         index = reference.unit_regions(norm, valid, bins)
-        (gradient,) = torch.autograd.grad(reference.harmonized_losses(loss, index, weights).sum(), x)
+        (gradient,) = torch.autograd.grad(
+            reference.harmonized_losses(loss, index, weights).sum(), x
+        )
         sums = loss.new_zeros(bins + 1, dtype=torch.float64)
         sums = sums.index_add(0, index.flatten(), loss.detach().double().flatten())
         return reference.histogram(index, bins), sums[:bins], gradient

@@ -206,8 +206,8 @@ def test_activation_checkpointing_moves_averages_once(make):
         for module in (plain, checkpointed):
             x = pred.clone().requires_grad_()
 
-            def loss(x, module=module):
-                return sum(module.levels(list(x * 1.5), list(pred * 0)))
+            def loss(x, module=module, target=pred * 0):
+                return sum(module.levels(list(x * 1.5), list(target)))
 
             if module is checkpointed:
                 value = checkpoint(loss, x, use_reentrant=False, context_fn=context_fn)

@@ -125,9 +125,9 @@ def test_weights_are_factors_and_what_weighs_nothing_is_not_counted(name):
     loss = {
         **SIGMOID,
         "softmax": softmax_ce_loss,
-        "softmax ghm": lambda *x, reduction="mean", weight=None: (
-            SoftmaxGHMC(momentum=0.0, reduction=reduction).double()(*x, weight=weight)
-        ),
+        "softmax ghm": lambda *x, reduction="mean", weight=None: SoftmaxGHMC(
+            momentum=0.0, reduction=reduction
+        ).double()(*x, weight=weight),
     }[name]
     if name == "ghm":
         loss = lambda *x, reduction="mean", weight=None: (  # noqa: E731
