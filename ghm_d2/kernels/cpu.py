@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def _level(name: str, pred, target, valid, i: int):
 
 def _options(kind: str, mu: Tensor | None, bins: int) -> tuple:
     """What the C functions take before the number of regions."""
-    if kind == "asl1":
+    if mu is not None:
         return (mu.item(),)
     return (bins,) if kind == "sigmoid" else ()
 
@@ -173,16 +174,16 @@ def _focal_factors(alpha: float) -> tuple[float, float]:
     return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
 
 
-def _functions() -> dict:
+def _functions() -> dict[tuple[str, torch.dtype], Callable]:
     """The C functions by name and precision."""
-    library = _library()
-    if library is None:
+    functions = _library()
+    if functions is None:
         raise RuntimeError("the C library was not built; see ghm doctor")
-    return library.functions
+    return functions
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> dict[tuple[str, torch.dtype], Callable] | None:
     path = Path(__file__).with_name("_cpu" + EXTENSION_SUFFIXES[0])
     source = Path(__file__).with_name("cpu.c")
     if not path.exists():
@@ -195,11 +196,11 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, ValueError) as error:
         warnings.warn(f"{path.name} is not used ({error}): install ghm_d2 again", stacklevel=2)
         return None
-    library.functions = {}
+    functions = {}
     for name, letters in _ARGUMENTS.items():
         for dtype, (suffix, real) in _REAL.items():
             function = getattr(library, name + suffix)
             function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
             function.restype = ctypes.c_int if name.endswith("_grad") else None
-            library.functions[name, dtype] = function
-    return library
+            functions[name, dtype] = function
+    return functions

@@ -1,7 +1,6 @@
 """What a sample is in each loss: the tensors of a level, and the arguments of the operators."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,15 +11,14 @@ from ghm_d2.kernels.reference import wide
 Level = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
 class Samples:
     """The samples of one kind of loss; the first tensor of a level is differentiated."""
 
-    kind: ClassVar[str]
-    mu: ClassVar[Any] = None
-    by_class: ClassVar[Any] = False
-    alpha: ClassVar[Any] = -1.0
-    gamma: ClassVar[Any] = 0.0
+    kind: str
+    mu: float | Tensor | None = None
+    by_class: bool = False
+    alpha: float = -1.0
+    gamma: float = 0.0
 
     def check(self, *level: Tensor) -> Level:
         """The tensors of a level as the kernels take them.
@@ -50,7 +48,7 @@ class SigmoidSamples(Samples):
             cross entropy.
     """
 
-    kind: ClassVar[str] = "sigmoid"
+    kind = "sigmoid"
     by_class: bool = False
     alpha: float = -1.0
     gamma: float = 0.0
@@ -58,7 +56,8 @@ class SigmoidSamples(Samples):
     def check(self, *level: Tensor) -> Level:
         return _check_logits(*level)
 
-    def plain(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, target = level
         dense = target.dim() > 1
         samples = reference.dense_sigmoid_samples if dense else reference.sigmoid_samples
         return samples(logits, target)
@@ -70,12 +69,13 @@ class SoftmaxSamples(Samples):
     `reference.softmax_samples` and `dense_softmax_samples`.
     """
 
-    kind: ClassVar[str] = "softmax"
+    kind = "softmax"
 
     def check(self, *level: Tensor) -> Level:
         return _check_logits(*level)
 
-    def plain(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, target = level
         dense = target.dim() > 1
         samples = reference.dense_softmax_samples if dense else reference.softmax_samples
         return samples(logits, target)
@@ -91,16 +91,15 @@ class DeltaSamples(Samples):
         mu: of ASL1; a number, or a tensor of no dimensions.
     """
 
-    kind: ClassVar[str] = "asl1"
+    kind = "asl1"
     mu: float | Tensor = 0.02
 
     def check(self, *level: Tensor) -> Level:
         return check_deltas(*level)
 
-    def plain(
-        self, pred: Tensor, target: Tensor, valid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return reference.asl1_samples(pred, target, valid, self.mu)
+    def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pred, target, *valid = level
+        return reference.asl1_samples(pred, target, valid[0] if valid else None, self.mu)
 
 
 def _check_logits(logits: Tensor, labels: Tensor) -> Level:

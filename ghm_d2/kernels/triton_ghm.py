@@ -140,15 +140,15 @@ def asl1_grad(
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
     """As `cpu.regions`; a density for each class is counted in plain PyTorch."""
     found = []
-    for level in _levels(kind, pred, target, valid):
+    for x, y, *others in _levels(kind, pred, target, valid):
         if kind == "sigmoid" and by_class:
-            found.append(_regions_by_class(*level, bins))
+            found.append(_regions_by_class(x, y, bins))
         elif kind == "sigmoid":
-            found.append(sigmoid_regions(*level, bins, alpha, gamma))
+            found.append(sigmoid_regions(x, y, bins, alpha, gamma))
         elif kind == "softmax":
-            found.append(softmax_regions(*level, bins))
+            found.append(softmax_regions(x, y, bins))
         else:
-            found.append(asl1_regions(*level, mu, bins))
+            found.append(asl1_regions(x, y, others[0], mu, bins))
     counts, losses = zip(*found, strict=True)
     return torch.stack(counts), torch.stack(losses)
 
@@ -158,15 +158,16 @@ def gradient(
 ) -> list[Tensor]:
     """As `cpu.gradient`."""
     found, weights = [], weights * scale
-    for level, w in zip(_levels(kind, pred, target, valid), weights, strict=True):
+    levels = _levels(kind, pred, target, valid)
+    for (x, y, *others), w in zip(levels, weights, strict=True):
         if kind == "sigmoid" and by_class:
-            found.append(_grad_by_class(*level, w, bins))
+            found.append(_grad_by_class(x, y, w, bins))
         elif kind == "sigmoid":
-            found.append(sigmoid_grad(*level, w, alpha, gamma))
+            found.append(sigmoid_grad(x, y, w, alpha, gamma))
         elif kind == "softmax":
-            found.append(softmax_grad(*level, w))
+            found.append(softmax_grad(x, y, w))
         else:
-            found.append(asl1_grad(*level, mu, w))
+            found.append(asl1_grad(x, y, others[0], mu, w))
     return found
 
 

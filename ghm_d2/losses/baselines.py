@@ -54,8 +54,14 @@ def softmax_ce_loss(
 
     Arguments and errors raised as of `bce_loss`; with "none" it is of the shape of labels.
     """
-    options = {"ignore_index": ignore_index, "check_labels": check_labels}
-    rows = as_rows(logits, target, weight, num_labels=logits.shape[1], **options)
+    rows = as_rows(
+        logits,
+        target,
+        weight,
+        num_labels=logits.shape[1],
+        ignore_index=ignore_index,
+        check_labels=check_labels,
+    )
     loss = _reduced(SoftmaxSamples(), rows, rows.weight_of_rows(), reduction, kernel)
     return rows.like_labels(loss) if reduction == "none" else loss
 

@@ -96,7 +96,7 @@ class ExactGHMC(nn.Module):
         def sums(_: Tensor) -> list[Tensor]:
             return self._levels(logits, labels)
 
-        counted = Counted(none, lambda weights: sum(sums(weights)), sums, sums)
+        counted = Counted(none, lambda weights: torch.stack(sums(weights)).sum(), sums, sums)
         return CountedLoss(counted, lambda *_, **__: none, {"none": none}, sync=False)
 
     def _levels(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:

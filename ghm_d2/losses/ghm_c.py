@@ -27,8 +27,14 @@ class _GHMC(HarmonizedLoss):
         self.ignore_index, self.check_labels = ignore_index, check_labels
 
     def _rows(self, logits, target, weight=None, num_labels: int | None = None) -> Rows:
-        options = {"ignore_index": self.ignore_index, "check_labels": self.check_labels}
-        return as_rows(logits, target, weight, num_labels=num_labels, **options)
+        return as_rows(
+            logits,
+            target,
+            weight,
+            num_labels=num_labels,
+            ignore_index=self.ignore_index,
+            check_labels=self.check_labels,
+        )
 
     def _foreground(self, targets: Sequence[Tensor], classes: int) -> dict[str, Tensor]:
         """How many rows have a class that is not background, 0-dim or (K,), for the prior."""

@@ -16,6 +16,7 @@ class _MMDetGHM(nn.Module):
     """The moving average is mmdetection's buffer `acc_sum`, which the loss works in."""
 
     acc_sum: Tensor
+    _loss: losses.GHMC | losses.GHMR
 
     def __init__(self, loss: losses.GHMC | losses.GHMR, last_edge: float):
         super().__init__()
@@ -61,8 +62,8 @@ class GHMC(_MMDetGHM):
     ):
         if not use_sigmoid:
             raise NotImplementedError("use_sigmoid=False; ghm_d2.losses has SoftmaxGHMC")
-        options = {"loss_weight": loss_weight, "reduction": reduction, "sync": False}
-        super().__init__(losses.GHMC(bins, momentum, **options), 1 + 1e-6)
+        loss = losses.GHMC(bins, momentum, loss_weight=loss_weight, reduction=reduction, sync=False)
+        super().__init__(loss, 1 + 1e-6)
         self.use_sigmoid = use_sigmoid
 
     def forward(
@@ -109,8 +110,10 @@ class GHMR(_MMDetGHM):
         loss_weight: float = 1.0,
         reduction: str = "mean",
     ):
-        options = {"loss_weight": loss_weight, "reduction": reduction, "sync": False}
-        super().__init__(losses.GHMR(mu, bins, momentum, **options), 1e3)
+        loss = losses.GHMR(
+            mu, bins, momentum, loss_weight=loss_weight, reduction=reduction, sync=False
+        )
+        super().__init__(loss, 1e3)
         self.mu = mu
 
     def forward(
