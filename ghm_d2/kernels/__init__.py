@@ -91,7 +91,7 @@ def counted(
     arguments = operators.sample_arguments(samples, checked, bins)
     with torch.no_grad():
         counts, losses = operators.regions(*arguments)
-    total = functools.partial(operators.total, arguments, losses)
+    total = functools.partial(operators.loss_of, arguments, losses)
     sums = functools.partial(operators.sums, arguments, losses)
     return Counted(counts, total, sums, lambda weights: by_reference().each(weights))
 

@@ -69,6 +69,12 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
     return counts, losses
 
 
+def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor) -> Tensor:
+    """sum_i weights[region of i] * l_i of all levels, 0-dim float64; arguments of `gradient`."""
+    _, losses = regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma)
+    return torch.dot(weights.reshape(-1), losses.reshape(-1))
+
+
 def gradient(
     kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:

@@ -1,12 +1,13 @@
 """The kernels as PyTorch operators, which torch.compile, torch.export and profilers see.
 
-    ghm_d2::regions      samples and sums of losses by unit region, of all feature levels
+    ghm_d2::regions      samples by unit region, of all feature levels, and their sums of losses
+    ghm_d2::total        the loss, given a weight for each unit region
     ghm_d2::gradient     the gradient, given a weight for each unit region
     ghm_d2::density      from counts to weights; updates the moving averages that it is given
     ghm_d2::size_counts  the histogram of |pred - target|
 
 Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`triton_ghm`).
-Losses are differentiated by `total`; the operators themselves have no derivative.
+Losses are differentiated by `loss_of`; the operators themselves have no derivative.
 """
 
 import functools
@@ -33,6 +34,7 @@ _OPTIONS = (
 )
 SCHEMAS = {
     "regions": f"({_SAMPLES}) -> (Tensor counts, Tensor losses)",
+    "total": f"({_SAMPLES}, Tensor weights) -> Tensor",
     "gradient": f"({_SAMPLES}, Tensor weights, Tensor scale) -> Tensor[]",
     "density": f"(Tensor counts, Tensor foreground, {_STATE}, {_OPTIONS}) -> Tensor",
     "size_counts": "(Tensor[] pred, Tensor[] target, Tensor[] valid) -> Tensor",
@@ -77,9 +79,14 @@ def _run(name: str, device_type: str, *args):
 def _regions_fake(kind, pred, target, valid, mu, bins, by_class, alpha, gamma):
     regions = bins * pred[0].shape[1] if by_class else bins
     shape = len(pred), regions
-    return pred[0].new_empty(shape, dtype=torch.int64), pred[0].new_empty(
-        shape, dtype=torch.float64
-    )
+    counts = pred[0].new_empty(shape, dtype=torch.int64)
+    if pred[0].device.type != "cpu":  # Triton's kernels have no sums
+        shape = len(pred), 0
+    return counts, pred[0].new_empty(shape, dtype=torch.float64)
+
+
+def _total_fake(kind, pred, *_):
+    return pred[0].new_empty((), dtype=torch.float64)
 
 
 def _gradient_fake(kind, pred, *_):
@@ -108,7 +115,7 @@ def _register() -> torch.library.Library:
 
 
 LIBRARY = _register()
-regions, gradient, density, size_counts = (
+regions, total, gradient, density, size_counts = (
     getattr(torch.ops.ghm_d2, name).default for name in SCHEMAS
 )
 
@@ -123,30 +130,33 @@ def sample_arguments(samples: Samples, levels: Sequence[Level], bins: int) -> tu
     return samples.kind, *lists, mu, bins, samples.by_class, samples.alpha, samples.gamma
 
 
-def total(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
+def loss_of(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
     """sum_k weights_k losses_k over all levels: a scalar, differentiable with respect to `pred`.
 
     Args:
         arguments: as of `sample_arguments`.
-        losses: those of `regions`.
-        weights: of their shape, constants for the gradient.
+        losses: those of `regions`, (L, regions); or (L, 0), where it has none.
+        weights: (L, regions), constants for the gradient.
     """
     kind, pred, target, valid, mu, *others = arguments
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in pred) else torch.float32
-    value = torch.dot(weights.reshape(-1), losses.reshape(-1)).to(dtype)
+    if losses.shape[1]:
+        value = torch.dot(weights.reshape(-1), losses.reshape(-1)).to(dtype)
+    else:
+        value = total(*arguments, weights).to(dtype)
     if not any(x.requires_grad for x in pred):
         return value
     return _Total.apply(kind, len(pred), others, value, weights, mu, *pred, *target, *valid)
 
 
 def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
-    """As `total`, of each level."""
+    """As `loss_of`, of each level."""
     kind, *lists = arguments[:4]
     found = []
     for i in range(len(losses)):
         one = slice(i, i + 1)
         level = kind, *(tensors[one] for tensors in lists), *arguments[4:]
-        found.append(total(level, losses[one], weights[one]))
+        found.append(loss_of(level, losses[one], weights[one]))
     return found
 
 

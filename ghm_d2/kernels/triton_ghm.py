@@ -1,13 +1,13 @@
 """GHM's sums and gradients as Triton kernels: the backend for CUDA.
 
-Each loss takes two passes. `*_regions` reads the inputs once and adds up, by unit region, the
-samples and their plain losses; the density turns the counts into weights, and the loss is
-`(weights * losses).sum()`. `*_grad` reads the inputs again and writes the gradient. Nothing of
+A loss reads its inputs three times. `regions` counts samples by unit region, and the density turns
+counts into weights; `total` adds up the weighed losses; `gradient` writes the gradient. Nothing of
 the size of contiguous inputs is kept in between, and nothing waits for the device.
 
-The arithmetic is float32, or float64 where an input is. Sums are float64 and, without atomic
-operations, the same in every run. A logit or delta that is not finite makes its sample's loss and
-its gradient NaN, and never an index fault; in an ignored sample it does nothing.
+The arithmetic is float32, or float64 where an input is. Sums of losses are float64 and, without
+atomic operations, the same in every run; counts are integers. A logit or delta that is not finite
+makes its sample's loss and its gradient NaN, and never an index fault; in an ignored sample it does
+nothing.
 
 This module needs the package `triton`, which some platforms lack: import it only where
 `importlib.util.find_spec("triton")` finds one. On CPU tensors the kernels run in Triton's
@@ -18,35 +18,27 @@ Equations are those of Li, Liu and Wang, AAAI 2019, arXiv 1811.05181.
 
 import functools
 import math
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import (
-    LOWEST_OCTAVE,
-    SIZE_SLOTS,
-    SLOTS_PER_OCTAVE,
-    as_tensor,
-    upcast,
-)
+from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE
 from ghm_d2.kernels.triton_density import density_kernel
 from ghm_d2.kernels.triton_samples import (
-    asl1_grad_kernel,
-    asl1_regions_kernel,
-    sigmoid_grad_kernel,
-    sigmoid_regions_kernel,
+    count_by_class_kernel,
+    count_kernel,
+    gradient_kernel,
     size_counts_kernel,
-    softmax_grad_kernel,
-    softmax_regions_kernel,
+    total_kernel,
 )
 
 NAME = "triton"
 BLOCK = 1024  # samples that a program handles at a time
-COMPARISONS = 16384  # at most, between a block's samples and the unit regions: registers
 TILE = 2048  # logits of a softmax that a program handles at a time, or one row
-PROGRAMS_PER_MULTIPROCESSOR = 12  # that add up: a multiple of the few that run at once
+COUNTERS = 512  # of the classes that a program counts
+PROGRAMS_PER_MULTIPROCESSOR = 12  # that count or add up: a multiple of the few that run at once
 
 
 def available() -> bool:
@@ -54,155 +46,63 @@ def available() -> bool:
     return interpreted() or torch.cuda.is_available()
 
 
-def sigmoid_regions(
-    logits: Tensor, labels: Tensor, bins: int, alpha: float = -1.0, gamma: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Samples and losses by unit region; a sample is one (row, column) pair.
-
-    l = BCE(x, t) and g = |p - t| (section 3.1), or focal loss (Lin et al., arXiv 1708.02002,
-    equation 5).
-
-    Args:
-        logits: (N, K) floating point.
-        labels: (N,) int64; 0..K-1 a class, K background, negative ignored.
-        bins: number of unit regions M.
-        alpha: factor of foreground, 1 - alpha that of background; negative: neither.
-        gamma: at least 0.
-
-    Returns:
-        counts: (bins,) int64. losses: (bins,) float64, sums of l.
-    """
-    options = _sigmoid(logits, alpha, gamma)
-    return _regions(sigmoid_regions_kernel, (logits, labels), logits.numel(), bins, **options)
-
-
-def sigmoid_grad(
-    logits: Tensor, labels: Tensor, weights: Tensor, alpha: float = -1.0, gamma: float = 0.0
-) -> Tensor:
-    """weights[region] * dl/dx of each sample, 0 in ignored rows.
-
-    Args:
-        logits, labels, alpha, gamma: those of `sigmoid_regions`.
-        weights: (bins,) floating point, on their device.
-
-    Returns:
-        of the shape and dtype of `logits`, contiguous.
-    """
-    options = _sigmoid(logits, alpha, gamma)
-    return _grad(sigmoid_grad_kernel, (logits, labels), logits.numel(), weights, **options)
-
-
-def softmax_regions(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Samples and cross entropy by unit region; a sample is one row.
-
-    l = CE(x, y) and g = 1 - p_y, half the L1 norm of its gradient. Logits are (N, K + 1),
-    labels 0..K, or negative where ignored. Otherwise as `sigmoid_regions`.
-    """
-    return _regions(softmax_regions_kernel, (logits, labels), len(logits), bins, **_softmax(logits))
-
-
-def softmax_grad(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """weights[region] * (softmax - onehot) of each row; otherwise as `sigmoid_grad`."""
-    return _grad(softmax_grad_kernel, (logits, labels), len(logits), weights, **_softmax(logits))
-
-
-def asl1_regions(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, bins: int
-) -> tuple[Tensor, Tensor]:
-    """Samples and ASL1 by unit region; a sample is one coordinate.
-
-    l = sqrt(d^2 + mu^2) - mu (equation 9), g = |d| / sqrt(d^2 + mu^2), with d = pred - target.
-
-    Args:
-        pred, target: (N, 4) floating point.
-        valid: (N, 4) bool. Where not, `pred` and `target` may be anything.
-        mu: > 0, in the unit of `pred`; a number, or a tensor of no dimensions on its device.
-        bins: number of unit regions M.
-
-    Returns:
-        counts: (bins,) int64. losses: (bins,) float64, sums of l.
-    """
-    tensors = pred, target, valid, as_tensor(mu, pred, torch.float64)
-    return _regions(asl1_regions_kernel, tensors, pred.numel(), bins)
-
-
-def asl1_grad(
-    pred: Tensor, target: Tensor, valid: Tensor, mu: float | Tensor, weights: Tensor
-) -> Tensor:
-    """weights[region] * d / sqrt(d^2 + mu^2) of each coordinate, 0 where not valid.
-
-    Arguments are those of `asl1_regions`; weights and result as in `sigmoid_grad`.
-    """
-    tensors = pred, target, valid, as_tensor(mu, pred, torch.float64)
-    return _grad(asl1_grad_kernel, tensors, pred.numel(), weights)
-
-
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
-    """As `cpu.regions`; a density for each class is counted in plain PyTorch."""
-    found = []
-    for x, y, *others in _levels(kind, pred, target, valid):
-        if kind == "sigmoid" and by_class:
-            found.append(_regions_by_class(x, y, bins))
-        elif kind == "sigmoid":
-            found.append(sigmoid_regions(x, y, bins, alpha, gamma))
-        elif kind == "softmax":
-            found.append(softmax_regions(x, y, bins))
+    """Counts (L, regions) int64, as `cpu.regions`; and (L, 0): `total` computes the losses."""
+    num_regions = bins * pred[0].shape[1] if by_class else bins
+    counts = pred[0].new_zeros((len(pred), num_regions), dtype=torch.int64)
+    for out, tensors in zip(counts, _levels(pred, target, valid, mu), strict=True):
+        if by_class:
+            _count_by_class(out, *tensors[:2], bins)
         else:
-            found.append(asl1_regions(x, y, others[0], mu, bins))
-    counts, losses = zip(*found, strict=True)
-    return torch.stack(counts), torch.stack(losses)
+            numel, options = _samples(kind, tensors[0])
+            _launch_few(
+                count_kernel, out, *tensors, numel, SLOTS=_slots(bins), BINS=bins, **options
+            )
+    return counts, counts.new_empty((len(pred), 0), dtype=torch.float64)
+
+
+def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor) -> Tensor:
+    """sum_i weights[region of i] * l_i over all levels, 0-dim float64.
+
+    Arguments as of `gradient`.
+    """
+    most = _most_programs(pred[0].device)
+    sums = pred[0].new_zeros((len(pred), most), dtype=torch.float64)
+    options = {"BINS": bins, "BY_CLASS": by_class, "ALPHA": float(alpha), "GAMMA": float(gamma)}
+    levels = _levels(pred, target, valid, mu)
+    for out, w, tensors in zip(sums, weights.contiguous(), levels, strict=True):
+        numel, more = _samples(kind, tensors[0])
+        _launch_few(total_kernel, out, w, *tensors, numel, **options, **more)
+    return sums.sum()
 
 
 def gradient(
     kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
-    """As `cpu.gradient`."""
-    found, weights = [], weights * scale
-    levels = _levels(kind, pred, target, valid)
-    for (x, y, *others), w in zip(levels, weights, strict=True):
-        if kind == "sigmoid" and by_class:
-            found.append(_grad_by_class(x, y, w, bins))
-        elif kind == "sigmoid":
-            found.append(sigmoid_grad(x, y, w, alpha, gamma))
-        elif kind == "softmax":
-            found.append(softmax_grad(x, y, w))
-        else:
-            found.append(asl1_grad(x, y, others[0], mu, w))
+    """scale * weights[region] * dl/dx of each sample; arguments as of `cpu.gradient`."""
+    found = []
+    # floats, since 2 and 2.0 would be compiled apart
+    options = {"BINS": bins, "BY_CLASS": by_class, "ALPHA": float(alpha), "GAMMA": float(gamma)}
+    levels = _levels(pred, target, valid, mu)
+    for w, tensors in zip(weights.contiguous(), levels, strict=True):
+        out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+        numel, more = _samples(kind, tensors[0])
+        blocks = triton.cdiv(numel, more["BLOCK"])
+        _launch(gradient_kernel, (blocks,), out, w, scale, *tensors, numel, **options, **more)
+        found.append(out)
     return found
-
-
-def _levels(kind: str, pred, target, valid) -> list[tuple[Tensor, ...]]:
-    if kind != "asl1":
-        return list(zip(pred, target, strict=True))
-    valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
-    return list(zip(pred, target, valid, strict=True))
-
-
-def _regions_by_class(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    loss, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
-    index = reference.unit_regions(norm, valid, bins, by_class=True)
-    regions = bins * logits.shape[1]
-    sums = torch.zeros(regions + 1, dtype=torch.float64, device=logits.device)
-    sums.scatter_add_(0, index.flatten(), loss.double().flatten())
-    return reference.histogram(index, regions), sums[:regions]
-
-
-def _grad_by_class(logits: Tensor, labels: Tensor, weights: Tensor, bins: int) -> Tensor:
-    _, norm, valid = reference.sigmoid_samples(upcast(logits), labels)
-    index = reference.unit_regions(norm, valid, bins, by_class=True)
-    own = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    slope = reference.harmonized_losses(torch.where(own, -norm, norm), index, weights)
-    return torch.where(valid, slope, 0).to(logits.dtype)
 
 
 def size_counts(pred, target, valid) -> Tensor:
     """`reference.size_counts` of all levels."""
+    counts = pred[0].new_zeros(SIZE_SLOTS, dtype=torch.int64)
+    options = {"BINS": SIZE_SLOTS, "SLOTS": _slots(SIZE_SLOTS), "BLOCK": BLOCK}
     scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE}
-    counts = [
-        _regions(size_counts_kernel, level, level[0].numel(), SIZE_SLOTS, **scale)[0]
-        for level in _levels("asl1", pred, target, valid)
-    ]
-    return torch.stack(counts).sum(0)
+    valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
+    for tensors in _levels(pred, target, valid, None):
+        numel = tensors[0].numel()
+        _launch_few(size_counts_kernel, counts, *tensors[:3], numel, **options, **scale)
+    return counts
 
 
 def density(
@@ -214,7 +114,7 @@ def density(
     programs = levels if own else 1
     weights = torch.empty(levels, bins, dtype=torch.float64, device=ema.device)
     _launch(
-        density_kernel, programs, weights, counts.contiguous(), foreground, ema, num_updates,
+        density_kernel, (programs,), weights, counts.contiguous(), foreground, ema, num_updates,
         ema_foreground, LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
         MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0, PRIOR=float(prior),
         NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, FACTOR=float(factor),
@@ -222,16 +122,25 @@ def density(
     return weights
 
 
-def _sigmoid(logits, alpha=-1, gamma=0):
-    # floats, since 2 and 2.0 would be compiled apart
-    return {"COLUMNS": logits.shape[1], "ALPHA": float(alpha), "GAMMA": float(gamma)}
+def _levels(pred, target, valid, mu) -> list[tuple[Tensor, ...]]:
+    """Of each level the tensors that kernels take: pred, target, valid and mu, contiguous.
+
+    What a kind of sample does not have is another tensor, which is not read.
+    """
+    if mu is not None and not valid:
+        valid = [torch.ones_like(x, dtype=torch.bool) for x in pred]
+    levels = zip(pred, target, valid or target, strict=True)
+    return [(*(t.contiguous() for t in level), level[1] if mu is None else mu) for level in levels]
 
 
-def _softmax(logits):
-    """A program handles whole rows, of as many columns as a power of two."""
-    columns = logits.shape[1]
-    width = triton.next_power_of_2(columns)
-    return {
+def _samples(kind: str, x: Tensor) -> tuple[int, dict[str, Any]]:
+    """The number of samples, and how a program goes through them."""
+    columns = x.shape[1]
+    if kind != "softmax":
+        return x.numel(), {"KIND": kind, "COLUMNS": columns, "WIDTH": 1, "BLOCK": BLOCK}
+    width = triton.next_power_of_2(columns)  # whole rows
+    return len(x), {
+        "KIND": kind,
         "COLUMNS": columns,
         "WIDTH": width,
         "BLOCK": min(max(TILE // width, 1), 64),
@@ -239,34 +148,35 @@ def _softmax(logits):
     }
 
 
-def _regions(kernel, tensors, samples, bins, **options):
-    """Counts and losses of each unit region, from the partial sums of each program."""
-    device = tensors[0].device
-    slots = triton.next_power_of_2(bins + 1)
-    # at least a sample for each of a program's 128 threads
-    options.setdefault("BLOCK", min(BLOCK, max(COMPARISONS // slots, 128)))
-    programs = min(triton.cdiv(samples, options["BLOCK"]), _most_programs(device))
-    counts = torch.empty(programs, slots, dtype=torch.int64, device=device)
-    sums = torch.empty(programs, slots, dtype=torch.float64, device=device)
-    tensors = [t.contiguous() for t in tensors]
-    _launch(kernel, programs, counts, sums, *tensors, samples, BINS=bins, SLOTS=slots, **options)
-    return counts[:, :bins].sum(0), sums[:, :bins].sum(0)
+def _count_by_class(counts: Tensor, logits: Tensor, labels: Tensor, bins: int) -> None:
+    rows, columns = logits.shape
+    slots = _slots(bins)
+    classes = min(max(COUNTERS // slots, 1), triton.next_power_of_2(max(columns, 1)))
+    size = max(BLOCK // classes, 16)
+    blocks, groups = triton.cdiv(rows, size), triton.cdiv(columns, classes)
+    programs = min(blocks, triton.cdiv(_most_programs(logits.device), max(groups, 1)))
+    _launch(
+        count_by_class_kernel, (programs, groups), counts, logits, labels, rows, blocks,
+        COLUMNS=columns, BINS=bins, ROWS=size, CLASSES=classes, SLOTS=slots,
+    )  # fmt: skip
 
 
-def _grad(kernel, tensors, samples, weights, **options):
-    """A gradient of the shape and dtype of the first tensor."""
-    options.setdefault("BLOCK", BLOCK)
-    programs = triton.cdiv(samples, options["BLOCK"])
-    gradient = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    tensors = [t.contiguous() for t in (weights, *tensors)]
-    _launch(kernel, programs, gradient, *tensors, samples, BINS=len(weights), **options)
-    return gradient
+def _slots(bins: int) -> int:
+    """Counters for so many regions and what is ignored: a power of two."""
+    return triton.next_power_of_2(bins + 1)
 
 
-def _launch(kernel, programs, out, *arguments, **options):
-    if programs:
+def _launch_few(kernel, out, *arguments, **options) -> None:
+    """Launch no more programs than run at once, each of which goes through many blocks."""
+    blocks = triton.cdiv(arguments[-1], options["BLOCK"])
+    programs = min(blocks, _most_programs(out.device))
+    _launch(kernel, (programs,), out, *arguments, blocks, **options)
+
+
+def _launch(kernel, grid, out, *arguments, **options) -> None:
+    if all(grid):
         with torch.cuda.device_of(out):
-            kernel[(programs,)](out, *arguments, **options)
+            kernel[grid](out, *arguments, **options)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""The device code of `triton_ghm`'s losses: one sample, a block of samples, and both passes.
+"""The device code of `triton_ghm`'s losses: one sample, a block of samples, and the passes.
 
-A `*_block` gives each of its samples' unit region, loss l and gradient; `*_regions_kernel` adds
-the first two up, and `*_grad_kernel` writes the third. Tensors are contiguous.
+`_block` gives the unit region, loss l and gradient of a block of samples; a kernel counts the
+first, adds up the second by weights, or writes the third. Tensors are contiguous.
 """
 
 import triton
@@ -80,7 +80,31 @@ def _unit_region(g, valid, BINS: tl.constexpr):
     return tl.where(valid, tl.minimum(scaled.to(tl.int32), BINS - 1), BINS)
 
 
-# --- a block of samples: their offset and presence, unit region, l and gradient ---
+# --- a block of samples: offset and presence of its elements; unit region, l and gradient ---
+
+
+@triton.jit
+def _block(
+    block, x, target, valid, mu, numel, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Also the column of each sample. Of a softmax, a sample is a row of elements."""
+    if KIND == "softmax":
+        offset, inside, region, loss, slope = _softmax_block(
+            block, x, target, numel, COLUMNS, BINS, BLOCK, WIDTH
+        )
+        column = region * 0
+    elif KIND == "sigmoid":
+        offset, inside, column, region, loss, slope = _sigmoid_block(
+            block, x, target, numel, COLUMNS, BINS, ALPHA, GAMMA, BLOCK
+        )
+    else:
+        offset, inside, counted, d = _differences(block, x, target, valid, numel, BLOCK)
+        loss, slope = _asl1_sample(d, tl.load(mu))
+        region = _unit_region(tl.abs(slope), counted, BINS)
+        column = region * 0
+    return offset, inside, column, region, loss, slope
 
 
 @triton.jit
@@ -95,9 +119,10 @@ def _sigmoid_block(
     # only scalars are divided in 64 bits
     within = (first - row * COLUMNS).to(tl.int32) + tl.arange(0, BLOCK)
     label = tl.load(labels + (row + within // COLUMNS), inside, other=-1)
-    own = within % COLUMNS == label
+    column = within % COLUMNS
+    own = column == label
     loss, g, slope = _sigmoid_sample(_load(logits + offset, inside), own, ALPHA, GAMMA)
-    return offset, inside, _unit_region(g, label >= 0, BINS), loss, slope
+    return offset, inside, column, _unit_region(g, label >= 0, BINS), loss, slope
 
 
 @triton.jit
@@ -107,13 +132,6 @@ def _differences(block, pred, target, valid, numel, BLOCK: tl.constexpr):
     inside = offset < numel
     counted = tl.load(valid + offset, inside, other=0) != 0
     return offset, inside, counted, _load(pred + offset, inside) - _load(target + offset, inside)
-
-
-@triton.jit
-def _asl1_block(block, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr):
-    offset, inside, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
-    loss, slope = _asl1_sample(d, tl.load(mu))
-    return offset, inside, _unit_region(tl.abs(slope), counted, BINS), loss, slope
 
 
 @triton.jit
@@ -146,121 +164,106 @@ def _softmax_block(
     return offset, inside, _unit_region(g, label >= 0, BINS), loss, slope
 
 
-@triton.jit
-def _tally(counts, sums, region, loss, SLOTS: tl.constexpr, HISTOGRAM: tl.constexpr):
-    """Add a block's samples and losses to those of each unit region; the last slot is spare."""
-    hit = region[:, None] == tl.arange(0, SLOTS)[None, :]
-    if HISTOGRAM:
-        counts += tl.histogram(region, SLOTS)
-    else:  # slower, but also right for what a reduction left, where some Tritons count twice
-        counts += tl.sum(hit.to(tl.int32), axis=0)
-    sums += tl.sum(tl.where(hit, loss[:, None], 0), axis=0)
-    return counts, sums
+# --- kernels: a limited number of programs count and add up, one a block writes the gradient ---
 
 
 @triton.jit
-def _store_tally(counts, sums, counts_out, sums_out, SLOTS: tl.constexpr):
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    tl.store(counts_out + slot, counts)
-    tl.store(sums_out + slot, sums)
+def count_kernel(
+    counts, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Adds to counts (BINS,)."""
+    slot = tl.arange(0, SLOTS)
+    found = tl.zeros((SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        _, _, _, region, _, _ = _block(
+            block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, -1.0, 0.0, BLOCK, WIDTH
+        )
+        if KIND == "softmax":  # some Tritons count twice what a reduction left
+            found += tl.sum((region[:, None] == slot[None, :]).to(tl.int32), axis=0)
+        else:
+            found += tl.histogram(region, SLOTS)
+    # integers: the same sum in any order
+    tl.atomic_add(counts + slot, found, slot < BINS)
 
 
 @triton.jit
-def _store_gradient(gradient, weights, offset, inside, region, slope, BINS: tl.constexpr):
-    weight = tl.load(weights + region, region < BINS, other=0).to(slope.dtype)
+def count_by_class_kernel(
+    counts, logits, labels, rows, blocks, COLUMNS: tl.constexpr, BINS: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Adds to counts (COLUMNS, BINS); a program handles CLASSES columns."""
+    column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
+    slot = tl.arange(0, CLASSES * SLOTS)
+    found = tl.zeros((CLASSES * SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        row = block * ROWS + tl.arange(0, ROWS)
+        label = tl.load(labels + row, row < rows, other=-1)[:, None]
+        inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
+        x = _load(logits + row[:, None] * COLUMNS + column[None, :], inside)
+        _, g, _ = _sigmoid_sample(x, column[None, :] == label, -1.0, 0.0)
+        region = _unit_region(g, inside & (label >= 0), BINS)
+        region += tl.arange(0, CLASSES)[None, :] * SLOTS
+        found += tl.histogram(tl.reshape(region, (ROWS * CLASSES,)), CLASSES * SLOTS)
+    of, region = tl.program_id(1) * CLASSES + slot // SLOTS, slot % SLOTS
+    tl.atomic_add(counts + of * BINS + region, found, (of < COLUMNS) & (region < BINS))
+
+
+@triton.jit
+def total_kernel(
+    sums, weights, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The sum of weights[region] * l over each program's samples."""
+    found = tl.zeros((1,), tl.float64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        _, _, column, region, loss, _ = _block(
+            block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
+        )
+        weight = _weight(weights, column, region, BINS, BY_CLASS).to(loss.dtype)
+        found += tl.sum(tl.where(region < BINS, weight * loss, 0), axis=0)
+    tl.store(sums + tl.program_id(0) + tl.arange(0, 1), found)
+
+
+@triton.jit
+def gradient_kernel(
+    gradient, weights, scale, x, target, valid, mu, numel, KIND: tl.constexpr,
+    COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr,
+    GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    offset, inside, column, region, _, slope = _block(
+        block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
+    )
+    weight = _weight(weights, column, region, BINS, BY_CLASS) * tl.load(scale).to(tl.float64)
+    if KIND == "softmax":
+        weight, region = weight[:, None], region[:, None]
     # of an ignored sample, the slope may be NaN
-    tl.store(gradient + offset, tl.where(region < BINS, weight * slope, 0), inside)
-
-
-# --- kernels: pass 1 with a limited number of programs, pass 2 with one a block ---
-
-
-@triton.jit
-def sigmoid_regions_kernel(
-    counts_out, sums_out, logits, labels, numel, COLUMNS: tl.constexpr, BINS: tl.constexpr,
-    ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
-    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
-        _, _, region, loss, _ = _sigmoid_block(
-            block, logits, labels, numel, COLUMNS, BINS, ALPHA, GAMMA, BLOCK
-        )
-        counts, sums = _tally(counts, sums, region, loss, SLOTS, True)
-    _store_tally(counts, sums, counts_out, sums_out, SLOTS)
+    value = tl.where(region < BINS, weight.to(slope.dtype) * slope, 0)
+    tl.store(gradient + offset, value, inside)
 
 
 @triton.jit
-def sigmoid_grad_kernel(
-    gradient, weights, logits, labels, numel, COLUMNS: tl.constexpr, BINS: tl.constexpr,
-    ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    offset, inside, region, _, slope = _sigmoid_block(
-        block, logits, labels, numel, COLUMNS, BINS, ALPHA, GAMMA, BLOCK
-    )
-    _store_gradient(gradient, weights, offset, inside, region, slope, BINS)
-
-
-@triton.jit
-def softmax_regions_kernel(
-    counts_out, sums_out, logits, labels, rows, COLUMNS: tl.constexpr, BINS: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
-    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        _, _, region, loss, _ = _softmax_block(
-            block, logits, labels, rows, COLUMNS, BINS, BLOCK, WIDTH
-        )
-        counts, sums = _tally(counts, sums, region, loss, SLOTS, False)
-    _store_tally(counts, sums, counts_out, sums_out, SLOTS)
-
-
-@triton.jit
-def softmax_grad_kernel(
-    gradient, weights, logits, labels, rows, COLUMNS: tl.constexpr, BINS: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    offset, inside, region, _, slope = _softmax_block(
-        block, logits, labels, rows, COLUMNS, BINS, BLOCK, WIDTH
-    )
-    _store_gradient(gradient, weights, offset, inside, region[:, None], slope, BINS)
-
-
-@triton.jit
-def asl1_regions_kernel(
-    counts_out, sums_out, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr,
-    SLOTS: tl.constexpr,
-):  # fmt: skip
-    counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
-    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
-        _, _, region, loss, _ = _asl1_block(block, pred, target, valid, mu, numel, BINS, BLOCK)
-        counts, sums = _tally(counts, sums, region, loss, SLOTS, True)
-    _store_tally(counts, sums, counts_out, sums_out, SLOTS)
-
-
-@triton.jit
-def asl1_grad_kernel(
-    gradient, weights, pred, target, valid, mu, numel, BINS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    offset, inside, region, _, slope = _asl1_block(
-        block, pred, target, valid, mu, numel, BINS, BLOCK
-    )
-    _store_gradient(gradient, weights, offset, inside, region, slope, BINS)
+def _weight(weights, column, region, BINS: tl.constexpr, BY_CLASS: tl.constexpr):
+    index = region
+    if BY_CLASS:
+        index += column * BINS
+    return tl.load(weights + index, region < BINS, other=0)
 
 
 @triton.jit
 def size_counts_kernel(
-    counts_out, sums_out, pred, target, valid, numel, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr,
+    counts, pred, target, valid, numel, blocks, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr,
     LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    counts, sums = tl.zeros((SLOTS,), tl.int64), tl.zeros((SLOTS,), tl.float64)
-    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+    """Adds to counts (BINS,)."""
+    found = tl.zeros((SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
         _, _, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
         size = tl.abs(d)
         slot = (tl.log2(size) - LOWEST) * PER_OCTAVE
         slot = tl.minimum(tl.maximum(slot, 0), BINS - 1).to(tl.int32)
         slot = tl.where(counted & (size < float("inf")), slot, BINS)
-        counts += tl.histogram(slot, SLOTS)
-    _store_tally(counts, sums, counts_out, sums_out, SLOTS)
+        found += tl.histogram(slot, SLOTS)
+    tl.atomic_add(counts + tl.arange(0, SLOTS), found, tl.arange(0, SLOTS) < BINS)

@@ -40,6 +40,7 @@ def test_operators_are_what_pytorch_takes_them_for(case):
     torch.library.opcheck(operators.regions, given, test_utils=CHECKS)
     counts, _ = operators.regions(*given)
     weights = torch.rand(counts.shape, dtype=torch.float64, generator=random())
+    torch.library.opcheck(operators.total, (*given, weights), test_utils=CHECKS)
     torch.library.opcheck(operators.gradient, (*given, weights, torch.ones(())), test_utils=CHECKS)
 
 

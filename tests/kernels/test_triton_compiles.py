@@ -74,25 +74,32 @@ def compiled(tmp_path, monkeypatch):
 def test_passes_compile(compiled, dtype, rows, bins):
     """The interpreter accepts more than the compiler does."""
     x, labels = torch.zeros(rows, rows, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
-    weights = torch.ones(bins)
-    compiled.sigmoid_regions(x, labels, bins), compiled.sigmoid_grad(x, labels, weights)
-    compiled.softmax_regions(x, labels, bins), compiled.softmax_grad(x, labels, weights)
-    mu = torch.ones(())
-    compiled.asl1_regions(x, x, x == 0, 0.02, bins), compiled.asl1_grad(x, x, x == 0, mu, weights)
+    run(compiled, "sigmoid", bins, x, labels)
+    run(compiled, "sigmoid", bins, x, labels, by_class=True)
+    run(compiled, "softmax", bins, x, labels)
+    run(compiled, "asl1", bins, x, x, x == 0)
     compiled.size_counts([x], [x], [x == 0])
+
+
+def run(compiled, kind, bins, x, target, *valid, by_class=False, alpha=-1.0, gamma=0.0):
+    mu = torch.ones((), dtype=torch.float64) if valid else None
+    arguments = kind, [x], [target], list(valid), mu, bins, by_class, alpha, gamma
+    counts, _ = compiled.regions(*arguments)
+    weights = torch.ones(counts.shape, dtype=torch.float64)
+    compiled.total(*arguments, weights)
+    compiled.gradient(*arguments, weights, torch.ones(()))
 
 
 @pytest.mark.parametrize("gamma", [1.5, 2])
 def test_focal_loss_compiles(compiled, gamma):
     x, labels = torch.zeros(40, 5), torch.zeros(40, dtype=torch.int64)
-    compiled.sigmoid_regions(x, labels, 1, 0.25, gamma)
-    compiled.sigmoid_grad(x, labels, torch.ones(1), 0.25, gamma)
+    run(compiled, "sigmoid", 1, x, labels, alpha=0.25, gamma=gamma)
 
 
 def test_large_sizes_compile(compiled):
     labels = torch.zeros(40, dtype=torch.int64)
-    compiled.sigmoid_regions(torch.zeros(40, 5), labels, 100)
-    compiled.softmax_regions(torch.zeros(40, 3000), labels, 100)
+    run(compiled, "sigmoid", 100, torch.zeros(40, 5), labels)
+    run(compiled, "softmax", 100, torch.zeros(40, 3000), labels)
 
 
 @pytest.mark.parametrize("ema_init", ["zero", "first", "debias"])

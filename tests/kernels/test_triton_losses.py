@@ -224,10 +224,10 @@ def test_nothing_reads_a_number_from_the_device(monkeypatch):
     boxes = [x.to("meta") for x in make_asl1(ROWS, 4, 10)]
     with never_waiting():
         assert all(x.is_meta for x in [*run(), update_density(module, counts, state)])
-        # three of the five losses have two levels and a density
-        assert len(launches) == 2 * 8 + 3 + 1
+        # three passes a level; three of the five losses have two levels and a density
+        assert len(launches) == 3 * 8 + 3 + 1
         assert all(x.is_meta for x in loss_and_gradient(robust, boxes))
-        assert len(launches) == 2 * 8 + 3 + 1 + 2 * 3 + 1  # the sizes too
+        assert len(launches) == 3 * 8 + 3 + 1 + 2 * 4 + 1  # the sizes too
 
 
 @needs_gpu

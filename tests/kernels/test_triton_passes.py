@@ -1,5 +1,6 @@
 """The two passes of the Triton kernels, a function at a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,6 @@ from triton_interpreter import (
     ASL1,
     DEVICE,
     INF,
-    MU,
     NAN,
     SIGMOID,
     SOFTMAX,
@@ -23,6 +23,8 @@ from triton_interpreter import (
     wide,
 )
 
+from ghm_d2.kernels import reference
+
 pytestmark = quiet
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -30,20 +32,21 @@ ONE = torch.ones((), device=DEVICE)
 
 
 def assert_matches(kind, tensors, bins):
-    """Both passes against the reference; gives what they gave."""
+    """All passes against the reference; gives what they gave."""
     x = tensors[0]
     weights = make_weights(bins, wide(x).dtype)
-    counts, losses = kind.regions(tensors, bins)
+    counts, total = kind.counts(tensors, bins), kind.total(tensors, weights)
     gradient = kind.grad(tensors, weights)
-    expected_counts, expected_losses, expected_gradient = kind.expected(tensors, weights)
+    expected_counts, expected_total, expected_gradient = kind.expected(tensors, weights)
 
     assert counts.dtype == torch.int64 and counts.tolist() == expected_counts.tolist()
     rtol = TOLERANCES[wide(x).dtype]  # inputs have half precision, but not the arithmetic
-    torch.testing.assert_close(losses, expected_losses, rtol=rtol, atol=rtol / 1000)
+    assert total.dtype == torch.float64
+    torch.testing.assert_close(total, expected_total, rtol=rtol, atol=rtol / 1000)
     assert gradient.dtype == x.dtype and gradient.is_contiguous()
     rtol = TOLERANCES[x.dtype]
     torch.testing.assert_close(wide(gradient), expected_gradient, rtol=rtol, atol=rtol / 10)
-    return counts, losses, gradient
+    return counts, total, gradient
 
 
 @every_kind
@@ -78,8 +81,8 @@ def test_no_samples_are_zeros_and_no_launch(kind, monkeypatch):
         if name.endswith("_kernel"):
             monkeypatch.setattr(T, name, None)
     tensors = kind.make(0, 5, 4)
-    counts, losses = kind.regions(tensors, 4)
-    assert counts.tolist() == [0] * 4 and losses.tolist() == [0.0] * 4
+    assert kind.counts(tensors, 4).tolist() == [0] * 4
+    assert kind.total(tensors, make_weights(4)) == 0
     assert kind.grad(tensors, make_weights(4)).shape == (0, 5)
 
 
@@ -101,7 +104,8 @@ def test_what_is_ignored_may_hold_anything(kind):
         if x.is_floating_point():
             x[ignored] = values.repeat(x.numel())[: int(ignored.sum())]
     assert_matches(kind, spoilt, 10)
-    for run, last in ((kind.regions, 10), (kind.grad, make_weights(10))):
+    weights = make_weights(10)
+    for run, last in ((kind.counts, 10), (kind.total, weights), (kind.grad, weights)):
         torch.testing.assert_close(run(spoilt, last), run(tensors, last), rtol=0, atol=0)
 
 
@@ -117,14 +121,14 @@ def test_a_valid_sample_that_is_not_finite_is_nan_alone(kind, value, dtype):
         rest[0].fill_(2)
     spoilt = x.clone()
     spoilt[7, 3] = value
-    counts, losses = kind.regions((spoilt, *rest), 10)
-    assert counts.sum() == (20 if kind is SOFTMAX else 120)
+    assert kind.counts((spoilt, *rest), 10).sum() == (20 if kind is SOFTMAX else 120)
     weights = make_weights(10)
+    total = kind.total((spoilt, *rest), weights)
     gradient, before = kind.grad((spoilt, *rest), weights), kind.grad((x, *rest), weights)
     if kind is SOFTMAX and value == -INF:  # a probability of 0
-        assert losses.isfinite().all() and gradient.isfinite().all() and gradient[7, 3] == 0
+        assert total.isfinite() and gradient.isfinite().all() and gradient[7, 3] == 0
         return
-    assert losses.isnan().tolist() == [True] + [False] * 9
+    assert total.isnan()
     before[7, slice(None) if kind is SOFTMAX else 3] = NAN
     torch.testing.assert_close(gradient, before, rtol=0, atol=0, equal_nan=True)
 
@@ -136,21 +140,22 @@ def test_cross_entropy_is_accurate_relative_to_its_value(s):
     tolerance = 1e-6 + max(-s, 0) * 1e-7
     for label, x in ((0, -s), (1, s)):  # of one class, so that 1 is background
         logits, labels = torch.tensor([[x]], device=DEVICE), torch.tensor([label], device=DEVICE)
-        _, losses = T.sigmoid_regions(logits, labels, 1)
-        assert losses.item() == pytest.approx(expected, rel=tolerance)
+        assert SIGMOID.total((logits, labels), ONE[None]).item() == pytest.approx(
+            expected, rel=tolerance
+        )
 
 
 def test_a_gradient_norm_of_one_is_in_the_last_region():
     for x, label in ((40.0, 1), (-40.0, 0)):
         logits, labels = torch.tensor([[x]], device=DEVICE), torch.tensor([label], device=DEVICE)
-        assert T.sigmoid_regions(logits, labels, 30)[0].tolist() == [0] * 29 + [1]
-        gradient = T.sigmoid_grad(logits, labels, torch.arange(30.0, device=DEVICE))
+        assert SIGMOID.counts((logits, labels), 30).tolist() == [0] * 29 + [1]
+        gradient = SIGMOID.grad((logits, labels), torch.arange(30.0, device=DEVICE))
         assert gradient.item() == pytest.approx(math.copysign(29, x), rel=1e-6)
     logits = torch.tensor([[200.0, -200.0]], device=DEVICE)
-    counts, _ = T.softmax_regions(logits, torch.tensor([1], device=DEVICE), 4)
+    counts = SOFTMAX.counts((logits, torch.tensor([1], device=DEVICE)), 4)
     assert counts.tolist() == [0, 0, 0, 1]
     pred, target = torch.full((1, 4), 1e30, device=DEVICE), torch.zeros(1, 4, device=DEVICE)
-    counts, _ = T.asl1_regions(pred, target, target == 0, MU, 5)
+    counts = ASL1.counts((pred, target, target == 0), 5)
     assert counts.tolist() == [0, 0, 0, 0, 4]
 
 
@@ -158,9 +163,9 @@ def test_softmax_does_not_cancel_in_a_sure_row():
     logits = torch.tensor([[30.0, 1.0, 0.5]], device=DEVICE)
     labels = torch.tensor([0], device=DEVICE)
     others = math.exp(-29) + math.exp(-29.5)
-    _, losses = T.softmax_regions(logits, labels, 1)
-    assert losses.item() == pytest.approx(others, rel=1e-5)
-    gradient = T.softmax_grad(logits, labels, ONE.reshape(1))
+    loss = SOFTMAX.total((logits, labels), ONE[None])
+    assert loss.item() == pytest.approx(others, rel=1e-5)
+    gradient = SOFTMAX.grad((logits, labels), ONE[None])
     expected = torch.tensor([[-others, math.exp(-29), math.exp(-29.5)]], device=DEVICE)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
 
@@ -168,19 +173,19 @@ def test_softmax_does_not_cancel_in_a_sure_row():
 def test_softmax_of_a_single_column_is_sure():
     logits = torch.tensor([[3.0], [-1e30]], device=DEVICE)
     labels = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    counts, losses = T.softmax_regions(logits, labels, 2)
-    assert counts.tolist() == [2, 0] and losses.tolist() == [0, 0]
-    assert not T.softmax_grad(logits, labels, make_weights(2)).any()
+    assert SOFTMAX.counts((logits, labels), 2).tolist() == [2, 0]
+    assert SOFTMAX.total((logits, labels), make_weights(2)) == 0
+    assert not SOFTMAX.grad((logits, labels), make_weights(2)).any()
 
 
 @pytest.mark.parametrize("mu", [1e-6, 0.02, 1.0])
 @pytest.mark.parametrize("d", [0.0, 1e-12, 1e-7, 1e-3, 1.0, 1e25, -1e30])
 def test_asl1_of_any_size(d, mu):
     pred, target = torch.full((1, 1), d, device=DEVICE), torch.zeros(1, 1, device=DEVICE)
-    _, losses = T.asl1_regions(pred, target, target == 0, mu, 1)
-    gradient = T.asl1_grad(pred, target, target == 0, mu, ONE.reshape(1))
+    kind, tensors = dataclasses.replace(ASL1, params=(mu,)), (pred, target, target == 0)
+    loss, gradient = kind.total(tensors, ONE[None]), kind.grad(tensors, ONE[None])
     d, root = pred.item(), math.hypot(pred.item(), mu)
-    assert losses.item() == pytest.approx(d * (d / (root + mu)), rel=2e-6)
+    assert loss.item() == pytest.approx(d * (d / (root + mu)), rel=2e-6)
     assert gradient.item() == pytest.approx(d / root, rel=2e-6)
 
 
@@ -188,8 +193,8 @@ def test_sums_of_float32_losses_are_not_float32():
     """Integers large enough to be their own softplus; a block's sum of them is still exact."""
     logits = torch.randint(4096, 16384, (20_000, 1), generator=generator(1)).to(DEVICE)
     labels = torch.ones(len(logits), dtype=torch.int64, device=DEVICE)
-    _, losses = T.sigmoid_regions(logits.float(), labels, 1)
-    assert losses.item() == logits.sum().item()
+    loss = SIGMOID.total((logits.float(), labels), ONE[None])
+    assert loss.item() == logits.sum().item()
 
 
 FOCAL = [(0.25, 2.0), (-1, 2), (0.25, 1.5), (0.5, 0.0), (1, 5)]
@@ -197,11 +202,12 @@ every_focal = pytest.mark.parametrize(("alpha", "gamma"), FOCAL)
 
 
 def focal_sum(logits, labels, alpha, gamma):
-    return T.sigmoid_regions(logits, labels, 1, alpha, gamma)[1][0]
+    return SIGMOID.total((logits, labels), ONE[None], alpha=alpha, gamma=gamma)
 
 
 def focal_grad(logits, labels, alpha, gamma, scale):
-    return T.sigmoid_grad(logits, labels, scale.reshape(1), alpha, gamma)
+    options = {"alpha": alpha, "gamma": gamma, "scale": scale.item()}
+    return SIGMOID.grad((logits, labels), ONE[None], **options)
 
 
 @every_focal
@@ -239,3 +245,43 @@ def test_focal_loss_of_extreme_logits_is_finite_and_of_others_is_not(alpha, gamm
     logits[0, 0] = NAN
     assert focal_sum(logits, labels, alpha, gamma).isnan()
     assert focal_grad(logits, labels, alpha, gamma, ONE).isnan().tolist() == [[1], [0]]
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("rows", "columns", "bins"), [(61, 37, 10), (1, 1, 1), (5, 80, 30), (700, 3, 100), (0, 4, 5)]
+)
+def test_densities_of_classes_are_the_references(rows, columns, bins, dtype):
+    logits, labels = make_sigmoid(rows, columns, bins, dtype)
+    weights = make_weights(bins * columns)
+    x = wide(logits).detach().clone().requires_grad_()
+    loss, norm, valid = reference.sigmoid_samples(x, labels)
+    index = reference.unit_regions(norm, valid, bins, by_class=True)
+    expected = reference.harmonized_losses(loss, index, weights).sum()
+    (expected_gradient,) = torch.autograd.grad(expected, x)
+
+    arguments = SIGMOID.arguments((logits, labels), bins, by_class=True)
+    counts = T.regions(*arguments)[0][0]
+    assert counts.tolist() == reference.histogram(index, bins * columns).tolist()
+    total = T.total(*arguments, weights[None])
+    rtol = TOLERANCES[wide(logits).dtype]
+    torch.testing.assert_close(total, expected.detach().double(), rtol=rtol, atol=rtol / 1000)
+    gradient = T.gradient(*arguments, weights[None], ONE)[0]
+    rtol = TOLERANCES[dtype]
+    torch.testing.assert_close(wide(gradient), expected_gradient, rtol=rtol, atol=rtol / 10)
+
+
+@every_kind
+def test_levels_are_added_up(kind):
+    levels = [kind.make(rows, 6, 10, seed=rows) for rows in (20, 0, 7)]
+    weights = torch.stack([make_weights(10) * (i + 1) for i in range(3)])
+    name, _, _, _, mu, *options = kind.arguments(levels[0], 10)
+    lists = [list(x) for x in zip(*levels, strict=True)]
+    arguments = name, *lists[:2], lists[2] if mu is not None else [], mu, *options
+    counts, _ = T.regions(*arguments)
+    total, gradients = T.total(*arguments, weights), T.gradient(*arguments, weights, 2 * ONE)
+    each = [kind.total(level, w) for level, w in zip(levels, weights, strict=True)]
+    torch.testing.assert_close(total, sum(each))
+    for level, w, found, mine in zip(levels, weights, counts, gradients, strict=True):
+        assert torch.equal(found, kind.counts(level, 10))
+        assert torch.equal(mine, kind.grad(level, w, scale=2.0))

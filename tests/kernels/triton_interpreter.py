@@ -121,25 +121,32 @@ class Kind:
     make: Callable  # (rows, columns, bins, dtype, seed) -> tensors; the first is differentiated
     params: tuple = ()
 
-    def regions(self, tensors, bins):
-        return getattr(T, f"{self.name}_regions")(*tensors, *self.params, bins)
+    def arguments(self, tensors, bins, alpha=-1.0, gamma=0.0, by_class=False):
+        x, target, *valid = tensors
+        mu = torch.tensor(self.params[0], dtype=torch.float64, device=DEVICE) if valid else None
+        return self.name, [x], [target], valid, mu, bins, by_class, alpha, gamma
 
-    def grad(self, tensors, weights):
-        return getattr(T, f"{self.name}_grad")(*tensors, *self.params, weights)
+    def counts(self, tensors, bins, **options):
+        return T.regions(*self.arguments(tensors, bins, **options))[0][0]
+
+    def total(self, tensors, weights, **options):
+        return T.total(*self.arguments(tensors, len(weights), **options), weights[None])
+
+    def grad(self, tensors, weights, scale=1.0, **options):
+        scale = torch.tensor(scale, device=DEVICE)
+        arguments = self.arguments(tensors, len(weights), **options)
+        return T.gradient(*arguments, weights[None], scale)[0]
 
     def expected(self, tensors, weights):
-        """Counts, losses by region and gradient, through autograd."""
+        """Counts, loss and gradient, through autograd."""
         bins = len(weights)
         x, *rest = (wide(t) if t.is_floating_point() else t for t in tensors)
         x = x.detach().clone().requires_grad_()
         loss, norm, valid = getattr(reference, f"{self.name}_samples")(x, *rest, *self.params)
         index = reference.unit_regions(norm, valid, bins)
-        (gradient,) = torch.autograd.grad(
-            reference.harmonized_losses(loss, index, weights).sum(), x
-        )
-        sums = loss.new_zeros(bins + 1, dtype=torch.float64)
-        sums = sums.index_add(0, index.flatten(), loss.detach().double().flatten())
-        return reference.histogram(index, bins), sums[:bins], gradient
+        total = reference.harmonized_losses(loss, index, weights).sum()
+        (gradient,) = torch.autograd.grad(total, x)
+        return reference.histogram(index, bins), total.detach().double(), gradient
 
 
 SIGMOID, SOFTMAX = Kind("sigmoid", make_sigmoid), Kind("softmax", make_softmax)
