@@ -22,8 +22,13 @@ LOG_PERIOD = 20  # iterations, as Detectron2's writers
 
 
 def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
-    """How many anchors are foreground, `pos_mask` (N, R); logs it for an image of this process."""
+    """How many anchors are foreground, `pos_mask` (N, R); logs it for an image of this process.
+
+    Within torch.compile nothing is logged.
+    """
     num_pos = pos_mask.sum()
+    if torch.compiler.is_compiling():
+        return Count(num_pos, sync=sync)
     storage = get_event_storage()
     if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
         storage.put_scalar("num_pos_anchors", num_pos / len(pos_mask))  # waits for the number

@@ -102,7 +102,8 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
         boxes = anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, pos_mask
         choice = self.loss_choice
         of_deltas = choice.box_reg_loss_type not in IOU_LOSSES
-        levels = box_levels(*boxes, dense=pos_mask.device.type != "cpu") if of_deltas else []
+        dense = pos_mask.device.type != "cpu" or torch.compiler.is_compiling()
+        levels = box_levels(*boxes, dense=dense) if of_deltas else []
         num_pos = count_foreground(pos_mask, choice.sync)
         ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
         ghm_r = begin_ghm(self.ghm_r, *zip(*levels, strict=True))

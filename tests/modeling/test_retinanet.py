@@ -324,3 +324,13 @@ def test_weights_that_are_nan_give_nan_and_no_fault(where):
     losses = step(model, inputs((4, 3)))
     name = "loss_cls" if where == "cls_score" else "loss_box_reg"
     assert [k for k, loss in losses.items() if loss.isnan()] == [name]
+
+
+@pytest.mark.parametrize(("cls", "reg"), [("ghm_c", "ghm_r"), ("focal", "smooth_l1")])
+def test_the_losses_of_a_step_compile_without_a_graph_break(cls, reg):
+    torch.compiler.reset()
+    robust = {"SCOPE": "batch", "CLS.PRIOR": "3.0", "REG.MU_QUANTILE": "0.5"}
+    robust = {f"MODEL.GHM.{key}": value for key, value in robust.items()}
+    eager, compiled = ghm_retinanet(cls, reg, robust), ghm_retinanet(cls, reg, robust)
+    compiled.losses = torch.compile(compiled.losses, backend="aot_eager", fullgraph=True)
+    assert_same_training(compiled, eager, [inputs(seed=1), inputs(seed=2)], rtol=1e-4, atol=1e-6)
