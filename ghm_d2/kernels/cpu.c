@@ -122,6 +122,62 @@ static void before_writing(void *out, size_t bytes) {
 #endif
 }
 
+/* out = table[index] slope, of a table of 32: looked up in registers. A scalar loop takes a quarter
+ * of the gradient's time. */
+#define TABLE 32
+
+static void weigh_scalar(const int32_t *index, const float *slope, int n, const float *table,
+                         float *out) {
+    for (int i = 0; i < n; i++) out[i] = table[index[i]] * slope[i];
+}
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+
+__attribute__((target("avx2"))) static void weigh_avx2(const int32_t *index, const float *slope,
+                                                       int n, const float *table, float *out) {
+    __m256 t0 = _mm256_loadu_ps(table), t1 = _mm256_loadu_ps(table + 8);
+    __m256 t2 = _mm256_loadu_ps(table + 16), t3 = _mm256_loadu_ps(table + 24);
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i at = _mm256_loadu_si256((const __m256i *)(index + i)); /* its low 3 bits count */
+        __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)); /* as signs */
+        __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 27));
+        __m256 low = _mm256_blendv_ps(_mm256_permutevar8x32_ps(t0, at),
+                                      _mm256_permutevar8x32_ps(t1, at), bit3);
+        __m256 high = _mm256_blendv_ps(_mm256_permutevar8x32_ps(t2, at),
+                                       _mm256_permutevar8x32_ps(t3, at), bit3);
+        __m256 weight = _mm256_blendv_ps(low, high, bit4);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(weight, _mm256_loadu_ps(slope + i)));
+    }
+    weigh_scalar(index + i, slope + i, n - i, table, out + i);
+}
+
+__attribute__((target("avx512f"))) static void weigh_avx512(const int32_t *index,
+                                                            const float *slope, int n,
+                                                            const float *table, float *out) {
+    __m512 low = _mm512_loadu_ps(table), high = _mm512_loadu_ps(table + 16);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m512 weight = _mm512_permutex2var_ps(low, _mm512_loadu_si512(index + i), high);
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(weight, _mm512_loadu_ps(slope + i)));
+    }
+    weigh_scalar(index + i, slope + i, n - i, table, out + i);
+}
+
+static void weigh_table(const int32_t *index, const float *slope, int n, const float *table,
+                        float *out) {
+    if (__builtin_cpu_supports("avx512f"))
+        weigh_avx512(index, slope, n, table, out);
+    else if (__builtin_cpu_supports("avx2"))
+        weigh_avx2(index, slope, n, table, out);
+    else
+        weigh_scalar(index, slope, n, table, out);
+}
+#else
+#define weigh_table weigh_scalar
+#endif
+
 #define JOIN_(name, suffix) name##suffix
 #define JOIN(name, suffix) JOIN_(name, suffix)
 #define F(name) JOIN(name, SUFFIX)
@@ -175,9 +231,13 @@ INLINE void F(count)(const int32_t *index, const REAL *loss, int n, tally *talli
     for (; i < n; i++) tallies[index[i] * COPIES] += (tally){1, loss[i]};
 }
 
-/* A loop by itself, since no processor looks numbers up faster than one at a time. */
+/* out = weights[index] slope, of `regions` weights and one more. */
 INLINE void F(weigh)(const int32_t *index, const REAL *slope, int n, const REAL *weights,
-                     REAL *out) {
+                     int32_t regions, REAL *out) {
+    if (sizeof(REAL) == sizeof(float) && regions < TABLE) {
+        weigh_table(index, (const float *)slope, n, (const float *)weights, (float *)out);
+        return;
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) out[i] = weights[index[i]] * slope[i];
 }
@@ -229,7 +289,7 @@ CLONES HIDDEN void F(sigmoid_grad_part)(const REAL *x, const int64_t *labels, in
             index[i] = F(region)(s[i], bins);
         }
         if (regions > bins) F(separate)(index, K, a, n, bins);
-        F(weigh)(index, s, n, weights, grad);
+        F(weigh)(index, s, n, weights, regions, grad);
         F(turn)(grad, labels, K, a, n);
         FOR_ROWS(a, n, K)
             if (labels[row] < 0)
@@ -382,7 +442,7 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
             slope[i] = d / F(root)(d, mu) + (d - d);
             index[i] = ok ? F(region)(slope[i] > 0 ? slope[i] : -slope[i], bins) : bins;
         }
-        F(weigh)(index, slope, n, weights, out + a);
+        F(weigh)(index, slope, n, weights, bins, out + a);
     }
 }
 
@@ -390,9 +450,8 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
 
 /* A weight for each region, times `scale`, and 0 for the region after them, of ignored samples. */
 static REAL *F(make_table)(const double *weights, int32_t regions, double scale) {
-    REAL *table = malloc((size_t)(regions + 1) * sizeof *table);
+    REAL *table = calloc((size_t)(regions < TABLE ? TABLE : regions + 1), sizeof *table);
     for (int32_t k = 0; table && k < regions; k++) table[k] = (REAL)(weights[k] * scale);
-    if (table) table[regions] = 0;
     return table;
 }
 
