@@ -116,10 +116,11 @@ def check_deltas(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> L
     _check_shape("targets", target, pred, pred.shape)
     if valid is not None:
         _check_shape("valid", valid, pred, pred.shape)
-    dtype = torch.promote_types(pred.dtype, target.dtype) if target.is_floating_point() else None
-    if dtype is not None and wide(dtype) != wide(pred.dtype):
-        pred = pred.to(dtype)  # a target of more precision is not rounded
-    level = pred, target.to(pred.dtype)
+    if not target.is_floating_point():
+        target = target.to(wide(pred.dtype))
+    elif target.dtype == torch.float64:  # more precision than the prediction's is not lost
+        pred = pred.double()
+    level = pred, target
     return level if valid is None else (*level, valid.bool())
 
 

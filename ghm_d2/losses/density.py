@@ -199,7 +199,7 @@ class GradientDensity(CountState):
         """
         none = torch.zeros_like(self.ema_foreground[..., 0])
         options = self.momentum, self.prior, self.ema_init, False
-        return reference.prior_count(none, self.ema_foreground, *options)
+        return reference.prior_count(none, self.ema_foreground, *options).to(none.dtype)
 
     def extra_repr(self) -> str:
         return (
