@@ -1,0 +1,92 @@
+"""Counts the machine instructions of the Triton kernels, which needs no GPU.
+
+    python benchmarks/machine_code.py
+
+Of each pass over sigmoids (80 classes, 30 unit regions) for two generations of GPUs: warp
+instructions a sample (those of the loop over blocks, or of the whole kernel where it has none),
+registers a thread, bytes of shared memory, and how many warps a multiprocessor can hold by its
+65,536 registers and 64 warps.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ghm_d2.kernels import triton_samples
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CAPABILITIES = (80, 90)
+WARPS = 4  # of a program
+SAMPLES = 1024  # that a program handles at a time
+INPUTS = {"x": "*fp32", "target": "*i64", "valid": "*i64", "mu": "*i64", "numel": "i32"}
+SIGMOID = {"KIND": "sigmoid", "COLUMNS": 80, "BINS": 30, "BLOCK": SAMPLES, "WIDTH": 1}
+LOSS = {"BY_CLASS": False, "ALPHA": -1.0, "GAMMA": 0.0}
+PASSES = {
+    "count_kernel": (INPUTS | {"counts": "*i64", "blocks": "i32"}, SIGMOID | {"SLOTS": 32}),
+    "count_by_class_kernel": (
+        {"counts": "*i64", "logits": "*fp32", "labels": "*i64", "rows": "i32", "blocks": "i32"},
+        {"COLUMNS": 80, "BINS": 30, "ROWS": 64, "CLASSES": 16, "SLOTS": 32},
+    ),
+    "total_kernel": (
+        INPUTS | {"sums": "*fp64", "weights": "*fp64", "blocks": "i32"},
+        SIGMOID | LOSS,
+    ),
+    "gradient_kernel": (
+        INPUTS | {"gradient": "*fp32", "weights": "*fp64", "scale": "*fp32"},
+        SIGMOID | LOSS,
+    ),
+}
+
+
+def compile_kernel(name: str, capability: int):
+    """What Triton makes of a kernel for GPUs of a compute capability."""
+    kernel = getattr(triton_samples, name)
+    tensors, constants = PASSES[name]
+    signature = dict.fromkeys(kernel.arg_names, "constexpr") | tensors
+    source = ASTSource(kernel, signature, constants)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": WARPS})
+
+
+def dump(cubin: bytes, what: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [TOOL, what, file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def longest_loop(sass: str) -> int:
+    """Instructions of the longest loop, or of the whole kernel."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+)([^;]*);", sass)
+    at = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
+    loops = []
+    for i, (_, operation, rest) in enumerate(lines):
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if operation.startswith("BRA") and target and at.get(int(target[1], 16), i) < i:
+            loops.append(i - at[int(target[1], 16)] + 1)
+    return max(loops, default=len(lines))
+
+
+def main() -> None:
+    print(f"{'kernel':24} {'sm':>3} {'a sample':>9} {'registers':>10} {'shared':>7} {'warps':>6}")
+    for name in PASSES:
+        for capability in CAPABILITIES:
+            result = compile_kernel(name, capability)
+            cubin = result.asm["cubin"]
+            a_sample = longest_loop(dump(cubin, "-sass")) * WARPS / SAMPLES
+            registers = int(re.search(r"REG:(\d+)", dump(cubin, "-res-usage"))[1])
+            rounded = -(-registers // 8) * 8  # as they are given out
+            warps = min(65536 // (32 * rounded), 64) // WARPS * WARPS
+            shared = result.metadata.shared
+            print(f"{name:24} {capability:3} {a_sample:9.2f} {registers:10} {shared:7} {warps:6}")
+
+
+if __name__ == "__main__":
+    main()
