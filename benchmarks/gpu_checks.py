@@ -27,7 +27,8 @@ from ghm_d2.register import register_all
 
 BINS, MU = 10, 0.02
 LOSSES = ("GHMC", "SoftmaxGHMC", "GHMR", "bce_loss", "focal_loss")
-ROBUST = ("GHMC.robust", "SoftmaxGHMC.robust", "GHMR.robust")
+BY_CLASS = "GHMC.robust by class"
+ROBUST = ("GHMC.robust", BY_CLASS, "SoftmaxGHMC.robust", "GHMR.robust")
 SHAPES = ((37, 7), (3_000, 80))
 # loss and gradient: the kernels compute in float32 and round the gradient
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
@@ -58,7 +59,9 @@ def make_tensors(loss: str, rows: int, columns: int, dtype: torch.dtype, device)
 
 def make_loss(loss: str, kernel: str, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
     """Computes the loss and, through a `grad_output` of 2, its gradient."""
-    made = attrgetter(loss)(losses)
+    made = attrgetter(loss.removesuffix(" by class"))(losses)
+    if loss == BY_CLASS:
+        made = partial(made, num_classes=tensors[0].shape[1])
     if loss.endswith("_loss"):
         function = partial(made, kernel=kernel)
     else:
