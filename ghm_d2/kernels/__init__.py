@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.kernels import operators, reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.reference import upcast, wide
 from ghm_d2.kernels.samples import (
     DeltaSamples,
     Level,
@@ -121,14 +121,21 @@ def update_density(
     Raises:
         RuntimeError: a kernel that is not there; tensors on several devices.
     """
-    arguments = counts, foreground, ema, num_updates, ema_foreground
+    state = ema, num_updates, ema_foreground
+    arguments = counts.long(), foreground.long(), *state
     devices = {t.device for t in arguments}
     if len(devices) > 1:
         raise RuntimeError(
             f"counts and averages are on several devices: {sorted(map(str, devices))}"
         )
-    run = operators.density if compiled(kernel, ema.device) else reference.update_density
-    return run(*arguments, **options)
+    usual = (
+        ema.dtype == wide(ema.dtype) == ema_foreground.dtype
+        and num_updates.dtype == torch.int64
+        and all(t.is_contiguous() for t in state)
+    )
+    if compiled(kernel, ema.device) and usual:
+        return operators.density(*arguments, **options)
+    return reference.update_density(*arguments, **options)
 
 
 def name_for(device: torch.device) -> str:
@@ -173,9 +180,7 @@ def _count_by_reference(
     for i, tensors in enumerate(levels):
         loss, norm, valid = samples.plain(*map(upcast, tensors))
         if weights:
-            weight = (
-                weights[i].view(loss.shape) if weights[i].numel() == loss.numel() else weights[i]
-            )
+            weight = weights[i]  # of the losses, or of their rows: (N, 1)
             loss, valid = torch.where(weight > 0, loss * weight, 0), valid & (weight > 0)
         losses.append(loss)
         index.append(reference.unit_regions(norm, valid, bins, samples.by_class))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.reference import wide
 
 NAME = "c"
 _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
@@ -59,7 +59,7 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
     losses = torch.empty(len(pred), num_regions, dtype=torch.float64)
     if alpha >= 0 or gamma > 0:
         for i, (x, y) in enumerate(zip(pred, target, strict=True)):
-            counts[i], losses[i] = _focal_sum(upcast(x).contiguous(), y.contiguous(), alpha, gamma)
+            counts[i], losses[i] = _focal_sum(x, y, alpha, gamma)
         return counts, losses
     options = _options(kind, mu, bins)
     to_counts, to_losses, step = counts.data_ptr(), losses.data_ptr(), 8 * num_regions
@@ -85,10 +85,11 @@ def gradient(
         scale: 0-dim. The others are as of `regions`.
     """
     focal, found = alpha >= 0 or gamma > 0, []
-    options, factor, weights = _options(kind, mu, bins), scale.item(), weights.contiguous()
+    options, factor = _options(kind, mu, bins), scale.item()
+    weights = weights.double().contiguous()
     to_weights, num_regions = weights.data_ptr(), weights.shape[1]
     for i, x in enumerate(pred):
-        out = torch.empty_like(upcast(x), memory_format=torch.contiguous_format)
+        out = torch.empty(x.shape, dtype=wide(x.dtype))
         name = "focal_grad" if focal else f"{kind}_grad"
         function, inputs, _kept = _level(name, pred, target, valid, i)
         if focal:
@@ -108,13 +109,7 @@ def density(
     counts, foreground, ema, num_updates, ema_foreground, momentum, prior, own, normalizer,
     ema_init, training, factor,
 ) -> Tensor:  # fmt: skip
-    """`reference.update_density`, whose arguments these are."""
-    state = ema, num_updates, ema_foreground
-    if not all(t.is_contiguous() for t in state):
-        names = "momentum", "prior", "own", "normalizer", "ema_init", "training", "factor"
-        values = momentum, prior, own, normalizer, ema_init, training, factor
-        options = dict(zip(names, values, strict=True))
-        return reference.update_density(counts, foreground, *state, **options)
+    """`reference.update_density`, whose arguments these are; its state is contiguous."""
     weights = torch.empty(counts.shape, dtype=torch.float64)
     counts, foreground = counts.contiguous(), foreground.contiguous()
     levels, bins = counts.shape
@@ -137,10 +132,14 @@ def size_counts(pred, target, valid) -> Tensor:
 
 def _level(name: str, pred, target, valid, i: int):
     """The C function of a level's precision, its first arguments, and the tensors behind them."""
-    x = pred[i]
+    x, y = pred[i], target[i]
     if x.dtype not in _REAL:
         x = x.float()
-    kept = [x, target[i] if target[i].dtype in (x.dtype, torch.int64) else target[i].to(x.dtype)]
+    if name.startswith("asl1"):
+        y = y.to(x.dtype)
+    elif y.dtype != torch.int64 or len(y) != len(x):
+        raise TypeError(f"labels are int64 (N,), not {y.dtype} {tuple(y.shape)}")
+    kept = [x, y]
     kept += [valid[i]] if valid else []
     kept = [t if t.is_contiguous() else t.contiguous() for t in kept]
     pointers = [t.data_ptr() for t in kept]

@@ -168,7 +168,7 @@ class _Total(Function):
     def forward(ctx, kind, num_levels, others, value, weights, mu, *tensors):
         ctx.kind, ctx.num_levels, ctx.others = kind, num_levels, others
         ctx.save_for_backward(weights, mu, *tensors)
-        return value.view_as(value)
+        return value.clone()
 
     @staticmethod
     def backward(ctx, scale):

@@ -52,7 +52,7 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
     counts = pred[0].new_zeros((len(pred), num_regions), dtype=torch.int64)
     for out, tensors in zip(counts, _levels(pred, target, valid, mu), strict=True):
         if by_class:
-            _count_by_class(out, *tensors[:2], bins)
+            _count_by_class(out, tensors[0], tensors[1], bins)
         else:
             numel, options = _samples(kind, tensors[0])
             _launch_few(

@@ -17,7 +17,7 @@ from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range, reduce_l
 
 def bce_loss(
     logits: Tensor,
-    target: Tensor,
+    labels: Tensor,
     reduction: str = "mean",
     *,
     weight: Tensor | None = None,
@@ -28,21 +28,22 @@ def bce_loss(
     """Binary cross entropy; ignored samples are 0, and not counted in the mean.
 
     Args:
-        logits, target, weight, ignore_index, check_labels: as of `GHMC`.
+        logits, labels, weight, ignore_index, check_labels: as of `GHMC`.
         reduction: "mean", "sum", or "none": of the shape of `logits`.
         kernel: one of `kernels.KERNELS`.
 
     Raises:
         ValueError: an unknown reduction; otherwise as `GHMC`.
     """
-    rows = as_rows(logits, target, weight, ignore_index=ignore_index, check_labels=check_labels)
+    rows = as_rows(logits, labels, weight, ignore_index=ignore_index, check_labels=check_labels)
+    check_choice("reduction", reduction, REDUCTIONS)
     loss = _reduced(SigmoidSamples(), rows, rows.weight, reduction, kernel)
     return rows.like_logits(loss) if reduction == "none" else loss
 
 
 def softmax_ce_loss(
     logits: Tensor,
-    target: Tensor,
+    labels: Tensor,
     reduction: str = "mean",
     *,
     weight: Tensor | None = None,
@@ -56,19 +57,20 @@ def softmax_ce_loss(
     """
     rows = as_rows(
         logits,
-        target,
+        labels,
         weight,
-        num_labels=logits.shape[1],
+        background=False,
         ignore_index=ignore_index,
         check_labels=check_labels,
     )
+    check_choice("reduction", reduction, REDUCTIONS)
     loss = _reduced(SoftmaxSamples(), rows, rows.weight_of_rows(), reduction, kernel)
     return rows.like_labels(loss) if reduction == "none" else loss
 
 
 def focal_loss(
     logits: Tensor,
-    target: Tensor,
+    labels: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
     reduction: str = "mean",
@@ -84,12 +86,15 @@ def focal_loss(
 
     Arguments and errors raised as of `bce_loss`.
     """
-    rows = as_rows(logits, target, weight, ignore_index=ignore_index, check_labels=check_labels)
-    classes, labels = rows.logits.shape[1], rows.target
+    rows = as_rows(logits, labels, weight, ignore_index=ignore_index, check_labels=check_labels)
+    check_choice("reduction", reduction, REDUCTIONS)
+    labels, classes = rows.target, rows.logits.shape[1]
     simple = labels.dim() == 1 and weight is None and gamma >= 0 and reduction != "none"
-    if simple and kernels.compiled(kernel, rows.logits.device):
+    if kernels.compiled(kernel, rows.logits.device) and simple:
         samples = SigmoidSamples(alpha=float(alpha), gamma=float(gamma))
         return _reduced(samples, rows, None, reduction, kernel)
+    if kernel not in ("auto", "torch"):
+        raise RuntimeError(f"the kernel {kernel!r} takes labels and no weights: leave it at auto")
     dense = labels
     if labels.dim() == 1:
         one_hot = F.one_hot(labels.clamp(0, classes), classes + 1)[:, :-1]
@@ -98,7 +103,6 @@ def focal_loss(
     x = torch.where(valid, upcast(rows.logits), 0)
     loss = torch.where(valid, _focal(x, torch.where(valid, dense, 0).to(x), alpha, gamma), 0)
     loss = loss if rows.weight is None else loss * rows.weight
-    check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none":
         return rows.like_logits(loss)
     return loss.sum() / valid.sum().clamp(min=1) if reduction == "mean" else loss.sum()
@@ -108,8 +112,8 @@ def _reduced(
     samples: Samples, rows: Rows, weight: Tensor | None, reduction: str, kernel: str
 ) -> Tensor:
     """The loss without a density: one unit region for all samples."""
-    check_choice("reduction", reduction, REDUCTIONS)
     weights = None if weight is None else [weight]
+    kernel = "torch" if reduction == "none" and kernel == "auto" else kernel
     tensors = rows.logits, rows.target
     counted = kernels.counted(samples, [tensors], 1, weights, kernel=kernel)
     one = torch.ones_like(counted.counts, dtype=reference.exact_dtype(rows.logits.device))

@@ -22,7 +22,8 @@ _recomputing = False
 def recomputing() -> Iterator[None]:
     """Within it GHM losses weigh as in their last call, and no average moves on.
 
-    For activation checkpointing, which computes a loss twice:
+    For activation checkpointing, which computes a loss twice. Not for compiled code, which keeps
+    no weights.
 
         checkpoint(f, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing()))
     """
@@ -158,13 +159,15 @@ class GradientDensity(CountState):
         if self.scope == "batch":
             counts = counts.sum(0, keepdim=True).view(-1, self.bins)
         if not self.prior:
-            foreground = self.num_updates  # which is not read
+            foreground = counts  # which is not read
         elif foreground is None:
             foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
         elif foreground.shape != self.ema_foreground.shape[:-1]:
             wanted = tuple(self.ema_foreground.shape[:-1])
             raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")
-        if _recomputing and self.last_weights is not None:
+        if _recomputing:
+            if self.last_weights is None or torch.compiler.is_compiling():
+                raise RuntimeError("recomputing() repeats a call that was not compiled")
             return self.last_weights.view(-1, *inner).expand(shape)
         if world is None:
             sync, values = self.sync and self.training, (counts, foreground)

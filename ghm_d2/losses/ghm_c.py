@@ -26,12 +26,12 @@ class _GHMC(HarmonizedLoss):
         super().__init__(bins=bins, momentum=momentum, **options)
         self.ignore_index, self.check_labels = ignore_index, check_labels
 
-    def _rows(self, logits, target, weight=None, num_labels: int | None = None) -> Rows:
+    def _rows(self, logits, target, weight=None, background: bool = True) -> Rows:
         return as_rows(
             logits,
             target,
             weight,
-            num_labels=num_labels,
+            background=background,
             ignore_index=self.ignore_index,
             check_labels=self.check_labels,
         )
@@ -59,13 +59,13 @@ class GHMC(_GHMC):
             its own rows.
     """
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one set of anchors or pixels.
 
         Args:
             logits: (N, K); (N,) of one class; or (N, K, d1, ...).
-            target: labels (N,) or (N, d1, ...): 0..K-1 a class, K background, negative ignored.
-                Or of the shape of `logits`, in [0, 1], negative ignored; plain PyTorch then.
+            labels: (N,) or (N, d1, ...): 0..K-1 a class, K background, negative ignored.
+                Or targets of the shape of `logits`, in [0, 1], negative ignored: plain PyTorch.
             weight: a factor on each loss, of the shape of `logits` or labels; a sample that weighs
                 0 is not counted. Plain PyTorch computes it.
 
@@ -75,7 +75,7 @@ class GHMC(_GHMC):
         Raises:
             ValueError: shapes that do not belong together; a label out of range, if checked.
         """
-        rows = self._rows(logits, target, weight)
+        rows = self._rows(logits, labels, weight)
         classes = rows.logits.shape[1]
         samples = SigmoidSamples(by_class=self.density.num_classes > 1)
         others = self._foreground([rows.target], classes)
@@ -108,19 +108,19 @@ class SoftmaxGHMC(_GHMC):
         if self.density.num_classes > 1:
             raise ValueError("a density for each class is of sigmoids; leave out num_classes")
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one set of proposals or pixels.
 
         Args:
             logits: (N, K + 1) or (N, K + 1, d1, ...).
-            target: labels (N,) or (N, d1, ...): 0..K, negative ignored. Or probabilities of the
+            labels: (N,) or (N, d1, ...): 0..K, negative ignored. Or probabilities of the
                 shape of `logits`, whose gradient norm is half the L1 norm of p - t.
             weight: a factor on each loss, of the shape of labels; else as of `GHMC`.
 
         Returns:
             a scalar; of the shape of labels with reduction "none".
         """
-        rows = self._rows(logits, target, weight, logits.shape[1])
+        rows = self._rows(logits, labels, weight, background=False)
         others = self._foreground([rows.target], rows.logits.shape[1] - 1)
         tensors = rows.logits, rows.target
         loss = self._reduced(SoftmaxSamples(), tensors, rows.weight_of_rows(), **others)
@@ -128,19 +128,20 @@ class SoftmaxGHMC(_GHMC):
 
     def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
         """Count the samples of several sets: logits (N_l, K + 1) and labels (N_l,)."""
-        rows = [self._rows(x, y, None, x.shape[1]) for x, y in zip(logits, labels, strict=True)]
+        levels = zip(logits, labels, strict=True)
+        rows = [self._rows(x, y, background=False) for x, y in levels]
         others = self._foreground([r.target for r in rows], rows[0].logits.shape[1] - 1)
         return self._begin(SoftmaxSamples(), [(r.logits, r.target) for r in rows], **others)
 
 
-def ghm_c_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, **options) -> Tensor:
+def ghm_c_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, **options) -> Tensor:
     """`GHMC` without a moving average: the density is that of this call's samples.
 
     Args:
-        logits, target, weight: as of `GHMC.forward`.
+        logits, labels, weight: as of `GHMC.forward`.
         **options: arguments of `GHMC` without `momentum`.
     """
-    return GHMC(momentum=0.0, **options)(logits, target, weight)
+    return GHMC(momentum=0.0, **options)(logits, labels, weight)
 
 
 def _count_foreground(targets: Sequence[Tensor], classes: int, by_class: bool) -> Tensor:

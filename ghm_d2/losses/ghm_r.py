@@ -68,9 +68,11 @@ class GHMR(HarmonizedLoss):
         Returns:
             a scalar; of the shape of `pred` with reduction "none".
         """
-        levels = _as_rows([pred], [target], None if valid is None else [valid])
         if weight is not None:
-            weight = _expanded(weight, pred).reshape(-1, pred.shape[-1])
+            weight = _expanded(weight, pred)
+            valid = weight > 0 if valid is None else _expanded(valid, pred).bool() & (weight > 0)
+            weight = weight.reshape(-1, pred.shape[-1])
+        levels = _as_rows([pred], [target], None if valid is None else [valid])
         samples, others = self._samples(levels)
         loss = self._reduced(samples, levels[0], weight, **others)
         return loss.view(pred.shape) if self.reduction == "none" else loss

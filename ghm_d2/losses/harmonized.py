@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
-from ghm_d2.losses.density import GradientDensity
+from ghm_d2.losses.density import GradientDensity, is_recomputing
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range
 from ghm_d2.losses.sync import Count, sum_up
 
@@ -117,13 +117,16 @@ class HarmonizedLoss(nn.Module):
         **others: Tensor,
     ) -> Tensor:
         """The loss of one set of samples as `reduction` says: a scalar, or one for each sample."""
-        weights, kernel = None if weight is None else [weight], self.density.kernel
+        weights = None if weight is None else [weight]
+        # of each sample: counted as it will be weighed, since another kernel rounds otherwise
+        kernel = "torch" if self.reduction == "none" else self.density.kernel
         counted = kernels.counted(samples, [tensors], self.density.bins, weights, kernel=kernel)
         loss = self._counted_loss(counted, others)
         sum_up(loss)
         if self.reduction == "mean":
             return loss.total()
-        beta = loss.weights() * counted.counts.sum()  # the weights are beta / N
+        number = loss.value.sum() / loss.world
+        beta = loss.weights() * number  # the weights are beta / N, and grow with the processes
         return counted.total(beta) if self.reduction == "sum" else counted.each(beta)[0]
 
     def _counted_loss(self, counted: kernels.Counted, others: Mapping[str, Tensor]) -> CountedLoss:
@@ -134,7 +137,7 @@ class HarmonizedLoss(nn.Module):
         def weigh(world: int, **values: Tensor) -> Tensor:
             return self._weights(world, **values).flatten(1)
 
-        sync = density.sync and self.training
+        sync = density.sync and self.training and not is_recomputing()
         values = {"counts": counts, **others}
         return CountedLoss(counted, weigh, values, sync, density.process_group)
 

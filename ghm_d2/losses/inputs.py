@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghm_d2.kernels.reference import wide
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -23,17 +25,17 @@ class Rows:
     shape: torch.Size
 
     def weight_of_rows(self) -> Tensor | None:
-        """`weight`, (M, 1), of a loss for each row; ValueError where it is one for each logit."""
+        """`weight`, (M,), of a loss for each row; ValueError where it is one for each logit."""
         if self.weight is not None and self.weight.shape[1] != 1:
             raise ValueError(f"weights have the shape of labels, not {tuple(self.shape)}")
-        return self.weight
+        return None if self.weight is None else self.weight[:, 0]
 
     def like_logits(self, values: Tensor) -> Tensor:
         """(M, C) values in the shape of the logits as they were given."""
         if len(self.shape) < 3:
             return values.view(self.shape)
         rows = self.shape[:1] + self.shape[2:]
-        return values.view(*rows, -1).movedim(-1, 1)
+        return values.view(*rows, self.shape[1]).movedim(-1, 1)
 
     def like_labels(self, values: Tensor) -> Tensor:
         """(M,) values in the shape of the labels: that of the logits without the class."""
@@ -45,7 +47,7 @@ def as_rows(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    num_labels: int | None = None,
+    background: bool = True,
     ignore_index: int | None = None,
     check_labels: bool = False,
 ) -> Rows:
@@ -55,10 +57,11 @@ def as_rows(
         logits: (N,), (N, C) or (N, C, d1, ...).
         target: labels, integers of shape (N,) or (N, d1, ...), negative where ignored; or of the
             shape of `logits`, probabilities, or any type with 0 and 1, negative where ignored.
-        weight: of the shape of `logits` or of labels.
-        num_labels: labels up to this one are known; None: C + 1, background included.
+        weight: at least 0, of the shape of `logits` or of labels. What weighs 0 is ignored.
+        background: whether the label C is known, besides 0..C-1.
         ignore_index: a label that is ignored too, such as 255.
-        check_labels: raise an error at a label beyond `num_labels`; waits for the device.
+        check_labels: raise an error at a label that is not known, nor -1, nor `ignore_index`; waits
+            for the device.
 
     Raises:
         ValueError: shapes that do not belong together; a label out of range, if it is checked.
@@ -76,11 +79,18 @@ def as_rows(
     if weight is not None:
         weight = _weight_rows(weight, shape)
     rows = _as_matrix(logits)
-    target = _as_matrix(target) if dense else target.flatten().long()
-    if ignore_index is not None and ignore_index >= 0:
+    if dense:
+        target = _as_matrix(target)
+        target = target if target.is_floating_point() else target.to(wide(logits.dtype))
+    else:
+        target = target.flatten().long()
+    if ignore_index is not None:
         target = torch.where(target == ignore_index, -1, target)
     if check_labels and not dense:
-        _check_labels(target, rows.shape[1] + 1 if num_labels is None else num_labels)
+        _check_labels(target, rows.shape[1] + background)
+    if weight is not None:
+        nothing = weight <= 0 if dense else (weight <= 0).all(1)
+        target = torch.where(nothing, -1, target)
     return Rows(rows, target, weight, shape)
 
 

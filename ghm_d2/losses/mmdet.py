@@ -6,34 +6,51 @@ evaluation too. `docs/coming-from.md` says what else differs from `ghm_d2.losses
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghm_d2 import losses
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice
+from ghm_d2.losses.state import CountState
 
 
-class _MMDetGHM(nn.Module):
+class _MMDetGHM(CountState):
     """The moving average is mmdetection's buffer `acc_sum`, which the loss works in."""
 
     acc_sum: Tensor
+    edges: Tensor
     _loss: losses.GHMC | losses.GHMR
 
     def __init__(self, loss: losses.GHMC | losses.GHMR, last_edge: float):
         super().__init__()
         object.__setattr__(self, "_loss", loss)  # no submodule: its buffers are this module's
-        self.bins, self.momentum = loss.density.bins, loss.density.momentum
         self.loss_weight, self.reduction = loss.loss_weight, loss.reduction
         edges = torch.arange(self.bins + 1).float() / self.bins
         edges[-1] = last_edge  # the last region is closed
         self.register_buffer("edges", edges)
         if self.momentum > 0:
-            self.register_buffer("acc_sum", torch.zeros(self.bins))
+            self.add_counts("acc_sum", self.bins)
+
+    @property
+    def bins(self) -> int:
+        """Number of unit regions."""
+        return self._loss.density.bins
+
+    @property
+    def momentum(self) -> float:
+        """Of the moving average."""
+        return self._loss.density.momentum
+
+    def reset_parameters(self) -> None:
+        """Set the moving average to 0."""
+        if self.momentum > 0:
+            self.acc_sum.zero_()
 
     def _run(self, reduction: str | None, *tensors: Tensor) -> Tensor:
         loss, density = self._loss, self._loss.density
-        if self.momentum > 0:
-            density.ema = self.acc_sum[None]
-            density.num_updates = (density.ema > 0).long()
+        density.ema = self.acc_sum[None] if self.momentum > 0 else self.edges[None, :-1]
+        density.num_updates = (density.ema > 0).long()
+        density.ema_foreground = density.ema[0, :2]  # which is not read
+        loss.loss_weight = self.loss_weight
         loss.reduction = self.reduction if reduction is None else reduction
         check_choice("reduction_override", loss.reduction, REDUCTIONS)
         return loss(*tensors)
@@ -86,8 +103,9 @@ class GHMC(_MMDetGHM):
         if target.dim() == pred.dim():
             target = target.to(pred.dtype)
             valid = valid if valid.dim() == pred.dim() else valid[:, None]
-        elif valid.dim() > 1:
-            valid = valid.all(1)
+        else:
+            target = torch.where(target < 0, pred.shape[1], target)  # background
+            valid = valid.all(1) if valid.dim() > 1 else valid
         return self._run(reduction_override, pred, torch.where(valid, target, -1))
 
 

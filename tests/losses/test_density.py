@@ -323,3 +323,25 @@ def test_exact_density_of_a_softmax_is_refused():
     cfg.MODEL.GHM.CLS.DENSITY = "exakt"
     with pytest.raises(UsageError, match="one of unit_regions, exact, not 'exakt'"):
         build_softmax_ghm_c(cfg)
+
+
+def test_foreground_of_any_numbers():
+    counts = torch.tensor([[5, 0, 3, 1]])
+    expected = GradientDensity(4, 0.5, scope="batch", prior=3.0)
+    weights = expected(counts, foreground=torch.tensor(5))
+    for dtype in (torch.int32, torch.float32):
+        density = GradientDensity(4, 0.5, scope="batch", prior=3.0)
+        assert torch.equal(density(counts, foreground=torch.tensor(5, dtype=dtype)), weights)
+        assert torch.equal(density.prior_count, expected.prior_count)
+
+
+def test_averages_of_several_precisions_are_no_work_for_the_kernel():
+    density = GradientDensity(4, 0.5, scope="batch", prior=3.0)
+    density.ema = density.ema.double()
+    density(torch.tensor([[5, 0, 3, 1]]), foreground=torch.tensor(5))
+    assert density.ema_foreground.tolist() == [2.5, 0.5]
+
+
+def test_recomputing_repeats_a_call_and_there_has_to_be_one():
+    with recomputing(), pytest.raises(RuntimeError, match="repeats a call"):
+        GHMC()(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))

@@ -250,3 +250,78 @@ def test_a_target_of_more_precision_is_not_rounded(kernel):
 def test_shapes_that_do_not_belong_together_are_named(logits, target):
     with pytest.raises(ValueError, match="targets of their own shape"):
         bce_loss(torch.zeros(logits), torch.zeros(target, dtype=torch.int64))
+
+
+def test_the_loss_may_be_changed_in_place():
+    logits, labels = batch()
+    for loss in (GHMC(), bce_loss, focal_loss):
+        value = loss(logits, labels)
+        value *= 2
+        value += 1
+        value.backward()
+
+
+@pytest.mark.parametrize("margin", [-3.3672957, -2.1972246, 1.3862944])
+def test_single_losses_are_weighed_as_they_were_counted(margin):
+    """Norms on the edge of a region, which two kernels round to different sides."""
+    logits = torch.tensor([[0.0, margin]]).repeat(20, 1)
+    labels = torch.zeros(20, dtype=torch.int64)
+    for make in (SoftmaxGHMC, GHMC):
+        for bins in (10, 30):
+            each = make(bins=bins, momentum=0.0, reduction="none")(logits, labels)
+            total = make(bins=bins, momentum=0.0, reduction="sum")(logits, labels)
+            torch.testing.assert_close(each.sum(), total, rtol=1e-4, atol=0)
+
+
+@every_loss
+def test_integer_targets_of_each_logit_may_have_a_value_to_be_ignored(loss):
+    logits, labels = batch()
+    dense = one_hot(labels)
+    small = torch.where(dense < 0, 255, dense).to(torch.uint8)
+    assert_same(loss(logits, small, ignore_index=255), loss(logits, dense), logits)
+
+
+@pytest.mark.parametrize("make", [GHMC.robust, SoftmaxGHMC.robust])
+def test_what_weighs_nothing_is_no_foreground(make):
+    logits, labels = batch(40, K + (make == SoftmaxGHMC.robust))
+    weight = torch.ones(40)
+    weight[::2] = 0
+    mine, expected = make(), make()
+    expected.density.kernel = "torch"
+    loss = mine(logits, labels, weight)
+    torch.testing.assert_close(loss, expected(logits, torch.where(weight > 0, labels, -1)))
+    assert torch.equal(mine.density.ema_foreground, expected.density.ema_foreground)
+
+
+def test_what_weighs_nothing_moves_no_mu():
+    pred = torch.randn(20, 4, generator=random())
+    weight = torch.ones(20)
+    weight[:10], pred[:10] = 0, 100.0
+    mine, expected = GHMR.robust(), GHMR.robust()
+    for module, words in ((mine, {"weight": weight}), (expected, {"valid": weight > 0})):
+        module(pred, torch.zeros(20, 4), **words)
+    assert mine.mu == expected.mu < 10
+
+
+def test_a_negative_label_to_be_ignored_is_known():
+    logits, labels = batch()
+    pytorchs = torch.where(labels < 0, -100, labels)
+    mine = bce_loss(logits, pytorchs, ignore_index=-100, check_labels=True)
+    assert_same(mine, bce_loss(logits, labels), logits)
+
+
+def test_no_rows_of_pixels():
+    logits, labels = torch.zeros(0, K, 2, 2), torch.zeros(0, 2, 2, dtype=torch.int64)
+    assert bce_loss(logits, labels, "none").shape == logits.shape
+    assert softmax_ce_loss(logits, labels, "none").shape == labels.shape
+
+
+@pytest.mark.parametrize("loss", [bce_loss, focal_loss, softmax_ce_loss])
+def test_an_unknown_kernel_or_shape_is_named_whatever_else_is_asked(loss):
+    logits, labels = batch()
+    with pytest.raises(ValueError, match="kernel is one of"):
+        loss(logits, labels, reduction="none", kernel="bogus")
+    with pytest.raises(ValueError, match="of their own shape"):
+        loss(logits[:, 0], labels[:5])
+    with pytest.raises(RuntimeError, match="takes labels"):
+        loss(logits, labels, weight=torch.ones(40), kernel="c")

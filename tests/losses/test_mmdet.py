@@ -90,3 +90,23 @@ def test_dense_targets_and_weights_say_the_same():
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=0)
     with pytest.raises(NotImplementedError, match="SoftmaxGHMC"):
         mmdet.GHMC(use_sigmoid=False)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.75])
+@pytest.mark.parametrize("kind", ["GHMC", "GHMR"])
+def test_the_module_goes_where_the_model_goes(kind, momentum):
+    module = getattr(mmdet, kind)(momentum=momentum)
+    expected = module(*batch(0, kind))
+    half = getattr(mmdet, kind)(momentum=momentum).half()
+    assert torch.equal(half(*batch(0, kind)), expected)
+    assert module.to("meta")(*(t.to("meta") for t in batch(0, kind))).is_meta
+
+
+def test_what_is_set_later_counts():
+    module = mmdet.GHMC()
+    before = module(*batch(0, "GHMC"))
+    module.loss_weight = 2.0
+    assert module(*batch(0, "GHMC")) == 2 * before
+    pred, target, weight = batch(0, "GHMC")
+    background = module(pred, torch.full_like(target, K), weight)
+    assert torch.equal(module(pred, torch.full_like(target, -1), weight), background)

@@ -130,6 +130,17 @@ def calls_of_evaluation_and_groups(rank, world):
     return [len(count_calls(loss)[1]) for loss in losses]
 
 
+def reduced(rank, world):
+    """The terms and the sum of a loss whose beta is 1, of 10 and of 1000 samples."""
+    logits = torch.zeros((10, 1000)[rank > 0], 1)
+    labels = torch.ones(len(logits), dtype=torch.int64)
+    found = {}
+    for reduction in ("none", "sum"):
+        module = GHMC(bins=1, momentum=0.0, reduction=reduction)
+        found[reduction] = module(logits, labels).sum() / len(logits)
+    return found
+
+
 def work(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -149,6 +160,7 @@ def work(rank, world, folder):
             results["alone"], results["alone calls"] = count_calls(
                 lambda: train(CASES, [rank], world, torch.float64)
             )
+    results["reduced"] = reduced(rank, world)
     results["evaluation"] = calls_of_evaluation_and_groups(rank, world)
     results["world"] = world_size()
     torch.save(results, f"{folder}/{rank}.pth")
@@ -202,6 +214,12 @@ def test_alone_a_process_waits_for_no_other(processes, case):
     first = processes[0]
     assert_same(first["alone"][case], train([case], [0], len(processes), torch.float64)[case])
     assert first["alone calls"] == [] and first["world"] == len(processes)  # and then again
+
+
+def test_single_losses_and_sums_are_those_of_one_process(processes):
+    for p in processes:
+        for mean in p["reduced"].values():
+            torch.testing.assert_close(mean, torch.tensor(2.0).log())
 
 
 def test_evaluation_and_a_group_of_one_wait_for_no_other(processes):
