@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ghm_d2 import kernels
@@ -92,10 +93,11 @@ class GHMR(HarmonizedLoss):
         """What a sample is, and the counts that mu is to follow."""
         if not self.sizes.quantile:
             return DeltaSamples(self._mu), {}
-        if not is_recomputing():
-            self._last_mu = self.sizes()
+        mu = self._last_mu if is_recomputing() else self.sizes()
+        if not torch.compiler.is_compiling():
+            self._last_mu = mu
         sizes = kernels.size_counts(levels, kernel=self.density.kernel)
-        return DeltaSamples(self._last_mu), {"sizes": sizes}
+        return DeltaSamples(mu), {"sizes": sizes}
 
     def _weights(self, world: int, counts: Tensor, sizes: Tensor | None = None) -> Tensor:
         if sizes is not None and self.training and not is_recomputing():
