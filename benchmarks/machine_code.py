@@ -44,7 +44,7 @@ PASSES = {
 
 
 def compile_kernel(name: str, capability: int):
-    """What Triton makes of a kernel for GPUs of a compute capability."""
+    """Compile a kernel for GPUs of a compute capability; the result has its machine code."""
     kernel = getattr(triton_samples, name)
     tensors, constants = PASSES[name]
     signature = dict.fromkeys(kernel.arg_names, "constexpr") | tensors

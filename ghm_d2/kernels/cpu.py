@@ -149,7 +149,7 @@ def _level(name: str, pred, target, valid, i: int):
 
 
 def _options(kind: str, mu: Tensor | None, bins: int) -> tuple:
-    """What the C functions take before the number of regions."""
+    """The arguments of the C functions before the number of regions."""
     if mu is not None:
         return (mu.item(),)
     return (bins,) if kind == "sigmoid" else ()
@@ -175,7 +175,7 @@ def _forked() -> bool:
 
 
 def _focal_factors(alpha: float) -> tuple[float, float]:
-    """Of samples with target 0 and with target 1."""
+    """The factors of samples with target 0 and with target 1."""
     return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
 
 

@@ -150,7 +150,7 @@ def loss_of(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
-    """As `loss_of`, of each level."""
+    """The loss of each level; arguments as of `loss_of`."""
     kind, *lists = arguments[:4]
     found = []
     for i in range(len(losses)):

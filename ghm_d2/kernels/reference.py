@@ -59,7 +59,7 @@ def sigmoid_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def dense_sigmoid_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sigmoid_samples`, of a target in [0, 1] for each logit, negative where ignored."""
+    """`sigmoid_samples` with a target in [0, 1] for each logit, negative where ignored."""
     valid = target >= 0
     target = torch.where(valid, target, 0).to(logits)
     x = _nan_unless_finite(torch.where(valid, logits, 0))
@@ -96,7 +96,7 @@ def softmax_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def dense_softmax_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `softmax_samples`, of probabilities (N, K + 1); rows with a negative one are ignored."""
+    """`softmax_samples` with probabilities (N, K + 1); rows with a negative one are ignored."""
     valid = (target >= 0).all(1)
     target = torch.where(valid[:, None], target, 0).to(logits)
     logits = torch.where(valid[:, None], logits, 0)

@@ -1,4 +1,4 @@
-"""What a sample is in each loss: the tensors of a level, and the arguments of the operators."""
+"""The kinds of samples: their tensors in a level, and their arguments of the operators."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Samples:
         Raises:
             ValueError: shapes, devices or types do not belong together.
         """
-        raise NotImplementedError
+        return _check_logits(*level)
 
     def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, gradient norm and validity of each sample, in plain PyTorch."""
@@ -53,14 +53,10 @@ class SigmoidSamples(Samples):
     alpha: float = -1.0
     gamma: float = 0.0
 
-    def check(self, *level: Tensor) -> Level:
-        return _check_logits(*level)
-
     def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, target = level
-        dense = target.dim() > 1
-        samples = reference.dense_sigmoid_samples if dense else reference.sigmoid_samples
-        return samples(logits, target)
+        if level[1].dim() > 1:
+            return reference.dense_sigmoid_samples(*level)
+        return reference.sigmoid_samples(*level)
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,10 @@ class SoftmaxSamples(Samples):
 
     kind = "softmax"
 
-    def check(self, *level: Tensor) -> Level:
-        return _check_logits(*level)
-
     def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, target = level
-        dense = target.dim() > 1
-        samples = reference.dense_softmax_samples if dense else reference.softmax_samples
-        return samples(logits, target)
+        if level[1].dim() > 1:
+            return reference.dense_softmax_samples(*level)
+        return reference.softmax_samples(*level)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def density(
 
 
 def _levels(pred, target, valid, mu) -> list[tuple[Tensor, ...]]:
-    """Of each level the tensors that kernels take: pred, target, valid and mu, contiguous.
+    """The tensors that kernels take of each level: pred, target, valid and mu, contiguous.
 
     What a kind of sample does not have is another tensor, which is not read.
     """

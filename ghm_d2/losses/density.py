@@ -150,21 +150,9 @@ class GradientDensity(CountState):
             ValueError: counts or foreground of another shape; more levels than
                 `num_levels`, where each has its own average.
         """
-        counts, shape = counts.long(), counts.shape
-        inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
-        if shape[1:] != inner or counts.dim() < 2:
-            raise ValueError(f"counts are (L, {', '.join(map(str, inner))}), not {tuple(shape)}")
-        if self.scope == "level_ema" and len(counts) > len(self.ema):
-            raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
-        if self.scope == "batch":
-            counts = counts.sum(0, keepdim=True).view(-1, self.bins)
-        if not self.prior:
-            foreground = counts  # which is not read
-        elif foreground is None:
-            foreground = counts.sum(1) if self.num_classes > 1 else counts.sum()
-        elif foreground.shape != self.ema_foreground.shape[:-1]:
-            wanted = tuple(self.ema_foreground.shape[:-1])
-            raise ValueError(f"foreground is of shape {wanted}, not {tuple(foreground.shape)}")
+        shape, inner = counts.shape, counts.shape[1:]
+        counts = self._rows(counts.long())
+        foreground = self._foreground(counts, foreground)
         if _recomputing:
             if self.last_weights is None or torch.compiler.is_compiling():
                 raise RuntimeError("recomputing() repeats a call that was not compiled")
@@ -193,6 +181,31 @@ class GradientDensity(CountState):
         if not torch.compiler.is_compiling():
             self.last_counts, self.last_weights = counts, weights
         return weights.view(-1, *inner).expand(shape)
+
+    def _rows(self, counts: Tensor) -> Tensor:
+        """The counts (rows, bins) that move averages on; ValueError where they do not fit."""
+        inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
+        if counts.shape[1:] != inner or counts.dim() < 2:
+            wanted = ", ".join(map(str, inner))
+            raise ValueError(f"counts are (L, {wanted}), not {tuple(counts.shape)}")
+        if self.scope == "level_ema" and len(counts) > len(self.ema):
+            raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
+        if self.scope == "batch":
+            return counts.sum(0, keepdim=True).view(-1, self.bins)
+        return counts
+
+    def _foreground(self, counts: Tensor, foreground: Tensor | None) -> Tensor:
+        """The foreground samples of each row; ValueError where they do not fit."""
+        if not self.prior:
+            return counts  # which is not read
+        if foreground is None:
+            return counts.sum(1) if self.num_classes > 1 else counts.sum()
+        wanted = self.ema_foreground.shape[:-1]
+        if foreground.shape != wanted:
+            raise ValueError(
+                f"foreground is of shape {tuple(wanted)}, not {tuple(foreground.shape)}"
+            )
+        return foreground
 
     @property
     def prior_count(self) -> Tensor:
