@@ -37,6 +37,7 @@ __all__ = [
     "compiled",
     "counted",
     "name_for",
+    "quantile",
     "size_counts",
     "update_density",
 ]
@@ -104,6 +105,15 @@ def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> 
         return torch.stack([reference.size_counts(*tensors) for tensors in checked]).sum(0)
     pred, target, *valid = (list(tensors) for tensors in zip(*checked, strict=True))
     return operators.size_counts(pred, target, valid[0] if valid else [])
+
+
+@torch.no_grad()
+def quantile(histogram: Tensor, quantile: float, start: float, *, kernel: str = "auto") -> Tensor:
+    """`reference.quantile`, on CPUs in one call instead of twenty small ones."""
+    usual = histogram.dtype == wide(histogram.dtype) and histogram.is_contiguous()
+    if compiled(kernel, histogram.device) and usual:
+        return operators.quantile(histogram, quantile, start)
+    return reference.quantile(histogram, quantile, start)
 
 
 def update_density(

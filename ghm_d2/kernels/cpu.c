@@ -17,6 +17,7 @@
 #endif
 
 #define BLOCK 1024 /* elements */
+#define SIZES 128  /* slots of a histogram of sizes */
 #define COPIES 8   /* of the tallies, so that neighbours in one region do not wait for each other */
 
 #ifndef SOURCE
@@ -446,7 +447,50 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
     }
 }
 
+/* Adds to counts (SIZES,), a quarter of an octave each from 2^-16 on, how many |pred - target| lie in
+ * each: those beyond are in the first or last, those invalid or not finite in none. */
+CLONES HIDDEN void F(asl1_sizes_part)(const REAL *pred, const REAL *target, const uint8_t *valid,
+                                       int64_t size, int64_t *counts) {
+    int32_t index[BLOCK], tallies[4][SIZES + 1] = {{0}};
+    for (int64_t a = 0; a < size; a += BLOCK) {
+        int n = size - a < BLOCK ? (int)(size - a) : BLOCK;
+#pragma omp simd
+        for (int i = 0; i < n; i++) {
+            REAL d = pred[a + i] - target[a + i];
+            int ok = (!valid || valid[a + i]) && d - d == 0;
+            float length = (float)(d > 0 ? d : -d);
+            int32_t bits, slot, part;
+            memcpy(&bits, &length, sizeof bits);
+            part = bits & 0x7fffff; /* against 2^(1/4), 2^(1/2) and 2^(3/4) */
+            slot = ((bits >> 23) - 127 + 16) * 4 + (part > 0x1837f0) + (part > 0x3504f3) +
+                   (part > 0x5744fc);
+            slot = slot < 0 ? 0 : slot < SIZES ? slot : SIZES - 1;
+            index[i] = ok ? slot : SIZES;
+        }
+        for (int i = 0; i < n; i++) tallies[i % 4][index[i]]++;
+        for (int k = 0; k < SIZES; k++)
+            for (int j = 0; j < 4; j++) counts[k] += tallies[j][k];
+        memset(tallies, 0, sizeof tallies);
+    }
+}
+
 /* --- what Python calls --- */
+
+void F(asl1_sizes)(const REAL *pred, const REAL *target, const uint8_t *valid, int64_t rows,
+                    int64_t K, int64_t *counts) {
+    F(asl1_sizes_part)(pred, target, valid, rows * K, counts);
+}
+
+/* `reference.quantile` of a histogram (SIZES,) of sizes. */
+double F(quantile)(const REAL *histogram, double quantile, double start) {
+    double total = 0, below = 0;
+    int k = 0;
+    for (int i = 0; i < SIZES; i++) total += histogram[i];
+    if (!(total > 0)) return start;
+    while (k < SIZES - 1 && below + histogram[k] < quantile * total) below += histogram[k++];
+    double part = histogram[k] > 0 ? (quantile * total - below) / histogram[k] : 0;
+    return exp2(-16 + (k + (part < 1 ? part : 1)) / 4);
+}
 
 /* A weight for each region, times `scale`, and 0 for the region after them, of ignored samples. */
 static REAL *F(make_table)(const double *weights, int32_t regions, double scale) {

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import wide
+from ghm_d2.kernels.reference import SIZE_SLOTS, wide
 
 NAME = "c"
 _REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
@@ -32,9 +31,12 @@ _ARGUMENTS = {
     "asl1_grad": "ppplliripdp",
     "focal_sum": "ppllirrrp",
     "focal_grad": "ppllirrrp",
+    "asl1_sizes": "pppllp",
+    "quantile": "pdd",
     "density": "pllppppddiiiiidp",
 }
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
+_RESULTS = {"grad": ctypes.c_int, "quantile": ctypes.c_double}
 _NORMALIZERS = {"valid_bins": 0, "bins": 1, "weights": 2}
 _PROCESS = os.getpid()
 _ALONE = 1 << 16  # elements that are no work for more than one thread
@@ -123,11 +125,18 @@ def density(
 
 
 def size_counts(pred, target, valid) -> Tensor:
-    """`reference.size_counts` of all levels: too few, on CPUs, for a kernel of their own."""
-    found = [
-        reference.size_counts(x, target[i], valid[i] if valid else None) for i, x in enumerate(pred)
-    ]
-    return torch.stack(found).sum(0) if len(found) > 1 else found[0]
+    """`reference.size_counts` of all levels, added up."""
+    counts = torch.zeros(SIZE_SLOTS, dtype=torch.int64)
+    for i in range(len(pred)):
+        function, inputs, _kept = _level("asl1_sizes", pred, target, valid, i)
+        function(*inputs[:-1], counts.data_ptr())
+    return counts
+
+
+def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
+    """`reference.quantile`, whose arguments these are."""
+    function = _functions()["quantile", histogram.dtype]
+    return histogram.new_full((), function(histogram.data_ptr(), quantile, start))
 
 
 def _level(name: str, pred, target, valid, i: int):
@@ -206,6 +215,6 @@ def _library() -> dict[tuple[str, torch.dtype], Callable] | None:
         for dtype, (suffix, real) in _REAL.items():
             function = getattr(library, name + suffix)
             function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
-            function.restype = ctypes.c_int if name.endswith("_grad") else None
+            function.restype = _RESULTS.get(name.rpartition("_")[2])
             functions[name, dtype] = function
     return functions

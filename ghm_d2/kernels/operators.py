@@ -5,6 +5,7 @@
     ghm_d2::gradient     the gradient, given a weight for each unit region
     ghm_d2::density      from counts to weights; updates the moving averages that it is given
     ghm_d2::size_counts  the histogram of |pred - target|
+    ghm_d2::quantile     a quantile of such sizes, from the average of their histograms
 
 Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`triton_ghm`).
 Losses are differentiated by `loss_of`; the operators themselves have no derivative.
@@ -38,6 +39,7 @@ SCHEMAS = {
     "gradient": f"({_SAMPLES}, Tensor weights, Tensor scale) -> Tensor[]",
     "density": f"(Tensor counts, Tensor foreground, {_STATE}, {_OPTIONS}) -> Tensor",
     "size_counts": "(Tensor[] pred, Tensor[] target, Tensor[] valid) -> Tensor",
+    "quantile": "(Tensor histogram, float quantile, float start) -> Tensor",
 }
 
 
@@ -101,6 +103,10 @@ def _size_counts_fake(pred, target, valid):
     return pred[0].new_empty(SIZE_SLOTS, dtype=torch.int64)
 
 
+def _quantile_fake(histogram, *_):
+    return histogram.new_empty(())
+
+
 def _register() -> torch.library.Library:
     library = torch.library.Library("ghm_d2", "DEF")
     for name, schema in SCHEMAS.items():
@@ -115,7 +121,7 @@ def _register() -> torch.library.Library:
 
 
 LIBRARY = _register()
-regions, total, gradient, density, size_counts = (
+regions, total, gradient, density, size_counts, quantile = (
     getattr(torch.ops.ghm_d2, name).default for name in SCHEMAS
 )
 
@@ -139,14 +145,17 @@ def loss_of(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
         weights: (L, regions), constants for the gradient.
     """
     kind, pred, target, valid, mu, *others = arguments
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in pred) else torch.float32
-    if losses.shape[1]:
-        value = torch.dot(weights.reshape(-1), losses.reshape(-1)).to(dtype)
-    else:
-        value = total(*arguments, weights).to(dtype)
     if not any(x.requires_grad for x in pred):
-        return value
-    return _Total.apply(kind, len(pred), others, value, weights, mu, *pred, *target, *valid)
+        return _value(arguments, losses, weights)
+    options = kind, len(pred), others
+    return _Total.apply(options, losses, weights, mu, *pred, *target, *valid)
+
+
+def _value(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in arguments[1]) else torch.float32
+    if losses.shape[1]:
+        return torch.dot(weights.reshape(-1), losses.reshape(-1)).to(dtype)
+    return total(*arguments, weights).to(dtype)
 
 
 def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
@@ -161,24 +170,30 @@ def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 class _Total(Function):
-    """`value`, with the gradient of the sum that it is."""
+    """`_value`, with the gradient of the sum that it is."""
 
     # PyTorch's form with setup_context takes 25 us more of each call
     @staticmethod
-    def forward(ctx, kind, num_levels, others, value, weights, mu, *tensors):
-        ctx.kind, ctx.num_levels, ctx.others = kind, num_levels, others
+    def forward(ctx, options, losses, weights, mu, *tensors):
+        ctx.options = options
         ctx.save_for_backward(weights, mu, *tensors)
-        return value.clone()
+        return _value(_arguments(options, mu, tensors), losses, weights)
 
     @staticmethod
     def backward(ctx, scale):
         weights, mu, *tensors = ctx.saved_tensors
-        n = ctx.num_levels
-        lists = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-        arguments = ctx.kind, *lists, mu, *ctx.others, weights, scale
+        arguments = *_arguments(ctx.options, mu, tensors), weights, scale
+        pred = arguments[1]
         graph = torch.is_grad_enabled()
-        found = _Gradient.apply(arguments, *lists[0]) if graph else gradient(*arguments)
-        return (None,) * 6 + (*found,) + (None,) * (len(tensors) - n)
+        found = _Gradient.apply(arguments, *pred) if graph else gradient(*arguments)
+        return (None,) * 4 + (*found,) + (None,) * (len(tensors) - len(pred))
+
+
+def _arguments(options: tuple, mu: Tensor | None, tensors: Sequence[Tensor]) -> tuple:
+    """What `sample_arguments` gave, of the tensors of `_Total`."""
+    kind, n, others = options
+    tensors = list(tensors)
+    return kind, tensors[:n], tensors[n : 2 * n], tensors[2 * n :], mu, *others
 
 
 class _Gradient(Function):

@@ -144,6 +144,26 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Te
     return histogram(slot.long(), SIZE_SLOTS)
 
 
+@torch.no_grad()
+def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
+    """The quantile of sizes, 0-dim, from averages of `size_counts`.
+
+    Args:
+        histogram: (SIZE_SLOTS,) floating point. Within a slot it is interpolated.
+        quantile: in (0, 1).
+        start: what it is where the histogram is empty.
+    """
+    # not cumsum, which has no deterministic form for CUDA
+    cumulative = histogram.expand(SIZE_SLOTS, -1).tril().sum(1)
+    total = cumulative[-1]
+    slot = (cumulative < quantile * total).sum().clamp(max=SIZE_SLOTS - 1)
+    # an index of no dimensions would wait for the device
+    inside, up_to = (x.gather(0, slot[None])[0] for x in (histogram, cumulative))
+    part = 1 - (up_to - quantile * total) / inside.clamp(min=1e-30)
+    octave = LOWEST_OCTAVE + (slot + part.clamp(0, 1)) / SLOTS_PER_OCTAVE
+    return torch.where(total > 0, octave.exp2(), start)
+
+
 def _nan_unless_finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, float("nan"))
 

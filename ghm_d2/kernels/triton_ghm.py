@@ -24,6 +24,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE
 from ghm_d2.kernels.triton_density import density_kernel
 from ghm_d2.kernels.triton_samples import (
@@ -103,6 +104,11 @@ def size_counts(pred, target, valid) -> Tensor:
         numel = tensors[0].numel()
         _launch_few(size_counts_kernel, counts, *tensors[:3], numel, **options, **scale)
     return counts
+
+
+def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
+    """`reference.quantile`: of 128 numbers, which are no work for a kernel."""
+    return reference.quantile(histogram, quantile, start)
 
 
 def density(

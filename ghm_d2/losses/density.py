@@ -180,7 +180,7 @@ class GradientDensity(CountState):
         )
         if not torch.compiler.is_compiling():
             self.last_counts, self.last_weights = counts, weights
-        return weights.view(-1, *inner).expand(shape)
+        return weights if weights.shape == shape else weights.view(-1, *inner).expand(shape)
 
     def _rows(self, counts: Tensor) -> Tensor:
         """The counts (rows, bins) that move averages on; ValueError where they do not fit."""
@@ -190,9 +190,10 @@ class GradientDensity(CountState):
             raise ValueError(f"counts are (L, {wanted}), not {tuple(counts.shape)}")
         if self.scope == "level_ema" and len(counts) > len(self.ema):
             raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
-        if self.scope == "batch":
-            return counts.sum(0, keepdim=True).view(-1, self.bins)
-        return counts
+        if self.scope != "batch":
+            return counts
+        summed = counts.sum(0, keepdim=True) if len(counts) > 1 else counts
+        return summed.view(-1, self.bins)
 
     def _foreground(self, counts: Tensor, foreground: Tensor | None) -> Tensor:
         """The foreground samples of each row; ValueError where they do not fit."""

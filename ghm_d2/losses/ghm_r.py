@@ -48,7 +48,7 @@ class GHMR(HarmonizedLoss):
     @property
     def mu(self) -> float | Tensor:
         """mu of the next batch: the number that it is fixed at, or a 0-dim tensor."""
-        return self.sizes() if self.sizes.quantile else self._mu
+        return self.sizes(self.density.kernel) if self.sizes.quantile else self._mu
 
     def forward(
         self,
@@ -93,7 +93,7 @@ class GHMR(HarmonizedLoss):
         """What a sample is, and the counts that mu is to follow."""
         if not self.sizes.quantile:
             return DeltaSamples(self._mu), {}
-        mu = self._last_mu if is_recomputing() else self.sizes()
+        mu = self._last_mu if is_recomputing() else self.mu
         if not torch.compiler.is_compiling():
             self._last_mu = mu
         sizes = kernels.size_counts(levels, kernel=self.density.kernel)

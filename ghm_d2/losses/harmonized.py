@@ -135,7 +135,8 @@ class HarmonizedLoss(nn.Module):
             counts = counts.view(len(counts), -1, density.bins)
 
         def weigh(world: int, **values: Tensor) -> Tensor:
-            return self._weights(world, **values).flatten(1)
+            weights = self._weights(world, **values)
+            return weights if weights.dim() == 2 else weights.flatten(1)
 
         sync = density.sync and self.training and not is_recomputing()
         values = {"counts": counts, **others}

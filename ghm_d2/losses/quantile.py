@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE
+from ghm_d2 import kernels
+from ghm_d2.kernels.reference import SIZE_SLOTS
 from ghm_d2.losses.reduce import check_range
 from ghm_d2.losses.state import CountState
 
@@ -34,18 +35,9 @@ class MovingQuantile(CountState):
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:
         """Move the average on by `reference.size_counts`; a batch without sizes changes nothing."""
-        moved = self.momentum * self.histogram + (1 - self.momentum) * counts
-        self.histogram.copy_(torch.where(counts.sum() > 0, moved, self.histogram))
+        step = (counts.sum() > 0) * (1 - self.momentum)
+        self.histogram.lerp_(counts.to(self.histogram.dtype), step.to(self.histogram.dtype))
 
-    @torch.no_grad()
-    def forward(self) -> Tensor:
-        """The quantile, 0-dim."""
-        # not cumsum, which has no deterministic form for CUDA
-        cumulative = self.histogram.expand(SIZE_SLOTS, -1).tril().sum(1)
-        total = cumulative[-1]
-        slot = (cumulative < self.quantile * total).sum().clamp(max=SIZE_SLOTS - 1)
-        # an index of no dimensions would wait for the device
-        inside, up_to = (x.gather(0, slot[None])[0] for x in (self.histogram, cumulative))
-        part = 1 - (up_to - self.quantile * total) / inside.clamp(min=1e-30)
-        octave = LOWEST_OCTAVE + (slot + part.clamp(0, 1)) / SLOTS_PER_OCTAVE
-        return torch.where(total > 0, octave.exp2(), self.start)
+    def forward(self, kernel: str = "auto") -> Tensor:
+        """The quantile, 0-dim, by one of `kernels.KERNELS`."""
+        return kernels.quantile(self.histogram, self.quantile, self.start, kernel=kernel)

@@ -54,11 +54,6 @@ def test_the_densitys_operator_says_what_it_changes():
     assert all(x.any() for x in state)
 
 
-def test_the_histograms_operator():
-    pred, target, valid = level("asl1")
-    torch.library.opcheck(operators.size_counts, ([pred], [target], [valid]), test_utils=CHECKS)
-
-
 class Losses(nn.Module):
     """All losses of a step, with the moving averages and the all-reduce of several losses."""
 
