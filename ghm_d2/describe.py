@@ -22,6 +22,8 @@ CLS_NAMES = {
     "focal": "focal",
     "ce": "CE",
     "ohem": "OHEM",
+    "qfl": "QFL",
+    "vfl": "VFL",
     "mining": "mining",
     "ghm_c": "GHM-C",
 }
@@ -62,7 +64,7 @@ def schedule_of(cfg) -> Schedule:
 
 
 def experiment_hash(cfg) -> str:
-    """A short name of the experiment: not of where it runs, where its data lie, or its seed.
+    """A short name of the experiment: not of where it runs or is told, its data lie, or its seed.
 
     Of the keys alone that differ from their defaults, so that a key added later with the old
     behaviour as its default changes no name. Nor does a class that was given another name, or a
@@ -73,6 +75,7 @@ def experiment_hash(cfg) -> str:
     for key in ("OUTPUT_DIR", "SEED", "DATASETS"):
         del plain[key]
     del plain["MODEL"]["DEVICE"], plain["MODEL"]["WEIGHTS"]
+    del plain["SOLVER"]["TRACKERS"], plain["SOLVER"]["CHECKPOINTS_KEPT"]
     _drop_unused(plain["MODEL"]["GHM"], cfg)
     return config_hash(json.dumps(_changed(plain, plain_config(get_cfg())), sort_keys=True))
 
@@ -119,7 +122,8 @@ def method_name(cfg) -> str:
         return name
     reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
     cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
-    return f"{name} {cls} + {reg}{_other_loss(cfg)}{_form(cfg)}"
+    weighted = "class-weighted " if cfg.MODEL.CLASS_WEIGHTING else ""
+    return f"{name} {weighted}{cls} + {reg}{_other_loss(cfg)}{_form(cfg)}"
 
 
 def _form(cfg) -> str:

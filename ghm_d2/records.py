@@ -81,6 +81,8 @@ class RunRecord:
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
     # annotated objects that APs, APm and APl are of, by these names; crowds are not counted
     objects: dict[str, Int] = field(default_factory=dict)
+    # annotated objects of each class in the training data; of records of earlier versions, empty
+    train_objects: dict[str, Int] = field(default_factory=dict)
     best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # why a run did not finish: "diverged at iteration 312: ..."
     gflops: Number | None = None  # for one forward pass on one validation image (fvcore)

@@ -5,10 +5,11 @@ from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError
 
 _BOX_LOSSES = ("asl1", "ghm_r")
+_CLASS_LOSSES = ("ce", "ohem", "qfl", "vfl", "ghm_c")
 # Loss types that Detectron2's own classes do not know: (group of MODEL, key, these types, the key
 # of MODEL that chooses a class, the class that reads them)
 _READERS = [
-    ("RETINANET", "CLS_LOSS_TYPE", ("ce", "ohem", "ghm_c"), "META_ARCHITECTURE", "GHMRetinaNet"),
+    ("RETINANET", "CLS_LOSS_TYPE", _CLASS_LOSSES, "META_ARCHITECTURE", "GHMRetinaNet"),
     ("RETINANET", "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "META_ARCHITECTURE", "GHMRetinaNet"),
     ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
     ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "ROI_HEADS.NAME", "GHMROIHeads"),
@@ -26,6 +27,9 @@ _RANGES = (
     ("at least 1", lambda x: x >= 1, ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")),
     ("at least 1", lambda x: x >= 1, ("SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATE")),
     ("above 0", lambda x: x > 0, ("SOLVER.BASE_LR",)),
+    ("between 0 and 1", lambda x: 0 <= x <= 1, ("INPUT.MOSAIC", "INPUT.MIXUP")),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("SOLVER.EMA_DECAY",)),
+    ("at least 0", lambda x: x >= 0, ("SOLVER.PATIENCE", "SOLVER.CHECKPOINTS_KEPT")),
     ("at least 0", lambda x: x >= 0, ("SOLVER.MAX_SKIPPED_STEPS", "DATALOADER.MAX_BAD_IMAGES")),
     ("above 0", lambda x: x > 0, ("MODEL.GHM.REG.MU", "MODEL.SSD.NEG_POS_RATIO")),
     ("at least 0", lambda x: x >= 0, [f"MODEL.{g}.BBOX_REG_LOSS_WEIGHT" for g in LOSS_GROUPS]),
@@ -45,6 +49,7 @@ _RANGES = (
 _CHOICES = {
     "SOLVER.AMP.DTYPE": ("", "float16", "bfloat16"),
     "SOLVER.ON_DIVERGENCE": ("stop", "skip"),
+    "MODEL.CLASS_WEIGHTING": ("", "inverse", "effective", "given"),
 }
 
 
@@ -66,7 +71,14 @@ def check_config(cfg) -> None:
     half_on_cpu = cfg.SOLVER.AMP.DTYPE == "float16" and not cfg.MODEL.DEVICE.startswith("cuda")
     if cfg.SOLVER.AMP.ENABLED and half_on_cpu:
         raise UsageError("SOLVER.AMP.DTYPE float16 is for GPUs; a CPU takes bfloat16")
+    if cfg.SOLVER.EMA_DECAY and cfg.TEST.PRECISE_BN.ENABLED:
+        raise UsageError(
+            "TEST.PRECISE_BN is of the last weights, SOLVER.EMA_DECAY of averaged ones"
+        )
+    if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
+        raise UsageError("SOLVER.PATIENCE counts evaluations: set TEST.EVAL_PERIOD above 0")
     _check_readers(cfg.MODEL)
+    _check_class_weights(cfg.MODEL)
     fpn, found = cfg.MODEL.FPN, cfg.MODEL.META_ARCHITECTURE
     if (fpn.P6_INPUT or not fpn.P7_RELU) and found not in ("GHMRetinaNet", "GHMFCOS"):
         raise UsageError(
@@ -84,6 +96,19 @@ def _check_readers(model) -> None:
             raise UsageError(
                 f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"
             )
+
+
+def _check_class_weights(model) -> None:
+    weighting, given = model.CLASS_WEIGHTING, bool(len(model.CLASS_WEIGHTS))
+    if given != bool(weighting) and weighting not in ("inverse", "effective"):
+        raise UsageError(
+            f"MODEL.CLASS_WEIGHTS has {len(model.CLASS_WEIGHTS)} numbers, and "
+            f"MODEL.CLASS_WEIGHTING is {weighting!r}: numbers go with 'given'"
+        )
+    reader = "ROI_HEADS.NAME" if model.META_ARCHITECTURE == TWO_STAGE else "META_ARCHITECTURE"
+    found = _get(model, reader)
+    if weighting and not current_name(f"MODEL.{reader}", found).startswith("GHM"):
+        raise UsageError(f"MODEL.CLASS_WEIGHTING needs a MODEL.{reader} of ghm_d2, not {found}")
 
 
 def _get(node, key: str):

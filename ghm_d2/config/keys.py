@@ -23,9 +23,19 @@ def ghm_defaults():
 
 
 def _add_losses(cfg) -> None:
-    """The losses of RetinaNet, of the ROI heads and of the RPN."""
-    # class loss: "focal", "ce", "ohem" or "ghm_c"
+    """The losses of RetinaNet, of the ROI heads and of the RPN; class weights of all detectors."""
+    # weights of the classes in every classification loss: "" (all 1), "inverse" (of a class's
+    # number of annotations in DATASETS.TRAIN), "effective" (of its effective number, with beta
+    # 0.999) or "given" (CLASS_WEIGHTS as they are). Background weighs 1
+    cfg.MODEL.CLASS_WEIGHTING = ""
+    # a number above 0 for each class; filled in from the data unless CLASS_WEIGHTING is "given"
+    cfg.MODEL.CLASS_WEIGHTS = ()
+    # class loss: "focal", "ce", "ohem", "qfl" (quality focal loss), "vfl" (varifocal loss) or
+    # "ghm_c"
     cfg.MODEL.RETINANET.CLS_LOSS_TYPE = "focal"
+    # which anchors are foreground: "iou" (by MODEL.RETINANET.IOU_THRESHOLDS) or "atss" (adaptive
+    # training sample selection, arXiv 1912.02424)
+    cfg.MODEL.RETINANET.ASSIGNMENT = "iou"
     # factor on the box loss, whatever its type; the ROI heads' key of this name is Detectron2's
     cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT = 1.0
     # class loss of MODEL.ROI_HEADS.NAME "GHMROIHeads": "ce" or "ghm_c"
@@ -124,6 +134,11 @@ def _add_training(cfg) -> None:
     # square)
     cfg.INPUT.AUGMENTATION = ""
 
+    # probability, 0 to 1, that a training image is a mosaic of four, and that another image shines
+    # through it (mixup); in the last tenth of a training neither
+    cfg.INPUT.MOSAIC = 0.0
+    cfg.INPUT.MIXUP = 0.0
+
     # number of unreadable images that a training passes over; one more stops it
     cfg.DATALOADER.MAX_BAD_IMAGES = 10
     # share of the training images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" draws, above 0
@@ -134,6 +149,17 @@ def _add_training(cfg) -> None:
     # gradient accumulation: the number of parts in which a step's batch (IMS_PER_BATCH images)
     # goes through the network
     cfg.SOLVER.ACCUMULATE = 1
+    # above 0 and below 1, such as 0.999: averaged weights (an exponential moving average of each
+    # step's) are evaluated and saved in place of the last ones; 0: none
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # evaluations (TEST.EVAL_PERIOD) in a row without a higher AP after which a training ends, with
+    # its best weights as model_final.pth; 0: never
+    cfg.SOLVER.PATIENCE = 0
+    # checkpoints model_*.pth that are kept, the newest ones, beside model_best and model_final;
+    # 0: all
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # where a training's figures go beside its folder: any of "wandb" and "mlflow"
+    cfg.SOLVER.TRACKERS = ()
     # precision of SOLVER.AMP.ENABLED: "float16", "bfloat16" or "" (float16 on CUDA, bfloat16
     # elsewhere)
     cfg.SOLVER.AMP.DTYPE = ""
@@ -231,10 +257,13 @@ def _add_fcos(cfg) -> None:
     cfg.MODEL.FCOS.NUM_CONVS = 4  # convolutions of the head, at least 1
     # normalisation of the head: "" (none), "GN", "BN", "SyncBN" or "FrozenBN"
     cfg.MODEL.FCOS.NORM = "GN"
+    # which locations are foreground: "center" (FCOS's own) or "atss" (adaptive training sample
+    # selection, by squares of 8 strides around them)
+    cfg.MODEL.FCOS.ASSIGNMENT = "center"
     # radius around an object's centre, in strides, in which locations are positive; above 0; a
     # large number, such as 1e6, switches centre sampling off
     cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
-    cfg.MODEL.FCOS.CLS_LOSS_TYPE = "focal"  # class loss: "focal", "ce" or "ghm_c"
+    cfg.MODEL.FCOS.CLS_LOSS_TYPE = "focal"  # class loss: "focal", "ce", "qfl", "vfl" or "ghm_c"
     # box loss: "giou" (Detectron2's), "diou", "ciou", "smooth_l1", "asl1" or "ghm_r"; the last
     # three, and with them MODEL.GHM.REG.MU, measure distances to a box's sides in strides
     cfg.MODEL.FCOS.BBOX_REG_LOSS_TYPE = "giou"

@@ -19,6 +19,7 @@ SUITES = (
     "claim",
     "density",
     "losses",
+    "imbalance",
     "regression",
     "two-stage vs one-stage",
     "backbones",

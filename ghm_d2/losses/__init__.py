@@ -16,6 +16,7 @@ from ghm_d2.losses.density import GradientDensity, recomputing
 from ghm_d2.losses.exact import ExactGHMC, exact_ghm_c_loss, exact_gradient_density
 from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC, ghm_c_loss
 from ghm_d2.losses.ghm_r import GHMR, ghm_r_loss
+from ghm_d2.losses.quality import quality_focal_loss, varifocal_loss
 from ghm_d2.losses.sync import alone, sum_up
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
     "ghm_c_loss",
     "ghm_r_loss",
     "ohem_loss",
+    "quality_focal_loss",
     "recomputing",
     "softmax_ce_loss",
     "sum_up",
+    "varifocal_loss",
 ]

@@ -131,7 +131,9 @@ def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor
     return loss if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * loss
 
 
-def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Tensor:
+def ohem_loss(
+    logits: Tensor, labels: Tensor, negative_ratio: float = 3.0, *, weight: Tensor | None = None
+) -> Tensor:
     """Online hard example mining (Shrivastava et al., arXiv 1604.03540) over anchors: a sum.
 
     The binary cross entropy of all foreground anchors, and of the background anchors with the
@@ -142,10 +144,11 @@ def ohem_loss(logits: Tensor, labels: Tensor, negative_ratio: float = 3.0) -> Te
         logits: (N, K).
         labels: (N,) int64.
         negative_ratio: > 0.
+        weight: (N,), a factor on the losses of each anchor.
     """
     check_range("negative_ratio", negative_ratio, 0)
     classes = logits.shape[1]
-    per_anchor = bce_loss(logits, labels, reduction="none").sum(1)
+    per_anchor = bce_loss(logits, labels, reduction="none", weight=weight).sum(1)
     foreground = (labels >= 0) & (labels < classes)
     background = labels == classes
     hardness = torch.where(background, per_anchor.detach(), -1)

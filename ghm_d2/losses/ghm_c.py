@@ -36,6 +36,11 @@ class _GHMC(HarmonizedLoss):
             check_labels=self.check_labels,
         )
 
+    def _rows_of_levels(self, logits, labels, weight=None, background: bool = True) -> list[Rows]:
+        weight = weight or [None] * len(logits)
+        levels = zip(logits, labels, weight, strict=True)
+        return [self._rows(*level, background=background) for level in levels]
+
     def _foreground(self, targets: Sequence[Tensor], classes: int) -> dict[str, Tensor]:
         """How many rows have a class that is not background, 0-dim or (K,), for the prior."""
         if not self.density.prior:
@@ -82,12 +87,22 @@ class GHMC(_GHMC):
         loss = self._reduced(samples, (rows.logits, rows.target), rows.weight, **others)
         return rows.like_logits(loss) if self.reduction == "none" else loss
 
-    def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
-        """Count the samples of several feature levels: logits (N_l, K) and labels (N_l,)."""
-        rows = [self._rows(*level) for level in zip(logits, labels, strict=True)]
+    def begin(
+        self,
+        logits: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        weight: Sequence[Tensor] | None = None,
+    ) -> CountedLoss:
+        """Count the samples of several feature levels: logits (N_l, K), labels (N_l,).
+
+        Args:
+            weight: (N_l,) or (N_l, K) a level, as in `forward`.
+        """
+        rows = self._rows_of_levels(logits, labels, weight)
         samples = SigmoidSamples(by_class=self.density.num_classes > 1)
         others = self._foreground([r.target for r in rows], rows[0].logits.shape[1])
-        return self._begin(samples, [(r.logits, r.target) for r in rows], **others)
+        weights = [r.weight for r in rows if r.weight is not None] or None
+        return self._begin(samples, [(r.logits, r.target) for r in rows], weights, **others)
 
 
 class SoftmaxGHMC(_GHMC):
@@ -126,12 +141,18 @@ class SoftmaxGHMC(_GHMC):
         loss = self._reduced(SoftmaxSamples(), tensors, rows.weight_of_rows(), **others)
         return rows.like_labels(loss) if self.reduction == "none" else loss
 
-    def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
-        """Count the samples of several sets: logits (N_l, K + 1) and labels (N_l,)."""
-        levels = zip(logits, labels, strict=True)
-        rows = [self._rows(x, y, background=False) for x, y in levels]
+    def begin(
+        self,
+        logits: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        weight: Sequence[Tensor] | None = None,
+    ) -> CountedLoss:
+        """Count the samples of several sets: logits (N_l, K + 1), labels and weights (N_l,)."""
+        rows = self._rows_of_levels(logits, labels, weight, background=False)
         others = self._foreground([r.target for r in rows], rows[0].logits.shape[1] - 1)
-        return self._begin(SoftmaxSamples(), [(r.logits, r.target) for r in rows], **others)
+        weights = [w for r in rows if (w := r.weight_of_rows()) is not None] or None
+        levels = [(r.logits, r.target) for r in rows]
+        return self._begin(SoftmaxSamples(), levels, weights, **others)
 
 
 def ghm_c_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, **options) -> Tensor:

@@ -87,7 +87,7 @@ class GHMR(HarmonizedLoss):
         """Count the samples of several feature levels; arguments as in `forward`, a level each."""
         levels = _as_rows(pred, target, valid)
         samples, others = self._samples(levels)
-        return self._begin(samples, levels, **others)
+        return self._begin(samples, levels, None, **others)
 
     def _samples(self, levels: list[list[Tensor]]) -> tuple[DeltaSamples, dict[str, Tensor]]:
         """What a sample is, and the counts that mu is to follow."""

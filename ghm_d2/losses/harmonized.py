@@ -103,10 +103,15 @@ class HarmonizedLoss(nn.Module):
         raise NotImplementedError
 
     def _begin(
-        self, samples: kernels.Samples, levels: Sequence[Sequence[Tensor]], **others: Tensor
+        self,
+        samples: kernels.Samples,
+        levels: Sequence[Sequence[Tensor]],
+        weights: Sequence[Tensor] | None = None,
+        **others: Tensor,
     ) -> CountedLoss:
         """Arguments as of `kernels.counted`; `others` are more counts, for `_weights`."""
-        counted = kernels.counted(samples, levels, self.density.bins, kernel=self.density.kernel)
+        bins, kernel = self.density.bins, self.density.kernel
+        counted = kernels.counted(samples, levels, bins, weights, kernel=kernel)
         return self._counted_loss(counted, others)
 
     def _reduced(

@@ -7,10 +7,10 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_c
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
-from ghm_d2.losses import asl1_loss
+from ghm_d2.losses import asl1_loss, softmax_ce_loss
 from ghm_d2.losses.sync import sum_up
-from ghm_d2.modeling.build_losses import ghm_modules
-from ghm_d2.modeling.loss_choice import check_loss_type, used_module
+from ghm_d2.modeling.build_losses import class_weights, ghm_modules
+from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type, used_module
 from ghm_d2.modeling.retinanet import REG_LOSSES
 from ghm_d2.modeling.trainer_check import check_trainer
 
@@ -34,6 +34,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         ghm_c: nn.Module | None = None,
         ghm_r: nn.Module | None = None,
         asl1_mu: float = 0.02,
+        class_weights: tuple[float, ...] = (),
         **kwargs,
     ):
         """
@@ -41,19 +42,24 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
             ghm_c: `SoftmaxGHMC` instead of cross entropy.
             ghm_r: `GHMR`, where `box_reg_loss_type` is "ghm_r".
             asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
+            class_weights: as of `LossChoice`.
 
         Raises:
-            UsageError: an unknown loss type, "ghm_r" without its module, or `ghm_c` with
-                Detectron2's `use_sigmoid_ce`.
+            UsageError: an unknown loss type, "ghm_r" without its module, or `ghm_c` or
+                `class_weights` with Detectron2's `use_sigmoid_ce`.
         """
         super().__init__(input_shape, **kwargs)
         self.ghm_c, self.asl1_mu = ghm_c, asl1_mu
+        self.loss_choice = LossChoice(
+            "ghm_c" if ghm_c else "ce", self.box_reg_loss_type, class_weights=class_weights
+        )
         reg_key = "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
         self.ghm_r = used_module(reg_key, self.box_reg_loss_type, REG_LOSSES, ghm_r)
-        if ghm_c is not None and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
+        of_softmax = ghm_c is not None or class_weights
+        if of_softmax and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
             raise UsageError(
-                "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c trains a softmax, so that "
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
+                "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c and MODEL.CLASS_WEIGHTS are of a softmax, "
+                "so that MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
             )
 
     @classmethod
@@ -62,17 +68,19 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", keys.CLS_LOSS_TYPE, ("ce", "ghm_c"))
         ret = super().from_config(cfg, input_shape)
         ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
+        ret["class_weights"] = class_weights(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         return ret | ghm_modules(cfg, keys, softmax=True)
 
     def losses(self, predictions, proposals):
         """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
-        if self.ghm_c is None:
-            return super().losses(predictions, proposals)
         scores, deltas = predictions
         labels, *boxes = _concatenated(proposals, deltas)
+        if self.ghm_c is None:
+            losses = super().losses(predictions, proposals)
+            return losses | self._weighted_ce_loss(scores, labels)
         boxes = *boxes, deltas, labels
         _log_classification_stats(scores, labels)
-        ghm_c, ghm_r = self.ghm_c.begin([scores], [labels]), None
+        ghm_c, ghm_r = self.ghm_c.begin([scores], [labels], self._weights(labels)), None
         if self.ghm_r is not None:
             ghm_r = self.ghm_r.begin(*([x] for x in self._foreground_deltas(*boxes)))
         sum_up(ghm_c, ghm_r)
@@ -81,6 +89,18 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
             "loss_box_reg": ghm_r.total() if ghm_r else self.box_reg_loss(*boxes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _weights(self, labels: Tensor) -> list[Tensor] | None:
+        weight = self.loss_choice.weight_of(labels)
+        return None if weight is None else [weight]
+
+    def _weighted_ce_loss(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """`loss_cls` with class weights, a mean over all proposals; nothing without them."""
+        weight = self.loss_choice.weight_of(labels)
+        if weight is None:
+            return {}
+        loss = softmax_ce_loss(scores, labels, weight=weight)
+        return {"loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
 
     def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs):
         """Of R proposals; arguments as in Detectron2's class."""

@@ -1,5 +1,6 @@
 """Losses from a configuration: GHM's from MODEL.GHM, and a detector's choice of losses."""
 
+import math
 from typing import Any
 
 import torch
@@ -31,8 +32,33 @@ def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict
         "asl1_mu": cfg.MODEL.GHM.REG.MU,
         "kernel": cfg.MODEL.GHM.KERNEL if softmax else check_kernel(cfg),
         "sync": cfg.MODEL.GHM.SYNC,
+        "class_weights": class_weights(cfg, keys.NUM_CLASSES),
         **ghm_modules(cfg, keys, num_levels, softmax=softmax),
     }
+
+
+def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
+    """MODEL.CLASS_WEIGHTS, if they fit the classes.
+
+    Raises:
+        UsageError: there are more or fewer than classes, one is not above 0, or the density is
+            the exact one, which weighs no classes.
+    """
+    weights = tuple(map(float, cfg.MODEL.CLASS_WEIGHTS))
+    if cfg.MODEL.CLASS_WEIGHTING and not weights:
+        raise UsageError(
+            "MODEL.CLASS_WEIGHTS is empty; outside `ghm train`, "
+            "ghm_d2.data.class_weights.fill_class_weights(cfg) fills it in from the data"
+        )
+    if weights and len(weights) != num_classes:
+        raise UsageError(
+            f"MODEL.CLASS_WEIGHTS has {len(weights)} numbers, and there are {num_classes} classes"
+        )
+    if not all(0 < w < math.inf for w in weights):
+        raise UsageError(f"MODEL.CLASS_WEIGHTS are above 0, not {min(weights):g}")
+    if weights and cfg.MODEL.GHM.CLS.DENSITY == "exact":
+        raise UsageError("MODEL.GHM.CLS.DENSITY exact takes no MODEL.CLASS_WEIGHTS")
+    return weights
 
 
 def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dict[str, Any]:

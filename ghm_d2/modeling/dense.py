@@ -9,15 +9,26 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.losses import asl1_loss, bce_loss, focal_loss, ohem_loss
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses import (
+    asl1_loss,
+    bce_loss,
+    focal_loss,
+    ohem_loss,
+    quality_focal_loss,
+    varifocal_loss,
+)
 from ghm_d2.losses.harmonized import CountedLoss
 from ghm_d2.losses.sync import Count
 from ghm_d2.modeling.loss_choice import LossChoice
 
+QUALITY_LOSSES = {"qfl": quality_focal_loss, "vfl": varifocal_loss}
 LOG_PERIOD = 20  # iterations, as Detectron2's writers
 
 
@@ -46,29 +57,79 @@ def begin_ghm(ghm: nn.Module | None, *levels) -> CountedLoss | None:
     return None if ghm is None else ghm.begin(*levels)
 
 
-def begin_ghm_c(ghm_c: nn.Module | None, pred_logits, gt_labels: Tensor) -> CountedLoss | None:
+def begin_ghm_c(
+    ghm_c: nn.Module | None, choice: LossChoice, pred_logits, gt_labels: Tensor
+) -> CountedLoss | None:
     """`begin_ghm` of the classes; arguments as in `cls_loss`."""
-    return None if ghm_c is None else ghm_c.begin(*flat_levels(pred_logits, gt_labels))
+    if ghm_c is None:
+        return None
+    logits, labels = flat_levels(pred_logits, gt_labels)
+    weights = [[choice.weight_of(y) for y in labels]] if choice.class_weights else []
+    return ghm_c.begin(logits, labels, *weights)
 
 
 def cls_loss(
-    choice: LossChoice, pred_logits: Sequence[Tensor], gt_labels: Tensor, *, alpha, gamma
+    choice: LossChoice,
+    pred_logits: Sequence[Tensor],
+    gt_labels: Tensor,
+    quality: Tensor | None = None,
+    *,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
-    """The sum of OHEM, focal loss or cross entropy over sigmoids.
+    """The sum of a classification loss over sigmoids, of all but GHM-C.
 
     Args:
         pred_logits: (N, R_l, K) a level.
         gt_labels: (N, R).
+        quality: (N, R), of quality focal and varifocal loss.
         alpha, gamma: of focal loss.
     """
-    if choice.cls_loss_type == "ohem":
-        return ohem_loss(torch.cat(list(pred_logits), dim=1).flatten(0, 1), gt_labels.flatten())
+    weight = choice.weight_of(gt_labels.flatten())
+    if choice.cls_loss_type in (*QUALITY_LOSSES, "ohem"):
+        logits = torch.cat(list(pred_logits), dim=1).flatten(0, 1)
+        labels = gt_labels.flatten()
+        if choice.cls_loss_type == "ohem":
+            return ohem_loss(logits, labels, weight=weight)
+        loss = QUALITY_LOSSES[choice.cls_loss_type]
+        return loss(logits, labels, quality.flatten(), reduction="sum", weight=weight)
     if choice.cls_loss_type == "focal":
         loss = partial(focal_loss, alpha=alpha, gamma=gamma)
     else:
         loss = bce_loss
+    loss = partial(loss, reduction="sum", kernel=choice.kernel)
     levels = zip(*flat_levels(pred_logits, gt_labels), strict=True)
-    return sum(loss(x, y, reduction="sum", kernel=choice.kernel) for x, y in levels)
+    return sum(loss(x, y, weight=choice.weight_of(y)) for x, y in levels)
+
+
+@torch.no_grad()
+def box_quality(
+    choice: LossChoice,
+    anchors: list[Boxes],
+    transform,
+    pred_deltas: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+) -> Tensor | None:
+    """The IoU of each anchor's predicted box with the box that it is matched with.
+
+    None where the classification loss does not ask for it. Those of background mean nothing.
+
+    Args:
+        anchors, pred_deltas: a level each, the latter (N, R_l, 4).
+        transform: from boxes to deltas.
+        gt_boxes: an image each, (R, 4).
+
+    Returns:
+        (N, R).
+    """
+    if choice.cls_loss_type not in QUALITY_LOSSES:
+        return None
+    of_anchors = Boxes.cat(anchors).tensor
+    found = []
+    for deltas, matched in zip(upcast(torch.cat(list(pred_deltas), 1)), gt_boxes, strict=True):
+        boxes = transform.apply_deltas(deltas, of_anchors)
+        found.append(matched_pairwise_iou(Boxes(boxes), Boxes(matched)))
+    return torch.stack(found).nan_to_num(0).clamp(0, 1)
 
 
 def delta_loss(choice: LossChoice, levels: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:

@@ -17,15 +17,23 @@ from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.sync import sum_up, world_size
+from ghm_d2.modeling.atss import label_by_atss
 from ghm_d2.modeling.build_losses import loss_arguments
-from ghm_d2.modeling.dense import BufferedNormalizer, begin_ghm_c, cls_loss, count_foreground
-from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.dense import (
+    BufferedNormalizer,
+    begin_ghm_c,
+    box_quality,
+    cls_loss,
+    count_foreground,
+)
+from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
 from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
-CLS_LOSSES = ("focal", "ce", "ghm_c")
+CLS_LOSSES = ("focal", "ce", "qfl", "vfl", "ghm_c")
 DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+ASSIGNMENTS = ("center", "atss")
 DEFAULTS = LossChoice("focal", "giou", smooth_l1_beta=0.1)
 # in strides: a CIoU is of shapes, and a box without width and height, as ReLU may leave, has none
 LEAST_SIDE = 0.01
@@ -52,22 +60,32 @@ class GHMFCOS(BufferedNormalizer, FCOS):
     """
 
     @configurable
-    def __init__(self, *, ghm_c: nn.Module | None = None, ghm_r: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        *,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        assignment: str = "center",
+        **kwargs,
+    ):
         """
         Args:
+            assignment: which locations are foreground: "center", FCOS's own, or "atss", by squares
+                of 8 strides around them.
             ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
             **kwargs: those of Detectron2's class, and the fields of `LossChoice`:
-                `cls_loss_type` is "focal", "ce" or "ghm_c"; `box_reg_loss_type` is "giou", "diou"
+                `cls_loss_type` is one of `CLS_LOSSES`; `box_reg_loss_type` is "giou", "diou"
                 or "ciou" of boxes, or "smooth_l1", "asl1" or "ghm_r" of distances to a box's
                 sides, in strides.
 
         Raises:
-            UsageError: an unknown loss type, a GHM loss without its module, or a radius that
-                leaves no location to an object.
+            UsageError: an unknown loss type or assignment, a GHM loss without its module, or a
+                radius that leaves no location to an object.
         """
         choice = DEFAULTS.take(kwargs)
         super().__init__(**kwargs)
         self.loss_choice = choice
+        self.assignment = check_loss_type("MODEL.FCOS.ASSIGNMENT", assignment, ASSIGNMENTS)
         modules = choice.used_modules("MODEL.FCOS", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
         self.ghm_c, self.ghm_r = modules
         if not self.center_sampling_radius > 0:
@@ -88,6 +106,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
             "head": _build_head(keys, backbone.output_shape()),
             "head_in_features": keys.IN_FEATURES,
             "num_classes": keys.NUM_CLASSES,
+            "assignment": keys.ASSIGNMENT,
             "center_sampling_radius": keys.CENTER_SAMPLING_RADIUS,
             "focal_loss_alpha": keys.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": keys.FOCAL_LOSS_GAMMA,
@@ -107,6 +126,10 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
         There each image's matched boxes are `Boxes`; since then they are tensors, (R, 4).
         """
+        if self.assignment == "atss":
+            squares = [_grown(level) for level in anchors]
+            labels, boxes = label_by_atss(squares, gt_instances, self.num_classes)
+            return labels, [Boxes(b) for b in boxes] if _OF_0_6 else boxes
         pairs = [self._label_image(anchors, gt) for gt in gt_instances]
         labels, boxes = zip(*pairs, strict=True)
         return list(labels), list(boxes)
@@ -125,7 +148,8 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
         choice = self.loss_choice
         types = choice.cls_loss_type, choice.box_reg_loss_type, choice.kernel
-        if types == ("focal", "giou", "torch") and not (choice.sync and world_size() > 1):
+        plain = types == ("focal", "giou", "torch") and not choice.class_weights
+        if plain and not (choice.sync and world_size() > 1):
             # Detectron2's losses are not for half precision
             predicted = pred_logits, pred_anchor_deltas, pred_centerness
             logits, deltas, centerness = ([upcast(x) for x in xs] for xs in predicted)
@@ -146,7 +170,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         boxes = anchors, self.box2box_transform, deltas, matched, pos_mask
         choice = self.loss_choice
         num_pos, ghm_r = count_foreground(pos_mask, choice.sync), None
-        ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
+        ghm_c = begin_ghm_c(self.ghm_c, choice, pred_logits, gt_labels)
         if self.ghm_r is not None:
             ghm_r = self.ghm_r.begin(*_foreground_deltas(*boxes))
         sum_up(num_pos, ghm_c, ghm_r)
@@ -158,7 +182,8 @@ class GHMFCOS(BufferedNormalizer, FCOS):
             loss_cls = ghm_c.total()
         else:
             factors = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-            loss_cls = cls_loss(choice, pred_logits, gt_labels, **factors) / normalizer
+            quality = box_quality(choice, *boxes[:-1])
+            loss_cls = cls_loss(choice, pred_logits, gt_labels, quality, **factors) / normalizer
         return {
             "loss_cls": loss_cls,
             "loss_box_reg": ghm_r.total() if ghm_r else self._box_reg_loss(*boxes) / normalizer,
@@ -183,6 +208,12 @@ class GHMFCOS(BufferedNormalizer, FCOS):
             box_reg_loss_type=choice.box_reg_loss_type,
             smooth_l1_beta=choice.smooth_l1_beta,
         )
+
+
+def _grown(anchors: Boxes) -> Boxes:
+    """Squares around a level's locations, 8 strides wide, of boxes that are one stride wide."""
+    center, half = anchors.get_centers(), 4 * (anchors.tensor[:, 2:3] - anchors.tensor[:, :1])
+    return Boxes(torch.cat([center - half, center + half], dim=1))
 
 
 def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):

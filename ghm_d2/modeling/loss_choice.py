@@ -1,9 +1,11 @@
 """Which losses a detector trains with: their names and settings, and their GHM modules."""
 
+import functools
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 
@@ -21,6 +23,8 @@ class LossChoice:
         asl1_mu: mu of ASL1, in the same unit.
         kernel: of focal loss and binary cross entropy, one of `kernels.KERNELS`.
         sync: divide sums by the count of all processes; GHM losses have a `sync` of their own.
+        class_weights: K factors on the classification losses of each class's anchors or rows;
+            empty: all are 1, as of background.
     """
 
     cls_loss_type: str
@@ -30,6 +34,21 @@ class LossChoice:
     asl1_mu: float = 0.02
     kernel: str = "auto"
     sync: bool = True
+    class_weights: tuple[float, ...] = ()
+
+    def weight_of(self, labels: Tensor) -> Tensor | None:
+        """The factor on each row's loss, of its label's shape; None where all are 1.
+
+        Args:
+            labels: int64: 0..K-1 a class, K background, negative ignored.
+        """
+        if not self.class_weights:
+            return None
+        return self.class_and_background_weights(labels.device)[labels]  # -1: background's
+
+    def class_and_background_weights(self, device: torch.device) -> Tensor:
+        """(K + 1,) float32: `class_weights`, and 1."""
+        return _weight_table(self.class_weights, device)
 
     def take(self, arguments: dict[str, Any]) -> "LossChoice":
         """A copy with the fields that are in `arguments`, which are removed there."""
@@ -55,6 +74,11 @@ class LossChoice:
             used_module(cls_key, self.cls_loss_type, cls_losses, ghm_c),
             used_module(reg_key, self.box_reg_loss_type, reg_losses, ghm_r),
         )
+
+
+@functools.lru_cache(maxsize=16)  # to copy it to a device waits for that, once
+def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor([*weights, 1.0], device=device)
 
 
 def used_module(

@@ -7,24 +7,27 @@ from detectron2.modeling.box_regression import _dense_box_regression_loss
 from torch import nn
 
 from ghm_d2.losses.sync import sum_up, world_size
+from ghm_d2.modeling.atss import label_by_atss
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import (
     BufferedNormalizer,
     begin_ghm,
     begin_ghm_c,
+    box_quality,
     cls_loss,
     count_foreground,
     delta_loss,
 )
 from ghm_d2.modeling.labels import box_levels, label_anchors
-from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
 from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
-CLS_LOSSES = ("focal", "ce", "ohem", "ghm_c")
+CLS_LOSSES = ("focal", "ce", "ohem", "qfl", "vfl", "ghm_c")
 IOU_LOSSES = ("giou", "diou", "ciou")
 DETECTRON2_REG_LOSSES = ("smooth_l1", *IOU_LOSSES)
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
+ASSIGNMENTS = ("iou", "atss")
 DEFAULTS = LossChoice("focal", "smooth_l1")
 
 
@@ -47,16 +50,23 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
     """
 
     @configurable
-    def __init__(self, *, ghm_c: nn.Module | None = None, ghm_r: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        *,
+        ghm_c: nn.Module | None = None,
+        ghm_r: nn.Module | None = None,
+        assignment: str = "iou",
+        **kwargs,
+    ):
         """
         Args:
+            assignment: which anchors are foreground: "iou", by Detectron2's matcher, or "atss".
             ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
             **kwargs: those of Detectron2's class, and the fields of `LossChoice`:
-                `cls_loss_type` is "focal", "ce", "ohem" or "ghm_c"; `box_reg_loss_type` may also
-                be "asl1" or "ghm_r".
+                `cls_loss_type` is one of `CLS_LOSSES`, `box_reg_loss_type` of `REG_LOSSES`.
 
         Raises:
-            UsageError: an unknown loss type, or a GHM loss without its module.
+            UsageError: an unknown loss type or assignment, or a GHM loss without its module.
         """
         choice = DEFAULTS.take(kwargs)
         super().__init__(
@@ -65,6 +75,7 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
             **kwargs,
         )
         self.loss_choice = choice
+        self.assignment = check_loss_type("MODEL.RETINANET.ASSIGNMENT", assignment, ASSIGNMENTS)
         modules = choice.used_modules("MODEL.RETINANET", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
         self.ghm_c, self.ghm_r = modules
         self._start_normalizer(100.0)
@@ -75,11 +86,15 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
         keys = cfg.MODEL.RETINANET
         arguments = super().from_config(cfg)
         fit_top_block(arguments["backbone"], cfg)
+        arguments["assignment"] = keys.ASSIGNMENT
         return arguments | loss_arguments(cfg, keys, len(keys.IN_FEATURES))
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """Arguments and result as in Detectron2's class, with which it agrees."""
+        """As in Detectron2's class, whose numbers "iou" gives."""
+        if self.assignment == "atss":
+            per_location = self.anchor_generator.num_anchors[0]
+            return label_by_atss(anchors, gt_instances, self.num_classes, per_location)
         return label_anchors(anchors, gt_instances, self.anchor_matcher, self.num_classes)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
@@ -89,7 +104,8 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
         of_detectron2 = (
             choice.cls_loss_type == "focal" and choice.box_reg_loss_type in DETECTRON2_REG_LOSSES
         )
-        if of_detectron2 and choice.kernel == "torch" and not (choice.sync and world_size() > 1):
+        plain = choice.kernel == "torch" and not choice.class_weights
+        if of_detectron2 and plain and not (choice.sync and world_size() > 1):
             losses = super().losses(*arguments)
         else:
             losses = self._losses(*arguments)
@@ -105,7 +121,7 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
         dense = pos_mask.device.type != "cpu" or torch.compiler.is_compiling()
         levels = box_levels(*boxes, dense=dense) if of_deltas else []
         num_pos = count_foreground(pos_mask, choice.sync)
-        ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
+        ghm_c = begin_ghm_c(self.ghm_c, choice, pred_logits, gt_labels)
         ghm_r = begin_ghm(self.ghm_r, *zip(*levels, strict=True))
         sum_up(num_pos, ghm_c, ghm_r)
         normalizer = self._update_normalizer(num_pos)
@@ -113,7 +129,8 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
             loss_cls = ghm_c.total()
         else:
             factors = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-            loss_cls = cls_loss(choice, pred_logits, gt_labels, **factors) / normalizer
+            quality = box_quality(choice, *boxes[:-1])
+            loss_cls = cls_loss(choice, pred_logits, gt_labels, quality, **factors) / normalizer
         if ghm_r is not None:
             loss_box_reg = ghm_r.total()
         elif of_deltas:

@@ -39,6 +39,8 @@ def _keys_set(cfg) -> Iterator[tuple[str, str]]:
         ("build_optimizer", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, ("", "value", "norm")),
         ("build_train_loader", "INPUT.RESIZE", cfg.INPUT.RESIZE, ("shortest_edge",)),
         ("build_train_loader", "INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, ("",)),
+        ("build_train_loader", "INPUT.MOSAIC", cfg.INPUT.MOSAIC, (0.0,)),
+        ("build_train_loader", "INPUT.MIXUP", cfg.INPUT.MIXUP, (0.0,)),
         ("run_step", "SOLVER.ACCUMULATE", solver.ACCUMULATE, (1,)),
         ("run_step", "SOLVER.AMP.DTYPE", dtype, ("", "float16")),
         ("run_step", "SOLVER.ON_DIVERGENCE", solver.ON_DIVERGENCE, ("stop",)),

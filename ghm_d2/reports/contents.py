@@ -3,6 +3,7 @@
 from functools import partial
 
 from ghm_d2.reports import gradient_figures, model_figures, tables, training_figures
+from ghm_d2.reports.classes import classes_table
 from ghm_d2.reports.condition_figure import conditions_figure
 from ghm_d2.reports.conditions import conditions_table
 from ghm_d2.reports.difference_figure import differences_figure
@@ -62,6 +63,9 @@ def _results(report: Report) -> list[Block]:
     blocks: list[Block] = [tables.results_table(report.rows), Text(text, "note")]
     for name, table in tables.other_sets_tables(report.rows).items():
         blocks += [Text(f"On {name}:"), table]
+    classes = classes_table(report.study.sides)
+    if classes.rows:
+        blocks += [Text("AP by class, the rarest first, with its training annotations:"), classes]
     return [*_conditions(report), *blocks, *(Text(note) for note in notes)]
 
 

@@ -343,6 +343,17 @@ def test_a_loss_type_that_the_detector_does_not_read(config, group, arch):
         check_config(cfg)
 
 
+def test_class_weights_are_for_those_who_read_them():
+    words = ["MODEL.CLASS_WEIGHTING", "inverse"]
+    check_config(load_config("quick/faster_rcnn_sl1.yaml", words))
+    cfg = load_config("quick/fcos.yaml", ["MODEL.CLASS_WEIGHTS", "(1.0, 2.0)"])
+    with pytest.raises(UsageError, match="numbers go with 'given'"):
+        check_config(cfg)
+    cfg = load_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", words)
+    with pytest.raises(UsageError, match="META_ARCHITECTURE of ghm_d2, not RetinaNet"):
+        check_config(cfg)
+
+
 HARMFUL = {
     "aliases to 10^12 values": (
         "a0: &a0 {x: 1}\n"

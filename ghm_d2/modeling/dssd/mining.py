@@ -6,7 +6,9 @@ from torch import Tensor
 from ghm_d2.kernels.reference import upcast
 
 
-def mined_ce_loss(logits: Tensor, labels: Tensor, neg_pos_ratio: float) -> Tensor:
+def mined_ce_loss(
+    logits: Tensor, labels: Tensor, neg_pos_ratio: float, weight: Tensor | None = None
+) -> Tensor:
     """The sum of the cross entropies of all objects' boxes and of each image's hardest others.
 
     Hardest are those whose loss as background is largest. An image has `neg_pos_ratio` times as
@@ -17,12 +19,13 @@ def mined_ce_loss(logits: Tensor, labels: Tensor, neg_pos_ratio: float) -> Tenso
         logits: (N, R, K + 1).
         labels: (N, R) int64, 0..K-1 a class, K background.
         neg_pos_ratio: published as 3.
+        weight: (K + 1,), a factor on the losses of each label.
 
     Returns:
         a scalar, float32 for half precision.
     """
     logits = upcast(logits)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight, reduction="none")
     loss = loss.view(labels.shape)
     foreground = labels != logits.shape[-1] - 1
     hardness = loss.detach().masked_fill(foreground, -1)

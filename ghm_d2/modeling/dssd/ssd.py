@@ -177,7 +177,7 @@ class GHMSSD(DenseDetector):
         levels = box_levels(anchors, self.box2box_transform, *boxes, dense=dense)
         choice = self.loss_choice
         num_pos = count_foreground(pos_mask, choice.sync)
-        ghm_c = begin_ghm_c(self.ghm_c, pred_logits, gt_labels)
+        ghm_c = begin_ghm_c(self.ghm_c, choice, pred_logits, gt_labels)
         ghm_r = begin_ghm(self.ghm_r, *zip(*levels, strict=True))
         sum_up(num_pos, ghm_c, ghm_r)
         normalizer = num_pos.value.clamp(min=1) / num_pos.world
@@ -187,11 +187,14 @@ class GHMSSD(DenseDetector):
 
     def _cls_loss(self, pred_logits, gt_labels: Tensor) -> Tensor:
         """The sum over boxes, of all but GHM-C."""
-        logits = torch.cat(pred_logits, dim=1)
-        if self.loss_choice.cls_loss_type == "mining":
-            return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio)
+        logits, choice = torch.cat(pred_logits, dim=1), self.loss_choice
+        weight = None
+        if choice.class_weights:
+            weight = choice.class_and_background_weights(logits.device).to(logits)
+        if choice.cls_loss_type == "mining":
+            return mined_ce_loss(logits, gt_labels, self.neg_pos_ratio, weight)
         return nn.functional.cross_entropy(
-            logits.flatten(0, 1), gt_labels.flatten(), reduction="sum"
+            logits.flatten(0, 1), gt_labels.flatten(), weight, reduction="sum"
         )
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:

@@ -179,7 +179,8 @@ class GHMYOLOv3(DenseDetector):
         target, boxes, positive = self._box_levels(anchors, gt_boxes, positive)
         pred = [past_sigmoid(p) for p in predictions]
         images = Count(labels.new_full((), len(labels)), sync=choice.sync)
-        ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls)
+        weights = [choice.weight_of(y) for y in cls[1]] if choice.class_weights else None
+        ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls, weights)
         ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
         share = images.value / images.world
@@ -190,14 +191,17 @@ class GHMYOLOv3(DenseDetector):
             loss_box_reg = total / share
         return {
             "loss_obj": ghm_obj.total() if ghm_obj else self._ce_loss(*obj) / share,
-            "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls) / share,
+            "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls, weights) / share,
             "loss_box_reg": loss_box_reg * choice.box_reg_loss_weight,
         }
 
-    def _ce_loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
-        """The sum of the binary cross entropies of `flat_levels`."""
+    def _ce_loss(
+        self, logits: list[Tensor], labels: list[Tensor], weights: list[Tensor] | None = None
+    ) -> Tensor:
+        """The sum of the binary cross entropies of `flat_levels`, and of their weights."""
         loss = partial(bce_loss, reduction="sum", kernel=self.loss_choice.kernel)
-        return sum(loss(x, y) for x, y in zip(logits, labels, strict=True))
+        levels = zip(logits, labels, weights or [None] * len(logits), strict=True)
+        return sum(loss(x, y, weight=weight) for x, y, weight in levels)
 
     def _box_levels(self, anchors, gt_boxes, positive):
         """`encode_boxes` of matched boxes, the boxes and which of them count, a level each."""

@@ -1,0 +1,93 @@
+"""Quality focal and varifocal loss: the target of a class is how well the box fits, an IoU.
+
+Of Li et al., "Generalized Focal Loss", arXiv 2006.04388, equation 2; and Zhang et al.,
+"VarifocalNet", arXiv 2008.13367, equation 2. Both over sigmoids, in plain PyTorch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghm_d2.kernels.reference import upcast
+from ghm_d2.losses.reduce import REDUCTIONS, check_choice
+
+
+def quality_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    beta: float = 2.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """|y - p|^beta BCE(p, y), where y is the box's quality at its class and 0 elsewhere.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) int64: 0..K-1 a class, K background, negative ignored.
+        quality: (N,) in [0, 1], of rows with a class; what others hold is not read.
+        beta: the paper's, at least 0.
+        reduction: "mean" over the samples that are not ignored, "sum" or "none" (N, K).
+        weight: (N,), a factor on the losses of each row.
+
+    Returns:
+        float32 for half precision.
+
+    Raises:
+        ValueError: an unknown reduction, or tensors of other shapes.
+    """
+    x, target, valid = _samples(logits, labels, quality)
+    loss = (target - x.sigmoid()).abs() ** beta * _bce(x, target)
+    return _reduced(loss, valid, weight, reduction)
+
+
+def varifocal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """q BCE(p, q) where the target q is a box's quality, and alpha p^gamma BCE(p, 0) elsewhere.
+
+    Arguments, result and errors as of `quality_focal_loss`. alpha, gamma: the paper's. A box of
+    quality 0 counts as background, as in the authors' code.
+    """
+    x, target, valid = _samples(logits, labels, quality)
+    factor = torch.where(target > 0, target, alpha * x.sigmoid() ** gamma)
+    return _reduced(factor * _bce(x, target), valid, weight, reduction)
+
+
+def _samples(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits that are 0 where ignored, a target for each, and which count: (N, K)."""
+    if logits.dim() != 2 or {labels.shape, quality.shape} != {logits.shape[:1]}:
+        raise ValueError(
+            f"logits are (N, K), labels and quality (N,), not {tuple(logits.shape)}, "
+            f"{tuple(labels.shape)} and {tuple(quality.shape)}"
+        )
+    classes = logits.shape[1]
+    valid = (labels >= 0)[:, None].expand_as(logits)
+    x = torch.where(valid, upcast(logits), 0)
+    column = torch.where(labels >= 0, labels, classes).clamp(max=classes)
+    # background has a column of its own, which is dropped
+    target = x.new_zeros(len(x), classes + 1)
+    target.scatter_(1, column[:, None], quality[:, None].to(x))
+    return x, target[:, :classes], valid
+
+
+def _bce(x: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(x, target, reduction="none")
+
+
+def _reduced(loss: Tensor, valid: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    check_choice("reduction", reduction, REDUCTIONS)
+    loss = torch.where(valid, loss, 0)
+    if weight is not None:
+        loss = loss * weight[:, None].to(loss)
+    if reduction == "none":
+        return loss
+    return loss.sum() / valid.sum().clamp(min=1) if reduction == "mean" else loss.sum()

@@ -1,0 +1,71 @@
+"""Adaptive training sample selection: which anchors are foreground follows from each object.
+
+Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
+Sample Selection", arXiv 1912.02424, algorithm 1.
+"""
+
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor
+
+TOPK = 9  # candidates per object, level and anchor of a location; the paper's k
+_INSIDE = 0.01  # px from an object's sides that a centre is inside, as in the authors' code
+
+
+def label_by_atss(
+    anchors: list[Boxes], gt_instances: list[Instances], num_classes: int, per_location: int = 1
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The label of each anchor, and the box it is matched with, of each image.
+
+    Args:
+        anchors: of each feature level, R in all.
+        gt_instances: of each image.
+        num_classes: K.
+        per_location: anchors at each location of a feature map.
+
+    Returns:
+        gt_labels, (R,) int64 an image: 0..K-1 a class, K background; gt_boxes, (R, 4) an image,
+        which mean something for anchors with a class only.
+    """
+    pairs = [_label_image(anchors, gt, num_classes, per_location) for gt in gt_instances]
+    labels, boxes = zip(*pairs, strict=True)
+    return list(labels), list(boxes)
+
+
+def _label_image(anchors, gt, num_classes: int, per_location: int) -> tuple[Tensor, Tensor]:
+    all_anchors = Boxes.cat(anchors)
+    if not len(gt):
+        background = gt.gt_classes.new_full((len(all_anchors),), num_classes)
+        return background, torch.zeros_like(all_anchors.tensor)
+    iou = pairwise_iou(gt.gt_boxes, all_anchors)  # (G, R)
+    candidate = _candidates(anchors, gt.gt_boxes, per_location)
+    foreground = candidate & (iou >= _threshold(iou, candidate)) & _inside(all_anchors, gt.gt_boxes)
+    best, index = torch.where(foreground, iou, -1).max(0)  # of several objects the nearest
+    labels = torch.where(best >= 0, gt.gt_classes[index], num_classes)
+    return labels, gt.gt_boxes.tensor[index]
+
+
+def _candidates(anchors: list[Boxes], objects: Boxes, per_location: int) -> Tensor:
+    """(G, R) bool: the anchors of each level whose centres are nearest to the object's."""
+    levels = []
+    for level in anchors:
+        distance = torch.cdist(objects.get_centers(), level.get_centers())  # (G, R_l)
+        k = min(TOPK * per_location, len(level))
+        nearest = distance.topk(k, dim=1, largest=False).indices
+        levels.append(torch.zeros_like(distance, dtype=torch.bool).scatter_(1, nearest, True))
+    return torch.cat(levels, dim=1)
+
+
+def _threshold(iou: Tensor, candidate: Tensor) -> Tensor:
+    """(G, 1): the mean and the standard deviation of the candidates' IoU, added up."""
+    number = candidate.sum(1, keepdim=True)
+    mean = torch.where(candidate, iou, 0).sum(1, keepdim=True) / number
+    squares = torch.where(candidate, iou - mean, 0).square().sum(1, keepdim=True)
+    return mean + (squares / (number - 1).clamp(min=1)).sqrt()
+
+
+def _inside(anchors: Boxes, objects: Boxes) -> Tensor:
+    """(G, R) bool: whether an anchor's centre is inside the object."""
+    centers = anchors.get_centers()
+    corner, end = objects.tensor[:, None, :2], objects.tensor[:, None, 2:]
+    return torch.cat([centers - corner, end - centers], dim=-1).amin(-1) > _INSIDE

@@ -1,0 +1,72 @@
+"""AP of the classes by how often they are annotated in the training data, the rarest first."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ghm_d2.records import RunRecord
+from ghm_d2.reports.document import Best, Table
+from ghm_d2.reports.runs import SideRuns
+from ghm_d2.reports.statistics import Estimate, estimate
+
+MOST_COLUMNS = 8  # classes that have a column each; more are grouped in thirds
+GROUPS = ("rare", "common", "frequent")
+
+
+def classes_table(sides: list[SideRuns]) -> Table:
+    """A row a side: the mean over its seeds of AP by class, or by thirds of the classes.
+
+    No rows where no record says how often its two classes or more are annotated.
+    """
+    counts = _counts([record for side in sides for record in side.records])
+    groups = _groups(counts)
+    headers = tuple(f"{name} ({number:,})" for name, (number, _) in groups.items())
+    found = [(side.name, [_ap(side, names) for _, names in groups.values()]) for side in sides]
+    best = [_largest(values) for values in zip(*(values for _, values in found), strict=True)]
+    rows = []
+    for name, values in found:
+        cells = [_cell(v) for v in values]
+        rows.append((name, *(Best(c) if c == b else c for c, b in zip(cells, best, strict=True))))
+    return Table(("AP of", *headers), rows if groups else [])
+
+
+def _counts(records: Sequence[RunRecord]) -> dict[str, int]:
+    """Annotations by class, the rarest first, of the first record that has them."""
+    counts = next((r.train_objects for r in records if len(r.train_objects) > 1), {})
+    return dict(sorted(counts.items(), key=lambda item: (item[1], item[0])))
+
+
+def _groups(counts: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
+    """A column's name -> the annotations of its classes, and these."""
+    if len(counts) <= MOST_COLUMNS:
+        return {name: (number, [name]) for name, number in counts.items()}
+    names = list(counts)
+    bounds = [round(len(names) * i / len(GROUPS)) for i in range(len(GROUPS) + 1)]
+    parts = [names[low:high] for low, high in pairwise(bounds)]
+    return {
+        f"{len(part)} {group} classes": (sum(counts[name] for name in part), part)
+        for group, part in zip(GROUPS, parts, strict=True)
+    }
+
+
+def _ap(side: SideRuns, names: list[str]) -> Estimate:
+    """Of the classes' mean AP by seed; 0 of a run that diverged, as in `SideRuns.values`."""
+    values = [0.0] * len(side.diverged)
+    for run in side.finished:
+        aps = [run.record.per_class.get(name) for name in names] if run.record else []
+        known = [ap for ap in aps if ap is not None]
+        values += [sum(known) / len(known)] if known else []
+    return estimate(values)
+
+
+def _cell(value: Estimate) -> str:
+    if value.mean is None:
+        return "-"
+    if value.half_width is None:
+        return f"{value.mean:.1f}"
+    return f"{value.mean:.1f} ± {value.half_width:.1f}"
+
+
+def _largest(values: Sequence[Estimate]) -> str:
+    """The cell of the largest mean; "" without any."""
+    known = [value for value in values if value.mean is not None]
+    return _cell(max(known, key=lambda value: value.mean or 0)) if known else ""
