@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -136,11 +137,11 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
     folder = options["output"]
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
-    with progress() as shown:
+    with progress() as shown, ExitStack() as held:
         with process_group(pick_device(options["device"])):
             cfg = prepare(source, overrides, resume=resume, **options)
             cfg, scaling = scale_to_group(cfg, resume)
-            record, evaluation = _run(cfg, scaling, resume, overwrite, shown)
+            record, evaluation = _run(cfg, scaling, resume, overwrite, shown, held)
         if rank() > 0:
             return None
         # after the group has ended: nothing below waits for another rank
@@ -151,8 +152,10 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
     return record
 
 
-def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
+def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown, held: ExitStack):
+    """The record and the last evaluation; `held` keeps the lock on the run's folder."""
     from ghm_d2.data.catalog import data_label
+    from ghm_d2.locks import training_in
     from ghm_d2.training.train import train
 
     from ._logs import log_to
@@ -160,9 +163,10 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown):
     folder = Path(cfg.OUTPUT_DIR)
 
     def on_start():
+        make_folder(folder)
+        held.enter_context(training_in(folder))
         if overwrite:
             _remove_run(folder, cfg)
-        make_folder(folder)
         leave_launch_id(folder)
         log_to(folder)
         what = "resuming" if resume else "training"

@@ -7,8 +7,9 @@ DENSITY_FILE = "density.jsonl"
 DIVERGENCE_FILE = "divergence.jsonl"  # the steps with a NaN or infinite loss or gradient
 EVENTS = "events.out.tfevents.*"  # a pattern: TensorBoard names its files
 LOG_FILE = "log.txt"
+TRACKER_FILE = "trackers.json"  # the run's ids in SOLVER.TRACKERS
 LAUNCH_FILE = "launch_id"  # of the torchrun group that began or resumed the run
-LOCK_FILE = "lock"  # locked while a comparison trains the run
+LOCK_FILE = "lock"  # locked while the run is trained
 LAST_CHECKPOINT = "last_checkpoint"  # holds the name of the checkpoint to resume from
 CHECKPOINTS = "model_[0-9]*.pth"  # a pattern: the number is the last iteration done
 FINAL_WEIGHTS, BEST_WEIGHTS = "model_final.pth", "model_best.pth"
@@ -29,6 +30,7 @@ WRITTEN_BY_TRAINING = (
     DENSITY_FILE,
     DIVERGENCE_FILE,
     LAUNCH_FILE,
+    TRACKER_FILE,
     LOG_FILE,
     CHECKPOINTS,
     FINAL_WEIGHTS,

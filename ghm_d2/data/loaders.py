@@ -21,7 +21,9 @@ from ghm_d2.data.augment import (
     visible,
 )
 from ghm_d2.data.checking.registered_sets import tell_large
+from ghm_d2.data.class_weights import count_objects
 from ghm_d2.data.coco_json import collector_off
+from ghm_d2.data.mixing import LAST_SHARE, Mixing
 from ghm_d2.data.stream import SeededImages, TrainingBatches, TrainingLoader
 from ghm_d2.errors import DataError, UsageError
 
@@ -148,11 +150,22 @@ def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
         images = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+    objects = count_objects(images)
     images, sampler = _sampled(cfg, images)
     wide = _are_wide(images) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = TrainingBatches(sampler, cfg.SOLVER.IMS_PER_BATCH, wide, start_iter)
-    dataset = SeededImages(DatasetFromList(images), GHMDatasetMapper(cfg, True), cfg.SEED)
-    return TrainingLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
+    mapper = GHMDatasetMapper(cfg, True)
+    dataset = SeededImages(DatasetFromList(images), mapper, cfg.SEED, *_mixing(cfg))
+    return TrainingLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS, objects)
+
+
+def _mixing(cfg) -> tuple[Mixing | None, int]:
+    """What mixes images, and how many of a training's it mixes: none in the last part."""
+    mosaic, mixup = cfg.INPUT.MOSAIC, cfg.INPUT.MIXUP
+    if not (mosaic or mixup):
+        return None, 0
+    steps = round((1 - LAST_SHARE) * cfg.SOLVER.MAX_ITER)
+    return Mixing(mosaic, mixup, tuple(cfg.MODEL.PIXEL_MEAN)), steps * cfg.SOLVER.IMS_PER_BATCH
 
 
 def _sampled(cfg, images: list[dict]):

@@ -3,7 +3,7 @@
 import itertools
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -68,20 +68,36 @@ class SeededImages(Dataset):
     them can be read, the result has the entry "error" instead.
     """
 
-    def __init__(self, images: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
+    def __init__(
+        self,
+        images: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        mixing: Callable[[dict, Callable[[], dict]], dict] | None = None,
+        mixed: int = 0,
+    ):
         """
         Args:
             images: data set dicts.
             mapper: gives an entry "error" for an image that it cannot read.
             seed: of the run.
+            mixing: makes an image of one and of others that it draws; see `mixing.Mixing`.
+            mixed: positions, from the start, whose images it makes.
         """
         self._images, self._seed = images, seed
         self._mapper = PicklableWrapper(mapper)  # for workers that are not forked
+        self._mixing, self._mixed = mixing, mixed if mixing else 0
 
     def __getitem__(self, drawn: tuple[int, int]) -> dict:
         position, index = drawn
         with _own_randomness(self._seed, position):
-            return self._first_readable(index)
+            found = self._first_readable(index)
+            if position < self._mixed and "error" not in found:
+                return self._mixing(found, self._any)
+            return found
+
+    def _any(self) -> dict:
+        return self._first_readable(np.random.randint(len(self._images)))
 
     def _first_readable(self, index: int) -> dict:
         faults = {}
@@ -97,14 +113,25 @@ class SeededImages(Dataset):
 
 
 class TrainingLoader:
-    """Batches of `SeededImages`, a list of dicts each."""
+    """Batches of `SeededImages`, a list of dicts each.
 
-    def __init__(self, dataset: SeededImages, batches: TrainingBatches, workers: int):
+    Attributes:
+        objects: annotated objects by class, 0..K-1, in all images.
+    """
+
+    def __init__(
+        self,
+        dataset: SeededImages,
+        batches: TrainingBatches,
+        workers: int,
+        objects: Mapping[int, int],
+    ):
         """
         Args:
             dataset, batches: what is loaded, and in which order.
             workers: processes that load; 0 for this one.
         """
+        self.objects = objects
         self._loader = DataLoader(
             dataset,
             batch_sampler=batches,

@@ -1,6 +1,7 @@
 """One comparison: its plan, its search, its runs, and the record of what was compared."""
 
 import json
+import os
 import re
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from typing import Any
 
 from ghm_d2.config import config_hash
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
-from ghm_d2.experiments.launch import BUSY, is_training, take
+from ghm_d2.experiments.launch import BUSY, is_training
 from ghm_d2.experiments.plan import (
     Plan,
     PlannedRun,
@@ -23,6 +24,7 @@ from ghm_d2.experiments.plan import (
 )
 from ghm_d2.experiments.search import Settings, SideSearch, read_settings, search, trial_data
 from ghm_d2.experiments.suites import Suite, SuiteSide
+from ghm_d2.locks import take
 from ghm_d2.progress import Progress
 from ghm_d2.records import (
     COMPARISON_FILE,
@@ -35,6 +37,7 @@ from ghm_d2.records import (
     Trial,
 )
 from ghm_d2.run_folder import LOCK_FILE, LOG_FILE, METRICS_FILE
+from ghm_d2.training.trackers import GROUP
 
 POLL_SECONDS = 1.0
 
@@ -119,6 +122,7 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     """
     request = keep_plan(request)
     table = request.table
+    os.environ.setdefault(GROUP, request.folder().name)  # its processes have it too
     searches = _searches(request)
     trials = [trial.run for side in searches for trial in side.trials(table)]
     later = [run for side in searches for run in side.later(table)]

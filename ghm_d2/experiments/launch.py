@@ -4,7 +4,6 @@ A process of its own frees all memory, makes the peak a run's own, and takes no 
 when it dies.
 """
 
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
 from ghm_d2.experiments.plan import PlannedRun
+from ghm_d2.locks import take
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import BEST_WEIGHTS, CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
@@ -73,27 +73,6 @@ def is_training(run: PlannedRun) -> bool:
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / LOCK_FILE, "a") as lock:
         return not take(lock)
-
-
-def take(lock) -> bool:
-    """Lock a file, open for writing as network file systems want it, until it is closed.
-
-    Returns:
-        False where somebody else has it.
-
-    Raises:
-        UsageError: it is on a file system without locks.
-    """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UsageError(
-            f"{lock.name}: cannot be locked ({error.strerror}); choose an --output on a file "
-            "system with locks"
-        ) from None
-    return True
 
 
 def _log_to(file: Path) -> None:

@@ -209,6 +209,11 @@ def make_run(
         UsageError, DataError: the configuration or the data cannot be used.
     """
     cfg = prepare(config, overrides, dataset=dataset, seed=seed, device=device)
+    if cfg.SOLVER.PATIENCE:
+        raise UsageError(
+            "SOLVER.PATIENCE picks the best weights by the images that a comparison is judged on; "
+            "set it to 0"
+        )
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)
     weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED

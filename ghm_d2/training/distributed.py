@@ -108,6 +108,14 @@ def same_for_all(value):
 
 
 @torch.no_grad()
+def take_weights_of_first(model: nn.Module) -> None:
+    """Give all ranks rank 0's parameters and buffers."""
+    if comm.get_world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
 def share_statistics(model: nn.Module) -> None:
     """Give all ranks rank 0's batch norm statistics; each rank gathers its own in training."""
     if comm.get_world_size() == 1:

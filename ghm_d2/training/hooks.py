@@ -2,6 +2,7 @@
 
 import math
 import signal
+from pathlib import Path
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -9,7 +10,8 @@ from detectron2.utils import comm
 from ghm_d2.errors import DivergedError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.progress import Progress
-from ghm_d2.run_folder import BEST_WEIGHTS
+from ghm_d2.run_folder import BEST_WEIGHTS, CHECKPOINTS
+from ghm_d2.training.distributed import same_for_all
 from ghm_d2.training.divergence import REMEDY, is_finite
 from ghm_d2.training.writers import SMOOTHING_WINDOW, WALL_CLOCK
 
@@ -81,7 +83,20 @@ class WholeRunsEvalHook(hooks.EvalHook):
 
 
 class FiniteCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's `PeriodicCheckpointer`, which saves no NaN or infinite weights."""
+    """Detectron2's `PeriodicCheckpointer`, which saves no NaN or infinite weights.
+
+    Of a resumed run's checkpoints too no more than `max_to_keep` stay.
+    """
+
+    def before_train(self):
+        super().before_train()
+        if self.max_to_keep is not None:
+            before = sorted(Path(self.checkpointer.save_dir).glob(CHECKPOINTS))
+            self.recent_checkpoints = [str(file) for file in before]
+            for file in before[: -self.max_to_keep]:
+                self.recent_checkpoints.remove(str(file))
+                if comm.is_main_process():
+                    file.unlink()
 
     def after_step(self):
         """Raises DivergedError instead of saving such weights."""
@@ -119,6 +134,39 @@ class BestCheckpoint(HookBase):
 
     def load_state_dict(self, state_dict):
         self.best = dict(state_dict["best"])
+
+
+class EarlyStop(HookBase):
+    """Ends a training whose AP has not risen in `patience` evaluations, by `StoppedEarly`."""
+
+    def __init__(self, patience: int, period: int, best: BestCheckpoint):
+        """
+        Args:
+            patience: evaluations, above 0.
+            period: iterations between two of them.
+            best: what they have found, on rank 0.
+        """
+        self._wait, self._period, self._best = patience * period, period, best
+
+    def before_train(self):
+        self._check()
+
+    def after_step(self):
+        if self.trainer.done % self._period == 0 and self.trainer.done < self.trainer.max_iter:
+            self._check()
+
+    def _check(self) -> None:
+        best = self._best.best
+        due = bool(best) and self.trainer.done - best["iteration"] >= self._wait
+        if same_for_all(due):
+            raise StoppedEarly
+
+
+class StoppedEarly(BaseException):
+    """A training has ended by SOLVER.PATIENCE, which is no error.
+
+    No Exception either: Detectron2's loop would log it with a traceback.
+    """
 
 
 class StopOnSignal(HookBase):

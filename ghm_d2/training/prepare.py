@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from ghm_d2.config import check_config, check_detectron2_keys, load_config
 from ghm_d2.data.catalog import apply_to_config, validate
+from ghm_d2.data.class_weights import fill_class_weights
 from ghm_d2.data.registered import has_annotations
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.training.distributed import same_for_all
@@ -55,6 +56,7 @@ def prepare(
     check_config(cfg)
     classes = tuple(cfg.DATASETS.CLASS_NAMES)
     apply_to_config(cfg, dataset)
+    fill_class_weights(cfg)
     if resume and tuple(cfg.DATASETS.CLASS_NAMES) != classes:
         data = dataset or cfg.DATASETS.TRAIN[0]
         raise DataError(f"{data} has other classes than the run that is to be resumed")

@@ -34,30 +34,36 @@ from ghm_d2.records import RunRecord, SetFigures
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import (
     ANALYSIS_FILE,
+    BEST_WEIGHTS,
     CHECKPOINTS,
     CONFIG_FILE,
     DENSITY_FILE,
     DETECTIONS_FILE,
     DIVERGENCE_FILE,
+    FINAL_WEIGHTS,
     LAST_CHECKPOINT,
     METRICS_FILE,
     RUN_FILE,
     WORST_FILE,
 )
-from ghm_d2.training.distributed import lost_peers, share_statistics
+from ghm_d2.training.averaging import AveragedWeights
+from ghm_d2.training.distributed import lost_peers, share_statistics, take_weights_of_first
 from ghm_d2.training.divergence import is_finite
 from ghm_d2.training.gradient_ratio import PERIOD
 from ghm_d2.training.hooks import (
     BestCheckpoint,
+    EarlyStop,
     FiniteCheckpointer,
     LossHistory,
     StopOnSignal,
+    StoppedEarly,
     WholeRunsEvalHook,
 )
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.precise_bn import SeededPreciseBN
 from ghm_d2.training.prepare import config_errors
 from ghm_d2.training.second_half import gradient_ratio, weight_variation
+from ghm_d2.training.trackers import trackers_of
 from ghm_d2.training.trainer import GHMTrainer
 from ghm_d2.training.writers import (
     DensityLog,
@@ -115,7 +121,10 @@ def train(
     try:
         run.register_hooks(stop)
         with lost_peers():
-            run.trainer.train(run.trainer.done, cfg.SOLVER.MAX_ITER)
+            try:
+                run.trainer.train(run.trainer.done, cfg.SOLVER.MAX_ITER)
+            except StoppedEarly:
+                run.end_with_best()
     except BaseException as error:
         # Ctrl-C reaches the loader's workers too, whose end is an error there
         interrupted = stop.requested and isinstance(error, RuntimeError | RunError)
@@ -140,10 +149,17 @@ class _TrainingRun:
     def __init__(self, cfg, dataset_label: str, resume: bool, progress: Progress):
         self.cfg, self.progress = cfg, progress
         self.folder = Path(cfg.OUTPUT_DIR)
-        self.trainer, self.checkpointer, (self.history, self.best) = set_up(cfg, resume, progress)
+        self.trainer, self.checkpointer, held = set_up(cfg, resume, progress)
+        self.history, self.best, *averaged = held
+        # whose figures are the run's: the averaged one, where there is one
+        self.judged = averaged[0].model if averaged else self.trainer.detector
         self.record = describe_run(cfg, self.trainer.detector, dataset_label)
+        objects = self.trainer.data_loader.objects
+        names = enumerate(cfg.DATASETS.CLASS_NAMES)
+        self.record.train_objects = {name: objects.get(i, 0) for i, name in names}
         self.evaluation: Evaluation | None = None  # on the first data set
         self.figures: dict[str, SetFigures] = {}  # on the others
+        self.ends_early = False
         if resume and (self.folder / RUN_FILE).is_file():
             before = RunRecord.read(self.folder)
             self.record.s_per_iter = before.s_per_iter
@@ -172,6 +188,8 @@ class _TrainingRun:
         period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
         # where metrics are written, so that a resumed run has the same rows
         trainer.ratio_period = period * max(1, round(PERIOD / period))
+        patience, every = cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD
+        early = [EarlyStop(patience, every, self.best)] if patience and every else []
         precise = cfg.TEST.PRECISE_BN.ENABLED
         precise_bn = [SeededPreciseBN(cfg, trainer.detector)] if precise else []
         writing = []
@@ -181,6 +199,7 @@ class _TrainingRun:
             writers = [
                 MetricsWriter(self.folder / METRICS_FILE, trainer.done),
                 EventsWriter(self.folder, trainer.done),
+                *trackers_of(cfg, trainer.done),
             ]
             log = self.folder / DENSITY_FILE
             writing = [
@@ -195,7 +214,12 @@ class _TrainingRun:
                 hooks.IterationTimer(),
                 WholeRunsEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
                 *writing,
-                FiniteCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+                FiniteCheckpointer(
+                    self.checkpointer,
+                    cfg.SOLVER.CHECKPOINT_PERIOD,
+                    max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+                ),
+                *early,
                 stop,
             ]
         )
@@ -214,12 +238,12 @@ class _TrainingRun:
         """
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
         trainer.storage.iter = min(trainer.iter, last)
-        share_statistics(trainer.detector)
+        share_statistics(self.judged)
         first, *others = self._is_judged
         for name, judged in self._is_judged.items():
-            if not judged and trainer.done < last:
+            if not judged and trainer.done < last and not self.ends_early:
                 continue
-            found = evaluate(trainer.detector, self.cfg, name, self.progress)
+            found = evaluate(self.judged, self.cfg, name, self.progress)
             if others:
                 self._log_figures(found, f"{set_name(name)}/")
             if name == first:
@@ -238,6 +262,25 @@ class _TrainingRun:
         scalars = {f"{prefix}{what}/{k}": v for what, m in both for k, v in m.items()}
         there = {k: v for k, v in scalars.items() if v is not None}
         self.trainer.storage.put_scalars(**there, smoothing_hint=False)
+
+    def end_with_best(self) -> None:
+        """End early: the run's figures and model_final.pth are those of the best weights.
+
+        The checkpoint to resume from, with a larger SOLVER.PATIENCE, is the last one.
+        """
+        trainer, best, self.ends_early = self.trainer, self.best.best, True
+        self._save_last()
+        if comm.is_main_process():
+            final = GHMCheckpointer(self.judged, self.folder)
+            final.load(str(self.folder / BEST_WEIGHTS))
+            final.save_weights(FINAL_WEIGHTS.removesuffix(".pth"), iteration=best["iteration"])
+            self.record.outcome = (
+                f"ended after {trainer.done} of {self.cfg.SOLVER.MAX_ITER} iterations: no higher "
+                f"AP in {self.cfg.SOLVER.PATIENCE} evaluations"
+            )
+            self.progress.message(f"{self.record.outcome}; {FINAL_WEIGHTS} has the best weights")
+        take_weights_of_first(self.judged)
+        self._evaluate()
 
     def cut_short(self, error: BaseException) -> None:
         """Save a checkpoint if possible, and say in the record how the run ended."""
@@ -283,11 +326,10 @@ class _TrainingRun:
             record.write(self.folder)
 
 
-def set_up(
-    cfg, resume: bool, progress: Progress
-) -> tuple[GHMTrainer, GHMCheckpointer, tuple[LossHistory, BestCheckpoint]]:
+def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer, tuple]:
     """Build and load everything, the hooks that are part of a checkpoint included.
 
+    These are `LossHistory`, `BestCheckpoint` and, with SOLVER.EMA_DECAY, `AveragedWeights`.
     Nothing is written. All ranks do the same.
     """
     register_all()
@@ -305,12 +347,16 @@ def set_up(
         loader = build_train_loader(cfg, start_iter)
     trainer = GHMTrainer(cfg, model, loader, optimizer, start_iter, progress.message)
     held = LossHistory(), BestCheckpoint(checkpointer)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), *held])
+    decay = cfg.SOLVER.EMA_DECAY
+    averaged = [AveragedWeights(trainer.detector, decay)] if decay else []
+    trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), *held, *averaged])
     if state:
         trainer.load_state_dict(state)
         progress.message(f"resuming after {start_iter} iterations")
     checkpointer.add_checkpointable("trainer", trainer)
-    return trainer, checkpointer, held
+    if averaged:
+        checkpointer.model = averaged[0].model  # what is saved as "model"
+    return trainer, checkpointer, (*held, *averaged)
 
 
 def _build(cfg):

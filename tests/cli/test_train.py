@@ -1,5 +1,6 @@
 """ghm train, eval and predict as a user runs them, on real files."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -29,7 +30,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_leaves_its_evidence(run_folder):
+def test_a_run_leaves_its_evidence(run_folder, digits_folder):
     present = {file.name for file in run_folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "density.jsonl", "run.json", "log.txt"} <= present
     assert {"model_final.pth", "model_best.pth", "detections.png"} <= present
@@ -39,6 +40,9 @@ def test_a_run_leaves_its_evidence(run_folder):
     assert run["method"] == "RetinaNet GHM-C + GHM-R (robust)"
     assert set(run["metrics"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert set(run["per_class"]) == {str(digit) for digit in range(10)}
+    images = json.loads((Path(digits_folder) / "train.json").read_text())["annotations"]
+    assert sum(run["train_objects"].values()) == len(images) > 5
+    assert run["train_objects"].keys() == run["per_class"].keys()
     assert run["s_per_iter"] > 0 and run["ms_per_image"] > 0 and run["parameters"] > 1000
     lines = [json.loads(x) for x in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["iteration"] for x in lines if "loss_cls" in x] == [0, 1, 2, 3]
@@ -46,6 +50,15 @@ def test_a_run_leaves_its_evidence(run_folder):
         json.loads(x)["density"] for x in (run_folder / "density.jsonl").read_text().splitlines()
     }
     assert densities == {"ghm_c.density", "ghm_r.density"}
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(ghm, digits_folder, tiny, tmp_path):
+    with open(tmp_path / "lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        words = ["--config", CONFIG, "--dataset", digits_folder, "--output", tmp_path, *tiny]
+        result = ghm("train", *words)
+    assert result.returncode == 2 and "another process is training in" in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
 def test_the_table_has_the_published_columns(run_folder):

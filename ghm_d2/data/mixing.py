@@ -1,0 +1,158 @@
+"""Training images made of several: mosaic of four (YOLOv4, arXiv 2004.10934) and mixup of two
+(Zhang et al., arXiv 1710.09412), both with boxes and masks.
+
+They take what the mapper makes: images that are augmented and resized already.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
+from torch import Tensor
+
+LAST_SHARE = 0.1  # of a training, that is without them, as YOLOX (arXiv 2107.08430) ends
+_SCALES = (0.5, 1.0)  # of the images in a mosaic
+_CENTRE = (0.25, 0.75)  # where its four meet, of a side
+_LEAST_AREA = 0.2  # share of a box that is left of a cut object that counts
+_BETA = 32.0  # of mixup, as in YOLOX: both images stay visible
+
+
+class Mixing:
+    """Makes a mosaic or a mixup of an image, or neither, with NumPy's global generator."""
+
+    def __init__(self, mosaic: float, mixup: float, fill: tuple[float, ...]):
+        """
+        Args:
+            mosaic, mixup: probabilities; a mosaic may then be mixed with another image.
+            fill: colour of what no image covers.
+        """
+        self._mosaic, self._mixup, self._fill = mosaic, mixup, fill
+
+    def __call__(self, item: dict, draw: Callable[[], dict]) -> dict:
+        """The image to train on.
+
+        Args:
+            item: "image" (C, H, W) and "instances", as Detectron2's mapper makes them.
+            draw: another one of the data set.
+
+        Returns:
+            `item`, with another image and instances; the first with an entry "error" of those that
+            were drawn, if there is one. "faults" has what is wrong with any of them.
+        """
+        for probability, number, mix in (
+            (self._mosaic, 3, self._four),
+            (self._mixup, 1, _blended),
+        ):
+            if np.random.rand() >= probability:
+                continue
+            others = [draw() for _ in range(number)]
+            for other in others:
+                if "error" in other:
+                    return other
+            faults = [x["faults"] for x in (item, *others) if "faults" in x]
+            item = item | mix([item, *others])
+            if faults:
+                item["faults"] = {file: fault for f in faults for file, fault in f.items()}
+        return item
+
+    def _four(self, items: list[dict]) -> dict:
+        """Four images around a point of a canvas of the first one's size."""
+        first = items[0]["image"]
+        height, width = first.shape[1:]
+        fill = torch.tensor(self._fill).to(first.dtype)
+        canvas = fill[:, None, None].expand_as(first).clone()
+        scale = np.random.uniform(*_SCALES)
+        x, y = (round(side * np.random.uniform(*_CENTRE)) for side in (width, height))
+        parts = []
+        for i, item in enumerate(items):
+            image = _resized(item["image"], scale)
+            h, w = image.shape[1:]
+            left, top = (x if i % 2 else x - w), (y if i // 2 else y - h)
+            x0, y0 = max(left, 0), max(top, 0)
+            x1, y1 = min(left + w, width), min(top + h, height)
+            canvas[:, y0:y1, x0:x1] = image[:, y0 - top : y1 - top, x0 - left : x1 - left]
+            factors = w / item["image"].shape[2], h / item["image"].shape[1]
+            window = (x0, y0, x1, y1)
+            parts.append(_moved(item["instances"], factors, (left, top), window, (height, width)))
+        return {"image": canvas, "instances": Instances.cat(parts)}
+
+
+def _blended(items: list[dict]) -> dict:
+    """The second image, fitted into the first one's size, shines through it."""
+    (image, other), (instances, others) = (
+        [item[key] for item in items] for key in ("image", "instances")
+    )
+    height, width = image.shape[1:]
+    scale = min(height / other.shape[1], width / other.shape[2])
+    fitted = _resized(other, scale)
+    h, w = min(fitted.shape[1], height), min(fitted.shape[2], width)
+    share = np.random.beta(_BETA, _BETA)
+    mixed = image.float()
+    mixed[:, :h, :w] = share * mixed[:, :h, :w] + (1 - share) * fitted[:, :h, :w].float()
+    factors = fitted.shape[2] / other.shape[2], fitted.shape[1] / other.shape[1]
+    window = (0, 0, w, h)
+    whole = _moved(instances, (1.0, 1.0), (0, 0), (0, 0, width, height), (height, width))
+    added = _moved(others, factors, (0, 0), window, (height, width))
+    both = Instances.cat([whole, added])
+    return {"image": mixed.round().to(image.dtype), "instances": both}
+
+
+def _resized(image: Tensor, scale: float) -> Tensor:
+    size = [max(1, round(scale * side)) for side in image.shape[1:]]
+    found = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
+    return found.round().to(image.dtype)
+
+
+def _moved(
+    instances: Instances,
+    factors: tuple[float, float],
+    shift: tuple[int, int],
+    window: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> Instances:
+    """Instances on another canvas: resized, shifted, and cut off at a window.
+
+    Args:
+        factors, shift: of x and of y.
+        window: (x0, y0, x1, y1) of the canvas, beyond which nothing is seen.
+        size: (height, width) of the canvas.
+    """
+    scale = torch.tensor([*factors, *factors])
+    offset = torch.tensor([*shift, *shift], dtype=torch.float32)
+    whole = instances.gt_boxes.tensor * scale + offset
+    low, high = torch.tensor(window[:2]), torch.tensor(window[2:])
+    corner, end = whole[:, :2].clamp(min=low, max=high), whole[:, 2:].clamp(min=low, max=high)
+    boxes = Boxes(torch.cat([corner, end], dim=1).float())
+    sides, area = end - corner, Boxes(whole).area()
+    kept = (sides > 1).all(1) & (boxes.area() >= _LEAST_AREA * area)
+    moved = Instances(size, gt_boxes=boxes[kept], gt_classes=instances.gt_classes[kept])
+    if not instances.has("gt_masks"):
+        return moved
+    masks = _moved_masks(instances.gt_masks[kept], factors, shift, window, size)
+    moved.gt_masks = masks
+    moved.gt_boxes = masks.get_bounding_boxes()
+    return moved[masks.tensor.flatten(1).any(1)]
+
+
+def _moved_masks(masks, factors, shift, window, size) -> BitMasks:
+    """`_moved` of polygons or of bit masks."""
+    height, width = size
+    found = torch.zeros(len(masks), height, width, dtype=torch.bool)
+    x0, y0, x1, y1 = window
+    for i in range(len(masks)):
+        if isinstance(masks, PolygonMasks):
+            outlines = [p.reshape(-1, 2) * factors + shift for p in masks.polygons[i]]
+            mask = torch.from_numpy(
+                polygons_to_bitmask([o.reshape(-1) for o in outlines], height, width)
+            )
+            found[i, y0:y1, x0:x1] = mask[y0:y1, x0:x1].bool()
+            continue
+        size_now = [round(s * f) for s, f in zip(masks.tensor[i].shape, factors[::-1], strict=True)]
+        mask = F.interpolate(masks.tensor[i][None, None].float(), size_now, mode="bilinear")[0, 0]
+        mask = mask > 0.5
+        left, top = shift
+        found[i, y0:y1, x0:x1] = mask[y0 - top : y1 - top, x0 - left : x1 - left]
+    return BitMasks(found)

@@ -1,0 +1,133 @@
+"""SOLVER.TRACKERS: a training's figures in Weights & Biases or MLflow, as Detectron2 EventWriters.
+
+Where their servers are, and who one is, they know from their own environment variables
+(WANDB_API_KEY, WANDB_MODE, MLFLOW_TRACKING_URI and so on).
+"""
+
+import json
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from ghm_d2.config.loader import plain_config
+from ghm_d2.errors import UsageError
+from ghm_d2.files import write_text
+from ghm_d2.run_folder import TRACKER_FILE
+
+PROJECT = "ghm_d2"
+GROUP = "GHM_D2_RUN_GROUP"  # environment variable: what the runs of a comparison are listed under
+_SMOOTHING_WINDOW = 20  # iterations; as in metrics.jsonl
+
+
+class _Tracker(EventWriter):
+    """Sends the values of each iteration that is logged; a resumed run goes on in its old entry."""
+
+    name: str
+
+    def __init__(self, cfg, start_iter: int):
+        self._folder, self._written = Path(cfg.OUTPUT_DIR), start_iter - 1
+        ids = _read_ids(self._folder) if start_iter else {}
+        ids[self.name] = self._open(cfg, ids.get(self.name))
+        write_text(self._folder / TRACKER_FILE, json.dumps(ids) + "\n")
+
+    def _open(self, cfg, before: str | None) -> str:
+        """Begin or go on with the entry `before`; its id."""
+        raise NotImplementedError
+
+    def _send(self, values: dict[str, float], iteration: int) -> None:
+        raise NotImplementedError
+
+    def write(self) -> None:
+        rows: dict[int, dict[str, float]] = {}
+        latest = get_event_storage().latest_with_smoothing_hint(_SMOOTHING_WINDOW)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._written:
+                rows.setdefault(iteration, {})[name] = value
+        for iteration in sorted(rows):
+            self._send(rows[iteration], iteration)
+        self._written = max([self._written, *rows])
+
+
+class WandbWriter(_Tracker):
+    """An entry of Weights & Biases: project, name, group and configuration."""
+
+    name = "wandb"
+
+    def _open(self, cfg, before):
+        wandb = _import("wandb", "wandb")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=self._folder.resolve().name,
+            group=os.environ.get(GROUP),
+            dir=str(self._folder),
+            config=plain_config(cfg),
+            id=before,
+            resume="allow",
+        )
+        return self._run.id
+
+    def _send(self, values, iteration):
+        self._run.log(values, step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflowWriter(_Tracker):
+    """A run of MLflow: experiment, name, group as a tag, configuration as a file."""
+
+    name = "mlflow"
+
+    def _open(self, cfg, before):
+        self._mlflow = _import("mlflow", "mlflow-skinny")
+        self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        run = self._mlflow.start_run(
+            run_id=before, run_name=None if before else self._folder.resolve().name
+        )
+        if group := os.environ.get(GROUP):
+            self._mlflow.set_tag("group", group)
+        self._mlflow.log_text(cfg.dump(), "config.yaml")
+        return run.info.run_id
+
+    def _send(self, values, iteration):
+        self._mlflow.log_metrics(values, iteration)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+TRACKERS: dict[str, Callable] = {kind.name: kind for kind in (WandbWriter, MLflowWriter)}
+
+
+def trackers_of(cfg, start_iter: int = 0) -> list[EventWriter]:
+    """A writer for each of SOLVER.TRACKERS.
+
+    Raises:
+        UsageError: an unknown one, or one whose package is not installed.
+    """
+    unknown = [name for name in cfg.SOLVER.TRACKERS if name not in TRACKERS]
+    if unknown:
+        raise UsageError(f"SOLVER.TRACKERS are of {', '.join(TRACKERS)}, not {unknown[0]!r}")
+    return [TRACKERS[name](cfg, start_iter) for name in cfg.SOLVER.TRACKERS]
+
+
+def _import(module: str, package: str):
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UsageError(
+            f"SOLVER.TRACKERS {module} needs: pip install {package} (or 'ghm_d2[trackers]')"
+        ) from None
+
+
+def _read_ids(folder: Path) -> dict[str, str]:
+    """The ids of the entries by tracker, as this run has left them."""
+    try:
+        found = json.loads((folder / TRACKER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in known if name in TRACKERS and isinstance(value, str)}
