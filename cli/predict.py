@@ -6,75 +6,107 @@ from typing import Annotated
 import typer
 
 from ghm_d2.config.detectors import num_classes
-from ghm_d2.errors import DataError
+from ghm_d2.errors import UsageError
 
 from ._console import emit, tell, user_errors
 from ._options import Device, Json, make_folder
 
+FORMATS = ("coco", "yolo", "csv", "label-studio", "fiftyone")
+
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Images, videos, folders of them, or quoted patterns."
+        ),
+    ],
     weights: Annotated[Path, typer.Option(help="A checkpoint, such as runs/x/model_best.pth.")],
     config: Annotated[
         str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for pictures and files.")] = Path(
         "predictions"
     ),
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The least score.")] = 0.5,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help=f"A file for other tools: {', '.join(FORMATS)}; repeatable."),
+    ] = None,
+    side: Annotated[
+        int, typer.Option("--slice", min=0, help="Look at slices of so many px too (needs sahi).")
+    ] = 0,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Look at resized and mirrored copies: TEST.AUG.")
+    ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Draw a picture of each image.")
+    ] = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Detect objects in images: drawn pictures, and COCO's result format with --json."""
+    """Detect objects in images and videos: pictures, files for other tools, --json for scripts."""
     with user_errors():
-        _predict(images, weights, config, output, threshold, device, as_json)
-
-
-def _predict(images, weights, config, output, threshold, device, as_json) -> None:
-    missing = [image for image in images if not image.is_file()]
-    if missing:
-        raise DataError(f"no image {missing[0]}")
-    from ._logs import quiet
-
-    quiet()  # before anything that warns is imported
-    from ghm_d2.data.show import contact_sheet
-    from ghm_d2.inference.load import config_source, load_detector
-    from ghm_d2.inference.predict import predict
-    from ghm_d2.training.prepare import prepare_detector
-
-    from ._progress import progress
-
-    make_folder(output)
-    cfg = prepare_detector(config_source(weights, config), device=device)
-    model = load_detector(cfg, weights)
-    # weights from elsewhere do not tell the names of their classes
-    names = dict(enumerate(cfg.DATASETS.CLASS_NAMES or map(str, range(num_classes(cfg)))))
-    with progress() as shown:
-        found = predict(model, cfg, images, shown, threshold)
-    for image, detections, name in zip(images, found, _picture_names(images), strict=True):
-        picture = output / name
-        caption = f"{image.name}: {len(detections)} detections"
-        contact_sheet([(image, caption, detections)], names, columns=1, cell=1000).save(picture)
+        unknown = [name for name in formats or () if name not in FORMATS]
+        if unknown:
+            raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {unknown[0]!r}")
+        options = {"threshold": threshold, "side": side, "tta": tta, "device": device}
+        images, names = _predict(sources, weights, config, output, pictures, formats or [], options)
 
     def human():
-        for image, detections in zip(images, found, strict=True):
-            tell(f"{image}: {len(detections)} detections")
-        tell(f"pictures: {output}")
+        for image in images[:20]:
+            tell(f"{image.file}: {len(image.detections)} detections")
+        if len(images) > 20:
+            tell(f"... {len(images)} in all")
+        tell(f"written to {output}")
 
     rows = [
-        d | {"file_name": str(image), "category": names[d["category_id"]]}
-        for image, detections in zip(images, found, strict=True)
-        for d in detections
+        d | {"file_name": str(image.file), "category": names[d["category_id"]]}
+        for image in images
+        for d in image.detections
     ]
     emit(rows, as_json=as_json, human=human)
 
 
-def _picture_names(images: list[Path]) -> list[str]:
-    """A name for each drawn picture: none twice, and none that a photograph would have."""
-    count: dict[str, int] = {}
-    names = []
-    for image in images:
-        count[image.stem] = count.get(image.stem, 0) + 1
-        again = f"_{count[image.stem]}" if count[image.stem] > 1 else ""
-        names.append(f"{image.stem}{again}_detections.png")
-    return names
+def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
+    """What was found, a `Found` an image or frame, and the names of the classes."""
+    from ghm_d2.inference.sources import find_sources
+
+    files, videos = find_sources(sources)
+    from ._logs import quiet
+
+    quiet()  # before anything that warns is imported
+    from ghm_d2.inference.formats import FORMATS, distinct_stems
+    from ghm_d2.inference.predict import draw_detections, predict
+    from ghm_d2.inference.video import predict_video
+
+    from ._progress import progress
+
+    make_folder(output)
+    detect, names = _predictor(weights, config, **options)
+    with progress() as shown:
+        images = predict(detect, files, shown)
+        if pictures:
+            stems = zip(images, distinct_stems(files), strict=True)
+            for image, stem in shown.track(list(stems), "drawing", len(images)):
+                draw_detections(image, names, output / f"{stem}_detections.png")
+        for video, stem in zip(videos, distinct_stems(videos), strict=True):
+            images += predict_video(detect, video, output / f"{stem}_detections.mp4", names, shown)
+    for name in formats:
+        FORMATS[name](images, names, output)
+    return images, names
+
+
+def _predictor(weights, config, threshold: float, side: int, tta: bool, device: str):
+    """What detects, and the names of its classes."""
+    from ghm_d2.inference.load import config_source, load_detector
+    from ghm_d2.inference.predict import Predictor
+    from ghm_d2.inference.slices import SlicedPredictor
+    from ghm_d2.training.prepare import prepare_detector
+
+    cfg = prepare_detector(config_source(weights, config), device=device)
+    cfg.TEST.AUG.ENABLED = tta or cfg.TEST.AUG.ENABLED
+    # weights from elsewhere do not tell the names of their classes
+    names = list(cfg.DATASETS.CLASS_NAMES or map(str, range(num_classes(cfg))))
+    detect = Predictor(load_detector(cfg, weights), cfg, threshold)
+    return SlicedPredictor(detect, side, names, threshold) if side else detect, names

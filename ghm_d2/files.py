@@ -43,6 +43,11 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def spreadsheet_cell(value):
+    """A CSV file's value: a spreadsheet takes text that starts with = and so on for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
 def write_text(file: Path, text: str) -> None:
     """Write `text`, whole or not at all; raises OutputError where it cannot be written."""
     write_atomically(str(file), lambda out: out.write(text.encode()))

@@ -87,20 +87,8 @@ def _tile(path, caption, annotations, names, palette, cell) -> Image.Image:
     original = picture.size
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
-    labels = []
-    for annotation in sorted(annotations, key=lambda a: -a["bbox"][2] * a["bbox"][3]):
-        colour = palette.get(annotation["category_id"], _INK)
-        if annotation.get("noise") == "missing":
-            colour = (255, 255, 255)
-        _fill(picture, annotation.get("segmentation"), original, colour)
-        x, y, w, h = (v * scale for v in annotation["bbox"])
-        # Never inverted, however small the box becomes; thin lines leave small objects visible.
-        frame = (x, y, max(x, x + w - 1), max(y, y + h - 1))
-        draw.rectangle(frame, outline=colour, width=2 if min(w, h) > 40 else 1)
-        labels.append((_text(annotation, names), (x, y), colour))
-    for label in labels:  # over all frames, to stay legible
-        _label(draw, font, *label, size)
+    draw_boxes(picture, annotations, names, palette, original)
+    font = ImageFont.load_default(11)
     tile = Image.new("RGB", (max(size[0], cell // 2), size[1] + _CAPTION), _PAPER)
     tile.paste(picture, ((tile.width - size[0]) // 2, 0))
     line = ImageDraw.Draw(tile)
@@ -108,6 +96,39 @@ def _tile(path, caption, annotations, names, palette, cell) -> Image.Image:
         caption = caption[1:]  # the end of a path says more than its start
     line.text((tile.width / 2, size[1] + 3), caption, _INK, font, anchor="ma")
     return tile
+
+
+def draw_boxes(
+    picture: Image.Image,
+    annotations: list[dict],
+    names: dict[int, str],
+    palette: dict[int, tuple[int, int, int]] | None = None,
+    original: tuple[int, int] | None = None,
+) -> None:
+    """Draw annotations, or detections, into a picture.
+
+    Args:
+        annotations, names: as of `contact_sheet`.
+        palette: colours by category id.
+        original: (width, height) of the picture that they are of, where this one was resized.
+    """
+    palette = palette or dict(zip(sorted(names), colours(len(names)), strict=True))
+    original, size = original or picture.size, picture.size
+    scale = size[0] / original[0], size[1] / original[1]
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    labels = []
+    for annotation in sorted(annotations, key=lambda a: -a["bbox"][2] * a["bbox"][3]):
+        colour = palette.get(annotation["category_id"], _INK)
+        if annotation.get("noise") == "missing":
+            colour = (255, 255, 255)
+        _fill(picture, annotation.get("segmentation"), original, colour)
+        x, y, w, h = (v * scale[i % 2] for i, v in enumerate(annotation["bbox"]))
+        # Never inverted, however small the box becomes; thin lines leave small objects visible.
+        frame = (x, y, max(x, x + w - 1), max(y, y + h - 1))
+        draw.rectangle(frame, outline=colour, width=2 if min(w, h) > 40 else 1)
+        labels.append((_text(annotation, names), (x, y), colour))
+    for label in labels:  # over all frames, to stay legible
+        _label(draw, font, *label, size)
 
 
 def _fill(picture: Image.Image, mask, original: tuple[int, int], colour) -> None:

@@ -1,8 +1,9 @@
 """Detections on image files, and pictures of detections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -15,43 +16,74 @@ from ghm_d2.data.images import read_image
 from ghm_d2.data.registered import category_ids
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.errors import DataError
+from ghm_d2.inference.augmented import with_augmentation
 from ghm_d2.inference.confusion import best_detections
+from ghm_d2.inference.formats import Found
 from ghm_d2.progress import Progress
 
 
-@torch.no_grad()
-def predict(
-    model, cfg, files: Sequence[Path], progress: Progress, threshold: float = 0.0
-) -> list[list[dict]]:
-    """Detections on each image, in COCO's result format, best first.
+class Predictor:
+    """A detector on pictures as they are read; with TEST.AUG.ENABLED on several copies of each."""
 
-    Args:
-        model: in evaluation mode.
-        threshold: the least score to report, in [0, 1].
+    def __init__(self, model, cfg, threshold: float = 0.0):
+        """
+        Args:
+            model: in evaluation mode.
+            threshold: the least score to report, in [0, 1].
+        """
+        self._detect, self._cfg, self._threshold = with_augmentation(model, cfg), cfg, threshold
+        (self._resize,) = build_augmentations(cfg, False)
 
-    Returns:
-        for each file a list of {"image_id": index of the file, "category_id": index of the
-        class, "bbox": [x, y, width, height] in px, "score"}, and of a detector with masks
-        "segmentation", an RLE.
+    @torch.no_grad()
+    def __call__(self, picture: np.ndarray, image_id: int = 0, name: str = "the picture"):
+        """Detections in COCO's result format, best first.
+
+        Args:
+            picture: (height, width, 3) RGB, uint8.
+            name: what an error calls it.
+
+        Returns:
+            a list of {"image_id", "category_id": index of the class, "bbox": [x, y, width, height]
+            in px, "score"}, and of a detector with masks "segmentation", an RLE.
+
+        Raises:
+            DataError: it is so long that its shorter side would be resized to 0 px.
+        """
+        keys = self._cfg.INPUT
+        height, width = picture.shape[:2]
+        longest = keys.MAX_SIZE_TEST if keys.RESIZE == "shortest_edge" else float("inf")
+        if min(height, width) * longest < max(height, width):
+            raise DataError(f"{name}: a picture of {width} x {height} px cannot be resized")
+        image = convert_PIL_to_numpy(Image.fromarray(picture), keys.FORMAT)
+        image = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
+        item = {"image": tensor, "height": height, "width": width}
+        instances = self._detect([item])[0]["instances"]
+        detections = instances_to_coco_json(instances.to("cpu"), image_id)
+        return [d for d in detections if d["score"] >= self._threshold]
+
+
+def predict(detect: Callable, files: Sequence[Path], progress: Progress) -> list[Found]:
+    """What a `Predictor`, or a `slices.SlicedPredictor`, finds in each image.
+
+    "image_id" is the index of the file.
 
     Raises:
         DataError: an image cannot be read.
     """
-    (resize,) = build_augmentations(cfg, False)
-    # beyond this ratio the shorter side would be resized to 0 px
-    longest = cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.RESIZE == "shortest_edge" else float("inf")
     found = []
     for i, file in enumerate(progress.track(files, "predicting", len(files))):
-        image = convert_PIL_to_numpy(Image.fromarray(read_image(file)), cfg.INPUT.FORMAT)
-        height, width = image.shape[:2]
-        if min(height, width) * longest < max(height, width):
-            raise DataError(f"{file}: a picture of {width} x {height} px cannot be resized")
-        image = resize.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())
-        instances = model([{"image": tensor, "height": height, "width": width}])[0]["instances"]
-        detections = instances_to_coco_json(instances.to("cpu"), i)
-        found.append([d for d in detections if d["score"] >= threshold])
+        picture = read_image(file)
+        height, width = picture.shape[:2]
+        found.append(Found(file, (width, height), detect(picture, i, str(file))))
     return found
+
+
+def draw_detections(image: Found, names: Sequence[str], file: Path) -> None:
+    """A picture of an image with its detections; DataError where it cannot be read again."""
+    caption = f"{image.file.name}: {len(image.detections)} detections"
+    shown = [(image.file, caption, image.detections)]
+    contact_sheet(shown, dict(enumerate(names)), columns=1, cell=1000).save(file)
 
 
 def draw_beside_truth(

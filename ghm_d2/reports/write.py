@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ghm_d2.errors import UsageError
-from ghm_d2.files import write_atomically, write_text
+from ghm_d2.files import spreadsheet_cell, write_atomically, write_text
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord
 from ghm_d2.reports import document as documents
 from ghm_d2.reports.contents import document_of
@@ -89,11 +89,11 @@ def runs_csv(study: Study) -> str:
     header += [f"weight variation of {name}" for name in losses]
     header += ["best AP", "best iteration", *(f"AP of {name}" for name in classes)]
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(map(_harmless, header))
+    csv.writer(out, lineterminator="\n").writerow(map(spreadsheet_cell, header))
     writer = csv.DictWriter(out, header, extrasaction="ignore", lineterminator="\n")
     for side, run in runs:
         row = {**_numbers(run.record), "side": side.name, "seed": run.seed, "status": run.status}
-        writer.writerow({name: _harmless(cell) for name, cell in row.items()})
+        writer.writerow({name: spreadsheet_cell(cell) for name, cell in row.items()})
     return out.getvalue()
 
 
@@ -118,8 +118,3 @@ def _figures(record: RunRecord) -> dict[str, float | None]:
             known = [name for name in (*AP_COLUMNS, *LVIS_COLUMNS) if name in metrics]
             found |= {f"{before}{mask}{name}": metrics[name] for name in known}
     return found
-
-
-def _harmless(cell):
-    """A spreadsheet takes text that starts with one of these for a formula, and runs it."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell

@@ -1,0 +1,42 @@
+"""Which images and videos are meant: by files, folders and patterns."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from ghm_d2.errors import DataError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The images and the videos that are named, each once, in order.
+
+    Args:
+        sources: files; folders, whose images and videos are meant, not those of folders in them;
+            patterns such as "photos/**/*.jpg".
+
+    Raises:
+        DataError: nothing there, or nothing of the kind.
+    """
+    found: list[Path] = []
+    for source in sources:
+        here = _files(source)
+        if not here:
+            raise DataError(f"no image or video: {source}")
+        found += here
+    distinct = list(dict.fromkeys(found))
+    videos = [file for file in distinct if file.suffix.lower() in VIDEOS]
+    return [file for file in distinct if file not in set(videos)], videos
+
+
+def _files(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = sorted(path.iterdir())
+    else:
+        inside = sorted(Path(name) for name in glob.glob(source, recursive=True))
+    return [f for f in inside if f.is_file() and f.suffix.lower() in (*IMAGES, *VIDEOS)]

@@ -1,0 +1,66 @@
+"""Videos with what was found drawn into each frame, by PyAV."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ghm_d2.data.show import draw_boxes
+from ghm_d2.errors import DataError, UsageError
+from ghm_d2.inference.formats import Found
+from ghm_d2.progress import Progress
+
+CODECS = ("libx264", "mpeg4")  # the first that this PyAV was built with
+
+
+def predict_video(
+    detect: Callable, file: Path, output: Path, names: Sequence[str], progress: Progress
+) -> list[Found]:
+    """What is found in each frame; an MP4 with the boxes drawn is written to `output`.
+
+    Args:
+        detect: a `Predictor` or a `SlicedPredictor`.
+
+    Returns:
+        a `Found` a frame, whose file is "FILE#NUMBER", counted from 0.
+
+    Raises:
+        UsageError: PyAV is not installed.
+        DataError: the video cannot be read.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UsageError("videos need: pip install av (or 'ghm_d2[video]')") from None
+    found: list[Found] = []
+    labels = dict(enumerate(names))
+    try:
+        with av.open(str(file)) as source, av.open(str(output), "w") as target:
+            stream = source.streams.video[0]
+            drawn = _stream(av, target, stream)
+            frames = progress.track(source.decode(stream), f"predicting {file.name}", stream.frames)
+            for number, frame in enumerate(frames):
+                picture = frame.to_ndarray(format="rgb24")
+                detections = detect(picture, number, f"{file}, frame {number}")
+                size = (picture.shape[1], picture.shape[0])
+                found.append(Found(Path(f"{file}#{number}"), size, detections))
+                image = Image.fromarray(picture)
+                draw_boxes(image, detections, labels)
+                even = image.crop((0, 0, drawn.width, drawn.height))
+                for packet in drawn.encode(av.VideoFrame.from_image(even)):
+                    target.mux(packet)
+            for packet in drawn.encode():
+                target.mux(packet)
+    except (av.FFmpegError, IndexError) as error:
+        output.unlink(missing_ok=True)
+        raise DataError(f"{file}: no video that can be read ({error})") from None
+    return found
+
+
+def _stream(av, target, source):
+    """A stream of the source's size and rate; its sides are even, as the codecs want them."""
+    codec = next(name for name in CODECS if name in av.codecs_available)
+    drawn = target.add_stream(codec, rate=source.average_rate or 25)
+    drawn.width, drawn.height = (max(2, side - side % 2) for side in (source.width, source.height))
+    drawn.pix_fmt = "yuv420p"
+    return drawn
