@@ -70,6 +70,9 @@ def train(
             "takes under 5 % of the training's time.",
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time of ten steps goes; trace.json.")
+    ] = False,
     num_gpus: NumGPUs = 1,
     num_machines: NumMachines = 1,
     rdzv: Rdzv = None,
@@ -107,7 +110,8 @@ def train(
         if on_divergence is not None and not was_begun(folder):
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
         options = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
-        record = _train(config, overrides, options, resume, overwrite, analyse)
+        how = {"resume": resume, "overwrite": overwrite, "profiled": profile}
+        record = _train(config, overrides, options, analyse, **how)
         if record:
             _show(record, folder, as_json)
 
@@ -119,7 +123,16 @@ def _own_config(folder: Path) -> str:
     return str(own)
 
 
-def _train(source, overrides, options: dict, resume: bool, overwrite: bool, analyse: bool | None):
+def _train(
+    source,
+    overrides,
+    options: dict,
+    analyse: bool | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    profiled: bool,
+):
     """The record of the trained run; None on ranks other than 0.
 
     Args:
@@ -141,7 +154,8 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
         with process_group(pick_device(options["device"])):
             cfg = prepare(source, overrides, resume=resume, **options)
             cfg, scaling = scale_to_group(cfg, resume)
-            record, evaluation = _run(cfg, scaling, resume, overwrite, shown, held)
+            how = {"resume": resume, "overwrite": overwrite, "profiled": profiled}
+            record, evaluation = _run(cfg, scaling, shown, held, **how)
         if rank() > 0:
             return None
         # after the group has ended: nothing below waits for another rank
@@ -152,7 +166,7 @@ def _train(source, overrides, options: dict, resume: bool, overwrite: bool, anal
     return record
 
 
-def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown, held: ExitStack):
+def _run(cfg, scaling: str, shown, held: ExitStack, *, resume, overwrite, profiled):
     """The record and the last evaluation; `held` keeps the lock on the run's folder."""
     from ghm_d2.data.catalog import data_label
     from ghm_d2.locks import training_in
@@ -176,7 +190,8 @@ def _run(cfg, scaling: str, resume: bool, overwrite: bool, shown, held: ExitStac
             shown.message(scaling)
 
     label = data_label(cfg.DATASETS.TRAIN[0])
-    return train(cfg, label, resume=resume, progress=shown, on_start=on_start)
+    options = {"resume": resume, "progress": shown, "profiled": profiled}
+    return train(cfg, label, on_start=on_start, **options)
 
 
 def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:

@@ -8,6 +8,7 @@ DIVERGENCE_FILE = "divergence.jsonl"  # the steps with a NaN or infinite loss or
 EVENTS = "events.out.tfevents.*"  # a pattern: TensorBoard names its files
 LOG_FILE = "log.txt"
 TRACKER_FILE = "trackers.json"  # the run's ids in SOLVER.TRACKERS
+PROFILE_FILE, TRACE_FILE = "profile.json", "trace.json"  # of ghm train --profile
 LAUNCH_FILE = "launch_id"  # of the torchrun group that began or resumed the run
 LOCK_FILE = "lock"  # locked while the run is trained
 LAST_CHECKPOINT = "last_checkpoint"  # holds the name of the checkpoint to resume from
@@ -31,6 +32,8 @@ WRITTEN_BY_TRAINING = (
     DIVERGENCE_FILE,
     LAUNCH_FILE,
     TRACKER_FILE,
+    PROFILE_FILE,
+    TRACE_FILE,
     LOG_FILE,
     CHECKPOINTS,
     FINAL_WEIGHTS,

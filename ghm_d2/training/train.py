@@ -62,6 +62,7 @@ from ghm_d2.training.hooks import (
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.precise_bn import SeededPreciseBN
 from ghm_d2.training.prepare import config_errors
+from ghm_d2.training.profiling import ProfileHook
 from ghm_d2.training.second_half import gradient_ratio, weight_variation
 from ghm_d2.training.trackers import trackers_of
 from ghm_d2.training.trainer import GHMTrainer
@@ -82,6 +83,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     on_start: Callable[[], None] = lambda: None,
+    profiled: bool = False,
 ) -> tuple[RunRecord, Evaluation]:
     """Train the detector that `cfg` describes, into OUTPUT_DIR.
 
@@ -97,6 +99,7 @@ def train(
         progress: is told of every iteration.
         on_start: is called on rank 0 when everything is built and loaded, before anything is
             written.
+        profiled: tell and write where the time of a few steps goes; see `ProfileHook`.
 
     Returns:
         the record, and the last evaluation on the first data set of DATASETS.TEST.
@@ -120,6 +123,8 @@ def train(
     stop.install()
     try:
         run.register_hooks(stop)
+        if profiled and comm.is_main_process():
+            run.trainer.register_hooks([ProfileHook(run.folder, cfg.MODEL.DEVICE, progress)])
         with lost_peers():
             try:
                 run.trainer.train(run.trainer.done, cfg.SOLVER.MAX_ITER)

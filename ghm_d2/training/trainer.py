@@ -19,6 +19,7 @@ from ghm_d2.files import finite_or_none
 from ghm_d2.training.distributed import parallel, sum_over_ranks
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
 from ghm_d2.training.gradient_ratio import GRADIENT_RATIO, shared_features, squared_norms
+from ghm_d2.training.profiling import part as profiled
 from ghm_d2.training.writers import append_lines
 
 _NORMS = 100  # the last gradient norms that a report of divergence shows
@@ -91,7 +92,8 @@ class GHMTrainer(SimpleTrainer):
                 model and optimizer are as before it.
         """
         start = time.perf_counter()
-        batch = raise_on_bad_image(next(self._data_loader_iter))
+        with profiled("data"):
+            batch = raise_on_bad_image(next(self._data_loader_iter))
         faults = take_faults(batch)
         data_seconds = time.perf_counter() - start
         self._keep_buffers()
@@ -117,7 +119,8 @@ class GHMTrainer(SimpleTrainer):
             self._leave_out(batch, losses, norm)
         self.consistent = False
         if finite:
-            self._scaler.step(self.optimizer)
+            with profiled("optimizer"):
+                self._scaler.step(self.optimizer)
             self._log(losses, norm, data_seconds)
         self._scaler.update()
 
@@ -131,13 +134,15 @@ class GHMTrainer(SimpleTrainer):
             alone = i < len(parts) and self.model is not self.detector
             with self.model.no_sync() if alone else nullcontext():
                 losses = self._losses(part)
-                self._scaler.scale(sum(losses.values()) / len(parts)).backward()
+                with profiled("backward"):
+                    self._scaler.scale(sum(losses.values()) / len(parts)).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach() / len(parts)
         return total
 
     def _losses(self, batch) -> dict[str, torch.Tensor]:
-        with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+        half = torch.autocast(self._device, self._dtype, enabled=self._dtype is not None)
+        with half, profiled("forward"):
             if not self.ratio_period or (self.iter + 1) % self.ratio_period:
                 return self.model(batch)
             with shared_features(self.detector) as features:
