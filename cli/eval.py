@@ -85,7 +85,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
     from ghm_d2.describe import describe_run, peak_memory_mb
     from ghm_d2.inference.evaluate import evaluate
     from ghm_d2.inference.expected import check_expected
-    from ghm_d2.inference.load import config_source, load_detector
+    from ghm_d2.inference.load import config_source, folder_of, load_detector
     from ghm_d2.training.distributed import lost_peers, process_group
     from ghm_d2.training.prepare import pick_device, prepare_evaluation
 
@@ -97,7 +97,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
         cfg = prepare_evaluation(source, overrides, dataset=dataset, device=device)
         names = cfg.DATASETS.TEST
         if not output and rank() == 0 and not all(map(has_annotations, names)):
-            make_folder(weights.parent, "--output is not given, and the weights' folder")
+            make_folder(folder_of(weights), "--output is not given, and the weights' folder")
         model = load_detector(cfg, weights)
         with lost_peers():
             found = {name: evaluate(model, cfg, name, shown) for name in names}
@@ -126,6 +126,7 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
     """
     from ghm_d2.data.registered import set_name
     from ghm_d2.files import write_json
+    from ghm_d2.inference.load import folder_of
     from ghm_d2.inference.predict import draw_beside_truth
     from ghm_d2.inference.results_file import submission_hint, write_results
 
@@ -133,7 +134,7 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
     for number, (name, result) in enumerate(found.items()):
         if not result.metrics:
             label = weights.resolve().parent.name
-            files = write_results(output or weights.parent, name, label, result.detections)
+            files = write_results(output or folder_of(weights), name, label, result.detections)
             done.results.append((submission_hint(name, files), files))
         elif output:
             below = f"{set_name(name)}/" if number else ""

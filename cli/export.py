@@ -45,14 +45,14 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
     quiet()  # before anything that warns is imported
     from ghm_d2.files import write_atomically
     from ghm_d2.inference.export import SUFFIXES, check_format, describe, export
-    from ghm_d2.inference.load import config_source, load_detector
+    from ghm_d2.inference.load import config_source, folder_of, load_detector
     from ghm_d2.training.prepare import prepare_detector
 
     from ._progress import progress
 
     check_format(form)
     cfg = prepare_detector(config_source(weights, config), overrides, device="cpu")
-    output = output or weights.with_suffix(SUFFIXES[form])
+    output = output or (folder_of(weights) / weights.name).with_suffix(SUFFIXES[form])
     _check_output(output, weights)
     model = load_detector(cfg, weights)
     with progress() as shown:

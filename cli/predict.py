@@ -21,7 +21,13 @@ def predict(
             metavar="SOURCE...", help="Images, videos, folders of them, or quoted patterns."
         ),
     ],
-    weights: Annotated[Path, typer.Option(help="A checkpoint, such as runs/x/model_best.pth.")],
+    weights: Annotated[
+        Path,
+        typer.Option(
+            help="A checkpoint, such as runs/x/model_best.pth, or one of Detectron2's model zoo, "
+            "such as zoo:COCO-Detection/retinanet_R_50_FPN_1x."
+        ),
+    ],
     config: Annotated[
         str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
     ] = None,
@@ -106,7 +112,17 @@ def _predictor(weights, config, threshold: float, side: int, tta: bool, device: 
 
     cfg = prepare_detector(config_source(weights, config), device=device)
     cfg.TEST.AUG.ENABLED = tta or cfg.TEST.AUG.ENABLED
-    # weights from elsewhere do not tell the names of their classes
-    names = list(cfg.DATASETS.CLASS_NAMES or map(str, range(num_classes(cfg))))
+    names = _class_names(cfg)
     detect = Predictor(load_detector(cfg, weights), cfg, threshold)
     return SlicedPredictor(detect, side, names, threshold) if side else detect, names
+
+
+def _class_names(cfg) -> list[str]:
+    """Of the run's data; of COCO's or LVIS's where a model was trained on them; else numbers."""
+    from detectron2.data import MetadataCatalog
+
+    number = num_classes(cfg)
+    registered = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    known = MetadataCatalog.get(registered).get("thing_classes", ()) if registered else ()
+    of_data = cfg.DATASETS.CLASS_NAMES or (known if len(known) == number else ())
+    return list(of_data or map(str, range(number)))

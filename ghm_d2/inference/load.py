@@ -11,17 +11,23 @@ from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import CONFIG_FILE
 
+ZOO = "zoo:"  # before the name of a model of Detectron2's zoo
+
 
 def config_source(weights: Path, config: str | None) -> str:
     """The name of the configuration that `weights` were trained with.
 
     Args:
+        weights: a file; or "zoo:NAME" of Detectron2's model zoo, such as
+            "zoo:COCO-Detection/retinanet_R_50_FPN_1x", whose configuration has the same name.
         config: a YAML file, or the name of a shipped one; None takes config.yaml beside `weights`.
 
     Raises:
         WeightsError: there are no such weights.
         UsageError: no configuration is given or found.
     """
+    if str(weights).startswith(ZOO):
+        return config or zoo_name(weights)
     beside = weights.parent / CONFIG_FILE
     if not weights.is_file():
         raise WeightsError(f"no weights {weights}")
@@ -30,8 +36,18 @@ def config_source(weights: Path, config: str | None) -> str:
     return config or str(beside)
 
 
+def folder_of(weights: Path) -> Path:
+    """Where what belongs to weights is written: beside them; of the model zoo's, here."""
+    return Path() if str(weights).startswith(ZOO) else weights.parent
+
+
+def zoo_name(weights: Path) -> str:
+    """The configuration that "zoo:NAME" names."""
+    return f"{str(weights).removeprefix(ZOO).removesuffix('.yaml')}.yaml"
+
+
 def load_detector(cfg, weights: Path):
-    """The model of `cfg` with `weights`, in evaluation mode.
+    """The model of `cfg` with `weights`, a file or "zoo:NAME", in evaluation mode.
 
     Raises:
         WeightsError: they cannot be read, or lack a tensor of the model.
@@ -42,7 +58,8 @@ def load_detector(cfg, weights: Path):
     cfg.MODEL.GHM.KERNEL = "auto"  # no loss is computed, and training's may not be here
     model = build_model(cfg)
     checkpointer = GHMCheckpointer(model)
-    checkpointer.load(str(weights), checkpointables=[])
+    source = zoo_name(weights) if str(weights).startswith(ZOO) else str(weights)
+    checkpointer.load(source, checkpointables=[])
     report = checkpointer.report
     if report.origin:
         logging.getLogger("ghm_d2").warning(report.origin)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from detectron2.utils.file_io import Detectron2Handler, PathManager
 from iopath.common.file_io import get_cache_dir
 
 from ghm_d2.errors import WeightsError
+from ghm_d2.files import content_hash
 
+_HASH = re.compile(r"_([0-9a-f]{6})\.pkl$")
 _PATIENCE = 20  # seconds that a server may say nothing
 
 
@@ -27,7 +30,8 @@ def fetch(path: str) -> str:
 
     Raises:
         WeightsError: there is no such file, or it cannot be had; then the message has the address
-            and where Detectron2 looks for a copy.
+            and where Detectron2 looks for a copy. Or it is not the file that its name promises:
+            the zoo's end in the first six digits of their SHA-256.
     """
     address = path
     if path.endswith(".yaml") and not os.path.exists(path):
@@ -43,6 +47,9 @@ def fetch(path: str) -> str:
         raise WeightsError(f"{reason}; {_remedy(address)}") from None
     if not os.path.isfile(local):
         raise WeightsError(f"no weight file {path}")
+    promised = _HASH.search(address) if "://" in address else None
+    if promised and not content_hash(local).hexdigest().startswith(promised[1]):
+        raise WeightsError(f"{local} is not what {address} was: remove it, to fetch it again")
     return local
 
 

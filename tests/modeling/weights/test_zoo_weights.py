@@ -1,6 +1,8 @@
 """Weights of Detectron2's model zoo, trained on COCO, start a training on other classes."""
 
+import hashlib
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from detectron2.modeling import build_model
 
 from ghm_d2.config import load_config
 from ghm_d2.errors import WeightsError
+from ghm_d2.inference.load import config_source, zoo_name
+from ghm_d2.modeling.weights import fetch as fetching
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.register import register_all
@@ -146,3 +150,20 @@ def test_detectron2s_fcos_is_loaded_whole_where_p6_comes_from_p5(tmp_path):
 
 def build_fcos(keys):
     return build_model(load_config("coco/fcos_R_50_FPN_1x.yaml", words(keys))).eval()
+
+
+def test_a_zoo_model_is_named_and_its_file_checked(tmp_path, monkeypatch):
+    data = b"weights" * 9
+    right = hashlib.sha256(data).hexdigest()[:6]
+    address = f"https://dl.fbaipublicfiles.com/detectron2/x/model_final_{right}.pkl"
+    local = tmp_path / f"model_final_{right}.pkl"
+    local.write_bytes(data)
+    monkeypatch.setattr(fetching.model_zoo, "get_checkpoint_url", lambda name: address)
+    monkeypatch.setattr(fetching.PathManager, "get_local_path", lambda path: str(local))
+    weights = Path("zoo:COCO-Detection/retinanet_R_50_FPN_1x")
+    name = config_source(weights, None)
+    assert name == zoo_name(weights) == "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+    assert fetching.fetch(name) == str(local)
+    local.write_bytes(data + b"!")
+    with pytest.raises(WeightsError, match="remove it, to fetch it again"):
+        fetching.fetch(name)
