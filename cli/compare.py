@@ -43,8 +43,8 @@ What = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="WHAT...",
-        help="claim, density, losses, regression, two-stage vs one-stage, backbones, systems, "
-        "noise, noise-kinds, batch-size; or A.yaml vs B.yaml (vs C.yaml ...).",
+        help="claim, density, losses, imbalance, regression, two-stage vs one-stage, backbones, "
+        "systems, noise, noise-kinds, batch-size; or A.yaml vs B.yaml (vs C.yaml ...).",
     ),
 ]
 Budget = Annotated[

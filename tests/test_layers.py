@@ -3,7 +3,7 @@
 cli -> experiments, reports -> analysis -> training, inference -> modeling, data -> losses
 -> kernels
 
-config, records, files, progress, run_folder and errors are leaves that anyone may import;
+config, records, files, locks, progress, run_folder and errors are leaves that anyone may import;
 register imports modeling; describe reads a cfg and a model for a record; training may import
 inference, never the other way round; reports see records only, and neither torch nor Detectron2.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"version", "config", "configs", "records", "files", "errors", "progress", "run_folder"}
+LEAVES = {"version", "config", "configs", "records", "files", "locks", "errors", "progress"}
+LEAVES |= {"run_folder"}
 MODELS = {"modeling", "data", "losses", "kernels", "register", "describe"}
 ALLOWED = {
     "cli": {
@@ -42,6 +43,7 @@ ALLOWED = {
     "config": {"configs", "errors"},
     "records": {"files", "errors", "run_folder"},
     "files": {"errors"},
+    "locks": {"errors", "run_folder"},
     "progress": set(),
     "configs": set(),
     "run_folder": set(),

@@ -134,9 +134,10 @@ def _add_training(cfg) -> None:
     # square)
     cfg.INPUT.AUGMENTATION = ""
 
-    # probability, 0 to 1, that a training image is a mosaic of four, and that another image shines
-    # through it (mixup); in the last tenth of a training neither
+    # probability, 0 to 1, that a training image is a mosaic of four; in the last tenth of a
+    # training none is
     cfg.INPUT.MOSAIC = 0.0
+    # probability, 0 to 1, that another image shines through a training image, likewise
     cfg.INPUT.MIXUP = 0.0
 
     # number of unreadable images that a training passes over; one more stops it

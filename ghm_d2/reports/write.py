@@ -20,7 +20,7 @@ HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
 # what runs.csv has in columns of its own, or not at all
 APART = (
     *("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best"),
-    *("evaluated_on", "other_sets", "objects", "weight_variation"),
+    *("evaluated_on", "other_sets", "objects", "train_objects", "weight_variation"),
 )
 RECORD_FIELDS = [field.name for field in fields(RunRecord) if field.name not in APART]
 

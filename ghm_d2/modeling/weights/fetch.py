@@ -16,6 +16,7 @@ from iopath.common.file_io import get_cache_dir
 from ghm_d2.errors import WeightsError
 from ghm_d2.files import content_hash
 
+_OF_ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 _HASH = re.compile(r"_([0-9a-f]{6})\.pkl$")
 _PATIENCE = 20  # seconds that a server may say nothing
 
@@ -47,7 +48,7 @@ def fetch(path: str) -> str:
         raise WeightsError(f"{reason}; {_remedy(address)}") from None
     if not os.path.isfile(local):
         raise WeightsError(f"no weight file {path}")
-    promised = _HASH.search(address) if "://" in address else None
+    promised = _HASH.search(address) if address.startswith(_OF_ZOO) else None
     if promised and not content_hash(local).hexdigest().startswith(promised[1]):
         raise WeightsError(f"{local} is not what {address} was: remove it, to fetch it again")
     return local

@@ -179,8 +179,8 @@ class GHMYOLOv3(DenseDetector):
         target, boxes, positive = self._box_levels(anchors, gt_boxes, positive)
         pred = [past_sigmoid(p) for p in predictions]
         images = Count(labels.new_full((), len(labels)), sync=choice.sync)
-        weights = [choice.weight_of(y) for y in cls[1]] if choice.class_weights else None
-        ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls, weights)
+        given = [[choice.weight_of(y) for y in cls[1]]] if choice.class_weights else []
+        ghm_obj, ghm_c = begin_ghm(self.ghm_obj, *obj), begin_ghm(self.ghm_c, *cls, *given)
         ghm_r = begin_ghm(self.ghm_r, pred, target, positive)
         sum_up(images, ghm_obj, ghm_c, ghm_r)
         share = images.value / images.world
@@ -191,7 +191,7 @@ class GHMYOLOv3(DenseDetector):
             loss_box_reg = total / share
         return {
             "loss_obj": ghm_obj.total() if ghm_obj else self._ce_loss(*obj) / share,
-            "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls, weights) / share,
+            "loss_cls": ghm_c.total() if ghm_c else self._ce_loss(*cls, *given) / share,
             "loss_box_reg": loss_box_reg * choice.box_reg_loss_weight,
         }
 
