@@ -140,8 +140,8 @@ def _torchvision_focal(inputs: Inputs) -> Loss:
     return _from_one_hot(sigmoid_focal_loss, **_FOCAL)(inputs)
 
 
-def load_mmdet_losses() -> ModuleType:
-    """mmdet's file of GHM losses, without the rest of mmdet and without mmcv.
+def load_mmdet_losses(name: str = "ghm_loss") -> ModuleType:
+    """mmdet's file of GHM losses, or another one of its losses, without the rest and without mmcv.
 
     The file wants a registry and its neighbour utils.py only. The registry is a stand-in while
     the file loads; afterwards `sys.modules` is as before.
@@ -155,10 +155,10 @@ def load_mmdet_losses() -> ModuleType:
     folder = Path(spec.submodule_search_locations[0]) / "models" / "losses"
     parent = "mmdet.models.losses"
     packages = ("mmdet", "mmdet.registry", "mmdet.models", parent)
-    with _stand_ins(*packages, f"{parent}.utils", f"{parent}.ghm_loss"):
+    with _stand_ins(*packages, f"{parent}.utils", f"{parent}.{name}"):
         sys.modules["mmdet.registry"].MODELS = _Registry
         _load(f"{parent}.utils", folder / "utils.py")
-        return _load(f"{parent}.ghm_loss", folder / "ghm_loss.py")
+        return _load(f"{parent}.{name}", folder / f"{name}.py")
 
 
 class _Registry:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from peers import load_mmdet_losses
 
 from ghm_d2.losses import quality_focal_loss, varifocal_loss
 
@@ -72,3 +74,24 @@ def test_nothing_but_background_or_nothing_at_all(name):
     assert LOSSES[name](logits[:0], labels[:0], quality[:0]) == 0
     with pytest.raises(ValueError, match="quality"):
         LOSSES[name](logits, labels, quality[:3])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_is_mmdetections(name):
+    file = {"qfl": "gfocal_loss", "vfl": "varifocal_loss"}[name]
+    try:
+        theirs = load_mmdet_losses(file)
+    except ImportError as error:
+        pytest.skip(str(error))
+    logits, labels, quality = batch()
+    kept = labels >= 0
+    logits, labels, quality = logits[kept].requires_grad_(), labels[kept], quality[kept]
+    if name == "qfl":
+        loss = theirs.quality_focal_loss(logits, (labels, quality), reduction="sum")
+    else:
+        target = F.one_hot(labels, K + 1)[:, :K] * quality[:, None]
+        loss = theirs.varifocal_loss(logits, target, reduction="sum")
+    ours = LOSSES[name](logits, labels, quality, reduction="sum")
+    torch.testing.assert_close(ours, loss)
+    gradients = [torch.autograd.grad(x, logits)[0] for x in (ours, loss)]
+    torch.testing.assert_close(*gradients)
