@@ -29,11 +29,11 @@ def export(
     ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Write a trained one-stage detector as a file that runs without Detectron2 and ghm_d2.
+    """Write a trained detector as a file that runs without Detectron2 and ghm_d2.
 
     It takes one image (3, height, width) of any size and gives boxes, scores and classes after
-    NMS; the thresholds are those of the configuration. Class names, channel order and resizing are
-    in the file, as JSON under the name ghm_d2.json.
+    NMS, and masks of Mask R-CNN; the thresholds are those of the configuration. Class names,
+    channel order and resizing are in the file, as JSON under the name ghm_d2.json.
     """
     with user_errors():
         _export(weights, overrides or [], form, output, config, check, as_json)
@@ -121,7 +121,9 @@ def _print(output: Path, size: int, agreement, source: str) -> None:
 def _nothing_compared(agreement, cfg) -> str:
     from ghm_d2.config.detectors import DETECTORS
 
-    key = f"MODEL.{DETECTORS[cfg.MODEL.META_ARCHITECTURE].group}.SCORE_THRESH_TEST"
+    detector = DETECTORS[cfg.MODEL.META_ARCHITECTURE]
+    group = "ROI_HEADS" if detector.group == "ROI_BOX_HEAD" else detector.group
+    key = f"MODEL.{group}.SCORE_THRESH_TEST"
     if not agreement.detections:
         return (
             "nothing was detected, so nothing was compared with PyTorch; to check the file lower "

@@ -9,20 +9,22 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ghm_d2.config.detectors import detector_name, num_classes
+from ghm_d2.config.detectors import detector_name, num_classes, with_masks
 from ghm_d2.errors import UsageError
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # of each format's files
 METADATA = "ghm_d2.json"  # the key in ONNX's metadata, and TorchScript's extra file
-INPUT, OUTPUTS = "image", ("boxes", "scores", "classes")
+INPUT = "image"
 INSTALL = "pip install 'ghm_d2[export]'"
 OPSET = 17
 
@@ -44,24 +46,25 @@ def export(model: nn.Module, cfg, form: str) -> bytes:
     Its graph takes one image, (3, H, W) of any height and width, in INPUT.FORMAT, of 0 to 255 and
     resized as `ghm predict` does; it scales values and pads by itself. ONNX takes float32,
     TorchScript uint8 too. It gives, best first and after NMS, boxes (n, 4), XYXY in px of that
-    image, scores (n,) in [0, 1] and classes (n,), int64. `describe` is in the file, as JSON.
+    image, scores (n,) in [0, 1] and classes (n,), int64; of Mask R-CNN masks too, (n, 1, 28, 28)
+    probabilities within the box. `describe` is in the file, as JSON.
 
     Thresholds are those of `model`. NMS shifts the classes apart and takes them together, as
     torchvision does up to 1000 boxes; it takes more of them class by class, so that float32's
     rounding can decide otherwise there where boxes are thousands of px large.
 
     Raises:
-        UsageError: an unknown format, `onnx` is not installed, or a detector of two stages.
+        UsageError: an unknown format, `onnx` is not installed, or a detector that is not known.
     """
     check_format(form)
-    if not isinstance(model, DenseDetector):
+    if not isinstance(model, DenseDetector | GeneralizedRCNN):
         raise UsageError(
-            f"{detector_name(cfg)} ({cfg.MODEL.META_ARCHITECTURE}) cannot be exported; RetinaNet, "
-            "YOLOv3, SSD, DSSD and FCOS can: the export covers detectors of one stage, and not "
-            "proposals and the ROI heads that look at them again"
+            f"{detector_name(cfg)} ({cfg.MODEL.META_ARCHITECTURE}) cannot be exported: RetinaNet, "
+            "YOLOv3, SSD, DSSD, FCOS, Faster R-CNN and Mask R-CNN can"
         )
     example, metadata = _example(cfg), json.dumps(describe(model, cfg))
-    write = _onnx if form == "onnx" else _torchscript
+    outputs = [output["name"] for output in describe(model, cfg)["outputs"]]
+    write = partial(_onnx, outputs=outputs) if form == "onnx" else _torchscript
     with torch.no_grad(), warnings.catch_warnings(), _traceable(model):
         warnings.simplefilter("ignore")  # of the tracer, on Python numbers that do not vary
         return write(_ImageToDetections(model).eval(), example, metadata)
@@ -97,8 +100,27 @@ def describe(model: nn.Module, cfg) -> dict:
             {"name": "boxes", "shape": ["n", 4], "dtype": "float32", "format": "XYXY in px"},
             {"name": "scores", "shape": ["n"], "dtype": "float32"},
             {"name": "classes", "shape": ["n"], "dtype": "int64"},
+            *([_MASKS] if with_masks(cfg) else []),
         ],
     }
+
+
+_MASKS = {
+    "name": "masks",
+    "shape": ["n", 1, 28, 28],
+    "dtype": "float32",
+    "format": "probabilities within the box, to be resized to it",
+}
+
+
+def detections_of(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    """Boxes, scores and classes, and the masks in their boxes where there are some."""
+    if isinstance(model, GeneralizedRCNN):
+        found = model.inference([{"image": image}], do_postprocess=False)[0]
+    else:
+        found = model([{"image": image}])[0]["instances"]
+    masks = (found.pred_masks,) if found.has("pred_masks") else ()
+    return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks
 
 
 def _class_names(cfg) -> list[str]:
@@ -119,19 +141,51 @@ class _ImageToDetections(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.model([{"image": image}])[0]["instances"]
-        return found.pred_boxes.tensor, found.scores, found.pred_classes
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return detections_of(self.model, image)
 
 
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
-    """`model` with the one method replaced whose trace would hold for the example alone."""
-    model._decode_per_level_predictions = MethodType(_decode_per_level_predictions, model)
+    """`model` with those methods replaced whose trace would hold for the example alone."""
+    if isinstance(model, GeneralizedRCNN):
+        heads = model.roi_heads
+        predictor = heads.box_predictor
+        replaced = [(predictor, "predict_boxes", _boxes_of_one)]
+        replaced += [(predictor, "predict_probs", _probabilities_of_one)]
+        replaced += [(heads.mask_head, "forward", _masks_of_one)] if heads.mask_on else []
+    else:
+        replaced = [(model, "_decode_per_level_predictions", _decode_per_level_predictions)]
+    for module, name, method in replaced:
+        setattr(module, name, MethodType(method, module))
     try:
         yield
     finally:
-        del model._decode_per_level_predictions
+        for module, name, _ in replaced:
+            delattr(module, name)
+
+
+# Detectron2's split what they predict by the number of each image's proposals, a Python number
+def _boxes_of_one(self, predictions, proposals) -> list[Tensor]:
+    """As `FastRCNNOutputLayers.predict_boxes`, of one image."""
+    _, deltas = predictions
+    return [self.box2box_transform.apply_deltas(deltas, proposals[0].proposal_boxes.tensor)]
+
+
+def _probabilities_of_one(self, predictions, _proposals) -> list[Tensor]:
+    """As `FastRCNNOutputLayers.predict_probs`, of one image."""
+    scores, _ = predictions
+    return [scores.sigmoid() if getattr(self, "use_sigmoid_ce", False) else scores.softmax(-1)]
+
+
+def _masks_of_one(self, features: Tensor, instances: list[Instances]) -> list[Instances]:
+    """As a mask head's `forward` in evaluation, of one image."""
+    logits = self.layers(features)
+    if logits.shape[1] > 1:  # else one mask for all classes
+        index = instances[0].pred_classes.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
+        logits = logits.gather(1, index)
+    instances[0].pred_masks = logits.sigmoid()
+    return instances
 
 
 def _decode_per_level_predictions(
@@ -154,7 +208,7 @@ def _torchscript(module: nn.Module, example: Tensor, metadata: str) -> bytes:
     return file.getvalue()
 
 
-def _onnx(module: nn.Module, example: Tensor, metadata: str) -> bytes:
+def _onnx(module: nn.Module, example: Tensor, metadata: str, outputs: list[str]) -> bytes:
     import onnx
 
     file = io.BytesIO()
@@ -164,8 +218,8 @@ def _onnx(module: nn.Module, example: Tensor, metadata: str) -> bytes:
         file,
         dynamo=False,
         input_names=[INPUT],
-        output_names=list(OUTPUTS),
-        dynamic_axes={INPUT: {1: "height", 2: "width"}} | {name: {0: "n"} for name in OUTPUTS},
+        output_names=outputs,
+        dynamic_axes={INPUT: {1: "height", 2: "width"}} | {name: {0: "n"} for name in outputs},
         opset_version=OPSET,
     )
     proto = onnx.load_model_from_string(file.getvalue())

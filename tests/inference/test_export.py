@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ghm_d2.errors import UsageError
 from ghm_d2.inference import export as export_module
-from ghm_d2.inference.export import METADATA, describe, export
+from ghm_d2.inference.export import METADATA, describe, detections_of, export
 from ghm_d2.inference.verify_export import (
     MOST_SCORE,
     check_images,
@@ -31,6 +31,8 @@ LOW = {  # thresholds that the predictions of random weights pass
     "fcos": ("MODEL.FCOS.SCORE_THRESH_TEST", "0.05"),
     "yolov3": ("MODEL.YOLOV3.SCORE_THRESH_TEST", "0.05"),
     "dssd": ("MODEL.SSD.SCORE_THRESH_TEST", "0.05", "MODEL.SSD.TOPK_CANDIDATES_TEST", "50"),
+    "faster_rcnn_ghm_r": (),
+    "mask_rcnn": (),
 }
 
 
@@ -54,7 +56,10 @@ def built(detector, digits_folder):
         words = (*LOW[name], "MODEL.TIMM.FREEZE_BN", "False", *words)
         cfg, model = detector(name, digits_folder, *words)
         generator = torch.Generator().manual_seed(1)
-        for key, parameter in model.head.named_parameters():
+        heads = getattr(model, "head", None) or torch.nn.ModuleList(
+            [model.proposal_generator, model.roi_heads]
+        )
+        for key, parameter in heads.named_parameters():
             if key.endswith("bias"):  # no prior of the background
                 parameter.data.zero_()
             elif parameter.dim() > 1:  # outputs of about the inputs' spread
@@ -78,7 +83,7 @@ def test_the_file_finds_what_pytorch_finds(built, pictures, name, form):
     agreement = compare(model, run, pictures, Progress())
     assert agreement.compared > len(pictures)
     assert agreement.px < 1e-3 and agreement.score < 1e-3, agreement
-    boxes, scores, classes = run(pictures[0])
+    boxes, scores, classes = run(pictures[0])[:3]
     assert boxes.shape == (len(scores), 4) and classes.dtype == torch.int64
     assert scores.shape == classes.shape and boxes.dtype == scores.dtype == torch.float32
     assert (scores.diff() <= 0).all()
@@ -182,12 +187,35 @@ def test_exporting_leaves_the_model_as_it_was(built, pictures, form):
     assert torch.equal(before.pred_boxes.tensor, after.pred_boxes.tensor)
 
 
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_masks_are_exported_too(built, pictures, form):
+    cfg, model = built("mask_rcnn")
+    run = load_exported(export(model, cfg, form), form)
+    assert [output["name"] for output in describe(model, cfg)["outputs"]][3:] == ["masks"]
+    for picture in (pictures[0], pictures[2]):
+        expected, found = detections_of(model, picture), run(picture)
+        assert found[3].shape == (len(found[1]), 1, 28, 28) and len(found[1]) > 0
+        torch.testing.assert_close(found[3], expected[3], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
 @pytest.mark.parametrize("name", ["faster_rcnn_ghm_r", "mask_rcnn"])
-def test_two_stages_are_refused_by_name(name, tiny):
+def test_two_stages_may_find_nothing(built, pictures, monkeypatch, name, form):
+    cfg, model = built(name)
+    scores = [detections_of(model, picture)[1].max().item() for picture in pictures[:2]]
+    model.roi_heads.box_predictor.test_score_thresh = sum(scores) / 2
+    low, high = (pictures[i] for i in sorted((0, 1), key=lambda i: scores[i]))
+    monkeypatch.setattr(export_module, "_example", lambda cfg: high)
+    run = load_exported(export(model, cfg, form), form)
+    assert [len(x) for x in run(low)] == [0] * (3 + (name == "mask_rcnn"))
+    assert len(run(high)[0]) == len(detections_of(model, high)[0]) > 0
+
+
+def test_an_unknown_detector_is_refused_by_name(tiny):
     from ghm_d2.config import load_config
 
-    cfg = load_config(f"quick/{name}.yaml", tiny)
-    with pytest.raises(UsageError, match=r"R-CNN .GeneralizedRCNN. cannot be exported; RetinaNet"):
+    cfg = load_config("quick/mask_rcnn.yaml", tiny)
+    with pytest.raises(UsageError, match=r"Mask R-CNN .GeneralizedRCNN. cannot be exported"):
         export(torch.nn.Identity(), cfg, "torchscript")
 
 
