@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.config.detectors import num_classes
 from ghm_d2.errors import UsageError
+from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stems
 
 from ._console import emit, tell, user_errors
 from ._options import Device, Json, make_folder
-
-FORMATS = ("coco", "yolo", "csv", "label-studio", "fiftyone")
 
 
 def predict(
@@ -67,22 +65,21 @@ def predict(
         tell(f"written to {output}")
 
     rows = [
-        d | {"file_name": str(image.file), "category": names[d["category_id"]]}
-        for image in images
+        d | {"image_id": i, "file_name": str(image.file), "category": names[d["category_id"]]}
+        for i, image in enumerate(images)
         for d in image.detections
     ]
     emit(rows, as_json=as_json, human=human)
 
 
 def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
-    """What was found, a `Found` an image or frame, and the names of the classes."""
+    """A `Found` of each image, then of each frame of the videos; the names of the classes."""
     from ghm_d2.inference.sources import find_sources
 
     files, videos = find_sources(sources)
     from ._logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.inference.formats import FORMATS, distinct_stems
     from ghm_d2.inference.predict import draw_detections, predict
     from ghm_d2.inference.video import predict_video
 
@@ -96,33 +93,23 @@ def _predict(sources, weights, config, output: Path, pictures: bool, formats, op
             stems = zip(images, distinct_stems(files), strict=True)
             for image, stem in shown.track(list(stems), "drawing", len(images)):
                 draw_detections(image, names, output / f"{stem}_detections.png")
+        frames = []
         for video, stem in zip(videos, distinct_stems(videos), strict=True):
-            images += predict_video(detect, video, output / f"{stem}_detections.mp4", names, shown)
+            frames += predict_video(detect, video, output / f"{stem}_detections.mp4", names, shown)
     for name in formats:
-        FORMATS[name](images, names, output)
-    return images, names
+        FORMATS[name](images + frames if name in OF_FRAMES else images, names, output)
+    return images + frames, names
 
 
 def _predictor(weights, config, threshold: float, side: int, tta: bool, device: str):
-    """What detects, and the names of its classes."""
-    from ghm_d2.inference.load import config_source, load_detector
+    """The detector as a function, and the names of its classes."""
+    from ghm_d2.inference.load import class_names, config_source, load_detector
     from ghm_d2.inference.predict import Predictor
     from ghm_d2.inference.slices import SlicedPredictor
     from ghm_d2.training.prepare import prepare_detector
 
     cfg = prepare_detector(config_source(weights, config), device=device)
     cfg.TEST.AUG.ENABLED = tta or cfg.TEST.AUG.ENABLED
-    names = _class_names(cfg)
+    names = class_names(cfg)
     detect = Predictor(load_detector(cfg, weights), cfg, threshold)
     return SlicedPredictor(detect, side, names, threshold) if side else detect, names
-
-
-def _class_names(cfg) -> list[str]:
-    """Of the run's data; of COCO's or LVIS's where a model was trained on them; else numbers."""
-    from detectron2.data import MetadataCatalog
-
-    number = num_classes(cfg)
-    registered = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    known = MetadataCatalog.get(registered).get("thing_classes", ()) if registered else ()
-    of_data = cfg.DATASETS.CLASS_NAMES or (known if len(known) == number else ())
-    return list(of_data or map(str, range(number)))

@@ -122,6 +122,7 @@ def method_name(cfg) -> str:
         return name
     reg = REG_NAMES.get(keys.BBOX_REG_LOSS_TYPE, keys.BBOX_REG_LOSS_TYPE)
     cls = CLS_NAMES.get(keys.CLS_LOSS_TYPE, keys.CLS_LOSS_TYPE)
+    name += " (ATSS)" if keys.get("ASSIGNMENT") == "atss" else ""
     weighted = "class-weighted " if cfg.MODEL.CLASS_WEIGHTING else ""
     return f"{name} {weighted}{cls} + {reg}{_other_loss(cfg)}{_form(cfg)}"
 

@@ -29,9 +29,9 @@ def write_json(file: Path, value) -> None:
     write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def content_hash(path: str | Path):
-    """A SHA-256 of hashlib of a file's content, which is read piece by piece; raises OSError."""
-    content = hashlib.sha256()
+def content_hash(path: str | Path, algorithm: str = "sha256"):
+    """The hash, of hashlib, of a file's content, which is read piece by piece; raises OSError."""
+    content = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(2**20):
             content.update(block)

@@ -4,12 +4,14 @@ from ghm_d2.config.detectors import LOSS_GROUPS, TWO_STAGE
 from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError
 
+TRACKERS = ("wandb", "mlflow")
 _BOX_LOSSES = ("asl1", "ghm_r")
 _CLASS_LOSSES = ("ce", "ohem", "qfl", "vfl", "ghm_c")
 # Loss types that Detectron2's own classes do not know: (group of MODEL, key, these types, the key
 # of MODEL that chooses a class, the class that reads them)
 _READERS = [
     ("RETINANET", "CLS_LOSS_TYPE", _CLASS_LOSSES, "META_ARCHITECTURE", "GHMRetinaNet"),
+    ("RETINANET", "ASSIGNMENT", ("atss",), "META_ARCHITECTURE", "GHMRetinaNet"),
     ("RETINANET", "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "META_ARCHITECTURE", "GHMRetinaNet"),
     ("ROI_BOX_HEAD", "CLS_LOSS_TYPE", ("ghm_c",), "ROI_HEADS.NAME", "GHMROIHeads"),
     ("ROI_BOX_HEAD", "BBOX_REG_LOSS_TYPE", _BOX_LOSSES, "ROI_HEADS.NAME", "GHMROIHeads"),
@@ -75,6 +77,9 @@ def check_config(cfg) -> None:
         raise UsageError(
             "TEST.PRECISE_BN is of the last weights, SOLVER.EMA_DECAY of averaged ones"
         )
+    for tracker in cfg.SOLVER.TRACKERS:
+        if tracker not in TRACKERS:
+            raise UsageError(f"SOLVER.TRACKERS are of {', '.join(TRACKERS)}, not {tracker!r}")
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise UsageError("SOLVER.PATIENCE counts evaluations: set TEST.EVAL_PERIOD above 0")
     _check_readers(cfg.MODEL)

@@ -160,7 +160,7 @@ def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
 
 
 def _mixing(cfg) -> tuple[Mixing | None, int]:
-    """What mixes images, and how many of a training's it mixes: none in the last part."""
+    """The `Mixing` of images, if any, and how many of a training's images it mixes."""
     mosaic, mixup = cfg.INPUT.MOSAIC, cfg.INPUT.MIXUP
     if not (mosaic or mixup):
         return None, 0

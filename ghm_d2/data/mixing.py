@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from torch import Tensor
 
-LAST_SHARE = 0.1  # of a training, that is without them, as YOLOX (arXiv 2107.08430) ends
+LAST_SHARE = 0.1  # the last part of a training has none; YOLOX (arXiv 2107.08430) does likewise
 _SCALES = (0.5, 1.0)  # of the images in a mosaic
 _CENTRE = (0.25, 0.75)  # where its four meet, of a side
 _LEAST_AREA = 0.2  # share of a box that is left of a cut object that counts
@@ -77,7 +77,7 @@ class Mixing:
             factors = w / item["image"].shape[2], h / item["image"].shape[1]
             window = (x0, y0, x1, y1)
             parts.append(_moved(item["instances"], factors, (left, top), window, (height, width)))
-        return {"image": canvas, "instances": Instances.cat(parts)}
+        return {"image": canvas, "instances": _together(parts)}
 
 
 def _blended(items: list[dict]) -> dict:
@@ -96,8 +96,17 @@ def _blended(items: list[dict]) -> dict:
     window = (0, 0, w, h)
     whole = _moved(instances, (1.0, 1.0), (0, 0), (0, 0, width, height), (height, width))
     added = _moved(others, factors, (0, 0), window, (height, width))
-    both = Instances.cat([whole, added])
+    both = _together([whole, added])
     return {"image": mixed.round().to(image.dtype), "instances": both}
+
+
+def _together(parts: list[Instances]) -> Instances:
+    """All of them; an image without objects has no masks either, where others have some."""
+    if any(part.has("gt_masks") for part in parts):
+        for part in parts:
+            if not part.has("gt_masks"):
+                part.gt_masks = BitMasks(torch.zeros(0, *part.image_size, dtype=torch.bool))
+    return Instances.cat(parts)
 
 
 def _resized(image: Tensor, scale: float) -> Tensor:

@@ -122,7 +122,6 @@ def make_plan(request: Request, progress: Progress) -> Plan:
     """
     request = keep_plan(request)
     table = request.table
-    os.environ.setdefault(GROUP, request.folder().name)  # its processes have it too
     searches = _searches(request)
     trials = [trial.run for side in searches for trial in side.trials(table)]
     later = [run for side in searches for run in side.later(table)]
@@ -195,6 +194,7 @@ def compare(
     """
     request = keep_plan(request)
     table = request.table
+    os.environ[GROUP] = request.folder().name  # its processes have it too
     settings, trials = _settings(
         request, _searches(request), lambda runs: run_all(runs, launcher, table, progress)
     )

@@ -13,14 +13,14 @@ from functools import partial
 from types import MethodType
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ghm_d2.config.detectors import detector_name, num_classes, with_masks
+from ghm_d2.config.detectors import detector_name, with_masks
 from ghm_d2.errors import UsageError
+from ghm_d2.inference.load import class_names
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # of each format's files
 METADATA = "ghm_d2.json"  # the key in ONNX's metadata, and TorchScript's extra file
@@ -86,7 +86,7 @@ def describe(model: nn.Module, cfg) -> dict:
     sizes = ("RESIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
     return {
         "detector": detector_name(cfg),
-        "class_names": _class_names(cfg),
+        "class_names": class_names(cfg),
         "input": {
             "name": INPUT,
             "shape": [3, "height", "width"],
@@ -123,17 +123,6 @@ def detections_of(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
     return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks
 
 
-def _class_names(cfg) -> list[str]:
-    """Of the training data; else of DATASETS.TEST, where it is registered; else numbers."""
-    known, number = MetadataCatalog.list(), num_classes(cfg)
-    candidates = [cfg.DATASETS.CLASS_NAMES]
-    for data in cfg.DATASETS.TEST:
-        if data in known:
-            candidates.append(MetadataCatalog.get(data).get("thing_classes", ()))
-    fitting = (list(names) for names in candidates if len(names) == number)
-    return next(fitting, [str(i) for i in range(number)])
-
-
 class _ImageToDetections(nn.Module):
     """Tensors in the place of Detectron2's dicts and `Instances`."""
 
@@ -167,19 +156,19 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 
 # Detectron2's split what they predict by the number of each image's proposals, a Python number
 def _boxes_of_one(self, predictions, proposals) -> list[Tensor]:
-    """As `FastRCNNOutputLayers.predict_boxes`, of one image."""
+    """`FastRCNNOutputLayers.predict_boxes` of one image."""
     _, deltas = predictions
     return [self.box2box_transform.apply_deltas(deltas, proposals[0].proposal_boxes.tensor)]
 
 
 def _probabilities_of_one(self, predictions, _proposals) -> list[Tensor]:
-    """As `FastRCNNOutputLayers.predict_probs`, of one image."""
+    """`FastRCNNOutputLayers.predict_probs` of one image."""
     scores, _ = predictions
     return [scores.sigmoid() if getattr(self, "use_sigmoid_ce", False) else scores.softmax(-1)]
 
 
 def _masks_of_one(self, features: Tensor, instances: list[Instances]) -> list[Instances]:
-    """As a mask head's `forward` in evaluation, of one image."""
+    """A mask head's `forward` in evaluation, of one image."""
     logits = self.layers(features)
     if logits.shape[1] > 1:  # else one mask for all classes
         index = instances[0].pred_classes.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 from ghm_d2.files import spreadsheet_cell, write_json, write_text
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in an image.
+    """The detections in an image.
 
     Args:
         file: its path, as it was given.
@@ -87,7 +89,7 @@ def write_label_studio(images: Sequence[Found], names: Sequence[str], folder: Pa
             where = {"id": f"box{i}", "type": "rectanglelabels", "from_name": "label"}
             where |= {"to_name": "image", "original_width": width, "original_height": height}
             result.append({**where, "image_rotation": 0, "value": value, "score": d["score"]})
-        address = f"/data/local-files/?d={image.file.as_posix().lstrip('/')}"
+        address = f"/data/local-files/?d={quote(image.file.as_posix().lstrip('/'))}"
         scores = [d["score"] for d in image.detections]
         prediction = {"model_version": "ghm_d2", "result": result, "score": min(scores, default=0)}
         tasks.append({"data": {"image": address}, "predictions": [prediction]})
@@ -97,8 +99,6 @@ def write_label_studio(images: Sequence[Found], names: Sequence[str], folder: Pa
 
 def label_config(names: Sequence[str]) -> str:
     """Label Studio's labelling interface: boxes of these classes on an image."""
-    from xml.sax.saxutils import quoteattr
-
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
@@ -130,6 +130,9 @@ FORMATS: dict[str, Callable[[Sequence[Found], Sequence[str], Path], None]] = {
     "label-studio": write_label_studio,
     "fiftyone": write_fiftyone,
 }
+
+
+OF_FRAMES = ("coco", "csv")  # those that name a video's frames, which are no files
 
 
 def distinct_stems(files: Sequence[Path]) -> list[str]:

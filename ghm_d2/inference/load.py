@@ -3,8 +3,10 @@
 import logging
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from ghm_d2.config.detectors import num_classes
 from ghm_d2.errors import UsageError, WeightsError
 from ghm_d2.losses import GradientDensity
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
@@ -37,8 +39,19 @@ def config_source(weights: Path, config: str | None) -> str:
 
 
 def folder_of(weights: Path) -> Path:
-    """Where what belongs to weights is written: beside them; of the model zoo's, here."""
+    """The folder for what is written about weights: their own; for the model zoo's, this one."""
     return Path() if str(weights).startswith(ZOO) else weights.parent
+
+
+def class_names(cfg) -> list[str]:
+    """Names of the training data's classes; else of DATASETS.TEST's, if known; else numbers."""
+    known, number = MetadataCatalog.list(), num_classes(cfg)
+    candidates = [cfg.DATASETS.CLASS_NAMES]
+    for data in cfg.DATASETS.TEST:
+        if data in known:
+            candidates.append(MetadataCatalog.get(data).get("thing_classes", ()))
+    fitting = (list(names) for names in candidates if len(names) == number)
+    return next(fitting, [str(i) for i in range(number)])
 
 
 def zoo_name(weights: Path) -> str:

@@ -451,7 +451,8 @@ CLONES HIDDEN void F(asl1_grad_part)(const REAL *pred, const REAL *target, const
  * each: those beyond are in the first or last, those invalid or not finite in none. */
 CLONES HIDDEN void F(asl1_sizes_part)(const REAL *pred, const REAL *target, const uint8_t *valid,
                                        int64_t size, int64_t *counts) {
-    int32_t index[BLOCK], tallies[4][SIZES + 1] = {{0}};
+    int32_t index[BLOCK];
+    int64_t tallies[4][SIZES + 1] = {{0}};
     for (int64_t a = 0; a < size; a += BLOCK) {
         int n = size - a < BLOCK ? (int)(size - a) : BLOCK;
 #pragma omp simd
@@ -468,10 +469,9 @@ CLONES HIDDEN void F(asl1_sizes_part)(const REAL *pred, const REAL *target, cons
             index[i] = ok ? slot : SIZES;
         }
         for (int i = 0; i < n; i++) tallies[i % 4][index[i]]++;
-        for (int k = 0; k < SIZES; k++)
-            for (int j = 0; j < 4; j++) counts[k] += tallies[j][k];
-        memset(tallies, 0, sizeof tallies);
     }
+    for (int k = 0; k < SIZES; k++)
+        for (int j = 0; j < 4; j++) counts[k] += tallies[j][k];
 }
 
 /* --- what Python calls --- */

@@ -190,7 +190,7 @@ class _Total(Function):
 
 
 def _arguments(options: tuple, mu: Tensor | None, tensors: Sequence[Tensor]) -> tuple:
-    """What `sample_arguments` gave, of the tensors of `_Total`."""
+    """The arguments as `sample_arguments` gave them, from the tensors that `_Total` has."""
     kind, n, others = options
     tensors = list(tensors)
     return kind, tensors[:n], tensors[n : 2 * n], tensors[2 * n :], mu, *others

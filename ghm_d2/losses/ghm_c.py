@@ -13,6 +13,7 @@ from ghm_d2.losses.inputs import Rows, as_rows
 
 class _GHMC(HarmonizedLoss):
     ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 3.0}
+    SOFTMAX: ClassVar[bool]  # whether the last column of the logits is background
 
     def __init__(
         self,
@@ -26,27 +27,45 @@ class _GHMC(HarmonizedLoss):
         super().__init__(bins=bins, momentum=momentum, **options)
         self.ignore_index, self.check_labels = ignore_index, check_labels
 
-    def _rows(self, logits, target, weight=None, background: bool = True) -> Rows:
+    def begin(
+        self,
+        logits: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        weight: Sequence[Tensor] | None = None,
+    ) -> CountedLoss:
+        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        of_levels: Sequence[Tensor | None] = weight or [None] * len(logits)
+        rows = [self._rows(*level) for level in zip(logits, labels, of_levels, strict=True)]
+        weights = [w for r in rows if (w := self._weight(r)) is not None] or None
+        tensors = [(r.logits, r.target) for r in rows]
+        return self._begin(self._samples, tensors, weights, **self._foreground(rows))
+
+    @property
+    def _samples(self) -> SigmoidSamples | SoftmaxSamples:
+        if self.SOFTMAX:
+            return SoftmaxSamples()
+        return SigmoidSamples(by_class=self.density.num_classes > 1)
+
+    def _rows(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Rows:
         return as_rows(
             logits,
             target,
             weight,
-            background=background,
+            background=not self.SOFTMAX,
             ignore_index=self.ignore_index,
             check_labels=self.check_labels,
         )
 
-    def _rows_of_levels(self, logits, labels, weight=None, background: bool = True) -> list[Rows]:
-        weight = weight or [None] * len(logits)
-        levels = zip(logits, labels, weight, strict=True)
-        return [self._rows(*level, background=background) for level in levels]
+    def _weight(self, rows: Rows) -> Tensor | None:
+        return rows.weight_of_rows() if self.SOFTMAX else rows.weight
 
-    def _foreground(self, targets: Sequence[Tensor], classes: int) -> dict[str, Tensor]:
+    def _foreground(self, rows: Sequence[Rows]) -> dict[str, Tensor]:
         """How many rows have a class that is not background, 0-dim or (K,), for the prior."""
         if not self.density.prior:
             return {}
+        classes = rows[0].logits.shape[1] - self.SOFTMAX
         by_class = self.density.num_classes > 1
-        return {"foreground": _count_foreground(targets, classes, by_class)}
+        return {"foreground": _count_foreground([r.target for r in rows], classes, by_class)}
 
 
 class GHMC(_GHMC):
@@ -63,6 +82,8 @@ class GHMC(_GHMC):
             rows with a class. With `num_classes=K` each class has its own density, and prior by
             its own rows.
     """
+
+    SOFTMAX = False
 
     def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one set of anchors or pixels.
@@ -81,28 +102,9 @@ class GHMC(_GHMC):
             ValueError: shapes that do not belong together; a label out of range, if checked.
         """
         rows = self._rows(logits, labels, weight)
-        classes = rows.logits.shape[1]
-        samples = SigmoidSamples(by_class=self.density.num_classes > 1)
-        others = self._foreground([rows.target], classes)
-        loss = self._reduced(samples, (rows.logits, rows.target), rows.weight, **others)
+        tensors = rows.logits, rows.target
+        loss = self._reduced(self._samples, tensors, rows.weight, **self._foreground([rows]))
         return rows.like_logits(loss) if self.reduction == "none" else loss
-
-    def begin(
-        self,
-        logits: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        weight: Sequence[Tensor] | None = None,
-    ) -> CountedLoss:
-        """Count the samples of several feature levels: logits (N_l, K), labels (N_l,).
-
-        Args:
-            weight: (N_l,) or (N_l, K) a level, as in `forward`.
-        """
-        rows = self._rows_of_levels(logits, labels, weight)
-        samples = SigmoidSamples(by_class=self.density.num_classes > 1)
-        others = self._foreground([r.target for r in rows], rows[0].logits.shape[1])
-        weights = [r.weight for r in rows if r.weight is not None] or None
-        return self._begin(samples, [(r.logits, r.target) for r in rows], weights, **others)
 
 
 class SoftmaxGHMC(_GHMC):
@@ -117,6 +119,8 @@ class SoftmaxGHMC(_GHMC):
     Raises:
         ValueError: an argument out of its range; `num_classes`, which is of sigmoids.
     """
+
+    SOFTMAX = True
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
         super().__init__(bins, momentum, **options)
@@ -135,24 +139,10 @@ class SoftmaxGHMC(_GHMC):
         Returns:
             a scalar; of the shape of labels with reduction "none".
         """
-        rows = self._rows(logits, labels, weight, background=False)
-        others = self._foreground([rows.target], rows.logits.shape[1] - 1)
-        tensors = rows.logits, rows.target
-        loss = self._reduced(SoftmaxSamples(), tensors, rows.weight_of_rows(), **others)
+        rows = self._rows(logits, labels, weight)
+        tensors, weight = (rows.logits, rows.target), self._weight(rows)
+        loss = self._reduced(self._samples, tensors, weight, **self._foreground([rows]))
         return rows.like_labels(loss) if self.reduction == "none" else loss
-
-    def begin(
-        self,
-        logits: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        weight: Sequence[Tensor] | None = None,
-    ) -> CountedLoss:
-        """Count the samples of several sets: logits (N_l, K + 1), labels and weights (N_l,)."""
-        rows = self._rows_of_levels(logits, labels, weight, background=False)
-        others = self._foreground([r.target for r in rows], rows[0].logits.shape[1] - 1)
-        weights = [w for r in rows if (w := r.weight_of_rows()) is not None] or None
-        levels = [(r.logits, r.target) for r in rows]
-        return self._begin(SoftmaxSamples(), levels, weights, **others)
 
 
 def ghm_c_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, **options) -> Tensor:

@@ -74,10 +74,10 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(self, predictions, proposals):
         """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
         scores, deltas = predictions
-        labels, *boxes = _concatenated(proposals, deltas)
         if self.ghm_c is None:
             losses = super().losses(predictions, proposals)
-            return losses | self._weighted_ce_loss(scores, labels)
+            return losses | self._weighted_ce_loss(scores, proposals)
+        labels, *boxes = _concatenated(proposals, deltas)
         boxes = *boxes, deltas, labels
         _log_classification_stats(scores, labels)
         ghm_c, ghm_r = self.ghm_c.begin([scores], [labels], self._weights(labels)), None
@@ -94,12 +94,12 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         weight = self.loss_choice.weight_of(labels)
         return None if weight is None else [weight]
 
-    def _weighted_ce_loss(self, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _weighted_ce_loss(self, scores: Tensor, proposals) -> dict[str, Tensor]:
         """`loss_cls` with class weights, a mean over all proposals; nothing without them."""
-        weight = self.loss_choice.weight_of(labels)
-        if weight is None:
+        if not self.loss_choice.class_weights:
             return {}
-        loss = softmax_ce_loss(scores, labels, weight=weight)
+        labels, *_ = _concatenated(proposals, scores)
+        loss = softmax_ce_loss(scores, labels, weight=self.loss_choice.weight_of(labels))
         return {"loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
 
     def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs):

@@ -42,7 +42,7 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
 
     Raises:
         UsageError: there are more or fewer than classes, one is not above 0, or the density is
-            the exact one, which weighs no classes.
+            the exact one, or the kernel a compiled one, which weigh no classes.
     """
     weights = tuple(map(float, cfg.MODEL.CLASS_WEIGHTS))
     if cfg.MODEL.CLASS_WEIGHTING and not weights:
@@ -58,6 +58,11 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
         raise UsageError(f"MODEL.CLASS_WEIGHTS are above 0, not {min(weights):g}")
     if weights and cfg.MODEL.GHM.CLS.DENSITY == "exact":
         raise UsageError("MODEL.GHM.CLS.DENSITY exact takes no MODEL.CLASS_WEIGHTS")
+    if weights and cfg.MODEL.GHM.KERNEL not in ("auto", "torch"):
+        raise UsageError(
+            f"MODEL.CLASS_WEIGHTS are computed in plain PyTorch, and MODEL.GHM.KERNEL is "
+            f"{cfg.MODEL.GHM.KERNEL}: set it to auto"
+        )
     return weights
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from ghm_d2.errors import UsageError
 
+_DETECTRON2 = "detectron2.engine.defaults"
+_HOOKS = (_DETECTRON2, "ghm_d2.training.default_trainer")  # whose build_hooks know none of ours
+
 
 def check_trainer(cfg) -> None:
     """Called by what is built from a configuration, before it is built.
@@ -21,7 +24,13 @@ def check_trainer(cfg) -> None:
     trainer = _building_trainer()
     if trainer is None:
         return
-    ignored = [key for method, key in _keys_set(cfg) if _is_detectron2s(trainer, method)]
+    alone = [key for key in _keys_of_ghm_train(cfg) if _owner(trainer, "build_hooks") in _HOOKS]
+    if alone:
+        raise UsageError(
+            f"{', '.join(alone)}: read by `ghm train`, and not by a script's trainer; leave it "
+            "out, or add a hook in build_hooks"
+        )
+    ignored = [key for method, key in _keys_set(cfg) if _owner(trainer, method) == _DETECTRON2]
     if ignored:
         raise UsageError(
             f"Detectron2's DefaultTrainer does not know {', '.join(ignored)}; write in your script "
@@ -50,6 +59,14 @@ def _keys_set(cfg) -> Iterator[tuple[str, str]]:
             yield method, f"{key} {value}"
 
 
+def _keys_of_ghm_train(cfg) -> Iterator[str]:
+    """ "KEY value" of each key that is set and that hooks of `ghm train` alone read."""
+    for name, off in (("EMA_DECAY", 0), ("PATIENCE", 0), ("CHECKPOINTS_KEPT", 0), ("TRACKERS", ())):
+        value = cfg.SOLVER[name]
+        if value != off and list(value if name == "TRACKERS" else [value]):
+            yield f"SOLVER.{name} {value}"
+
+
 def _building_trainer():
     """The `DefaultTrainer` whose constructor is running; None if there is none."""
     defaults = sys.modules.get("detectron2.engine.defaults")
@@ -61,6 +78,6 @@ def _building_trainer():
     return None
 
 
-def _is_detectron2s(trainer, method: str) -> bool:
-    owner = next(base for base in type(trainer).__mro__ if method in vars(base))
-    return owner.__module__ == "detectron2.engine.defaults"
+def _owner(trainer, method: str) -> str:
+    """The module of the class that defines the trainer's method."""
+    return next(base for base in type(trainer).__mro__ if method in vars(base)).__module__

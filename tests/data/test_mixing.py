@@ -95,6 +95,22 @@ def test_mixup_has_the_objects_of_both(masks):
     assert inside.max() > 60  # its own object shines through
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_images_without_objects_have_no_masks_and_go_with_others_that_do(first):
+    """As Detectron2's mapper makes them: without an annotation there is no field of masks."""
+    empty, full = picture(0), picture(1, "polygon")
+    instances = Instances((60, 80))
+    instances.gt_boxes = Boxes(torch.zeros(0, 4))
+    instances.gt_classes = torch.zeros(0, dtype=torch.int64)
+    empty["instances"] = instances
+    item, other = (empty, full) if first else (full, empty)
+    for mosaic, mixup in ((1.0, 0.0), (0.0, 1.0)):
+        found = Mixing(mosaic, mixup, FILL)(item, lambda: other)["instances"]
+        assert len(found) > 0 and len(found.gt_masks) == len(found)
+    alone = Mixing(1.0, 1.0, FILL)(empty, lambda: empty)["instances"]
+    assert len(alone) == 0
+
+
 def test_an_image_that_cannot_be_read_is_told():
     mixing = Mixing(1.0, 0.0, FILL)
     assert mixing(picture(0), lambda: {"error": "x.png: cannot be read"})["error"].startswith("x")

@@ -1,5 +1,6 @@
 """The order in which runs are made, whatever happens to them; the runs themselves are pretended."""
 
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
 from ghm_d2.progress import Progress
 from ghm_d2.records import Comparison, Pair, RunRecord, RunsTable, Trial
 from ghm_d2.run_folder import LOG_FILE
+from ghm_d2.training.trackers import GROUP
 
 GHM_C, GHM = "GHM-C (robust)", "GHM-C + SL1 (robust)"
 
@@ -199,6 +201,19 @@ def test_another_question_or_setting_has_another_folder(request_, tmp_path):
     }
     assert len(names) == 6
     assert folder(seeds=(1, 2, 3)) == folder(), "more seeds complete the same comparison"
+
+
+def test_trackers_see_the_runs_of_a_comparison_as_one_group(request_, monkeypatch):
+    monkeypatch.setenv(GROUP, "that of a comparison before")
+    seen, start = set(), Pretended.start
+
+    def started(self, run, table_file):
+        seen.add(os.environ[GROUP])
+        return start(self, run, table_file)
+
+    monkeypatch.setattr(Pretended, "start", started)
+    folder = module.compare(request_, Pretended({}), Heard())
+    assert seen == {folder.name}
 
 
 def test_a_comparison_is_recorded_by_one_process_at_a_time(request_, monkeypatch):

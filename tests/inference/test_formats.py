@@ -20,7 +20,7 @@ def images(tmp_path) -> list[Found]:
         {"image_id": 0, "category_id": 0, "bbox": [-5.0, 0.0, 25.0, 100.0], "score": 0.5},
     ]
     return [
-        Found(tmp_path / "a" / "photo.jpg", (200, 100), found),
+        Found(tmp_path / "a" / "my photo&.jpg", (200, 100), found),
         Found(tmp_path / "b" / "photo.jpg", (50, 50), []),
     ]
 
@@ -37,11 +37,11 @@ def test_coco_is_a_data_set_with_scores(images, tmp_path):
 
 def test_yolo_has_shares_of_the_image_within_it(images, tmp_path):
     FORMATS["yolo"](images, NAMES, tmp_path)
-    lines = (tmp_path / "labels" / "photo.txt").read_text().splitlines()
+    lines = (tmp_path / "labels" / "my photo&.txt").read_text().splitlines()
     values = [[float(v) for v in line.split()] for line in lines]
     assert values[0] == [1, 0.125, 0.4, 0.15, 0.4, 0.9]
     assert values[1] == [0, 0.05, 0.5, 0.1, 1.0, 0.5]  # cut at the border
-    assert (tmp_path / "labels" / "photo_2.txt").read_text() == ""
+    assert (tmp_path / "labels" / "photo.txt").read_text() == ""
     assert (tmp_path / "classes.txt").read_text().splitlines() == NAMES
 
 
@@ -58,7 +58,7 @@ def test_label_studio_has_boxes_to_correct(images, tmp_path):
     FORMATS["label-studio"](images, NAMES, tmp_path)
     first, second = json.loads((tmp_path / "label_studio.json").read_text())
     assert first["data"]["image"].startswith("/data/local-files/?d=")
-    assert first["data"]["image"].endswith("a/photo.jpg")
+    assert first["data"]["image"].endswith("a/my%20photo%26.jpg")
     (prediction,) = first["predictions"]
     box = prediction["result"][0]
     assert box["type"] == "rectanglelabels" and box["original_width"] == 200
@@ -76,9 +76,11 @@ def test_fiftyone_finds_each_image(images, tmp_path):
     FORMATS["fiftyone"](images, NAMES, tmp_path)
     labels = json.loads((tmp_path / "labels.json").read_text())["labels"]
     files = json.loads((tmp_path / "data.json").read_text())
-    assert labels.keys() == files.keys() == {"photo", "photo_2"}
-    assert labels["photo"][0]["bounding_box"] == pytest.approx([0.05, 0.2, 0.15, 0.4])
-    assert labels["photo"][0]["label"] == NAMES[1] and Path(files["photo"]) == images[0].file
+    assert labels.keys() == files.keys() == {"my photo&", "photo"}
+    assert labels["my photo&"][0]["bounding_box"] == pytest.approx([0.05, 0.2, 0.15, 0.4])
+    assert (
+        labels["my photo&"][0]["label"] == NAMES[1] and Path(files["my photo&"]) == images[0].file
+    )
 
 
 def test_no_name_is_given_twice():

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
-from tiny_models import inputs
+from tiny_models import QUICK_TINY, inputs
 
 from ghm_d2.config import load_config
 from ghm_d2.register import register_all
@@ -18,14 +18,6 @@ QUICK = sorted(
     for file in files("ghm_d2.configs").joinpath("quick").iterdir()
     if file.name.endswith(".yaml") and not file.name.startswith("Base-")
 )
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.TIMM.PRETRAINED": "",
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
-    "MODEL.FPN.OUT_CHANNELS": "16",
-    "MODEL.SSD.EXTRA_CHANNELS": "16",
-    "MODEL.SSD.HEAD_CHANNELS": "16",
-}
 TWO_STAGE_GHM = {"MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE": "ghm_c", "MODEL.RPN.CLS_LOSS_TYPE": "ghm_c"}
 CASES = {
     **{name: (name, {}) for name in QUICK},
@@ -53,7 +45,7 @@ CASES = {
 def build(case):
     register_all()
     name, keys = CASES[case]
-    words = [word for pair in {**TINY, **keys}.items() for word in pair]
+    words = [word for pair in {**QUICK_TINY, **keys}.items() for word in pair]
     torch.manual_seed(0)
     return build_model(load_config(f"quick/{name}", words)).train()
 

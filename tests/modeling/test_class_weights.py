@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from tiny_models import CLASSES, ghm_retinanet, inputs, recorded_losses, step
+from tiny_models import CLASSES, QUICK_TINY, ghm_retinanet, inputs, recorded_losses, step
 
 from ghm_d2.config import load_config
 from ghm_d2.data.class_weights import class_weights
@@ -13,14 +13,6 @@ from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC
 from ghm_d2.register import register_all
 
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.TIMM.PRETRAINED": "",
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
-    "MODEL.FPN.OUT_CHANNELS": "16",
-    "MODEL.SSD.EXTRA_CHANNELS": "16",
-    "MODEL.SSD.HEAD_CHANNELS": "16",
-}
 # a configuration, its group of keys and those of its losses that are of classes
 DETECTORS = {
     "retinanet_focal": ("RETINANET", ("focal", "ce", "ohem", "qfl", "vfl", "ghm_c")),
@@ -32,10 +24,10 @@ DETECTORS = {
 CASES = [(name, loss) for name, (_, losses) in DETECTORS.items() for loss in losses]
 
 
-def losses_of(name, loss, weights=None, absent=None):
+def losses_of(name, loss, weights=None):
     """The losses of a step with objects of the classes 0, 1 and 2."""
     group = DETECTORS[name][0]
-    keys = TINY | {f"MODEL.{group}.CLS_LOSS_TYPE": loss}
+    keys = QUICK_TINY | {f"MODEL.{group}.CLS_LOSS_TYPE": loss}
     keys |= {f"MODEL.{g}.NUM_CLASSES": "4" for g in ("RETINANET", "FCOS", "YOLOV3", "SSD")}
     keys["MODEL.ROI_HEADS.NUM_CLASSES"] = "4"
     if weights:
@@ -113,6 +105,14 @@ def test_weights_by_the_number_of_annotations():
                 "MODEL.GHM.CLS.DENSITY": "exact",
             },
             "exact takes no",
+        ),
+        (
+            {
+                "MODEL.CLASS_WEIGHTING": "given",
+                "MODEL.CLASS_WEIGHTS": "(1, 1, 1, 1)",
+                "MODEL.GHM.KERNEL": "c",
+            },
+            "set it to auto",
         ),
     ],
 )

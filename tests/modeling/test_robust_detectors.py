@@ -4,19 +4,14 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from tiny_models import inputs
+from tiny_models import QUICK_TINY, inputs
 
 from ghm_d2.config import load_config
 from ghm_d2.losses.harmonized import HarmonizedLoss
 from ghm_d2.register import register_all
 
 KEYS = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.TIMM.PRETRAINED": "",
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
-    "MODEL.FPN.OUT_CHANNELS": "16",
-    "MODEL.SSD.EXTRA_CHANNELS": "16",
-    "MODEL.SSD.HEAD_CHANNELS": "16",
+    **QUICK_TINY,
     "MODEL.GHM.CLS.PRIOR": "3.0",
     "MODEL.GHM.REG.PRIOR": "0.5",
 }

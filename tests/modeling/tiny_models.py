@@ -32,6 +32,15 @@ TINY = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": "50",
     "TEST.DETECTIONS_PER_IMAGE": "20",
 }
+# of the quick configurations, whatever the detector
+QUICK_TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.TIMM.PRETRAINED": "",
+    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.SSD.EXTRA_CHANNELS": "16",
+    "MODEL.SSD.HEAD_CHANNELS": "16",
+}
 FILES = {
     "RetinaNet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
     "GeneralizedRCNN": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",

@@ -94,6 +94,22 @@ def test_detectron2s_trainer_is_refused_with_the_line_that_mends_the_script(name
     assert all(key in str(caught.value) for key in ignored_keys(name)) and ignored_keys(name)
 
 
+@pytest.mark.parametrize("trainer", [DefaultTrainer, GHMDefaultTrainer])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SOLVER.EMA_DECAY", "0.9"),
+        ("SOLVER.PATIENCE", "2", "TEST.EVAL_PERIOD", "1"),
+        ("SOLVER.CHECKPOINTS_KEPT", "1"),
+        ("SOLVER.TRACKERS", "('wandb',)"),
+    ],
+)
+def test_keys_that_ghm_train_alone_reads_are_no_secret_to_a_script(trainer, words, recipe):
+    cfg = recipe("quick/retinanet_ghm.yaml", *words, "MODEL.DEVICE", "meta")
+    with torch.device("meta"), pytest.raises(UsageError, match=rf"{words[0]} .*ghm train"):
+        trainer(cfg)
+
+
 def slow_but_one_a_detector(name: str):
     quick = name.startswith("quick/") and name.endswith(("_ghm.yaml", "_ghm_r.yaml", "_ghm_c.yaml"))
     fast = quick and name != "quick/retinanet_ghm_c.yaml"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from ghm_d2.config import load_config
+from ghm_d2.config import check_config, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.training.trackers import GROUP, trackers_of
 
@@ -76,7 +76,7 @@ def test_wandb_has_each_value_and_a_resumed_run_in_one_entry(cfg, tmp_path, monk
 def test_what_is_unknown_or_not_installed_is_told(cfg, monkeypatch):
     cfg.SOLVER.TRACKERS = ("comet",)
     with pytest.raises(UsageError, match="wandb, mlflow, not 'comet'"):
-        trackers_of(cfg)
+        check_config(cfg)
     cfg.SOLVER.TRACKERS = ("wandb",)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match="pip install wandb"):

@@ -32,7 +32,7 @@ def fetch(path: str) -> str:
     Raises:
         WeightsError: there is no such file, or it cannot be had; then the message has the address
             and where Detectron2 looks for a copy. Or it is not the file that its name promises:
-            the zoo's end in the first six digits of their SHA-256.
+            the zoo's end in the first six digits of their MD5 (Detectron2's MODEL_ZOO.md).
     """
     address = path
     if path.endswith(".yaml") and not os.path.exists(path):
@@ -49,7 +49,7 @@ def fetch(path: str) -> str:
     if not os.path.isfile(local):
         raise WeightsError(f"no weight file {path}")
     promised = _HASH.search(address) if address.startswith(_OF_ZOO) else None
-    if promised and not content_hash(local).hexdigest().startswith(promised[1]):
+    if promised and not content_hash(local, "md5").hexdigest().startswith(promised[1]):
         raise WeightsError(f"{local} is not what {address} was: remove it, to fetch it again")
     return local
 
