@@ -1,4 +1,4 @@
-"""`ghm data`: make, check, import and show data sets."""
+"""`ghm data`: make, check, import, show and mend data sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,11 +9,19 @@ import typer
 from ghm_d2.errors import UsageError
 
 from ._console import emit, out, tell, user_errors
-from ._options import Json
+from ._options import PASS_UNKNOWN, Json
+from .suspects import suspects
 
 app = typer.Typer(
-    help="Make, import, check and show data sets.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Make, import, check, show and mend data sets.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
+app.command(
+    "suspects",
+    context_settings=PASS_UNKNOWN,
+    epilog="Example: ghm data suspects my_folder --folds 3 --jobs 2 SOLVER.MAX_ITER 600",
+)(suspects)
 SHOWN = 20  # problems printed for people; --json and the report have them all
 
 Output = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
@@ -146,6 +154,40 @@ def check(data: Data, json: Json = False) -> None:
             raise typer.Exit(DataError.exit_code)
 
 
+@app.command(
+    epilog="Example: ghm data clean my_folder --apply suspects/suspects.csv --output my_folder_2"
+)
+def clean(
+    data: Data,
+    apply: Annotated[
+        Path,
+        typer.Option(help="suspects.csv with decisions, or what Label Studio exported as JSON."),
+    ],
+    output: Output,
+    drop: Annotated[
+        int, typer.Option(min=0, help="Drop so many of the table's first annotations too.")
+    ] = 0,
+    add: Annotated[
+        int, typer.Option(min=0, help="Accept so many of its first missing ones too, as seen.")
+    ] = 0,
+    split: Annotated[str, typer.Option(help="The split that was judged.")] = "train",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a new data set in which annotations are mended; the old one is left as it is.
+
+    In the first column of suspects.csv "drop" removes an annotation, and "accept" takes what the
+    model sees in its place; an empty one keeps it. Of Label Studio's export the images that a
+    person has finished have the boxes that they have there.
+    """
+    with user_errors():
+        from ghm_d2.data.clean import clean
+
+        report = clean(data, apply, output, split, drop, add, overwrite)
+        report = {"folder": str(output)} | report
+        emit(report, as_json=json, human=lambda: _print_cleaned(report))
+
+
 @app.command(epilog="Example: ghm data show digits --split val --output digits.png")
 def show(
     data: Data,
@@ -214,6 +256,12 @@ def _print_import(report: dict) -> None:
     told = [f"{n} {plural[what] if n > 1 else what}" for what, n in counts.items()]
     tell("dropped: " + (", ".join(told) or "nothing"))
     _lines([f"{d['split']} {d['what']}: {d['file']}: {d['detail']}" for d in dropped])
+
+
+def _print_cleaned(report: dict) -> None:
+    counts = ", ".join(f"{report[what]} {what}" for what in ("dropped", "changed", "added"))
+    tell(f"{report['split']}: {counts}")
+    tell(f"Written to {report['folder']}: train with --dataset {report['folder']}")
 
 
 def _print_check(value: dict) -> None:

@@ -119,11 +119,9 @@ def _print(output: Path, size: int, agreement, source: str) -> None:
 
 
 def _nothing_compared(agreement, cfg) -> str:
-    from ghm_d2.config.detectors import DETECTORS
+    from ghm_d2.config.detectors import score_threshold_key
 
-    detector = DETECTORS[cfg.MODEL.META_ARCHITECTURE]
-    group = "ROI_HEADS" if detector.group == "ROI_BOX_HEAD" else detector.group
-    key = f"MODEL.{group}.SCORE_THRESH_TEST"
+    key = score_threshold_key(cfg)
     if not agreement.detections:
         return (
             "nothing was detected, so nothing was compared with PyTorch; to check the file lower "

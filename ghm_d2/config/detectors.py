@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ghm_d2.errors import UsageError
+
 TWO_STAGE = "GeneralizedRCNN"
 
 
@@ -10,7 +12,7 @@ class Detector:
     """One value of MODEL.META_ARCHITECTURE.
 
     group: the group of MODEL with CLS_LOSS_TYPE, BBOX_REG_LOSS_TYPE and BBOX_REG_LOSS_WEIGHT.
-    classes: the group of MODEL with NUM_CLASSES.
+    classes: the group of MODEL with NUM_CLASSES and SCORE_THRESH_TEST.
     """
 
     name: str
@@ -34,6 +36,14 @@ def loss_keys(cfg):
     """The `CfgNode` with the loss types of MODEL.META_ARCHITECTURE; None of an unknown one."""
     detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     return cfg.MODEL[detector.group] if detector else None
+
+
+def score_threshold_key(cfg) -> str:
+    """The key of the least score that is given out; UsageError of an unknown META_ARCHITECTURE."""
+    arch = cfg.MODEL.META_ARCHITECTURE
+    if arch not in DETECTORS:
+        raise UsageError(f"MODEL.META_ARCHITECTURE {arch}: the key of its threshold is not known")
+    return f"MODEL.{DETECTORS[arch].classes}.SCORE_THRESH_TEST"
 
 
 def detector_name(cfg) -> str:

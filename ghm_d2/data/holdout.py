@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from ghm_d2.data.coco_json import load_json, write_json
@@ -23,6 +24,34 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
     Raises:
         DataError: no COCO JSON, or fewer than two images.
     """
+
+    def held_out(ids: list) -> list:
+        return ids[: min(max(1, round(share * len(ids))), len(ids) - 1)]
+
+    _write_part(train_name, folder, held_out, seed)
+
+
+def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int = 0) -> None:
+    """As `write_holdout`, with one of `folds` equal parts as val: each image is in one val.
+
+    Args:
+        fold: 0 to `folds` - 1.
+        folds: 2 or more.
+
+    Raises:
+        DataError: no COCO JSON, or fewer images than folds.
+    """
+    _write_part(train_name, folder, lambda ids: ids[fold::folds], seed, folds)
+
+
+def _write_part(
+    train_name: str,
+    folder: Path,
+    held_out: Callable[[list], list],
+    seed: int,
+    fewest: int = 2,
+) -> None:
+    """`held_out` chooses val's images of a list of all ids in random order."""
     from detectron2.data import MetadataCatalog
 
     folder = Path(folder)
@@ -34,15 +63,15 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
         raise DataError(f"{train_name}: registered without a COCO JSON, so it cannot be divided")
     coco = load_json(metadata.json_file)
     ids = sorted(image["id"] for image in coco["images"])
-    if len(ids) < 2:
+    if len(ids) < fewest:
         raise DataError(f"{train_name}: {len(ids)} images are too few to hold some out")
     random.Random(seed).shuffle(ids)
-    held_out = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    val = set(held_out(ids))
     try:
         with new_folder(folder) as draft:
             os.symlink(os.path.abspath(metadata.image_root), draft / "images")
-            write_json(draft / "train.json", _part(coco, set(ids) - held_out))
-            write_json(draft / "val.json", _part(coco, held_out))
+            write_json(draft / "train.json", _part(coco, set(ids) - val))
+            write_json(draft / "val.json", _part(coco, val))
     except UsageError:
         if not (folder / "val.json").is_file():
             raise

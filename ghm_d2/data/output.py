@@ -11,7 +11,9 @@ from ghm_d2.data.coco_json import SPLITS
 from ghm_d2.errors import DataError, UsageError
 
 IMPORT_REPORT, MAKE_REPORT = "import_report.json", "make_report.json"
-_OURS = {f"{split}.json" for split in SPLITS} | {"images", IMPORT_REPORT, MAKE_REPORT}
+CLEAN_REPORT = "clean_report.json"
+_REPORTS = {IMPORT_REPORT, MAKE_REPORT, CLEAN_REPORT}
+_OURS = {f"{split}.json" for split in SPLITS} | {"images"} | _REPORTS
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, which takes its place when the body succeeds.
 
     Raises: UsageError where `folder` is not empty and `overwrite` is False, or where it holds
-    anything that `ghm data make` or `ghm data import` did not write; DataError where it cannot be
+    anything that `ghm data make`, `import` or `clean` did not write; DataError where it cannot be
     written.
     """
     folder = Path(folder).absolute()
@@ -56,7 +58,7 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if content and not overwrite:
         raise UsageError(f"{folder}: is not empty; choose another folder or pass --overwrite")
     foreign = sorted(content - _OURS)
-    if content and (foreign or not content & {IMPORT_REPORT, MAKE_REPORT}):
+    if content and (foreign or not content & _REPORTS):
         held = f"holds {foreign[0]}" if foreign else "was not written by ghm"
         raise UsageError(f"{folder}: {held}, so --overwrite will not delete it; choose another")
 

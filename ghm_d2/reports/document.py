@@ -62,8 +62,7 @@ class Picture:
     @property
     def uri(self) -> str:
         """The picture itself as a data: URI."""
-        mime = "png" if self.file.endswith(".png") else "jpeg"
-        return f"data:image/{mime};base64,{base64.b64encode(self.data).decode()}"
+        return data_uri(self.data, "png" if self.file.endswith(".png") else "jpeg")
 
 
 Block = Text | Table | Picture
@@ -93,6 +92,11 @@ class Document:
         return [block for block in blocks if isinstance(block, Picture)]
 
 
+def data_uri(data: bytes, mime: str) -> str:
+    """A "png" or "jpeg" as a data: URI, which an <img> shows without fetching anything."""
+    return f"data:image/{mime};base64,{base64.b64encode(data).decode()}"
+
+
 def is_picture(data: bytes) -> bool:
     """Whether `data` is an image file that can be read."""
     try:
@@ -104,6 +108,11 @@ def is_picture(data: bytes) -> bool:
 
 def html(document: Document) -> str:
     """The document as one HTML file that fetches nothing and runs nothing."""
+    return render(TEMPLATE, document=document)
+
+
+def render(template: str, **values) -> str:
+    """A page from a template of this folder, in which every text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,7 +121,7 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
     )
     environment.tests["best"] = lambda cell: isinstance(cell, Best)
-    return environment.get_template(TEMPLATE).render(document=document)
+    return environment.get_template(template).render(values)
 
 
 def markdown(document: Document) -> str:

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ghm_d2.data.catalog import classes_of, resolve, validate
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint, shared_images
-from ghm_d2.data.holdout import write_holdout
+from ghm_d2.data.holdout import write_fold, write_holdout
 from ghm_d2.errors import DataError
 
 
@@ -41,6 +41,19 @@ def test_the_division_is_the_same_twice_and_kept(digits_folder, tmp_path):
     assert (tmp_path / "a" / "val.json").read_bytes() == kept
     write_holdout(name, tmp_path / "c", seed=5)
     assert (tmp_path / "c" / "val.json").read_bytes() != kept
+
+
+def test_each_image_is_held_out_in_one_fold(digits_folder, tmp_path):
+    name = resolve(digits_folder, "train")
+    whole, held_out = images(Path(digits_folder) / "train.json"), []
+    for fold in range(4):
+        write_fold(name, tmp_path / f"{fold}", fold, 4)
+        train, val = (images(tmp_path / f"{fold}" / f"{s}.json") for s in ("train", "val"))
+        assert train | val == whole and not train.keys() & val.keys()
+        held_out += val
+    assert sorted(held_out) == sorted(whole)
+    with pytest.raises(DataError, match="6 images are too few"):
+        write_fold(name, tmp_path / "many", 0, 7)
 
 
 def test_one_image_cannot_be_divided(digits_folder, tmp_path):

@@ -1,0 +1,98 @@
+"""Suspects as files: a table to decide in, and what annotation tools open."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ghm_d2.analysis.suspects import Suspect
+from ghm_d2.files import spreadsheet_cell, write_json, write_text
+from ghm_d2.inference.formats import Found, write_label_studio
+
+TABLE_FILE, COCO_FILE = "suspects.csv", "suspects.json"
+COLUMNS = (
+    "decision", "kind", "score", "file", "class", "x", "y", "width", "height",
+    "seen_class", "seen_score", "seen_x", "seen_y", "seen_width", "seen_height",
+    "image_id", "annotation_id",
+)  # fmt: skip
+
+
+def write_table(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
+    """A CSV file with a row a suspect, whose first column is for a person's decision.
+
+    Args:
+        suspects: in the order of the rows.
+        coco: the data set that they are of.
+    """
+    files = {image["id"]: image["file_name"] for image in coco["images"]}
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    for suspect in suspects:
+        own, seen = suspect.annotation, suspect.proposal
+        row = ["", suspect.kind, f"{suspect.score:.5f}", files[suspect.image_id]]
+        row += [names[own["category_id"]], *_box(own)] if own else [""] * 5
+        row += _seen(seen, names) if seen else [""] * 6
+        table.writerow(map(spreadsheet_cell, [*row, suspect.image_id, own["id"] if own else ""]))
+    write_text(file, text.getvalue())
+
+
+def _seen(detection: dict, names: dict[int, str]) -> list[str]:
+    return [names[detection["category_id"]], f"{detection['score']:.4f}", *_box(detection)]
+
+
+def _box(found: dict) -> list[str]:
+    return [f"{value:.2f}" for value in found["bbox"]]
+
+
+def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
+    """The images of suspects as a COCO data set; what is suspect says so.
+
+    Suspect annotations have fields "suspect_kind" and "suspect_score"; missing ones are added as
+    the model sees them, with a "score".
+    """
+    fields = {s.annotation["id"]: _fields(s) for s in suspects if s.annotation}
+    images = {s.image_id for s in suspects}
+    there = [a for a in coco["annotations"] if a["image_id"] in images]
+    annotations = [a | fields.get(a["id"], {}) for a in there]
+    last = max((a["id"] for a in coco["annotations"]), default=0)
+    for number, suspect in enumerate((s for s in suspects if not s.annotation), last + 1):
+        seen = suspect.proposal or {}
+        area = seen["bbox"][2] * seen["bbox"][3]
+        annotations.append({"id": number, "iscrowd": 0, "area": area} | seen | _fields(suspect))
+    kept = [image for image in coco["images"] if image["id"] in images]
+    write_json(file, coco | {"images": kept, "annotations": annotations})
+
+
+def _fields(suspect: Suspect) -> dict:
+    return {"suspect_kind": suspect.kind, "suspect_score": round(suspect.score, 5)}
+
+
+def write_tasks(suspects: Sequence[Suspect], coco: dict, images: Path, folder: Path) -> None:
+    """Label Studio's tasks of the suspects' images, the most suspect image first.
+
+    Each has all of its annotations as predictions, those that are suspect with 1 - their score,
+    and what may be missing as the model sees it.
+
+    Args:
+        images: the folder that the data set's file names are below.
+    """
+    entries = {image["id"]: image for image in coco["images"]}
+    number = {c["id"]: i for i, c in enumerate(coco["categories"])}
+    left = {s.annotation["id"]: 1 - s.score for s in suspects if s.annotation}
+    found: dict = {suspect.image_id: [] for suspect in suspects}
+    for annotation in coco["annotations"]:
+        if annotation["image_id"] in found:
+            scored = annotation | {"score": left.get(annotation["id"], 1.0)}
+            found[annotation["image_id"]].append(scored)
+    for suspect in suspects:
+        if suspect.proposal and not suspect.annotation:
+            found[suspect.image_id].append(suspect.proposal)
+    tasks = []
+    for image_id, boxes in found.items():
+        entry = entries[image_id]
+        shown = [box | {"category_id": number[box["category_id"]]} for box in boxes]
+        size = entry["width"], entry["height"]
+        tasks.append(Found(images / entry["file_name"], size, shown))
+    write_label_studio(tasks, [c["name"] for c in coco["categories"]], folder)

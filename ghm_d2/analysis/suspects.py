@@ -1,0 +1,251 @@
+"""Which annotations are likely to be wrong, by the detections of a model that has not seen them.
+
+The *norm* of an annotation is what it contradicts the model by, from 0 to 1, as the gradient norm
+g of GHM (Li, Liu, Wang, arXiv 1811.05181, section 3) is that of a sample. Small objects have large
+norms although their annotations are right; so a norm counts by its density, that of the norms of
+annotations of the same size: its *tail* is the share of them that have a smaller one.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools import mask
+
+KINDS = ("class", "box", "extra", "missing")
+MATCH = 0.5  # IoU from which a detection is of an annotation's object
+NEAR = 0.1  # IoU from which it may be, and the annotation's box is off
+NEIGHBOURS = 200  # annotations of about the same size that one is compared with
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An annotation that may be wrong, or a detection where one may be missing.
+
+    Attributes:
+        image_id: of the data set.
+        annotation: in COCO's format; None where one may be missing.
+        kind: of KINDS: the class is another one, the box is off, there is no such object, or an
+            object has no annotation.
+        score: in [0, 1]; of two annotations, or of two missing ones, the higher one is the more
+            suspect.
+        proposal: the detection that speaks against it, in COCO's result format; None where nothing
+            was detected.
+    """
+
+    image_id: int | str
+    annotation: dict | None
+    kind: str
+    score: float
+    proposal: dict | None
+
+
+@dataclass
+class Evidence:
+    """What the detections of all images say of the annotations: an entry each.
+
+    Attributes:
+        area: of its box in px^2.
+        support: the highest score of its class at an IoU of 0.5 or more; 0 for none.
+        other: likewise, of all other classes.
+        overlap: the IoU with the best detection of its class that is not another annotation's;
+            0 below 0.1.
+        rivals, places: the detections of `other` and `overlap`; None for none.
+    """
+
+    image_ids: list = field(default_factory=list)
+    annotations: list[dict] = field(default_factory=list)
+    area: list[float] = field(default_factory=list)
+    support: list[float] = field(default_factory=list)
+    other: list[float] = field(default_factory=list)
+    overlap: list[float] = field(default_factory=list)
+    rivals: list[dict | None] = field(default_factory=list)
+    places: list[dict | None] = field(default_factory=list)
+
+    def add(self, annotations: Sequence[dict], detections: Sequence[dict]) -> None:
+        """Take in the annotations of an image, none a crowd, and its detections, best first."""
+        overlaps = box_iou(annotations, detections)
+        scores = np.array([d["score"] for d in detections])
+        classes = np.array([d["category_id"] for d in detections])
+        claimed = overlaps >= MATCH
+        for row, annotation in enumerate(annotations):
+            own, there = classes == annotation["category_id"], claimed[row]
+            elsewhere = claimed.any(0) & ~there
+            rival = _first(there & ~own)
+            place = _first(own & (overlaps[row] >= NEAR) & ~elsewhere)
+            self.image_ids.append(annotation["image_id"])
+            self.annotations.append(annotation)
+            self.area.append(annotation["bbox"][2] * annotation["bbox"][3])
+            self.support.append(scores[there & own].max(initial=0.0))
+            self.other.append(0.0 if rival is None else scores[rival])
+            self.overlap.append(0.0 if place is None else overlaps[row, place])
+            self.rivals.append(None if rival is None else detections[rival])
+            self.places.append(None if place is None else detections[place])
+
+    def norms(self) -> dict[str, np.ndarray]:
+        """By how much each annotation contradicts the model: arrays (A,) in [0, 1].
+
+        "class": 1 - the support of its class, GHM-C's norm of a foreground sample. "other": the
+        score of another class, times its share. "box": 1 - its IoU with what was detected.
+        "extra": 1 - the support of any class.
+        """
+        support, other = np.array(self.support), np.array(self.other)
+        share = other / np.maximum(support + other, 1e-9)
+        return {
+            "class": 1 - support,
+            "other": other * share,
+            "box": 1 - np.array(self.overlap),
+            "extra": 1 - np.maximum(support, other),
+        }
+
+    def kinds(self) -> list[str]:
+        """What is wrong with each annotation, if something is."""
+        rows = zip(self.support, self.other, self.places, strict=True)
+        return ["class" if o > s else "box" if place else "extra" for s, o, place in rows]
+
+
+def box_iou(annotations: Sequence[dict], detections: Sequence[dict]) -> np.ndarray:
+    """IoU of boxes [x, y, width, height]: (annotations, detections), in [0, 1]."""
+    shape = len(annotations), len(detections)
+    if not all(shape):
+        return np.zeros(shape)
+    rows, columns = ([a["bbox"] for a in boxes] for boxes in (annotations, detections))
+    found = mask.iou(np.array(rows, float), np.array(columns, float), [0] * shape[1])
+    return np.asarray(found).reshape(shape)
+
+
+def tails(norms: np.ndarray, area: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """The share of annotations of about the same size with a smaller norm, ties by half: (A,).
+
+    Args:
+        norms: (A,).
+        area: (A,) in px^2.
+        neighbours: how many annotations are compared, around each in the order of size.
+    """
+    order = np.argsort(area, kind="stable")
+    ordered, found = norms[order], np.empty(len(norms))
+    last = max(0, len(norms) - neighbours)
+    for i, norm in enumerate(ordered):
+        start = min(max(0, i - neighbours // 2), last)
+        window = ordered[start : start + neighbours]
+        found[order[i]] = (np.mean(window < norm) + np.mean(window <= norm)) / 2
+    return found
+
+
+def _by_tail(evidence: Evidence) -> np.ndarray:
+    """1 - the product of what is left beyond the tails of "class", and of "box" or "other"."""
+    norms, area = evidence.norms(), np.array(evidence.area)
+    by_norm = {name: tails(norms[name], area) for name in ("class", "box", "other")}
+    either = np.maximum(by_norm["box"], by_norm["other"])
+    return 1 - (1 - by_norm["class"]) * (1 - either)
+
+
+def _by_loss(evidence: Evidence) -> np.ndarray:
+    """Cross entropy of the annotated class, and 1 - IoU as the loss of the box."""
+    support = np.maximum(np.array(evidence.support), 1e-2)
+    return -np.log(support) + evidence.norms()["box"]
+
+
+def _by_inverse_density(evidence: Evidence) -> np.ndarray:
+    """The norm of the class over the density of such norms, GHM's 1 / R(g), in 10 regions."""
+    norms, area = evidence.norms()["class"], np.array(evidence.area)
+    region = np.minimum((norms * 10).astype(int), 9)
+    sizes = np.argsort(np.argsort(area)) * 3 // max(1, len(area))
+    counts = np.zeros((3, 10))
+    np.add.at(counts, (sizes, region), 1)
+    return norms / counts[sizes, region]
+
+
+# What makes an annotation suspect: (A,), higher is more suspect
+SCORES: dict[str, Callable[[Evidence], np.ndarray]] = {
+    "tail": _by_tail,
+    "norm": lambda evidence: evidence.norms()["class"],
+    "inverse density": _by_inverse_density,
+    "loss": _by_loss,
+    "confidence": lambda evidence: evidence.norms()["extra"],
+}
+
+
+def kind_scores(evidence: Evidence) -> dict[str, np.ndarray]:
+    """How much speaks for each kind of error alone, (A,) in [0, 1], by tails."""
+    area, has_place = np.array(evidence.area), np.array(evidence.overlap) > 0
+    by_norm = {name: tails(norm, area) for name, norm in evidence.norms().items()}
+    return {
+        "class": by_norm["other"] * by_norm["class"],
+        "box": by_norm["box"] * by_norm["extra"] * has_place,
+        "extra": by_norm["extra"] * ~has_place,
+    }
+
+
+def missing(annotations: Sequence[dict], detections: Sequence[dict]) -> list[tuple[dict, float]]:
+    """Detections of an image that no annotation explains, and how suspect each is, in [0, 1].
+
+    A detection is explained by an annotation that it overlaps by 0.5, or by 0.1 if it supports the
+    annotation's place better than any other does: then the box is off. Of what is left those
+    that overlap a better one by 0.5 are out, of whatever class, and the score falls with the
+    overlap o with any annotation, as (1 - o)^4.
+
+    Args:
+        annotations: crowds too, within which nothing is missing.
+        detections: in COCO's result format, best first.
+    """
+    scores = np.array([d["score"] for d in detections])
+    overlaps = box_iou(annotations, detections)
+    support = np.where(overlaps >= MATCH, scores, 0).max(1, initial=0.0)
+    near = (overlaps >= NEAR) & (support[:, None] < scores)
+    explained = near.any(0) | (overlaps >= MATCH).any(0) | _in_crowds(annotations, detections)
+    between = box_iou(detections, detections)
+    found, kept = [], np.zeros(len(detections), dtype=bool)
+    for i in range(len(detections)):
+        if between[i, kept].max(initial=0.0) >= MATCH:
+            continue
+        kept[i] = True
+        if not explained[i]:
+            most = overlaps[:, i].max(initial=0.0)
+            found.append((detections[i], float(scores[i] * (1 - most) ** 4)))
+    return found
+
+
+def _in_crowds(annotations: Sequence[dict], detections: Sequence[dict]) -> np.ndarray:
+    crowds = [a["bbox"] for a in annotations if a.get("iscrowd")]
+    if not crowds or not detections:
+        return np.zeros(len(detections), dtype=bool)
+    boxes = np.array([d["bbox"] for d in detections], float)
+    inside = mask.iou(boxes, np.array(crowds, float), [1] * len(crowds))
+    return (np.asarray(inside) >= MATCH).any(1)
+
+
+def find_suspects(
+    images: Iterable[tuple[Sequence[dict], Sequence[dict]]], score: str = "tail"
+) -> tuple[list[Suspect], list[Suspect]]:
+    """All annotations, and all detections that may be missing annotations; most suspect first.
+
+    Args:
+        images: annotations of an image in COCO's format (crowds are not judged), and detections
+            in COCO's result format by a model that has not seen them; both with the same ids.
+        score: of SCORES.
+    """
+    evidence, absent = Evidence(), []
+    for annotations, detections in images:
+        ordered = sorted(detections, key=lambda d: -d["score"])
+        evidence.add([a for a in annotations if not a.get("iscrowd")], ordered)
+        absent += [
+            Suspect(d["image_id"], None, "missing", value, d)
+            for d, value in missing(annotations, ordered)
+        ]
+    values = SCORES[score](evidence) if evidence.annotations else []
+    columns = (evidence.image_ids, evidence.annotations, evidence.kinds(), values)
+    against = zip(*columns, evidence.rivals, evidence.places, strict=True)
+    judged = [
+        Suspect(image, annotation, kind, float(value), rival if kind == "class" else place)
+        for image, annotation, kind, value, rival, place in against
+    ]
+    return _sorted(judged), _sorted(absent)
+
+
+def _sorted(suspects: list[Suspect]) -> list[Suspect]:
+    return sorted(suspects, key=lambda s: -s.score)
+
+
+def _first(which: np.ndarray) -> int | None:
+    return int(which.argmax()) if which.any() else None

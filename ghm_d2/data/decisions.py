@@ -1,0 +1,227 @@
+"""A person's decisions about suspect annotations: a table's first column, or Label Studio's export.
+
+Both come from other programs and from people's hands; whatever is not understood is a DataError
+that says where.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ghm_d2.data.coco_json import box_fault, load_json, read_bytes
+from ghm_d2.data.digits.noise import iou
+from ghm_d2.errors import DataError
+from ghm_d2.files import spreadsheet_cell
+
+DECISIONS = ("", "keep", "drop", "accept")
+_NEEDED = ("decision", "kind", "image_id", "annotation_id", "seen_class")
+_SAME = 0.99  # IoU of a box that a person left as it was: tools round
+
+
+@dataclass
+class Changes:
+    """What becomes of a data set's annotations.
+
+    Attributes:
+        dropped: ids of annotations.
+        changed: id of an annotation -> fields in the place of its own.
+        added: annotations without an id.
+    """
+
+    dropped: set = field(default_factory=set)
+    changed: dict[Any, dict] = field(default_factory=dict)
+    added: list[dict] = field(default_factory=list)
+
+    def apply(self, coco: dict) -> dict:
+        """`coco` with the changes; it is left as it is itself."""
+        there = [a for a in coco["annotations"] if a["id"] not in self.dropped]
+        kept = [_changed(a, self.changed[a["id"]]) if a["id"] in self.changed else a for a in there]
+        numbers = [a["id"] for a in coco["annotations"] if isinstance(a["id"], int)]
+        first = max(numbers, default=0) + 1
+        added = [
+            {"id": i, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a
+            for i, a in enumerate(self.added, first)
+        ]
+        return coco | {"annotations": [*kept, *added]}
+
+
+def _changed(annotation: dict, fields: dict) -> dict:
+    """A moved box loses its mask, which was that of the old one."""
+    if "bbox" not in fields:
+        return annotation | fields
+    kept = {k: v for k, v in annotation.items() if k != "segmentation"}
+    return kept | fields | {"area": fields["bbox"][2] * fields["bbox"][3]}
+
+
+def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int = 0) -> Changes:
+    """What a file's decisions make of a data set.
+
+    Args:
+        file: the table of `ghm data suspects`, whose column "decision" says drop or accept (what
+            the model sees), or a JSON that Label Studio exported.
+        coco: the data set.
+        root: the folder that its file names are below.
+        drop: so many annotations of the table are dropped, from its start, where nothing else is
+            decided.
+        add: so many missing annotations are accepted, likewise.
+
+    Raises:
+        DataError: the file is neither, or does not belong to the data set.
+    """
+    if file.suffix.lower() == ".json":
+        if drop or add:
+            raise DataError(f"{file}: --drop and --add take the table suspects.csv")
+        return _of_label_studio(load_json(file), file, coco, root)
+    return _of_table(file, coco, drop, add)
+
+
+def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
+    annotations = {str(a["id"]): a for a in coco["annotations"]}
+    images = {str(image["id"]): image["id"] for image in coco["images"]}
+    classes = {spreadsheet_cell(c["name"]): c["id"] for c in coco["categories"]}
+    changes, left = Changes(), {"annotation": drop, "missing": add}
+    for line, row in _rows(file):
+
+        def fault(what: str, line=line) -> DataError:
+            return DataError(f"{file}:{line}: {what}")
+
+        decision = row["decision"].strip().lower()
+        if decision not in DECISIONS:
+            raise fault(f"the decision is {', '.join(DECISIONS[1:])} or empty, not {decision!r}")
+        is_missing = row["kind"] == "missing"
+        what = "missing" if is_missing else "annotation"
+        if not decision and left[what]:
+            decision, left[what] = ("accept" if is_missing else "drop"), left[what] - 1
+        if decision in ("", "keep") or (is_missing and decision == "drop"):
+            continue
+        if row["image_id"] not in images or not (is_missing or row["annotation_id"] in annotations):
+            raise fault("no such image or annotation in the data set: is it another one's table?")
+        if decision == "drop":
+            changes.dropped.add(annotations[row["annotation_id"]]["id"])
+            continue
+        if row["seen_class"] not in classes:
+            raise fault("nothing was seen there that could be accepted: decide drop or keep")
+        fields = {"category_id": classes[row["seen_class"]]}
+        if is_missing:
+            place = {"image_id": images[row["image_id"]], "bbox": _seen_box(row, fault)}
+            changes.added.append(fields | place)
+        else:
+            box = {} if row["kind"] == "class" else {"bbox": _seen_box(row, fault)}
+            changes.changed[annotations[row["annotation_id"]]["id"]] = fields | box
+    return changes
+
+
+def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows with their line numbers; spreadsheets may have put other separators."""
+    try:
+        text = read_bytes(file).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: is not UTF-8 text") from None
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = [(table.line_num, {k: v or "" for k, v in row.items() if k}) for row in table]
+    except csv.Error as error:
+        raise DataError(f"{file}: not a table ({error})") from None
+    lacking = [name for name in _NEEDED if name not in (table.fieldnames or ())]
+    if lacking:
+        raise DataError(f"{file}: has no column {lacking[0]!r}; ghm data suspects writes one")
+    return rows
+
+
+def _seen_box(row: dict[str, str], fault) -> list[float]:
+    try:
+        box = [float(row[f"seen_{name}"]) for name in ("x", "y", "width", "height")]
+    except (KeyError, ValueError):
+        raise fault("the box that was seen is not four numbers") from None
+    if why := box_fault(box):
+        raise fault(f"the box that was seen: {why}")
+    return box
+
+
+def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
+    """Corrected images have the annotations of the export; those not yet corrected stay."""
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise DataError(f"{file}: is not Label Studio's export: a list of tasks")
+    by_path = {_path(root / image["file_name"]): image for image in coco["images"]}
+    classes = {c["name"]: c["id"] for c in coco["categories"]}
+    by_image: dict = {}
+    for annotation in coco["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    changes = Changes()
+    for number, task in enumerate(tasks):
+        where = f"{file}: task {task.get('id', number)}"
+        results = _results(task, where)
+        if results is None:
+            continue
+        image = by_path.get(_address(task, where))
+        if image is None:
+            raise DataError(f"{where}: its image is none of the data set's")
+        old = list(by_image.get(image["id"], []))
+        for result in results:
+            box, category = _box_of(result, image, classes, where)
+            same = _same(old, box, category)
+            if same is None:
+                changes.added.append(
+                    {"image_id": image["id"], "category_id": category, "bbox": box}
+                )
+            else:
+                old.remove(same)
+        changes.dropped |= {annotation["id"] for annotation in old}
+    return changes
+
+
+def _results(task: dict, where: str) -> list[dict] | None:
+    """The boxes of a task's last annotation; None where it has none yet."""
+    try:
+        done = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
+        if not done:
+            return None
+        return [r for r in done[-1]["result"] if r["type"] == "rectanglelabels"]
+    except (AttributeError, KeyError, TypeError):
+        raise DataError(f"{where}: its annotations are not Label Studio's") from None
+
+
+def _address(task: dict, where: str) -> str:
+    try:
+        address = urlsplit(task["data"]["image"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{where}: has no address of an image") from None
+    return _path(Path(parse_qs(address.query).get("d", [address.path])[0]))
+
+
+def _path(file: Path) -> str:
+    return file.as_posix().lstrip("/")
+
+
+def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[float], Any]:
+    """[x, y, width, height] in px, and the category id."""
+    try:
+        value = result["value"]
+        shares = [float(value[name]) / 100 for name in ("x", "y", "width", "height")]
+        (name,) = value["rectanglelabels"]
+        turned = float(value.get("rotation") or 0)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{where}: a box of it is not Label Studio's") from None
+    if name not in classes:
+        raise DataError(f"{where}: {name!r} is no class of the data set")
+    if turned:
+        raise DataError(f"{where}: a box of it is rotated; boxes here are upright")
+    sides = (image["width"], image["height"])
+    box = [share * sides[i % 2] for i, share in enumerate(shares)]
+    if why := box_fault(box):
+        raise DataError(f"{where}: {why}")
+    return box, classes[name]
+
+
+def _same(annotations: Sequence[dict], box: list[float], category) -> dict | None:
+    """The annotation that a person left as it was, with all that it has beside its box."""
+    for annotation in annotations:
+        if annotation["category_id"] == category and iou(annotation["bbox"], box) >= _SAME:
+            return annotation
+    return None

@@ -1,0 +1,128 @@
+"""Detections beside annotations, by a checkpoint, or by models that have not seen the image."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghm_d2.config import load_config
+from ghm_d2.config.detectors import score_threshold_key
+from ghm_d2.data.coco_json import load_json
+from ghm_d2.data.fingerprint import fingerprint
+from ghm_d2.data.holdout import write_fold
+from ghm_d2.errors import DataError, UsageError
+from ghm_d2.experiments.compare import run_all
+from ghm_d2.experiments.plan import PlannedRun, absolute, make_run
+from ghm_d2.inference.evaluate import evaluate
+from ghm_d2.inference.load import config_source, load_detector
+from ghm_d2.progress import Progress
+from ghm_d2.records import TABLE_FILE, RunsTable
+from ghm_d2.run_folder import DETECTIONS_FILE
+from ghm_d2.training.prepare import prepare_evaluation
+
+LEAST_SCORE = 0.01  # of a detection: what is low for one object is high for another
+
+# an image's annotations in COCO's format, and the detections on it in COCO's result format
+Judged = Iterator[tuple[list[dict], list[dict]]]
+
+
+def judge_by_weights(weights: Path, name: str, device: str, progress: Progress) -> Judged:
+    """Detections of a checkpoint on a registered data set that has a COCO JSON.
+
+    Raises:
+        UsageError, DataError, WeightsError: the checkpoint or the data cannot be used.
+    """
+    source = config_source(weights, None)
+    low = [score_threshold_key(load_config(source)), str(LEAST_SCORE)]
+    cfg = prepare_evaluation(source, low, dataset=name, device=device)
+    found = evaluate(load_detector(cfg, weights), cfg, name, progress)
+    return _images(load_json(json_file(name)), found.detections)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Trainings on all parts of a split but one, each of which detects on that one.
+
+    Attributes:
+        root: the folder of the parts, of the trainings and of their table; what was cut off goes
+            on there.
+        config: a shipped configuration's name or a file's absolute path.
+        overrides: KEY VALUE in turn.
+        name: a registered data set, with a COCO JSON.
+        folds: parts, 2 or more.
+    """
+
+    root: Path
+    config: str
+    overrides: tuple[str, ...]
+    name: str
+    folds: int
+    seed: int
+    device: str
+
+    def runs(self) -> list[PlannedRun]:
+        """The trainings, one a fold.
+
+        Raises:
+            UsageError, DataError: the configuration or the data cannot be used.
+        """
+        if self.folds < 2:
+            raise UsageError(f"--folds is 2 or more, not {self.folds}")
+        threshold = score_threshold_key(load_config(self.config, self.overrides))
+        own = (threshold, str(LEAST_SCORE), "TEST.EVAL_PERIOD", "0")
+        runs = []
+        for fold in range(self.folds):
+            folder = self.root / "folds" / f"{fingerprint(self.name)}-{fold + 1}-of-{self.folds}"
+            write_fold(self.name, folder, fold, self.folds)
+            data = absolute(str(folder))
+            words = (*self.overrides, *own)
+            side = f"fold {fold + 1}"
+            run = (self.root, side, self.config, words, data, self.seed, self.device)
+            runs.append(make_run(*run, analyse=False))
+        return runs
+
+    def train(self, launcher, progress: Progress) -> None:
+        """Train what is not done yet.
+
+        Raises:
+            UsageError, DataError, RunError: a training failed; another call continues.
+            KeyboardInterrupt: after Ctrl-C, checkpoints saved.
+        """
+        run_all(self.runs(), launcher, RunsTable(self.root / TABLE_FILE), progress)
+
+    def judged(self) -> Judged:
+        """The images of one fold after another.
+
+        Raises:
+            DataError: a fold diverged, so that its images were not judged.
+        """
+        for run in self.runs():
+            record, file = run.record(), run.folder / DETECTIONS_FILE
+            if record is None or record.status != "finished" or not file.is_file():
+                why = record.outcome if record else "it is not trained"
+                raise DataError(f"{run.side} has no detections: {why} (more in {run.folder})")
+            coco = load_json(Path(str(run.dataset)) / "val.json")
+            yield from _images(coco, json.loads(file.read_text(encoding="utf-8")))
+
+
+def json_file(name: str) -> str:
+    """The COCO JSON of a registered data set; DataError where it has none."""
+    from detectron2.data import MetadataCatalog
+
+    file = MetadataCatalog.get(name).get("json_file")
+    if file is None:
+        raise DataError(f"{name}: registered without a COCO JSON, so it cannot be judged")
+    return file
+
+
+def _images(coco: dict, detections: Sequence[dict]) -> Judged:
+    annotations, found = _by_image(coco["annotations"]), _by_image(detections)
+    for image in coco["images"]:
+        yield annotations.get(image["id"], []), found.get(image["id"], [])
+
+
+def _by_image(entries: Sequence[dict]) -> dict[int | str, list[dict]]:
+    found: dict[int | str, list[dict]] = {}
+    for entry in entries:
+        found.setdefault(entry["image_id"], []).append(entry)
+    return found
