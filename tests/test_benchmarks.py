@@ -1,6 +1,7 @@
-"""The benchmark of the losses at a tiny size."""
+"""The benchmarks at a tiny size."""
 
 import pytest
+import rank_suspects
 import time_losses
 import torch
 from peers import PEERS, make_inputs
@@ -21,3 +22,24 @@ def test_losses_that_are_compared_are_the_same(theirs):
     ours = "BCE" if "BCE" in theirs else "focal"
     values = [PEERS[name][1](inputs)() for name in (ours, theirs)]
     torch.testing.assert_close(*values)
+
+
+def box(x: float, category: int = 1, score: float | None = None) -> dict:
+    found = {"image_id": 1, "category_id": category, "bbox": [x, 0, 10, 10]}
+    return found if score is None else found | {"score": score}
+
+
+def test_what_is_wrong_beside_a_clean_json():
+    image = rank_suspects.Image([box(0), box(20, 2), box(43), box(90)], [])
+    rank_suspects.compare_with_clean(image, [box(0), box(20), box(40), box(60)])
+    assert image.errors == ["", "class", "box", "extra"] and image.missing == [box(60)]
+
+
+def test_suspects_are_ranked():
+    clean = [box(20 * i) for i in range(10)]
+    image = rank_suspects.Image([box(0, 2), *clean[1:9]], [c | {"score": 0.9} for c in clean])
+    rank_suspects.compare_with_clean(image, clean)
+    result = rank_suspects.rank([image])
+    assert result["errors"] == {"class": 1, "box": 0, "extra": 0, "missing": 1}
+    assert result["ours"]["tail"]["AP"] == result["ours"]["missing"]["AP"] == 1
+    assert result["confidence"]["missing"]["recall at 100"] == 1
