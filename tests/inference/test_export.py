@@ -155,6 +155,24 @@ print(json.dumps([x.tolist() for x in detect(image.byte())]))
         assert classes.tolist() == expected.pred_classes.tolist()
 
 
+@pytest.mark.parametrize("name", ["retinanet_ghm", "fcos"])
+def test_openvino_finds_it_too_once_it_knows_the_size(built, pictures, name):
+    openvino = pytest.importorskip("openvino", reason="needs: pip install openvino")
+    cfg, model = built(name)
+    core = openvino.Core()
+    network = core.read_model(export(model, cfg, "onnx"))
+    network.reshape([3, *pictures[0].shape[1:]])
+    full = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(network, "CPU", full)
+
+    def run(image):
+        found = compiled(image.numpy())
+        return tuple(torch.from_numpy(found[i].copy()) for i in range(3))
+
+    agreement = compare(model, run, pictures[:1], Progress())
+    assert agreement.compared > 1 and agreement.px < 1e-2 and agreement.score < 1e-3, agreement
+
+
 def test_the_file_tells_how_to_run_it(built):
     import onnx
 
