@@ -28,6 +28,7 @@ from ghm_d2.analysis.suspects import (
     kind_scores,
     missing,
 )
+from ghm_d2.data.coco_json import by_image
 
 FIRST = (100, 500, 1000)
 OF_DIGITS = {"class": "class", "shift": "box", "none": ""}
@@ -54,19 +55,27 @@ class Image:
 def read_folder(folder: Path, clean: dict | None) -> list[Image]:
     """All images of the folds, with what is wrong in each."""
     images = []
-    for config in sorted(folder.glob("runs/*/config.yaml")):
+    configs = [f.parent / "config.yaml" for f in folder.glob("runs/*/detections.json")]
+    truth, seen = by_name(clean) if clean else {}, set()
+    for config in sorted(configs):
         (json_file,) = yaml.safe_load(config.read_text())["DATASETS"]["TEST"]
         coco = json.loads(Path(json_file).read_text())
         detections = json.loads((config.parent / "detections.json").read_text())
         found, annotated = by_image(detections), by_image(coco["annotations"])
         absent = by_image(coco.get("missing_annotations", []))
-        truth = by_name(clean) if clean else {}
+        names = {c["id"]: c["name"] for c in coco["categories"]}
         for entry in coco["images"]:
             number = entry["id"]
+            if number in seen:
+                raise SystemExit(
+                    f"{folder}: image {number} was judged twice: other folds or seeds?"
+                )
+            seen.add(number)
             best_first = sorted(found.get(number, []), key=lambda d: -d["score"])
-            image = Image(annotated.get(number, []), best_first)
+            own = [a for a in annotated.get(number, []) if not a.get("iscrowd")]
+            image = Image(own, best_first)
             if clean:
-                compare_with_clean(image, truth[entry["file_name"]])
+                compare_with_clean(image, with_ids(truth[entry["file_name"]], names))
             else:
                 image.errors = [OF_DIGITS[a.get("noise", "none")] for a in image.annotations]
                 image.missing = absent.get(number, [])
@@ -74,18 +83,18 @@ def read_folder(folder: Path, clean: dict | None) -> list[Image]:
     return images
 
 
-def by_image(entries: list[dict]) -> dict:
-    """Annotations or detections by the id of their image."""
-    found: dict = {}
-    for entry in entries:
-        found.setdefault(entry["image_id"], []).append(entry)
-    return found
-
-
 def by_name(coco: dict) -> dict[str, list[dict]]:
-    """Annotations by the name of their image's file."""
-    annotated = by_image(coco["annotations"])
+    """Annotations by the name of their image's file, each with its class's "name"."""
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    named = [a | {"name": names[a["category_id"]]} for a in coco["annotations"]]
+    annotated = by_image(named)
     return {image["file_name"]: annotated.get(image["id"], []) for image in coco["images"]}
+
+
+def with_ids(annotations: list[dict], names: dict[int, str]) -> list[dict]:
+    """The annotations with the category ids of another JSON, by the classes' names."""
+    ids = {name: number for number, name in names.items()}
+    return [a | {"category_id": ids[a["name"]]} for a in annotations]
 
 
 def compare_with_clean(image: Image, clean: list[dict]) -> None:
@@ -137,7 +146,7 @@ def cleanlab_scores(images: list[Image]):
     """ObjectLab (arXiv 2309.00832): its scores of boxes, and of what was overlooked."""
     from cleanlab.object_detection import rank
 
-    ids = sorted({d["category_id"] for image in images for d in image.annotations})
+    ids = sorted({e["category_id"] for x in images for e in (*x.annotations, *x.detections)})
     number = {category: i for i, category in enumerate(ids)}
     labels, predictions = [], []
     for image in images:

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ NumMachines = Annotated[int, typer.Option(help="Start the same command on each."
 Rdzv = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet: on one of them.")
 ]
+OF_DATA = {"DATASETS.TRAIN": "--dataset", "DATASETS.TEST": "--dataset"}
 # so that negative values of overrides are not taken for options
 PASS_UNKNOWN = {"ignore_unknown_options": True}
 
@@ -43,12 +45,13 @@ def make_folder(folder: Path, option: str = "--output") -> None:
         raise UsageError(f"{option} {folder}: {error.strerror}") from None
 
 
-def check_overrides(overrides: list[str]) -> None:
-    """Refuse overrides of keys that options set.
+def check_overrides(overrides: Sequence[str], **others: str) -> None:
+    """Refuse overrides of keys that options set: MODEL.DEVICE, OUTPUT_DIR and `others`.
 
     Raises:
         UsageError: there is one.
     """
-    for key, option in (("MODEL.DEVICE", "--device"), ("OUTPUT_DIR", "--output")):
-        if key in overrides[::2]:
-            raise UsageError(f"{key} is what the option {option} sets")
+    options = {"MODEL.DEVICE": "--device", "OUTPUT_DIR": "--output"} | others
+    for key in overrides[::2]:
+        if key in options:
+            raise UsageError(f"{key} is what the option {options[key]} sets")

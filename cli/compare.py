@@ -12,15 +12,7 @@ from typer.core import TyperCommand
 from ghm_d2.errors import UsageError
 
 from ._console import emit, err, out, user_errors
-from ._options import Dataset, Json, make_folder
-
-SET_BY_OPTIONS = {
-    "SEED": "--seeds",
-    "OUTPUT_DIR": "--output",
-    "MODEL.DEVICE": "--device",
-    "DATASETS.TRAIN": "--dataset",
-    "DATASETS.TEST": "--dataset",
-}
+from ._options import OF_DATA, Dataset, Json, check_overrides, make_folder
 
 
 class CompareCommand(TyperCommand):
@@ -44,7 +36,8 @@ What = Annotated[
     typer.Argument(
         metavar="WHAT...",
         help="claim, density, losses, imbalance, regression, two-stage vs one-stage, backbones, "
-        "systems, noise, noise-kinds, batch-size; or A.yaml vs B.yaml (vs C.yaml ...).",
+        "systems, noise, noise-kinds, batch-size; or A.yaml vs B.yaml (vs C.yaml ...); or folders "
+        "of data sets, A vs B.",
     ),
 ]
 Budget = Annotated[
@@ -85,6 +78,10 @@ Set = Annotated[
 def compare(
     what: What = None,
     dataset: Dataset = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="What FOLDER vs FOLDER trains; quick/retinanet_ghm.yaml by default."),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each side, with the seeds 1 to N.")
     ] = 6,
@@ -149,14 +146,12 @@ def compare(
         words = what or []
         own = any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
-        whole = find_suite(words, budget)
+        whole = find_suite(words, budget, config)
         suite = choose_sides(whole, side or [], optional)
         if not side:
             _tell_left_out(whole, suite)
         overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
-        for key in overrides[::2]:
-            if key in SET_BY_OPTIONS:
-                raise UsageError(f"{key} is what the option {SET_BY_OPTIONS[key]} sets")
+        check_overrides(overrides, SEED="--seeds", **OF_DATA)
         make_folder(output)
 
         from ._logs import quiet

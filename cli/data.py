@@ -177,8 +177,8 @@ def clean(
     """Write a new data set in which annotations are mended; the old one is left as it is.
 
     In the first column of suspects.csv "drop" removes an annotation, and "accept" takes what the
-    model sees in its place; an empty one keeps it. Of Label Studio's export the images that a
-    person has finished have the boxes that they have there.
+    model sees in its place; an empty one keeps it. Images that somebody has finished in Label
+    Studio get the boxes that its export has.
     """
     with user_errors():
         from ghm_d2.data.clean import clean

@@ -9,13 +9,13 @@ import typer
 from ghm_d2.errors import UsageError
 
 from ._console import emit, tell, user_errors
-from ._options import Device, Json, Overrides, check_overrides, make_folder
+from ._options import OF_DATA, Device, Json, Overrides, check_overrides, make_folder
 
 DEFAULT_CONFIG = "quick/retinanet_ghm.yaml"
 PAGE_FILE, SHEET_FILE = "suspects.html", "suspects.jpg"
 ON_PAGE, ON_SHEET = 200, 24  # suspects
 BY_FOLDS = "Each image is judged by one of {folds} models, which was not trained on it."
-BY_WEIGHTS = "Judged by a given model. Of errors that it was trained on it has learnt some."
+BY_WEIGHTS = "Judged by a given model, which may have learnt errors that it was trained on."
 
 
 def suspects(
@@ -26,7 +26,11 @@ def suspects(
     ] = Path("suspects"),
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
     config: Annotated[
-        str | None, typer.Option(help=f"What is trained: {DEFAULT_CONFIG} by default.")
+        str | None,
+        typer.Option(
+            help=f"What is trained: {DEFAULT_CONFIG} by default; or that of --weights, where no "
+            "config.yaml lies beside them."
+        ),
     ] = None,
     folds: Annotated[
         int,
@@ -34,7 +38,9 @@ def suspects(
     ] = 3,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Judge by this checkpoint, which should not have seen the split."),
+        typer.Option(
+            help="Judge by this checkpoint, which should not have seen the split; or zoo:NAME."
+        ),
     ] = None,
     most: Annotated[
         int, typer.Option(min=1, help="Suspect annotations, and missing ones, to write at most.")
@@ -51,15 +57,21 @@ def suspects(
     was cut off.
     """
     with user_errors():
-        if weights and (config or overrides):
-            raise UsageError("--weights have their own configuration: leave out --config and KEYs")
-        check_overrides(overrides or [])
-        make_folder(output)
+        if weights and overrides:
+            raise UsageError("KEY VALUE overrides are of trainings: leave them out with --weights")
+        from ghm_d2.analysis.suspect_files import SUSPECTS_TABLE, has_decisions
+
         from ._logs import quiet
 
         quiet()  # before anything that warns is imported
+        check_overrides(overrides or [], SEED="--seed", **OF_DATA)
+        if has_decisions(output / SUSPECTS_TABLE):
+            raise UsageError(
+                f"{output / SUSPECTS_TABLE} has decisions: rename it, or choose another --output"
+            )
+        make_folder(output)
         if weights:
-            judge, note = _by_weights(weights, device), BY_WEIGHTS
+            judge, note = _by_weights(weights, config, device), BY_WEIGHTS
         else:
             words = overrides or []
             judge = _by_folds(config or DEFAULT_CONFIG, words, folds, seed, jobs, device)
@@ -72,13 +84,11 @@ def _by_folds(config: str, overrides: list[str], folds: int, seed: int, jobs: in
     """A function that judges a registered split by trainings on its parts."""
 
     def judge(name: str, output: Path, shown):
-        from ghm_d2.config import find_config, list_configs
         from ghm_d2.experiments.judge import CrossValidation
         from ghm_d2.experiments.launch import LocalLauncher, find_devices
+        from ghm_d2.experiments.plan import portable_config
 
-        shipped = config in list_configs() and not Path(config).is_file()
-        source = config if shipped else str(find_config(config).resolve())
-        devices = find_devices(device)
+        source, devices = portable_config(config), find_devices(device)
         root, words = output.resolve(), tuple(overrides)
         validation = CrossValidation(root, source, words, name, folds, seed, devices[0])
         validation.train(LocalLauncher(devices, jobs), shown)
@@ -87,13 +97,13 @@ def _by_folds(config: str, overrides: list[str], folds: int, seed: int, jobs: in
     return judge
 
 
-def _by_weights(weights: Path, device: str):
+def _by_weights(weights: Path, config: str | None, device: str):
     """A function that judges a registered split by a checkpoint."""
 
     def judge(name: str, output: Path, shown):
         from ghm_d2.experiments.judge import judge_by_weights
 
-        return judge_by_weights(weights, name, device, shown)
+        return judge_by_weights(weights, config, name, device, shown)
 
     return judge
 
@@ -102,37 +112,40 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
     from detectron2.data import MetadataCatalog
 
     from ghm_d2.analysis.suspect_files import (
-        COCO_FILE,
-        TABLE_FILE,
+        SUSPECTS_COCO,
+        SUSPECTS_TABLE,
         write_coco,
         write_table,
         write_tasks,
     )
     from ghm_d2.analysis.suspects import find_suspects
-    from ghm_d2.data.catalog import resolve
+    from ghm_d2.data.catalog import resolve, validate
     from ghm_d2.data.coco_json import load_json
-    from ghm_d2.data.registered import set_name
+    from ghm_d2.data.registered import is_lvis, set_name
     from ghm_d2.experiments.judge import json_file
 
     from ._progress import progress
 
     name = resolve(data, split)
-    coco, root = load_json(json_file(name)), Path(MetadataCatalog.get(name).image_root)
+    if is_lvis(name):
+        raise UsageError(f"{name}: LVIS annotates a part of its classes in each image, not all")
+    file, root = json_file(name), Path(MetadataCatalog.get(name).image_root)
+    validate(name, "training")
     with progress() as shown:
-        annotated, missing = find_suspects(judge(name, output, shown))
-        total = len(annotated)
-        found = _in_turn(annotated[:most], missing[:most])
-        write_table(found, coco, output / TABLE_FILE)
-        write_coco(found, coco, output / COCO_FILE)
+        annotated, missing = find_suspects(judge(name, output, shown), most)
+        coco, total = load_json(file), len(annotated)
+        found = _in_turn(annotated[:most], missing)
+        write_table(found, coco, output / SUSPECTS_TABLE)
+        write_coco(found, coco, output / SUSPECTS_COCO)
         write_tasks(found, coco, root.absolute(), output)
         _write_pictures(found, coco, root, set_name(name), note, output, shown)
     return {
         "folder": str(output),
         "annotations": total,
         "suspects": len(annotated[:most]),
-        "missing": len(missing[:most]),
+        "missing": len(missing),
         "page": str(output / PAGE_FILE),
-        "table": str(output / TABLE_FILE),
+        "table": str(output / SUSPECTS_TABLE),
     }
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ghm_d2.analysis.suspects import Suspect
+from ghm_d2.data.coco_json import by_image, clipped
 from ghm_d2.files import spreadsheet_cell, write_json, write_text
 from ghm_d2.inference.formats import Found, write_label_studio
 
-TABLE_FILE, COCO_FILE = "suspects.csv", "suspects.json"
+SUSPECTS_TABLE, SUSPECTS_COCO = "suspects.csv", "suspects.json"
 COLUMNS = (
     "decision", "kind", "score", "file", "class", "x", "y", "width", "height",
     "seen_class", "seen_score", "seen_x", "seen_y", "seen_width", "seen_height",
@@ -23,9 +24,12 @@ def write_table(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
     Args:
         suspects: in the order of the rows.
         coco: the data set that they are of.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    files = {image["id"]: image["file_name"] for image in coco["images"]}
-    names = {category["id"]: category["name"] for category in coco["categories"]}
+    files = {image["id"]: spreadsheet_cell(image["file_name"]) for image in coco["images"]}
+    names = {c["id"]: spreadsheet_cell(c["name"]) for c in coco["categories"]}
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(COLUMNS)
@@ -33,17 +37,24 @@ def write_table(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
         own, seen = suspect.annotation, suspect.proposal
         row = ["", suspect.kind, f"{suspect.score:.5f}", files[suspect.image_id]]
         row += [names[own["category_id"]], *_box(own)] if own else [""] * 5
-        row += _seen(seen, names) if seen else [""] * 6
-        table.writerow(map(spreadsheet_cell, [*row, suspect.image_id, own["id"] if own else ""]))
+        row += (
+            [names[seen["category_id"]], f"{seen['score']:.4f}", *_box(seen)] if seen else [""] * 6
+        )
+        table.writerow([*row, suspect.image_id, own["id"] if own else ""])
     write_text(file, text.getvalue())
 
 
-def _seen(detection: dict, names: dict[int, str]) -> list[str]:
-    return [names[detection["category_id"]], f"{detection['score']:.4f}", *_box(detection)]
-
-
 def _box(found: dict) -> list[str]:
-    return [f"{value:.2f}" for value in found["bbox"]]
+    return [f"{round(value, 2) + 0.0:.2f}" for value in found["bbox"]]  # of -0.0 it makes 0
+
+
+def has_decisions(file: Path) -> bool:
+    """Whether somebody has decided something in a table of suspects."""
+    if not file.is_file():
+        return False
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
+        next(lines, "")
+        return any(line[:1].isalpha() for line in lines)
 
 
 def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
@@ -51,6 +62,9 @@ def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
 
     Suspect annotations have fields "suspect_kind" and "suspect_score"; missing ones are added as
     the model sees them, with a "score".
+
+    Raises:
+        DataError: it cannot be written.
     """
     fields = {s.annotation["id"]: _fields(s) for s in suspects if s.annotation}
     images = {s.image_id for s in suspects}
@@ -77,22 +91,22 @@ def write_tasks(suspects: Sequence[Suspect], coco: dict, images: Path, folder: P
 
     Args:
         images: the folder that the data set's file names are below.
+
+    Raises:
+        OutputError: they cannot be written.
     """
     entries = {image["id"]: image for image in coco["images"]}
     number = {c["id"]: i for i, c in enumerate(coco["categories"])}
     left = {s.annotation["id"]: 1 - s.score for s in suspects if s.annotation}
-    found: dict = {suspect.image_id: [] for suspect in suspects}
-    for annotation in coco["annotations"]:
-        if annotation["image_id"] in found:
-            scored = annotation | {"score": left.get(annotation["id"], 1.0)}
-            found[annotation["image_id"]].append(scored)
-    for suspect in suspects:
-        if suspect.proposal and not suspect.annotation:
-            found[suspect.image_id].append(suspect.proposal)
+    annotations = by_image(coco["annotations"])
+    absent = by_image(s.proposal for s in suspects if s.proposal and not s.annotation)
     tasks = []
-    for image_id, boxes in found.items():
+    for image_id in dict.fromkeys(suspect.image_id for suspect in suspects):
         entry = entries[image_id]
-        shown = [box | {"category_id": number[box["category_id"]]} for box in boxes]
         size = entry["width"], entry["height"]
+        there = [a for a in annotations.get(image_id, []) if clipped(a["bbox"], *size)]
+        scored = [a | {"score": left.get(a["id"], 1.0)} for a in there]
+        boxes = [*scored, *absent.get(image_id, [])]
+        shown = [box | {"category_id": number[box["category_id"]]} for box in boxes]
         tasks.append(Found(images / entry["file_name"], size, shown))
     write_label_studio(tasks, [c["name"] for c in coco["categories"]], folder)

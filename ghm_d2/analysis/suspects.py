@@ -1,18 +1,18 @@
 """Which annotations are likely to be wrong, by the detections of a model that has not seen them.
 
-The *norm* of an annotation is what it contradicts the model by, from 0 to 1, as the gradient norm
-g of GHM (Li, Liu, Wang, arXiv 1811.05181, section 3) is that of a sample. Small objects have large
-norms although their annotations are right; so a norm counts by its density, that of the norms of
-annotations of the same size: its *tail* is the share of them that have a smaller one.
+The *norm* of an annotation is how strongly it contradicts the model, from 0 to 1, as the gradient
+norm g of GHM (Li, Liu, Wang, arXiv 1811.05181, section 3) is that of a sample. Small objects have
+large norms although their annotations are right; so a norm counts by its density, that of the norms
+of annotations of the same size: its *tail* is the share of them that have a smaller one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pycocotools import mask
 
-KINDS = ("class", "box", "extra", "missing")
 MATCH = 0.5  # IoU from which a detection is of an annotation's object
 NEAR = 0.1  # IoU from which it may be, and the annotation's box is off
 NEIGHBOURS = 200  # annotations of about the same size that one is compared with
@@ -25,8 +25,8 @@ class Suspect:
     Attributes:
         image_id: of the data set.
         annotation: in COCO's format; None where one may be missing.
-        kind: of KINDS: the class is another one, the box is off, there is no such object, or an
-            object has no annotation.
+        kind: "class" (it is another one), "box" (it is off), "extra" (there is no such object) or
+            "missing" (an object has no annotation).
         score: in [0, 1]; of two annotations, or of two missing ones, the higher one is the more
             suspect.
         proposal: the detection that speaks against it, in COCO's result format; None where nothing
@@ -48,8 +48,8 @@ class Evidence:
         area: of its box in px^2.
         support: the highest score of its class at an IoU of 0.5 or more; 0 for none.
         other: likewise, of all other classes.
-        overlap: the IoU with the best detection of its class that is not another annotation's;
-            0 below 0.1.
+        overlap: the IoU with the detection of its class that has the largest score times IoU, of
+            those with an IoU of 0.1 or more that are not another annotation's; 0 for none.
         rivals, places: the detections of `other` and `overlap`; None for none.
     """
 
@@ -72,7 +72,9 @@ class Evidence:
             own, there = classes == annotation["category_id"], claimed[row]
             elsewhere = claimed.any(0) & ~there
             rival = _first(there & ~own)
-            place = _first(own & (overlaps[row] >= NEAR) & ~elsewhere)
+            near = own & (overlaps[row] >= NEAR) & ~elsewhere
+            # the surest would be a neighbour without an annotation, the nearest a guess
+            place = _first(near, scores * overlaps[row])
             self.image_ids.append(annotation["image_id"])
             self.annotations.append(annotation)
             self.area.append(annotation["bbox"][2] * annotation["bbox"][3])
@@ -180,10 +182,10 @@ def kind_scores(evidence: Evidence) -> dict[str, np.ndarray]:
 def missing(annotations: Sequence[dict], detections: Sequence[dict]) -> list[tuple[dict, float]]:
     """Detections of an image that no annotation explains, and how suspect each is, in [0, 1].
 
-    A detection is explained by an annotation that it overlaps by 0.5, or by 0.1 if it supports the
-    annotation's place better than any other does: then the box is off. Of what is left those
-    that overlap a better one by 0.5 are out, of whatever class, and the score falls with the
-    overlap o with any annotation, as (1 - o)^4.
+    A detection is explained by an annotation that it overlaps by 0.5, or by 0.1 if it is of the
+    same class and surer than all that overlap the annotation by 0.5: then the box is off. Of what
+    is left those that overlap a better one by 0.5 are out, of whatever class, and the score falls
+    with the overlap o with any annotation, as (1 - o)^4.
 
     Args:
         annotations: crowds too, within which nothing is missing.
@@ -192,7 +194,12 @@ def missing(annotations: Sequence[dict], detections: Sequence[dict]) -> list[tup
     scores = np.array([d["score"] for d in detections])
     overlaps = box_iou(annotations, detections)
     support = np.where(overlaps >= MATCH, scores, 0).max(1, initial=0.0)
-    near = (overlaps >= NEAR) & (support[:, None] < scores)
+    classes, seen = (
+        np.array([entry["category_id"] for entry in entries], dtype=np.int64)
+        for entries in (annotations, detections)
+    )
+    same = classes[:, None] == seen
+    near = same & (overlaps >= NEAR) & (support[:, None] < scores)
     explained = near.any(0) | (overlaps >= MATCH).any(0) | _in_crowds(annotations, detections)
     between = box_iou(detections, detections)
     found, kept = [], np.zeros(len(detections), dtype=bool)
@@ -216,23 +223,21 @@ def _in_crowds(annotations: Sequence[dict], detections: Sequence[dict]) -> np.nd
 
 
 def find_suspects(
-    images: Iterable[tuple[Sequence[dict], Sequence[dict]]], score: str = "tail"
+    images: Iterable[tuple[Sequence[dict], Sequence[dict]]],
+    most: int | None = None,
+    score: str = "tail",
 ) -> tuple[list[Suspect], list[Suspect]]:
-    """All annotations, and all detections that may be missing annotations; most suspect first.
+    """All annotations, and detections that may be missing annotations; most suspect first.
 
     Args:
         images: annotations of an image in COCO's format (crowds are not judged), and detections
             in COCO's result format by a model that has not seen them; both with the same ids.
+        most: of the missing ones, so many are kept.
         score: of SCORES.
     """
-    evidence, absent = Evidence(), []
-    for annotations, detections in images:
-        ordered = sorted(detections, key=lambda d: -d["score"])
-        evidence.add([a for a in annotations if not a.get("iscrowd")], ordered)
-        absent += [
-            Suspect(d["image_id"], None, "missing", value, d)
-            for d, value in missing(annotations, ordered)
-        ]
+    evidence = Evidence()
+    found = _missing_of(images, evidence)
+    absent = list(found) if most is None else heapq.nlargest(most, found, key=lambda s: s.score)
     values = SCORES[score](evidence) if evidence.annotations else []
     columns = (evidence.image_ids, evidence.annotations, evidence.kinds(), values)
     against = zip(*columns, evidence.rivals, evidence.places, strict=True)
@@ -243,9 +248,21 @@ def find_suspects(
     return _sorted(judged), _sorted(absent)
 
 
+def _missing_of(images, evidence: Evidence) -> Iterator[Suspect]:
+    """What may be missing, image by image; their annotations go into `evidence`."""
+    for annotations, detections in images:
+        ordered = sorted(detections, key=lambda d: -d["score"])
+        evidence.add([a for a in annotations if not a.get("iscrowd")], ordered)
+        for detection, value in missing(annotations, ordered):
+            yield Suspect(detection["image_id"], None, "missing", value, detection)
+
+
 def _sorted(suspects: list[Suspect]) -> list[Suspect]:
     return sorted(suspects, key=lambda s: -s.score)
 
 
-def _first(which: np.ndarray) -> int | None:
-    return int(which.argmax()) if which.any() else None
+def _first(which: np.ndarray, values: np.ndarray | None = None) -> int | None:
+    """The first of some, or the one with the largest value; None where there are none."""
+    if not which.any():
+        return None
+    return int(which.argmax() if values is None else np.where(which, values, -1).argmax())

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
@@ -99,9 +100,24 @@ def _parse(text: bytes, path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write compact JSON; the same value gives the same bytes. NaN is refused."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    """Write compact JSON; the same value gives the same bytes.
+
+    Raises: DataError where the value has NaN, or text that cannot be encoded.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        content = (text + "\n").encode()
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from None
+    Path(path).write_bytes(content)
+
+
+def by_image(entries: Iterable[dict]) -> dict[Any, list[dict]]:
+    """Annotations, or detections, by the id of their image."""
+    found: dict[Any, list[dict]] = {}
+    for entry in entries:
+        found.setdefault(entry["image_id"], []).append(entry)
+    return found
 
 
 def image_root(folder: str | Path) -> Path:
@@ -173,6 +189,22 @@ def is_empty(box: Any) -> bool:
         and all(is_finite(v) for v in box)
         and min(box[2], box[3]) == 0
     )
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    """Intersection over union of two [x, y, w, h] boxes."""
+    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    if w <= 0 or h <= 0:
+        return 0.0
+    return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
+
+
+def clipped(box: list[float], width: float, height: float) -> list[float] | None:
+    """The part of an [x, y, w, h] box that is in the image; None where there is none."""
+    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+    x1, y1 = min(box[0] + box[2], width), min(box[1] + box[3], height)
+    return [x0, y0, x1 - x0, y1 - y0] if x1 > x0 and y1 > y0 else None
 
 
 def outside(box: list[float], width: float, height: float) -> float:

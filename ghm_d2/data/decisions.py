@@ -6,20 +6,22 @@ that says where.
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ghm_d2.data.coco_json import box_fault, load_json, read_bytes
-from ghm_d2.data.digits.noise import iou
-from ghm_d2.errors import DataError
+from ghm_d2.data.coco_json import box_fault, by_image, clipped, iou, load_json, read_bytes
+from ghm_d2.errors import DataError, UsageError
 from ghm_d2.files import spreadsheet_cell
 
 DECISIONS = ("", "keep", "drop", "accept")
 _NEEDED = ("decision", "kind", "image_id", "annotation_id", "seen_class")
 _SAME = 0.99  # IoU of a box that a person left as it was: tools round
+# What the generated digits know of an error, which an annotation that was mended does not have
+_ERROR_FIELDS = ("noise", "true_category_id", "true_bbox")
 
 
 @dataclass
@@ -51,10 +53,11 @@ class Changes:
 
 def _changed(annotation: dict, fields: dict) -> dict:
     """A moved box loses its mask, which was that of the old one."""
-    if "bbox" not in fields:
-        return annotation | fields
-    kept = {k: v for k, v in annotation.items() if k != "segmentation"}
-    return kept | fields | {"area": fields["bbox"][2] * fields["bbox"][3]}
+    moved = "bbox" in fields
+    lost = (*_ERROR_FIELDS, "segmentation") if moved else _ERROR_FIELDS
+    kept = {k: v for k, v in annotation.items() if k not in lost}
+    area = {"area": fields["bbox"][2] * fields["bbox"][3]} if moved else {}
+    return kept | fields | area
 
 
 def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int = 0) -> Changes:
@@ -70,11 +73,12 @@ def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int =
         add: so many missing annotations are accepted, likewise.
 
     Raises:
+        UsageError: `drop` or `add` with an export, which has no order.
         DataError: the file is neither, or does not belong to the data set.
     """
     if file.suffix.lower() == ".json":
         if drop or add:
-            raise DataError(f"{file}: --drop and --add take the table suspects.csv")
+            raise UsageError(f"{file}: --drop and --add take the table suspects.csv")
         return _of_label_studio(load_json(file), file, coco, root)
     return _of_table(file, coco, drop, add)
 
@@ -123,6 +127,8 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{file}: is not UTF-8 text") from None
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
+    if separator != ",":  # then decimals have commas
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [(table.line_num, {k: v or "" for k, v in row.items() if k}) for row in table]
@@ -150,19 +156,22 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
         raise DataError(f"{file}: is not Label Studio's export: a list of tasks")
     by_path = {_path(root / image["file_name"]): image for image in coco["images"]}
     classes = {c["name"]: c["id"] for c in coco["categories"]}
-    by_image: dict = {}
-    for annotation in coco["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    changes = Changes()
+    annotations, changes, finished = by_image(coco["annotations"]), Changes(), 0
     for number, task in enumerate(tasks):
         where = f"{file}: task {task.get('id', number)}"
         results = _results(task, where)
         if results is None:
             continue
+        finished += 1
         image = by_path.get(_address(task, where))
         if image is None:
             raise DataError(f"{where}: its image is none of the data set's")
-        old = list(by_image.get(image["id"], []))
+        # a box that is not in the image cannot be shown, so that nobody has decided about it
+        old = [
+            (a, inside)
+            for a in annotations.get(image["id"], [])
+            if (inside := clipped(a["bbox"], image["width"], image["height"]))
+        ]
         for result in results:
             box, category = _box_of(result, image, classes, where)
             same = _same(old, box, category)
@@ -172,7 +181,9 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
                 )
             else:
                 old.remove(same)
-        changes.dropped |= {annotation["id"] for annotation in old}
+        changes.dropped |= {annotation["id"] for annotation, _ in old}
+    if not finished:
+        raise DataError(f"{file}: no task of it is finished; export the annotations as JSON")
     return changes
 
 
@@ -204,7 +215,7 @@ def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[
     try:
         value = result["value"]
         shares = [float(value[name]) / 100 for name in ("x", "y", "width", "height")]
-        (name,) = value["rectanglelabels"]
+        (name,) = map(str, value["rectanglelabels"])
         turned = float(value.get("rotation") or 0)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(f"{where}: a box of it is not Label Studio's") from None
@@ -219,9 +230,9 @@ def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[
     return box, classes[name]
 
 
-def _same(annotations: Sequence[dict], box: list[float], category) -> dict | None:
-    """The annotation that a person left as it was, with all that it has beside its box."""
-    for annotation in annotations:
-        if annotation["category_id"] == category and iou(annotation["bbox"], box) >= _SAME:
-            return annotation
+def _same(old: Sequence[tuple[dict, list[float]]], box: list[float], category):
+    """The annotation, with what of its box is in the image, that a person left as it was."""
+    for annotation, inside in old:
+        if annotation["category_id"] == category and iou(inside, box) >= _SAME:
+            return annotation, inside
     return None

@@ -25,14 +25,16 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
         DataError: no COCO JSON, or fewer than two images.
     """
 
-    def held_out(ids: list) -> list:
-        return ids[: min(max(1, round(share * len(ids))), len(ids) - 1)]
+    def held_out(images: list[dict]) -> list[dict]:
+        return images[: min(max(1, round(share * len(images))), len(images) - 1)]
 
     _write_part(train_name, folder, held_out, seed)
 
 
 def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int = 0) -> None:
     """As `write_holdout`, with one of `folds` equal parts as val: each image is in one val.
+
+    An image that is listed twice is in one part.
 
     Args:
         fold: 0 to `folds` - 1.
@@ -41,17 +43,23 @@ def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int =
     Raises:
         DataError: no COCO JSON, or fewer images than folds.
     """
-    _write_part(train_name, folder, lambda ids: ids[fold::folds], seed, folds)
+
+    def held_out(images: list[dict]) -> list[dict]:
+        names = list(dict.fromkeys(image["file_name"] for image in images))
+        chosen = set(names[fold::folds])
+        return [image for image in images if image["file_name"] in chosen]
+
+    _write_part(train_name, folder, held_out, seed, folds)
 
 
 def _write_part(
     train_name: str,
     folder: Path,
-    held_out: Callable[[list], list],
+    held_out: Callable[[list[dict]], list[dict]],
     seed: int,
     fewest: int = 2,
 ) -> None:
-    """`held_out` chooses val's images of a list of all ids in random order."""
+    """`held_out` chooses val's images of a list of all images in random order."""
     from detectron2.data import MetadataCatalog
 
     folder = Path(folder)
@@ -62,15 +70,15 @@ def _write_part(
     if metadata.get("json_file") is None:
         raise DataError(f"{train_name}: registered without a COCO JSON, so it cannot be divided")
     coco = load_json(metadata.json_file)
-    ids = sorted(image["id"] for image in coco["images"])
-    if len(ids) < fewest:
-        raise DataError(f"{train_name}: {len(ids)} images are too few to hold some out")
-    random.Random(seed).shuffle(ids)
-    val = set(held_out(ids))
+    images = sorted(coco["images"], key=lambda image: image["id"])
+    if len(images) < fewest:
+        raise DataError(f"{train_name}: {len(images)} images are too few to hold some out")
+    random.Random(seed).shuffle(images)
+    val = {image["id"] for image in held_out(images)}
     try:
         with new_folder(folder) as draft:
             os.symlink(os.path.abspath(metadata.image_root), draft / "images")
-            write_json(draft / "train.json", _part(coco, set(ids) - val))
+            write_json(draft / "train.json", _part(coco, {i["id"] for i in images} - val))
             write_json(draft / "val.json", _part(coco, val))
     except UsageError:
         if not (folder / "val.json").is_file():

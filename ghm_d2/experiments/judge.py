@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ghm_d2.config import load_config
 from ghm_d2.config.detectors import score_threshold_key
-from ghm_d2.data.coco_json import load_json
+from ghm_d2.data.coco_json import by_image, load_json
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_fold
 from ghm_d2.errors import DataError, UsageError
@@ -26,15 +26,20 @@ LEAST_SCORE = 0.01  # of a detection: what is low for one object is high for ano
 Judged = Iterator[tuple[list[dict], list[dict]]]
 
 
-def judge_by_weights(weights: Path, name: str, device: str, progress: Progress) -> Judged:
+def judge_by_weights(
+    weights: Path, config: str | None, name: str, device: str, progress: Progress
+) -> Judged:
     """Detections of a checkpoint on a registered data set that has a COCO JSON.
+
+    Args:
+        config: needed where none lies beside the weights.
 
     Raises:
         UsageError, DataError, WeightsError: the checkpoint or the data cannot be used.
     """
-    source = config_source(weights, None)
-    low = [score_threshold_key(load_config(source)), str(LEAST_SCORE)]
-    cfg = prepare_evaluation(source, low, dataset=name, device=device)
+    source = config_source(weights, config)
+    words = [*_generous(source, (), name), "MODEL.MASK_ON", "False"]
+    cfg = prepare_evaluation(source, words, dataset=name, device=device)
     found = evaluate(load_detector(cfg, weights), cfg, name, progress)
     return _images(load_json(json_file(name)), found.detections)
 
@@ -50,6 +55,8 @@ class CrossValidation:
         overrides: KEY VALUE in turn.
         name: a registered data set, with a COCO JSON.
         folds: parts, 2 or more.
+        seed: of the trainings; the parts are always the same.
+        device: that the trainings are planned for.
     """
 
     root: Path
@@ -68,14 +75,12 @@ class CrossValidation:
         """
         if self.folds < 2:
             raise UsageError(f"--folds is 2 or more, not {self.folds}")
-        threshold = score_threshold_key(load_config(self.config, self.overrides))
-        own = (threshold, str(LEAST_SCORE), "TEST.EVAL_PERIOD", "0")
-        runs = []
+        generous = _generous(self.config, self.overrides, self.name)
+        words, runs = (*self.overrides, *generous, "TEST.EVAL_PERIOD", "0"), []
         for fold in range(self.folds):
             folder = self.root / "folds" / f"{fingerprint(self.name)}-{fold + 1}-of-{self.folds}"
             write_fold(self.name, folder, fold, self.folds)
             data = absolute(str(folder))
-            words = (*self.overrides, *own)
             side = f"fold {fold + 1}"
             run = (self.root, side, self.config, words, data, self.seed, self.device)
             runs.append(make_run(*run, analyse=False))
@@ -100,6 +105,7 @@ class CrossValidation:
             record, file = run.record(), run.folder / DETECTIONS_FILE
             if record is None or record.status != "finished" or not file.is_file():
                 why = record.outcome if record else "it is not trained"
+                why = why or "none of its images is annotated: take fewer folds"
                 raise DataError(f"{run.side} has no detections: {why} (more in {run.folder})")
             coco = load_json(Path(str(run.dataset)) / "val.json")
             yield from _images(coco, json.loads(file.read_text(encoding="utf-8")))
@@ -115,14 +121,15 @@ def json_file(name: str) -> str:
     return file
 
 
+def _generous(config: str, overrides: Sequence[str], name: str) -> tuple[str, ...]:
+    """Overrides for as many detections as crowded images need, and scores from LEAST_SCORE on."""
+    annotations = by_image(load_json(json_file(name))["annotations"])
+    most = max(100, 3 * max(map(len, annotations.values()), default=0))
+    threshold = score_threshold_key(load_config(config, overrides))
+    return threshold, str(LEAST_SCORE), "TEST.DETECTIONS_PER_IMAGE", str(most)
+
+
 def _images(coco: dict, detections: Sequence[dict]) -> Judged:
-    annotations, found = _by_image(coco["annotations"]), _by_image(detections)
+    annotations, found = by_image(coco["annotations"]), by_image(detections)
     for image in coco["images"]:
         yield annotations.get(image["id"], []), found.get(image["id"], [])
-
-
-def _by_image(entries: Sequence[dict]) -> dict[int | str, list[dict]]:
-    found: dict[int | str, list[dict]] = {}
-    for entry in entries:
-        found.setdefault(entry["image_id"], []).append(entry)
-    return found

@@ -138,8 +138,7 @@ def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
     "full" is the schedule as it is written, "half" has half its iterations, and "quick" as many as
     the side says, or at most QUICK_ITERATIONS, which the shipped quick configurations have.
     """
-    shipped = side.config in list_configs() and not Path(side.config).is_file()
-    config = side.config if shipped else str(find_config(side.config).resolve())
+    config = portable_config(side.config)
     cfg = load_config(config)
     written = max(1, cfg.SOLVER.MAX_ITER)
     quick = (side.iterations or min(written, QUICK_ITERATIONS)) / written
@@ -147,6 +146,13 @@ def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
     values = flatten(cfg)
     scaled = [word for k, x in side.factors.items() for word in (k, f"{values[k] * x:.4g}")]
     return config, (*side.overrides, *scaled, *scaled_schedule(cfg, factor))
+
+
+def portable_config(config: str) -> str:
+    """A shipped configuration's name, or a file's absolute path, for a process elsewhere."""
+    if config in list_configs() and not Path(config).is_file():
+        return config
+    return str(find_config(config).resolve())
 
 
 def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
@@ -169,11 +175,15 @@ def scaled_schedule(cfg, factor: float) -> tuple[str, ...]:
 
 
 def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
-    """The data set of a side: the generated digits with its noise, or the comparison's.
+    """The data set of a side: its own, the generated digits with its noise, or the comparison's.
 
     Raises:
         UsageError: a side brings its own data and another data set is asked for.
     """
+    if side.dataset:
+        if dataset:
+            raise UsageError("the compared folders are the data sets: leave out --dataset")
+        return absolute(side.dataset)
     if side.noise is None:
         return dataset and absolute(dataset)
     if dataset not in (None, "digits"):

@@ -29,6 +29,7 @@ SUITES = (
     "batch-size",
 )
 _FOLDER = Path(__file__).parent / "suites"
+DATA_CONFIG = "quick/retinanet_ghm.yaml"  # what is trained where data sets are compared
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class SuiteSide:
     noise: float | dict[str, float] | None = None
     iterations: int = 0  # of a quick run; 0: QUICK_ITERATIONS
     factors: dict[str, float] = field(default_factory=dict)  # on values of the configuration
+    dataset: str = ""  # a folder of its own, where sides differ in their data
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,15 @@ def _between(sides: Sequence[SuiteSide], pairs: Sequence[Pair]) -> tuple[Pair, .
     return tuple(pair for pair in pairs if {pair.side, pair.reference} <= names)
 
 
-def find_suite(words: Sequence[str], budget: str) -> Suite:
+def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> Suite:
     """The suite that a command's words name; "vs" between them may be left out.
 
     Args:
-        words: a suite's name, its sides ("two-stage", "one-stage"), or two and more
-            configurations: files or names of shipped ones, ending in .yaml.
+        words: a suite's name, its sides ("two-stage", "one-stage"), two and more
+            configurations (files or names of shipped ones, ending in .yaml), or two and more
+            folders of data sets.
         budget: one of BUDGETS.
+        config: what is trained on each of several data sets; None for DATA_CONFIG.
 
     Raises:
         UsageError: an unknown budget or word; the nearest known one is given.
@@ -140,6 +144,10 @@ def find_suite(words: Sequence[str], budget: str) -> Suite:
     words = [word for word in words if word != "vs"]
     if any(word.endswith((".yaml", ".yml")) for word in words):
         return _of_configs(words)
+    if words and all(Path(word, "train.json").is_file() for word in words):
+        return _of_data(words, config or DATA_CONFIG)
+    if config:
+        raise UsageError("--config is for a comparison of data sets: FOLDER vs FOLDER")
     by_words = {frozenset(name.split(" vs ")): name for name in SUITES}
     # "two-stage vs one-stage" in quotes is one word
     parts = frozenset(part for word in words for part in word.split(" vs "))
@@ -187,13 +195,28 @@ def _against_first(sides: Sequence[SuiteSide]) -> tuple[Pair, ...]:
 def _of_configs(words: Sequence[str]) -> Suite:
     if len(words) < 2:
         raise UsageError("name at least two configurations to compare: A.yaml vs B.yaml")
-    stems = [Path(word).stem for word in words]
-    names = words if len(set(stems)) < len(stems) else stems
-    if len(set(names)) < len(names):
-        raise UsageError("a configuration is named twice; --seeds N repeats a run")
+    names = _distinct(words, [Path(word).stem for word in words])
     sides = tuple(SuiteSide(name, word) for name, word in zip(names, words, strict=True))
     question = "Which configuration is best?"
     return Suite(" vs ".join(names), question, sides, _against_first(sides))
+
+
+def _of_data(words: Sequence[str], config: str) -> Suite:
+    if len(words) < 2:
+        raise UsageError("name at least two data sets to compare: FOLDER vs FOLDER")
+    names = _distinct(words, [Path(word).resolve().name for word in words])
+    pairs = zip(names, words, strict=True)
+    sides = tuple(SuiteSide(name, config, dataset=word) for name, word in pairs)
+    question = "Which annotations train the better detector?"
+    return Suite(" vs ".join(names), question, sides, _against_first(sides))
+
+
+def _distinct(words: Sequence[str], short: Sequence[str]) -> Sequence[str]:
+    """Names for sides: short ones, if they can be told apart."""
+    names = words if len(set(short)) < len(short) else short
+    if len(set(names)) < len(names):
+        raise UsageError(f"{names[0]} is named twice; --seeds N repeats a run")
+    return names
 
 
 def _unknown(words: Sequence[str], known: list[str]) -> UsageError:
@@ -202,8 +225,8 @@ def _unknown(words: Sequence[str], known: list[str]) -> UsageError:
         if word not in known:
             near = difflib.get_close_matches(word, known, 1, cutoff=0.0)[0]
             return UsageError(
-                f"no comparison {word!r}; did you mean {near!r}? There are {listed}, and "
-                "A.yaml vs B.yaml"
+                f"no comparison {word!r}; did you mean {near!r}? There are {listed}, "
+                "A.yaml vs B.yaml, or FOLDER vs FOLDER"
             )
     what = f"{' '.join(words)!r} is no comparison" if words else "say what to compare"
-    return UsageError(f"{what}: {listed}, or A.yaml vs B.yaml")
+    return UsageError(f"{what}: {listed}, A.yaml vs B.yaml, or FOLDER vs FOLDER")

@@ -60,6 +60,17 @@ def test_a_detection_of_the_neighbour_does_not_put_a_box_off():
     assert by_id[1].kind == "extra" and by_id[1].score > by_id[2].score
 
 
+def test_a_surer_neighbour_without_an_annotation_is_missing_and_puts_no_box_off():
+    there = annotation((0, 0, 10, 10))
+    own, neighbour = detection((0.2, 0, 10, 10), 0.5), detection((6, 0, 10, 10), 0.9)
+    annotated, absent = find_suspects([([there], [own, neighbour])])
+    assert annotated[0].proposal == own
+    assert [s.proposal for s in absent] == []  # it may be its place, so it is not missing too
+    other = detection((6, 0, 10, 10), 0.9, category=2)
+    annotated, absent = find_suspects([([there], [own, other])])
+    assert annotated[0].proposal == own and [s.proposal for s in absent] == [other]
+
+
 def noisy(rng: np.random.Generator):
     """Images with 30 objects, a tenth of each error, by a model that is unsure of small ones.
 
@@ -110,7 +121,7 @@ def test_the_norms_density_finds_more_than_the_norm():
     images, errors = noisy(np.random.default_rng(1))
     found = {}
     for score in SCORES:
-        annotated, _ = find_suspects(images, score)
+        annotated, _ = find_suspects(images, score=score)
         first = annotated[: sum(kind != "missing" for kind in errors.values())]
         found[score] = np.mean([s.annotation["id"] in errors for s in first])
     assert found["tail"] > found["norm"] + 0.1

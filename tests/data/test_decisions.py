@@ -81,6 +81,7 @@ def test_nothing_decided_changes_nothing(table, coco):
 
 def test_decisions_of_each_kind(table, coco):
     first, second, _ = coco["annotations"]
+    second["noise"] = "shift"  # as the generated digits say of an error
     got = applied(table("accept", "accept", "Accept ", "drop"), coco)
     assert got[0] == first | {"category_id": 7}  # its place, and its mask, are right
     assert got[1] == annotation(2, [35, 12, 20, 20], 7)  # without the mask of the old place
@@ -96,8 +97,10 @@ def test_the_first_ones_are_dropped_and_added_where_nothing_is_decided(table, co
 
 def test_a_table_that_a_spreadsheet_saved(table, coco):
     file = table("drop")
-    file.write_text("\ufeff" + file.read_text().replace(",", ";"))
-    assert [a["id"] for a in applied(file, coco)] == [2, 3]
+    with_commas = file.read_text().replace(",", ";").replace(".", ",")
+    file.write_text("\ufeff" + with_commas.replace("\n;missing", "\naccept;missing"))
+    got = applied(file, coco)
+    assert [a["id"] for a in got] == [2, 3, 4] and got[2]["bbox"] == [1.5, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,20 @@ def test_label_studio_boxes_that_a_person_moved_renamed_and_removed(coco, suspec
 
 def test_label_studio_images_that_are_not_done_stay(coco, suspects, tmp_path):
     write_tasks(suspects, coco, Path("/images"), tmp_path)
-    assert applied(tmp_path / "label_studio.json", coco) == coco["annotations"]
+    first, second = json.loads((tmp_path / "label_studio.json").read_text())
+    done = second | {"annotations": [{"result": []}]}
+    for undone in (first, first | {"annotations": [{"result": [], "was_cancelled": True}]}):
+        (tmp_path / "export.json").write_text(json.dumps([undone, done]))
+        assert applied(tmp_path / "export.json", coco) == coco["annotations"]
+    with pytest.raises(DataError, match="no task of it is finished"):
+        applied(tmp_path / "label_studio.json", coco)
+
+
+def test_label_studio_boxes_that_leave_the_image_stay_as_they_are(coco, suspects, tmp_path):
+    coco["annotations"][1]["bbox"] = [-5, 10, 20, 20]
+    coco["annotations"][2]["bbox"] = [60, 10, 0, 20]  # which no tool can show
+    write_tasks(suspects[:1], coco, Path("/images"), tmp_path)
+    assert applied(exported(tmp_path), coco) == coco["annotations"]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +237,8 @@ def test_clean_writes_a_new_folder_and_leaves_the_old_one(digits_folder, tmp_pat
     with pytest.raises(UsageError, match="not empty"):
         clean(digits_folder, tmp_path / "t.csv", tmp_path / "new")
     clean(digits_folder, tmp_path / "t.csv", tmp_path / "new", overwrite=True)
+    with pytest.raises(UsageError, match="holds the data set"):
+        clean(str(tmp_path / "new"), tmp_path / "t.csv", tmp_path / "new", overwrite=True)
     with pytest.raises(UsageError, match="--split is 'dev'"):
         clean(digits_folder, tmp_path / "t.csv", tmp_path / "other", split="dev")
 

@@ -9,8 +9,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ghm_d2.data.checking.check import check
+from ghm_d2.data.coco_json import iou
 from ghm_d2.data.digits.dataset import DigitsSpec, generate, write
-from ghm_d2.data.digits.noise import iou
 
 SMALL = DigitsSpec(train=12, val=5, image_size=(96, 128), side=(10, 40))
 

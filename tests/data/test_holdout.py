@@ -56,6 +56,16 @@ def test_each_image_is_held_out_in_one_fold(digits_folder, tmp_path):
         write_fold(name, tmp_path / "many", 0, 7)
 
 
+def test_an_image_that_is_listed_twice_is_in_one_fold(digits_folder, tmp_path):
+    coco = json.loads((Path(digits_folder) / "train.json").read_text())
+    coco["images"] += [image | {"id": image["id"] + 1000} for image in coco["images"]]
+    shutil.copytree(digits_folder, tmp_path / "twice")
+    (tmp_path / "twice" / "train.json").write_text(json.dumps(coco))
+    write_fold(resolve(str(tmp_path / "twice"), "train"), tmp_path / "fold", 0, 2)
+    train, val = (images(tmp_path / "fold" / f"{split}.json") for split in ("train", "val"))
+    assert not {*train.values()} & {*val.values()} and len(train) == len(val) == 6
+
+
 def test_one_image_cannot_be_divided(digits_folder, tmp_path):
     coco = json.loads((Path(digits_folder) / "train.json").read_text())
     first = coco["images"][0]["id"]

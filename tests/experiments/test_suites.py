@@ -189,3 +189,17 @@ def test_one_pair_is_primary():
         assert len(primary(chosen)) == 1 and (not named or chosen.pairs.index(named[0]) >= 0), name
     losses = find_suite(["losses"], "quick")
     assert primary(choose_sides(losses, ["OHEM + SL1", "CE + SL1"])) == [("OHEM + SL1", "CE + SL1")]
+
+
+def test_folders_of_data_are_sides(digits_folder, tmp_path):
+    other = tmp_path / "mended"
+    other.symlink_to(digits_folder)
+    suite = find_suite([digits_folder, "vs", str(tmp_path / "mended")], "quick")
+    assert [side.dataset for side in suite.sides] == [digits_folder, str(other)]
+    assert {side.config for side in suite.sides} == {"quick/retinanet_ghm.yaml"}
+    chosen = find_suite([digits_folder, str(other)], "quick", "quick/fcos.yaml")
+    assert {side.config for side in chosen.sides} == {"quick/fcos.yaml"}
+    with pytest.raises(UsageError, match="at least two data sets"):
+        find_suite([digits_folder], "quick")
+    with pytest.raises(UsageError, match="--config is for a comparison of data sets"):
+        find_suite(["losses"], "quick", "quick/fcos.yaml")

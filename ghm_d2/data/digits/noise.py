@@ -3,6 +3,7 @@
 import numpy as np
 
 from ghm_d2.data import masks
+from ghm_d2.data.coco_json import iou
 
 KINDS = ("class", "shift", "missing")
 # A shifted box still touches its object, and no evaluation at IoU 0.5 would call it a hit.
@@ -60,12 +61,3 @@ def _shifted(rng: np.random.Generator, box: list[int], width: int, height: int) 
         if nearest is None or abs(overlap - 0.3) < abs(iou(box, nearest) - 0.3):
             nearest = moved
     return nearest
-
-
-def iou(a: list[float], b: list[float]) -> float:
-    """Intersection over union of two [x, y, w, h] boxes."""
-    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
-    return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)

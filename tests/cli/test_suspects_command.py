@@ -58,7 +58,24 @@ def test_what_was_found_is_mended(found, ghm, digits_folder, tmp_path):
     assert ghm("data", "check", new).returncode == 0
 
 
-def test_weights_and_a_configuration_together_are_refused(ghm, digits_folder, tmp_path):
-    words = ("data", "suspects", digits_folder, "--weights", "x.pth", "--config", "y.yaml")
-    done = ghm(*words, "--output", tmp_path / "s")
-    assert done.returncode == 2 and "leave out --config" in done.stderr
+def test_a_persons_decisions_are_not_overwritten(found, ghm, digits_folder, tiny):
+    folder, _ = found
+    table = folder / "suspects.csv"
+    before = table.read_text()
+    table.write_text(before.replace("\n,", "\ndrop,", 1))
+    done = ghm("data", "suspects", digits_folder, "--output", folder, "--folds", 2, *tiny)
+    table.write_text(before)
+    assert done.returncode == 2 and "has decisions" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--weights", "x.pth", "SOLVER.MAX_ITER", 5), "leave them out with --weights"),
+        (("SEED", 5), "SEED is what the option --seed sets"),
+        (("DATASETS.TEST", "()"), "DATASETS.TEST is what the option --dataset sets"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(ghm, digits_folder, tmp_path, words, message):
+    done = ghm("data", "suspects", digits_folder, "--output", tmp_path / "s", *words)
+    assert done.returncode == 2 and message in done.stderr
