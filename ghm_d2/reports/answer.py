@@ -154,9 +154,11 @@ def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
         text += " count the chance in training, not in the choice of test images, of which these"
         text += " runs have kept no replicates"
     sentences = [f"{text}. {_corrected(differences)}".strip()]
-    if counts[0] < ENOUGH_SEEDS:
-        sentences.append(f"With fewer than {ENOUGH_SEEDS} seeds this is exploration, not evidence.")
     looks, planned = comparison.unplanned_looks, len(comparison.seeds)
+    if counts[0] in comparison.looks and planned >= ENOUGH_SEEDS:
+        sentences.append(f"A pair that the look at {counts[0]} seeds decided keeps its verdict.")
+    elif counts[0] < ENOUGH_SEEDS:
+        sentences.append(f"With fewer than {ENOUGH_SEEDS} seeds this is exploration, not evidence.")
     if looks:
         what = "Pairs and margin were chosen after all results"
         if any(look < planned for look in looks):

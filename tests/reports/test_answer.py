@@ -80,6 +80,16 @@ def test_a_planned_look_decides_where_the_difference_is_clear(comparison):
     assert not is_decided(folder, 3), "the seeds after the look say nothing about it"
 
 
+def test_what_a_planned_look_decided_is_evidence_once_all_seeds_are_done(comparison):
+    clear = {SL1: (50.0, 50.2, 50.1) * 2, GHM_R: (60.0, 60.3, 60.0) * 2}
+    pairs = [Pair(*PAIRS[0], primary=True)]
+    *_, last = read_report(comparison(clear, pairs, analysis=False, looks=[3])).verdict
+    assert last == "A pair that the look at 3 seeds decided keeps its verdict."
+    stopped = {name: ap[:3] for name, ap in clear.items()}
+    *_, last = read_report(comparison(stopped, pairs, analysis=False, looks=[3])).verdict
+    assert last.startswith("With fewer than 6 seeds")
+
+
 def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
     pairs = [Pair(GHM, FOCAL, ""), Pair(GHM_R, SL1, "", primary=True)]
     found = [read_report(comparison(AP, pairs, analysis=False, dataset=d)) for d in ("a", "b")]
