@@ -131,8 +131,10 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
         raise UsageError(f"{name}: LVIS annotates a part of its classes in each image, not all")
     file, root = json_file(name), Path(MetadataCatalog.get(name).image_root)
     validate(name, "training")
+    number = len(load_json(file)["images"])  # the rest is not held while detectors train
     with progress() as shown:
-        annotated, missing = find_suspects(judge(name, output, shown), most)
+        images = shown.track(judge(name, output, shown), "judging", number)
+        annotated, missing = find_suspects(images, most)
         coco, total = load_json(file), len(annotated)
         found = _in_turn(annotated[:most], missing)
         write_table(found, coco, output / SUSPECTS_TABLE)
