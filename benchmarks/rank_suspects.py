@@ -1,4 +1,4 @@
-"""How well scores find annotations that are known to be wrong, beside cleanlab's and hotcoco's.
+"""Ranks scores by how well they find known errors, beside cleanlab's and hotcoco's.
 
     python benchmarks/rank_suspects.py suspects/ --output found.json
     python benchmarks/rank_suspects.py suspects/ --clean clean.json --output found.json
@@ -227,7 +227,7 @@ def judge_annotations(scores: np.ndarray, wrong: np.ndarray) -> dict[str, float]
 
 
 def judge_missing(found: list[tuple[int, dict, float]], images: list[Image]) -> dict[str, float]:
-    """As for annotations; a missing one is found once, by a detection of whatever class."""
+    """Figures as for annotations; a missing one is found once, by a detection of any class."""
     total = sum(len(image.missing) for image in images)
     if not total:
         return {}

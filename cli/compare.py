@@ -144,7 +144,7 @@ def compare(
         if looks and max(looks) >= seeds:
             raise UsageError(f"--looks names fewer seeds than --seeds, which is {seeds}")
         words = what or []
-        own = any(word.endswith((".yaml", ".yml")) for word in words)
+        own = config or any(word.endswith((".yaml", ".yml")) for word in words)
         budget = budget or ("full" if own else "quick")
         whole = find_suite(words, budget, config)
         suite = choose_sides(whole, side or [], optional)

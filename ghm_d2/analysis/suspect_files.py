@@ -49,7 +49,7 @@ def _box(found: dict) -> list[str]:
 
 
 def has_decisions(file: Path) -> bool:
-    """Whether somebody has decided something in a table of suspects."""
+    """True if somebody has decided something in a table of suspects."""
     if not file.is_file():
         return False
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
@@ -64,7 +64,7 @@ def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
     the model sees them, with a "score".
 
     Raises:
-        DataError: it cannot be written.
+        OutputError: it cannot be written.
     """
     fields = {s.annotation["id"]: _fields(s) for s in suspects if s.annotation}
     images = {s.image_id for s in suspects}

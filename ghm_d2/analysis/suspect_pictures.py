@@ -57,7 +57,7 @@ def as_jpeg(picture: Image.Image) -> bytes:
 
 
 def _window(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[float, ...]:
-    """What of the image is shown, (x0, y0, x1, y1): the boxes and what is around them."""
+    """The part of the image that is shown, (x0, y0, x1, y1): the boxes and their surroundings."""
     left, top = (min(box[i] for box in boxes) for i in (0, 1))
     right, bottom = (max(box[i] + box[i + 2] for box in boxes) for i in (0, 1))
     longest = max(right - left, bottom - top)

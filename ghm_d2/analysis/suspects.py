@@ -42,7 +42,7 @@ class Suspect:
 
 @dataclass
 class Evidence:
-    """What the detections of all images say of the annotations: an entry each.
+    """The evidence of detections for and against annotations: an entry each, of all images.
 
     Attributes:
         area: of its box in px^2.
@@ -53,7 +53,6 @@ class Evidence:
         rivals, places: the detections of `other` and `overlap`; None for none.
     """
 
-    image_ids: list = field(default_factory=list)
     annotations: list[dict] = field(default_factory=list)
     area: list[float] = field(default_factory=list)
     support: list[float] = field(default_factory=list)
@@ -75,7 +74,6 @@ class Evidence:
             near = own & (overlaps[row] >= NEAR) & ~elsewhere
             # the surest would be a neighbour without an annotation, the nearest a guess
             place = _first(near, scores * overlaps[row])
-            self.image_ids.append(annotation["image_id"])
             self.annotations.append(annotation)
             self.area.append(annotation["bbox"][2] * annotation["bbox"][3])
             self.support.append(scores[there & own].max(initial=0.0))
@@ -101,7 +99,7 @@ class Evidence:
         }
 
     def kinds(self) -> list[str]:
-        """What is wrong with each annotation, if something is."""
+        """The error of each annotation, if it has one: "class", "box" or "extra"."""
         rows = zip(self.support, self.other, self.places, strict=True)
         return ["class" if o > s else "box" if place else "extra" for s, o, place in rows]
 
@@ -169,7 +167,7 @@ SCORES: dict[str, Callable[[Evidence], np.ndarray]] = {
 
 
 def kind_scores(evidence: Evidence) -> dict[str, np.ndarray]:
-    """How much speaks for each kind of error alone, (A,) in [0, 1], by tails."""
+    """A score of each kind of error alone, (A,) in [0, 1], by tails."""
     area, has_place = np.array(evidence.area), np.array(evidence.overlap) > 0
     by_norm = {name: tails(norm, area) for name, norm in evidence.norms().items()}
     return {
@@ -239,17 +237,17 @@ def find_suspects(
     found = _missing_of(images, evidence)
     absent = list(found) if most is None else heapq.nlargest(most, found, key=lambda s: s.score)
     values = SCORES[score](evidence) if evidence.annotations else []
-    columns = (evidence.image_ids, evidence.annotations, evidence.kinds(), values)
+    columns = (evidence.annotations, evidence.kinds(), values)
     against = zip(*columns, evidence.rivals, evidence.places, strict=True)
     judged = [
-        Suspect(image, annotation, kind, float(value), rival if kind == "class" else place)
-        for image, annotation, kind, value, rival, place in against
+        Suspect(own["image_id"], own, kind, float(value), rival if kind == "class" else place)
+        for own, kind, value, rival, place in against
     ]
     return _sorted(judged), _sorted(absent)
 
 
 def _missing_of(images, evidence: Evidence) -> Iterator[Suspect]:
-    """What may be missing, image by image; their annotations go into `evidence`."""
+    """Missing annotations, image by image; the annotations there go into `evidence`."""
     for annotations, detections in images:
         ordered = sorted(detections, key=lambda d: -d["score"])
         evidence.add([a for a in annotations if not a.get("iscrowd")], ordered)

@@ -6,7 +6,6 @@ that says where.
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ _ERROR_FIELDS = ("noise", "true_category_id", "true_bbox")
 
 @dataclass
 class Changes:
-    """What becomes of a data set's annotations.
+    """Changes of a data set's annotations.
 
     Attributes:
         dropped: ids of annotations.
@@ -61,7 +60,7 @@ def _changed(annotation: dict, fields: dict) -> dict:
 
 
 def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int = 0) -> Changes:
-    """What a file's decisions make of a data set.
+    """The changes of a data set that a file's decisions ask for.
 
     Args:
         file: the table of `ghm data suspects`, whose column "decision" says drop or accept (what
@@ -127,8 +126,6 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{file}: is not UTF-8 text") from None
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
-    if separator != ",":  # then decimals have commas
-        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [(table.line_num, {k: v or "" for k, v in row.items() if k}) for row in table]
@@ -142,7 +139,8 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _seen_box(row: dict[str, str], fault) -> list[float]:
     try:
-        box = [float(row[f"seen_{name}"]) for name in ("x", "y", "width", "height")]
+        cells = [row[f"seen_{name}"] for name in ("x", "y", "width", "height")]
+        box = [float(cell.replace(",", ".")) for cell in cells]  # some spreadsheets write 1,5
     except (KeyError, ValueError):
         raise fault("the box that was seen is not four numbers") from None
     if why := box_fault(box):

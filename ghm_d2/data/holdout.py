@@ -32,7 +32,7 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
 
 
 def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int = 0) -> None:
-    """As `write_holdout`, with one of `folds` equal parts as val: each image is in one val.
+    """Write a folder as `write_holdout` does, whose val is one of `folds` equal parts.
 
     An image that is listed twice is in one part.
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ghm_d2.config import config_hash
-from ghm_d2.data.catalog import locate
-from ghm_d2.data.coco_json import load_json
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, is_training
 from ghm_d2.experiments.plan import (
@@ -21,6 +19,7 @@ from ghm_d2.experiments.plan import (
     absolute,
     expected_seconds,
     make_run,
+    require_one_judge,
     side_config,
     side_dataset,
 )
@@ -102,7 +101,7 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
     Raises:
         UsageError, DataError: a configuration or data set cannot be used.
     """
-    _require_one_judge(request)
+    require_one_judge(request.suite)
     runs = []
     for seed in request.seeds:
         for side in request.suite.sides:
@@ -113,24 +112,6 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
             root, device = request.root, request.device
             runs += [make_run(root, side.name, config, words, dataset, seed, device)]
     return runs
-
-
-def _require_one_judge(request: Request) -> None:
-    """Data sets are compared by what a detector trained on them finds in the same images."""
-    folders = [side.dataset for side in request.suite.sides if side.dataset]
-    first = None
-    for folder in folders:
-        file, _ = locate(folder).get("val", (None, None))
-        if file is None:
-            raise DataError(f"{folder}: has no val.json to be judged on")
-        coco = load_json(file)
-        sizes = [(image["id"], image["width"], image["height"]) for image in coco["images"]]
-        judge = sizes, coco["annotations"], coco["categories"]
-        first = first or judge
-        if judge != first:
-            raise DataError(
-                f"{folders[0]} and {folder} have different val splits, and are judged on one"
-            )
 
 
 def make_plan(request: Request, progress: Progress) -> Plan:

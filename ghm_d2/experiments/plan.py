@@ -14,15 +14,12 @@ from typing import Any
 from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.config.loader import flatten
-from ghm_d2.data.catalog import (
-    data_label,
-    digits_folder,
-    is_registered,
-)
+from ghm_d2.data.catalog import data_label, digits_folder, is_registered, locate
+from ghm_d2.data.coco_json import load_json
 from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
 from ghm_d2.describe import device_name, experiment_hash, method_name
-from ghm_d2.errors import UsageError
+from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
@@ -194,6 +191,28 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
         rates: dict[str, Any] = {f"noise_{kind}": rate for kind, rate in side.noise.items()}
         return str(digits_folder(DigitsSpec(seed=NOISE_SEED, **rates)))
     return str(digits_folder(DigitsSpec(seed=NOISE_SEED, noise=side.noise)))
+
+
+def require_one_judge(suite: Suite) -> None:
+    """Check that data sets that are sides have the same val split, which judges all of them.
+
+    Raises:
+        DataError: they differ, or one has none.
+    """
+    folders = [side.dataset for side in suite.sides if side.dataset]
+    first = None
+    for folder in folders:
+        file, _ = locate(folder).get("val", (None, None))
+        if file is None:
+            raise DataError(f"{folder}: has no val.json to be judged on")
+        coco = load_json(file)
+        sizes = [(image["id"], image["width"], image["height"]) for image in coco["images"]]
+        judge = sizes, coco["annotations"], coco["categories"]
+        first = first or judge
+        if judge != first:
+            raise DataError(
+                f"{folders[0]} and {folder} have different val splits, and are judged on one"
+            )
 
 
 def absolute(dataset: str) -> str:

@@ -122,7 +122,7 @@ def test_what_is_wrong_in_a_table(table, coco, decisions, change, message):
 
 
 def exported(folder: Path, change=lambda results: results) -> Path:
-    """What Label Studio exports when a person has accepted the predictions, but for a change."""
+    """Label Studio's export after a person has accepted the predictions, but for a change."""
     tasks = json.loads((folder / "label_studio.json").read_text())
     for number, task in enumerate(tasks):
         (prediction,) = task.pop("predictions")

@@ -97,7 +97,7 @@ def test_mixup_has_the_objects_of_both(masks):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_images_without_objects_have_no_masks_and_go_with_others_that_do(first):
-    """As Detectron2's mapper makes them: without an annotation there is no field of masks."""
+    """Instances as Detectron2's mapper makes them: without an annotation they have no masks."""
     empty, full = picture(0), picture(1, "polygon")
     instances = Instances((60, 80))
     instances.gt_boxes = Boxes(torch.zeros(0, 4))

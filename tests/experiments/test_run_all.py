@@ -1,9 +1,7 @@
 """The order in which runs are made, whatever happens to them; the runs themselves are pretended."""
 
-import json
 import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -109,27 +107,6 @@ def test_all_sides_have_the_same_seeds(runs):
         (GHM, 2),
     ]
     assert len({run.key for run in runs}) == 4
-
-
-def test_data_sets_are_compared_on_the_same_val(request_, digits_folder, tmp_path):
-    other = tmp_path / "mended"
-    shutil.copytree(digits_folder, other)
-    train = json.loads((other / "train.json").read_text())
-    del train["annotations"][0]
-    (other / "train.json").write_text(json.dumps(train))
-    val = json.loads((other / "val.json").read_text())
-    (other / "val.json").write_text(json.dumps(val, indent=1))  # the same in other words
-    suite = find_suite([digits_folder, str(other)], "quick")
-    request = replace(request_, suite=suite, dataset=None)
-    runs = make_runs(request, {})
-    assert [run.dataset for run in runs[:2]] == [digits_folder, str(other)]
-    assert len({run.key for run in runs}) == 4
-    with pytest.raises(UsageError, match="leave out --dataset"):
-        make_runs(replace(request, dataset=digits_folder), {})
-    del val["annotations"][0]
-    (other / "val.json").write_text(json.dumps(val))
-    with pytest.raises(DataError, match="different val splits"):
-        make_runs(request, {})
 
 
 def test_settings_of_a_search_reach_their_side_and_those_that_share_it(request_):
