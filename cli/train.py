@@ -73,6 +73,14 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where the time of ten steps goes; trace.json.")
     ] = False,
+    auto_batch: Annotated[
+        bool,
+        typer.Option(
+            "--auto-batch",
+            help="Find the largest batch that the GPU's memory holds, and scale learning rate and "
+            "schedule with it.",
+        ),
+    ] = False,
     num_gpus: NumGPUs = 1,
     num_machines: NumMachines = 1,
     rdzv: Rdzv = None,
@@ -99,11 +107,14 @@ def train(
                 "--resume goes on with the run's own config.yaml and seed: leave out "
                 "--config and --seed; KEY VALUE overrides apply"
             )
+        if resume and auto_batch:
+            raise UsageError("--auto-batch is for a new run; --resume goes on with the run's batch")
         if config is None and not resume:
             raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
         folder = output or Path("runs") / Path(config or "").stem
         if was_begun(folder):
-            resume, overwrite, seed, overrides = True, False, None, None  # config.yaml has them
+            # config.yaml has them
+            resume, overwrite, auto_batch, seed, overrides = True, False, False, None, None
         if resume:
             config = _own_config(folder)
         overrides = list(overrides or [])
@@ -111,7 +122,7 @@ def train(
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
         options = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
         how = {"resume": resume, "overwrite": overwrite, "profiled": profile}
-        record = _train(config, overrides, options, analyse, **how)
+        record = _train(config, overrides, options, analyse, auto_batch=auto_batch, **how)
         if record:
             _show(record, folder, as_json)
 
@@ -132,6 +143,7 @@ def _train(
     resume: bool,
     overwrite: bool,
     profiled: bool,
+    auto_batch: bool,
 ):
     """The record of the trained run; None on ranks other than 0.
 
@@ -143,6 +155,7 @@ def _train(
 
     quiet()  # before anything that warns is imported
     from ghm_d2.inference.predict import draw_beside_truth
+    from ghm_d2.training.auto_batch import fit_batch
     from ghm_d2.training.distributed import process_group
     from ghm_d2.training.prepare import pick_device, prepare, scale_to_group
 
@@ -154,6 +167,8 @@ def _train(
         with process_group(pick_device(options["device"])):
             cfg = prepare(source, overrides, resume=resume, **options)
             cfg, scaling = scale_to_group(cfg, resume)
+            if auto_batch:
+                cfg, scaling = fit_batch(cfg, shown)
             how = {"resume": resume, "overwrite": overwrite, "profiled": profiled}
             record, evaluation = _run(cfg, scaling, shown, held, **how)
         if rank() > 0:

@@ -146,6 +146,8 @@ def _add_training(cfg) -> None:
     # and at most 1; Detectron2 reads this key without having it
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
+    # torch.compile backbone and dense head: the first step takes a minute or more
+    cfg.MODEL.COMPILE = False
     cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" or "ADAMW"
     # gradient accumulation: the number of parts in which a step's batch (IMS_PER_BATCH images)
     # goes through the network

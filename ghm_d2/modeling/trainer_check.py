@@ -44,6 +44,7 @@ def _keys_set(cfg) -> Iterator[tuple[str, str]]:
     clip_type = clip.CLIP_TYPE if clip.ENABLED else ""
     dtype = amp.DTYPE if amp.ENABLED else ""
     values = (  # the last: what Detectron2 trains by
+        ("build_model", "MODEL.COMPILE", cfg.MODEL.COMPILE, (False,)),
         ("build_optimizer", "SOLVER.OPTIMIZER", solver.OPTIMIZER, ("SGD",)),
         ("build_optimizer", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, ("", "value", "norm")),
         ("build_train_loader", "INPUT.RESIZE", cfg.INPUT.RESIZE, ("shortest_edge",)),

@@ -3,7 +3,6 @@
 import logging
 import weakref
 
-import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 
@@ -11,7 +10,7 @@ from ghm_d2.config import check_config
 from ghm_d2.data.loaders import GHMDatasetMapper, build_train_loader, raise_on_bad_image
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.training.optimizer import build_optimizer
-from ghm_d2.training.prepare import choose_seed, scale_to_group
+from ghm_d2.training.prepare import choose_seed, scale_to_group, speed_up
 from ghm_d2.training.trainer import GHMTrainer
 
 
@@ -60,9 +59,8 @@ class GHMDefaultTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """In the memory layout of `ghm train`, so that rounding is the same too."""
-        model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
+        """Lay the model out as `ghm train` does, so that rounding is the same too."""
+        return speed_up(super().build_model(cfg), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -61,7 +61,7 @@ from ghm_d2.training.hooks import (
 )
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.precise_bn import SeededPreciseBN
-from ghm_d2.training.prepare import config_errors
+from ghm_d2.training.prepare import config_errors, speed_up
 from ghm_d2.training.profiling import ProfileHook
 from ghm_d2.training.second_half import gradient_ratio, weight_variation
 from ghm_d2.training.trackers import trackers_of
@@ -366,9 +366,7 @@ def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckp
 
 def _build(cfg):
     with config_errors():
-        model = build_model(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
-            model.to(memory_format=torch.channels_last)  # a quarter less time a step
+        model = speed_up(build_model(cfg), cfg)
         optimizer = build_optimizer(cfg, model)
         return model, optimizer, build_lr_scheduler(cfg, optimizer)
 
