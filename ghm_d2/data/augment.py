@@ -21,7 +21,9 @@ FORMATS = ("RGB", "BGR", "L")  # whose pixels are 0 to 255
 
 
 def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
-    """What happens to a picture of 0 to 255: INPUT.AUGMENTATION, INPUT.RESIZE, then a flip.
+    """Return the augmentations of pictures: INPUT.AUGMENTATION, INPUT.RESIZE, then a flip.
+
+    Pixel values are 0 to 255.
 
     With "" and "shortest_edge" it is Detectron2's `build_augmentation`, and in training
     INPUT.CROP comes first, as in Detectron2's mapper. INPUT.AUGMENTATION and the flip are for
@@ -75,7 +77,7 @@ class AugmentationsWithBoxes(T.AugmentationList):
 
 
 def boxes_of(annotations: list[dict]) -> np.ndarray:
-    """(N, 4) float32, XYXY in px, of data set dicts' annotations."""
+    """Return the boxes of Detectron2's annotation dicts: (N, 4) float32, XYXY in px."""
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     return np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
 
@@ -117,7 +119,7 @@ def centred(annotations: list[dict], transforms: T.TransformList, size: tuple[in
 
 
 class ResizeSquare(T.Augmentation):
-    """To a square, whatever the picture's shape; arguments as of `T.ResizeShortestEdge`.
+    """Resize a picture of any shape to a square; the arguments are those of `T.ResizeShortestEdge`.
 
     SSD does so (weiliu89/caffe, examples/ssd: Resize.WARP). A size of 0 leaves a picture alone.
     """
@@ -263,13 +265,13 @@ class Place(T.Augmentation):
 
 
 def _margins(length: int, whole: int) -> tuple[int, int]:
-    """What is left of `whole` before and after `length`, put there at random."""
+    """Return the margins before and after a part of `length` placed at random within `whole`."""
     before = np.random.randint(whole - length + 1)
     return before, whole - length - before
 
 
 def adjust_hsv(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Colours changed in the hue, saturation, value space; of a grey picture the value alone.
+    """Change colours in the space of hue, saturation and value; in a grey picture only the value.
 
     Args:
         image: (height, width, 3 or 1) uint8. Red and blue may be swapped: hue then turns the

@@ -1,4 +1,4 @@
-"""From a name or a folder to Detectron2's catalog, and from the data to the configuration.
+"""Registers a name or a folder in Detectron2's catalog, and sets what the data decide in `cfg`.
 
 A folder's split is registered under the path of its JSON file, which is a name that another
 process can resolve again: a saved configuration stays usable.
@@ -57,7 +57,7 @@ def resolve(name_or_folder: str, split: str) -> str:
 
 
 def is_registered(name: str) -> bool:
-    """Whether `resolve` takes `name` as a name, whatever folder there may be."""
+    """Return whether `resolve` takes `name` for a registered data set, even if a folder has it."""
     from detectron2.data import DatasetCatalog
 
     names = {name, *(f"{name}_{split}" for split in SPLITS)}
@@ -184,7 +184,7 @@ def _resolve_digits(name: str, split: str) -> str:
 
 
 def _without_split(dataset: str) -> str:
-    """`coco_2017` for `coco_2017_val`, and a folder for one of its JSON files."""
+    """Return `coco_2017` for `coco_2017_val`, and the folder for one of its JSON files."""
     from detectron2.data import DatasetCatalog
 
     path = Path(dataset)
@@ -261,7 +261,7 @@ def _common_classes(names: tuple[str, ...]) -> list[str]:
 
 
 def _difference(a: list[str], b: list[str]) -> str:
-    """What tells two lists of classes apart, in words that stay short for eighty classes."""
+    """Describe how two lists of classes differ, in a text that stays short for eighty classes."""
     pairs = zip_longest(a, b, fillvalue="none")
     one, other = next(pair for pair in pairs if pair[0] != pair[1])
     return f"different classes: {len(a)} and {len(b)}, {one!r} where the other has {other!r}"

@@ -1,4 +1,4 @@
-"""What every module here shares about COCO JSON: files, names and boxes that may be hostile."""
+"""COCO JSON, shared by all modules here: reading files, names and boxes that may be hostile."""
 
 import gc
 import json
@@ -127,7 +127,7 @@ def image_root(folder: str | Path) -> Path:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text can be encoded and printed in one line, as what it looks like.
+    """Return whether a text can be encoded, and printed in one line as what it looks like.
 
     Control characters, ends of lines and surrogates (how Python shows a file name that is not
     UTF-8) are what is not plain; the spaces and joiners that people's file names have are.
@@ -161,15 +161,15 @@ def safe_name(name: Any, where: str) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a parsed JSON value is a number of a size that pixels have.
+    """Return whether a parsed JSON value is a number of a size that pixels have.
 
-    By comparison, since an integer of a thousand digits has no float.
+    It is compared rather than converted, since an integer of a thousand digits has no float.
     """
     return isinstance(value, int | float) and -1e9 < value < 1e9
 
 
 def box_fault(box: Any) -> str | None:
-    """Why an [x, y, w, h] box in px is no box at all, or None."""
+    """Return why an [x, y, w, h] box in px is not valid, or None."""
     if not isinstance(box, list | tuple) or len(box) != 4:
         return "bbox is not four numbers"
     if not all(map(is_finite, box)):
@@ -182,7 +182,7 @@ def box_fault(box: Any) -> str | None:
 
 
 def is_empty(box: Any) -> bool:
-    """Whether a box with a fault has no width or no height, and no other fault."""
+    """Return whether a box with a fault has no width or no height, and no other fault."""
     return (
         isinstance(box, list | tuple)
         and len(box) == 4
@@ -208,7 +208,7 @@ def clipped(box: list[float], width: float, height: float) -> list[float] | None
 
 
 def outside(box: list[float], width: float, height: float) -> float:
-    """By how many px an [x, y, w, h] box leaves the image; infinity where none of it is inside."""
+    """Return how far an [x, y, w, h] box leaves the image, in px; infinity if it is all outside."""
     x, y, w, h = box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return math.inf
@@ -216,7 +216,7 @@ def outside(box: list[float], width: float, height: float) -> float:
 
 
 def hashable(value: Any) -> Any:
-    """Something that can be looked up, whatever stood in the file."""
+    """Return a key that can be looked up in a dict, whatever value stood in the file."""
     return value if isinstance(value, int | float | str) else repr(value)
 
 

@@ -38,7 +38,7 @@ class Changes:
     added: list[dict] = field(default_factory=list)
 
     def apply(self, coco: dict) -> dict:
-        """`coco` with the changes; it is left as it is itself."""
+        """Return a copy of `coco` with the changes; `coco` itself is not modified."""
         there = [a for a in coco["annotations"] if a["id"] not in self.dropped]
         kept = [_changed(a, self.changed[a["id"]]) if a["id"] in self.changed else a for a in there]
         numbers = [a["id"] for a in coco["annotations"] if isinstance(a["id"], int)]
@@ -209,7 +209,7 @@ def _path(file: Path) -> str:
 
 
 def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[float], Any]:
-    """[x, y, width, height] in px, and the category id."""
+    """Return the box [x, y, width, height] in px and the category id of Label Studio's result."""
     try:
         value = result["value"]
         shares = [float(value[name]) / 100 for name in ("x", "y", "width", "height")]

@@ -59,7 +59,10 @@ def _write_part(
     seed: int,
     fewest: int = 2,
 ) -> None:
-    """`held_out` chooses val's images of a list of all images in random order."""
+    """Divide a split into train.json and val.json in `folder`.
+
+    held_out: chooses val's images from a list of all images in random order.
+    """
     from detectron2.data import MetadataCatalog
 
     folder = Path(folder)
@@ -87,7 +90,7 @@ def _write_part(
 
 
 def _link_again(link: Path, image_root: str) -> None:
-    """The images may have been moved since."""
+    """Make the link to the images again, which may have been moved since."""
     if link.exists():
         return
     unfinished = link.with_name(f".images.{os.getpid()}")

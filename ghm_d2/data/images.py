@@ -20,7 +20,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class Probe(NamedTuple):
-    """What decoding an image tells: its size in pixels as Detectron2 sees it, and its content."""
+    """A decoded image's size in pixels as Detectron2 sees it, and its content."""
 
     width: int
     height: int
@@ -89,7 +89,7 @@ def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
 
 
 def _is_pointer(path: str | os.PathLike) -> bool:
-    """Whether Git has put a note in the place of a large file."""
+    """Return whether the file is Git LFS's pointer in the place of a large file."""
     try:
         with open(path, "rb") as file:
             return file.read(20) == b"version https://git-"

@@ -133,7 +133,9 @@ def take_faults(batch: list[dict]) -> dict[str, str]:
 
 
 def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
-    """This process's share of the endless batches of DATASETS.TRAIN that follow `start_iter` steps.
+    """Build the loader of this process's share of the endless batches of DATASETS.TRAIN.
+
+    The first batch is the one that follows `start_iter` steps.
 
     Batches are a function of SEED and the iteration: whoever resumes, and with whatever number of
     workers, gets the same; and the processes' shares together, in the order of their ranks, are
@@ -190,7 +192,10 @@ def _sampled(cfg, images: list[dict]):
 
 
 def _random_subset(images: list[dict], ratio: float, seed: int) -> list[dict]:
-    """What Detectron2's RandomSubsetTrainingSampler draws: no replacement comes from the rest."""
+    """Return the subset that Detectron2's RandomSubsetTrainingSampler draws.
+
+    Unreadable images are replaced by images of the subset, never of the rest.
+    """
     size = int(len(images) * ratio)
     if not 0 < size <= len(images):
         raise UsageError(
@@ -202,7 +207,7 @@ def _random_subset(images: list[dict], ratio: float, seed: int) -> list[dict]:
 
 
 def _are_wide(images: list[dict]) -> list[bool]:
-    """Whether each is wider than it is high, as Detectron2 groups them."""
+    """Return for each image whether it is wider than high, as Detectron2 groups them."""
     try:
         return [image["width"] > image["height"] for image in images]
     except KeyError as error:

@@ -43,7 +43,7 @@ def decode(segmentation: list | dict, height: int, width: int) -> np.ndarray:
 
 
 def mask_fault(segmentation: Any, width: int, height: int) -> str | None:
-    """Why a segmentation is none of an image of `width` x `height` px, or None."""
+    """Return why a segmentation is not valid in an image of `width` x `height` px, or None."""
     if max(width, height) > _LONGEST_SIDE or width * height > _MOST_PIXELS:
         return f"segmentation in an image of {width} x {height} px, which is too large for masks"
     if isinstance(segmentation, dict):
@@ -67,7 +67,7 @@ def decoded(segmentation: Any) -> Any:
 
 
 def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
-    """Why a polygon is none of an image of `width` x `height` px, or None.
+    """Return why a polygon is not valid in an image of `width` x `height` px, or None.
 
     It may leave the image by the image's own size.
     """
@@ -109,7 +109,7 @@ def usable_polygons(segmentation: Any, width: int, height: int) -> list:
 
 
 def loaded(segmentation: Any) -> Any:
-    """What Detectron2's loader leaves of a mask with a fault; it drops an object without a polygon.
+    """Return a faulty mask as Detectron2's loader keeps it; it drops an object without a polygon.
 
     It looks at the lengths of polygons alone, and packs the counts of an RLE that are a list.
 

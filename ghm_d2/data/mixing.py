@@ -81,7 +81,7 @@ class Mixing:
 
 
 def _blended(items: list[dict]) -> dict:
-    """The second image, fitted into the first one's size, shines through it."""
+    """Return the first image with the second one, fitted into its size, shining through it."""
     (image, other), (instances, others) = (
         [item[key] for item in items] for key in ("image", "instances")
     )
@@ -101,7 +101,7 @@ def _blended(items: list[dict]) -> dict:
 
 
 def _together(parts: list[Instances]) -> Instances:
-    """All of them; an image without objects has no masks either, where others have some."""
+    """Concatenate instances; an image without objects gets empty masks where others have masks."""
     if any(part.has("gt_masks") for part in parts):
         for part in parts:
             if not part.has("gt_masks"):
@@ -122,7 +122,7 @@ def _moved(
     window: tuple[int, int, int, int],
     size: tuple[int, int],
 ) -> Instances:
-    """Instances on another canvas: resized, shifted, and cut off at a window.
+    """Return instances moved to another canvas: resized, shifted, and cut off at a window.
 
     Args:
         factors, shift: of x and of y.
@@ -147,7 +147,7 @@ def _moved(
 
 
 def _moved_masks(masks, factors, shift, window, size) -> BitMasks:
-    """`_moved` of polygons or of bit masks."""
+    """Return polygons or bit masks moved as `_moved` moves instances."""
     height, width = size
     found = torch.zeros(len(masks), height, width, dtype=torch.bool)
     x0, y0, x1, y1 = window

@@ -1,4 +1,4 @@
-"""What a data set that is registered with Detectron2 says of itself: names, ids, kind."""
+"""Properties of a data set that is registered with Detectron2: names, ids, kind."""
 
 from importlib import import_module
 from pathlib import Path
@@ -26,14 +26,14 @@ def category_ids(registered: str) -> dict[int, int]:
 
 
 def has_annotations(registered: str) -> bool:
-    """Whether there is anything to compare detections with; test sets come without."""
+    """Return whether the data set has annotations; test sets that servers evaluate have none."""
     from detectron2.data import DatasetCatalog
 
     return any(item.get("annotations") for item in DatasetCatalog.get(registered))
 
 
 def is_lvis(registered: str) -> bool:
-    """Whether it is to be evaluated as LVIS: its images are not annotated with all classes."""
+    """Return whether to evaluate it as LVIS, whose images are not annotated with all classes."""
     from detectron2.data import MetadataCatalog
 
     return MetadataCatalog.get(registered).get("evaluator_type") == "lvis"

@@ -19,7 +19,7 @@ _FILL = 110  # opacity of a mask, of 255
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
-    """`count` RGB colours that neighbours in the list can be told apart by."""
+    """Return `count` RGB colours; neighbours in the list are easy to tell apart."""
     golden = 0.61803398875  # steps of the golden ratio never fall on the same hue twice
     hues = [(0.02 + i * golden) % 1.0 for i in range(count)]
     return [
@@ -61,7 +61,7 @@ def contact_sheet(
 
 
 def pick(json_file: str, root: str, count: int) -> tuple[list, dict[int, str]]:
-    """Up to `count` images spread evenly over a split, and the category names, for a sheet.
+    """Return up to `count` images spread evenly over a split, and the category names, for a sheet.
 
     Annotations whose box is none are left out. Raises: DataError where the JSON is malformed.
     """

@@ -163,9 +163,10 @@ class TrainingLoader:
 
 
 def _start(loader: DataLoader):
-    """PyTorch's handler would raise a worker's death wherever this process is, such as in a step.
+    """Start the workers without PyTorch's signal handler, and return their batches.
 
-    Without it the death is found when a batch is wanted, within five seconds.
+    The handler would raise a worker's death wherever this process is, such as in a step. Without it
+    the death is found when a batch is wanted, within five seconds.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
@@ -188,13 +189,13 @@ def _end(code: int) -> str:
 
 
 def _ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches workers too, and the step under way may need another batch."""
+    """Ignore Ctrl-C, which reaches workers too: the step under way may need another batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _own_randomness(seed: int, position: int):
-    """All generators seeded for one image, and left as they were found."""
+    """Seed all random generators for one image, and restore their states at the end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     # as PyTorch takes a negative seed, which NumPy does not
     words = np.random.SeedSequence([seed % 2**64, position]).generate_state(3).tolist()

@@ -1,4 +1,4 @@
-"""`ghm data check`: what would silently ruin a training or its evaluation."""
+"""`ghm data check` finds faults that would silently ruin a training or its evaluation."""
 
 import os
 from collections import Counter, defaultdict
@@ -79,7 +79,7 @@ def _detail(error: DataError, path: str | Path) -> str:
 
 
 def _look_at_all(entries: list[dict], split: str, root: Path, track):
-    """For each image (file name, digest of its content); and (file name, Problem) for faults."""
+    """Yield (file name, digest of its content) for each image, (file name, Problem) for a fault."""
 
     def look(named: tuple[str, dict]) -> tuple[str, list]:
         name, entry = named
@@ -119,7 +119,7 @@ def _disagreements(split: str, name: str, entry: dict, probe: images.Probe) -> I
 
 
 def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
-    """The same picture twice: within a split or, which falsifies the evaluation, in two."""
+    """Yield pictures that stand twice: in one split or, which falsifies the evaluation, in two."""
     for places in seen.values():
         first_split, first = places[0]
         for split, name in places[1:]:
@@ -131,7 +131,7 @@ def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
 
 
 def _between(summary: dict[str, dict]) -> Iterator[Problem]:
-    """Categories must agree between splits, and each needs something to learn from."""
+    """Yield categories that differ between the splits, or that training has no box of."""
     first = next(iter(summary), None)
     for split, counts in summary.items():
         if list(counts["per_class"]) != list(summary[first]["per_class"]):

@@ -1,4 +1,4 @@
-"""What is wrong with a COCO JSON as such, before any image is opened."""
+"""Faults of a COCO JSON that can be found before any image is opened."""
 
 import math
 from collections import Counter
@@ -168,7 +168,7 @@ def _annotation(annotation: dict, image: _Place | None, categories: set, split: 
 
 
 def _fields(annotation: dict) -> Iterator[tuple]:
-    """(kind, detail, stops) for each fault of an annotation's id, area and flags."""
+    """Yield (kind, detail, stops) for each fault of an annotation's id, area and flags."""
     number = annotation.get("id")
     if "id" not in annotation:
         yield "missing-field", "lacks id, which Detectron2 and COCO's evaluation need", BOTH
@@ -184,7 +184,7 @@ def _fields(annotation: dict) -> Iterator[tuple]:
 
 
 def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
-    """(kind, detail, stops) for a fault of a box; `sides` of its image, if they are known."""
+    """Yield (kind, detail, stops) for a fault of a box; `sides`: the image's, None if unknown."""
     bbox = annotation.get("bbox")
     fault = box_fault(bbox)
     if fault and is_empty(bbox):
@@ -202,7 +202,7 @@ def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
 
 
 def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
-    """(kind, detail, stops) for a fault of a mask; `sides` of its image, if they are known."""
+    """Yield (kind, detail, stops) for a fault of a mask; `sides`: the image's, None if unknown."""
     if sides is None:
         return
     mask = decoded(annotation.get("segmentation"))

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 
 def remembered(key: str, kind: type[T], compute: Callable[[], T]) -> T:
-    """What `compute` gave before for `key`, or gives now.
+    """Return the remembered result for `key`, or compute and remember it.
 
     Args:
         key: names the result: a file name.

@@ -40,7 +40,7 @@ class Finding(msgspec.Struct):
 
 
 class Judgement(msgspec.Struct):
-    """What a COCO JSON tells.
+    """The categories, image names and faults of a COCO JSON.
 
     categories: (id, name) sorted by id, or None where the file is too malformed to tell.
     images: their names; none where one of them leaves its folder.
@@ -52,7 +52,11 @@ class Judgement(msgspec.Struct):
 
 
 def categories_of(json_file: str) -> list[tuple[int, str]]:
-    """(id, name) of a COCO JSON's categories, sorted by id. Raises DataError where malformed."""
+    """Return (id, name) of a COCO JSON's categories, sorted by id.
+
+    Raises:
+        DataError: the file is malformed.
+    """
     judgement = judge(json_file)
     if judgement.categories is None:
         raise DataError(f"{json_file}: {judgement.findings[0].first}")
@@ -93,7 +97,7 @@ def _more(count: int) -> str:
 
 
 def missing_images(names: list[str], root: str) -> list[str]:
-    """Those of the names below `root` that are no files. A folder is read once, not once a name."""
+    """Return the names that are no files below `root`. A folder is read once, not once a name."""
     below: dict[str, list[str]] = {}
     for name in names:
         below.setdefault(os.path.dirname(name), []).append(name)
@@ -138,7 +142,7 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
 
 
 def judge(json_file: str) -> Judgement:
-    """What a COCO JSON tells; a large one is parsed once for each content, on a machine.
+    """Return the `Judgement` of a COCO JSON; a machine parses a large file once for each content.
 
     Raises:
         DataError: it cannot be read, or is no JSON.
@@ -147,7 +151,11 @@ def judge(json_file: str) -> Judgement:
 
 
 def stamp(path: str | Path) -> tuple[int, ...]:
-    """Changes whenever a file is written. Raises DataError where it cannot be read."""
+    """Return a value that changes whenever the file is written.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
@@ -157,7 +165,7 @@ def stamp(path: str | Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def _judge(json_file: str, _stamp: tuple) -> Judgement:
-    """Cached as long as the file is not written: a start asks several times."""
+    """Judge a COCO JSON; cached while the file is not written, as a start asks several times."""
     if os.path.getsize(json_file) < REMEMBERED_BYTES:
         return _check(read_bytes(json_file), json_file)
 

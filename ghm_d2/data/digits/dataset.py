@@ -31,7 +31,7 @@ _TRAIN_SCANS = 1437
 
 @dataclass(frozen=True)
 class DigitsSpec:
-    """What to generate. Raises ValueError naming the field, the value and the range.
+    """Parameters of a generated data set; a ValueError names a wrong field, its value and range.
 
     seed: 0 or more. train, val: images in each split, 0..1,000,000.
     image_size: (shortest, longest) side of the images in px, 64..4096, drawn anew for each side.

@@ -71,7 +71,7 @@ def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> So
 
 
 def _sniff(path: Path) -> bool:
-    """Whether the file speaks of images and categories."""
+    """Return whether the file has the words of a COCO JSON: images and categories."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return all(text.find(b'"%s"' % key.encode()) >= 0 for key in _KEYS)
@@ -160,7 +160,7 @@ def _add_boxes(source: Source, split: str, name: str, data: dict, items: dict, c
 
 
 def _left_out(name: str, items: dict, splits: dict[str, str], read: dict) -> str:
-    """Why a file is of no use beside those that are read, or "".
+    """Return why a file is left out beside those that are read, or "".
 
     Raises: DataError where it describes an image that another of its split describes.
     """

@@ -157,7 +157,7 @@ def _coco(content: Source, split: str) -> dict:
 
 
 def _probes(items: list[Item], split: str, track):
-    """(item, what decoding its image told, or why it cannot be used), in the items' order."""
+    """Yield (item, its image's `Probe`, or why the image cannot be used), in the items' order."""
 
     def look(item: Item):
         if item.fault:
@@ -202,7 +202,7 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
 
 
 def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | None]:
-    """What of a segmentation can be used, in px, and why the rest of it cannot."""
+    """Return the usable part of a segmentation, in px, and why the rest of it cannot be used."""
     sides = (probe.width, probe.height)
     if relative:
         mask = [[round(v * sides[i % 2], 3) for i, v in enumerate(outline)] for outline in mask]
@@ -212,7 +212,7 @@ def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | 
 
 
 def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
-    """Why the box cannot be used, or None; and the box in px."""
+    """Return why the box cannot be used, or None; and the box in px."""
     fault = box.fault or box_fault(box.bbox)
     if fault:
         return fault, box.bbox

@@ -28,11 +28,11 @@ class Images(Finder):
         self.folders = sorted({"" if name == "." else name for name in above})
 
     def path(self, name: str) -> Path:
-        """Where an image of the listing is."""
+        """Return the path of an image of the listing."""
         return Path(os.path.join(self.listing.root, name))
 
     def output_name(self, name: str) -> str:
-        """Where an image goes below the output's images folder: its path here.
+        """Return an image's path below the output's images folder: the one that it has here.
 
         Raises: DataError for a name that cannot be written into a JSON, or not read there.
         """
@@ -67,7 +67,7 @@ class Images(Finder):
 
 
 def missing(claim: str) -> str:
-    """What to say of an image that is not there."""
+    """Return the message for an image that is missing."""
     try:
         name = safe_name(claim, "not found")
     except DataError as error:

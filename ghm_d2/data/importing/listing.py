@@ -56,7 +56,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """What a file begins with; nothing where it cannot be read."""
+    """Return the first `count` bytes of a file; none if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(count)

@@ -1,4 +1,4 @@
-"""What to say of a folder in which no data set was recognised."""
+"""The error message for a folder in which no data set was recognised."""
 
 from collections import Counter
 from pathlib import PurePosixPath
@@ -42,7 +42,7 @@ def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
 
 
 def _hint(listing: Listing) -> str:
-    """Of formats that are often met and not read here, what to do."""
+    """Return advice on formats that are common and not read here; "" if the folder has none."""
     for name in listing.of(".xml")[:20]:
         if b"<annotations>" in first_bytes(listing.root / name, 2**10):
             return f"{name} is CVAT's own XML: export as COCO 1.0 instead"

@@ -1,4 +1,4 @@
-"""Which file belongs to which, by name: annotations to images, images to labels, lists to items.
+"""Pairs files by name: annotations with images, images with labels, lists with items.
 
 People keep the two in `annots/` and `images/`, in `train/labels` and `train/images`, side by side,
 or anywhere; names are given with another suffix, with somebody else's absolute path, or as an
@@ -48,7 +48,7 @@ def split_of_folders(path: str) -> str:
 
 
 def wanted(text: str, home: str) -> Wanted:
-    """What a file name in an annotation asks for: a path of any system, an address, a bare name."""
+    """Parse a file name in an annotation: a path of any system, a web address, or a bare name."""
     path = text.replace("\\", "/")
     if "://" in path or "?" in path:
         with suppress(ValueError):  # it only looks like an address
@@ -135,7 +135,7 @@ class Finder:
         )
 
     def _kinship(self, home: str, folder: str) -> tuple:
-        """How well a folder agrees with a file; the first says whether their splits do."""
+        """Return a sort key: how well a folder agrees with a file, by their splits first."""
         key = home, folder
         if key not in self._kin:
             tag = PurePosixPath(home).stem if not home.endswith("/") else ""
@@ -154,7 +154,7 @@ class Finder:
 
 
 def shared_folders(one: str, other: str) -> int:
-    """How many folders two paths have in common, from the top."""
+    """Return the number of folders that two paths have in common, from the top."""
     pairs = zip(one.split("/")[:-1], other.split("/")[:-1], strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), _depth(one, other))
 
@@ -168,7 +168,7 @@ def _folder(path: str) -> str:
 
 
 def _tail(item: Wanted, path: str) -> int:
-    """How many of the last folders of `path` are those that are told."""
+    """Return the number of last folders of `path` that agree with those that `item` names."""
     pairs = zip(reversed(item.folders), reversed(path.split("/")[:-1]), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
 

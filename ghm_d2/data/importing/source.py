@@ -1,4 +1,4 @@
-"""What a reader of COCO, VOC or YOLO folders hands to the importer: raw, not yet judged.
+"""The output of the readers of COCO, VOC and YOLO folders: raw annotations, not yet judged.
 
 The formats are read here and not by `supervision`, whose loaders were tried first: they hold no
 file names for what they skip, put the corners of inverted VOC boxes in order (BCCD's empty boxes

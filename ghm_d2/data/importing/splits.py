@@ -1,4 +1,4 @@
-"""Which images are for training, validation and testing."""
+"""The assignment of images to training, validation and testing."""
 
 import os
 import random
@@ -124,7 +124,7 @@ def with_val(source: Source, share: float, seed: int) -> None:
 
 
 def _first_copies(items: list[Item]) -> list[int]:
-    """For each item the number of the first whose file is the same, by its size and beginning."""
+    """Return for each item the index of the first with the same file, by its size and beginning."""
     sizes = [0 if item.fault else _size(item.image) for item in items]
     several = {size for size, count in Counter(sizes).items() if count > 1}
     seen: dict[object, int] = {}
@@ -137,7 +137,7 @@ def _first_copies(items: list[Item]) -> list[int]:
 
 
 def _size(path: Path) -> int:
-    """In bytes; 0 for what is no file."""
+    """Return the file's size in bytes; 0 if it is no file."""
     try:
         return os.path.getsize(path) if os.path.isfile(path) else 0
     except OSError:

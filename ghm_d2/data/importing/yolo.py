@@ -204,7 +204,7 @@ def _labels(listing: Listing, images: Images) -> list[str]:
 
 
 def _is_label(path: Path) -> bool:
-    """Whether the first line is a class and at least four numbers."""
+    """Return whether the first line of a file is a class and at least four numbers."""
     lines = first_bytes(path, _SNIFFED).splitlines()
     words = next((words for line in lines if (words := line.split())), [])
     try:
@@ -267,7 +267,7 @@ def _folder(name: str) -> str:
 
 
 def _label_path(image: str) -> str:
-    """The last folder called `images` becomes `labels`; without one, the label lies beside."""
+    """Return an image's label path: its last folder `images` becomes `labels`, if there is one."""
     parts = list(PurePosixPath(image).parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index("images")
