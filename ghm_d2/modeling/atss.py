@@ -46,7 +46,7 @@ def _label_image(anchors, gt, num_classes: int, per_location: int) -> tuple[Tens
 
 
 def _candidates(anchors: list[Boxes], objects: Boxes, per_location: int) -> Tensor:
-    """(G, R) bool: the anchors of each level whose centres are nearest to the object's."""
+    """Return the anchors of each level whose centres are nearest to the object's: (G, R) bool."""
     levels = []
     for level in anchors:
         distance = torch.cdist(objects.get_centers(), level.get_centers())  # (G, R_l)
@@ -57,7 +57,7 @@ def _candidates(anchors: list[Boxes], objects: Boxes, per_location: int) -> Tens
 
 
 def _threshold(iou: Tensor, candidate: Tensor) -> Tensor:
-    """(G, 1): the mean and the standard deviation of the candidates' IoU, added up."""
+    """Return the mean plus the standard deviation of the candidates' IoU, (G, 1)."""
     number = candidate.sum(1, keepdim=True)
     mean = torch.where(candidate, iou, 0).sum(1, keepdim=True) / number
     squares = torch.where(candidate, iou - mean, 0).square().sum(1, keepdim=True)
@@ -65,7 +65,7 @@ def _threshold(iou: Tensor, candidate: Tensor) -> Tensor:
 
 
 def _inside(anchors: Boxes, objects: Boxes) -> Tensor:
-    """(G, R) bool: whether an anchor's centre is inside the object."""
+    """Return whether each anchor's centre is inside each object: (G, R) bool."""
     centers = anchors.get_centers()
     corner, end = objects.tensor[:, None, :2], objects.tensor[:, None, 2:]
     return torch.cat([centers - corner, end - centers], dim=-1).amin(-1) > _INSIDE

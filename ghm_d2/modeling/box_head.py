@@ -72,7 +72,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         return ret | ghm_modules(cfg, keys, softmax=True)
 
     def losses(self, predictions, proposals):
-        """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
+        """Return `loss_cls` and `loss_box_reg`; the arguments are those of Detectron2's class."""
         scores, deltas = predictions
         if self.ghm_c is None:
             losses = super().losses(predictions, proposals)
@@ -95,7 +95,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         return None if weight is None else [weight]
 
     def _weighted_ce_loss(self, scores: Tensor, proposals) -> dict[str, Tensor]:
-        """`loss_cls` with class weights, a mean over all proposals; nothing without them."""
+        """Return `loss_cls` with class weights, a mean over all proposals; {} without weights."""
         if not self.loss_choice.class_weights:
             return {}
         labels, *_ = _concatenated(proposals, scores)
@@ -103,7 +103,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {"loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
 
     def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs):
-        """Of R proposals; arguments as in Detectron2's class."""
+        """Return the box loss of R proposals; the arguments are those of Detectron2's class."""
         arguments = proposal_boxes, gt_boxes, pred_deltas, gt_classes
         if self.box_reg_loss_type not in ("asl1", "ghm_r"):
             return super().box_reg_loss(*arguments, *args, **kwargs)
@@ -114,7 +114,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         return loss / max(gt_classes.numel(), 1)  # as Detectron2 divides smooth L1
 
     def _foreground_deltas(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
-        """Predicted and true deltas, (P, 4) each."""
+        """Return the predicted and the true deltas of foreground proposals, (P, 4) each."""
         box_dim = proposal_boxes.shape[1]
         # not a mask: a background proposal may be a box that get_deltas refuses
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
@@ -128,7 +128,7 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 def _concatenated(proposals, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels (R,), proposed boxes and matched ones (R, 4), of all images."""
+    """Return labels (R,), proposed boxes and matched boxes (R, 4) of all images."""
     if not proposals:
         return deltas.new_empty(0).long(), deltas.new_empty(0, 4), deltas.new_empty(0, 4)
     # an image without an object has no matched boxes: its own are never looked at

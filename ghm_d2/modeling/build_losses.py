@@ -38,7 +38,7 @@ def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict
 
 
 def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
-    """MODEL.CLASS_WEIGHTS, if they fit the classes.
+    """Return MODEL.CLASS_WEIGHTS if they fit the classes.
 
     Raises:
         UsageError: there are more or fewer than classes, one is not above 0, or the density is
@@ -67,7 +67,7 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
 
 
 def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dict[str, Any]:
-    """`ghm_c` and `ghm_r`, each None where another loss is chosen; arguments as above."""
+    """Build `ghm_c` and `ghm_r`, each None if another loss is chosen; arguments as above."""
     ghm_c = None
     if keys.CLS_LOSS_TYPE == "ghm_c" and softmax:
         ghm_c = build_softmax_ghm_c(cfg, num_levels)
@@ -80,7 +80,7 @@ def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dic
 
 
 def build_ghm_c(cfg, num_levels: int = 1, num_classes: int = 1) -> GHMC | ExactGHMC:
-    """GHM-C over `num_classes` sigmoids, from MODEL.GHM.CLS.
+    """Build GHM-C over `num_classes` sigmoids from MODEL.GHM.CLS.
 
     Raises:
         UsageError: a value out of range; SCOPE "level_ema" with the exact density, which has no
@@ -93,7 +93,7 @@ def build_ghm_c(cfg, num_levels: int = 1, num_classes: int = 1) -> GHMC | ExactG
 
 
 def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
-    """GHM-C over a softmax, from MODEL.GHM.CLS.
+    """Build GHM-C over a softmax from MODEL.GHM.CLS.
 
     Raises:
         UsageError: a value out of range; the exact density, which is for sigmoids alone.
@@ -108,13 +108,13 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
 
 
 def build_ghm_r(cfg, num_levels: int = 1) -> GHMR:
-    """GHM-R, from MODEL.GHM.REG."""
+    """Build GHM-R from MODEL.GHM.REG."""
     keys = cfg.MODEL.GHM.REG
     return _build(GHMR, cfg, keys, num_levels, mu=keys.MU, mu_quantile=keys.MU_QUANTILE)
 
 
 def check_kernel(cfg) -> str:
-    """MODEL.GHM.KERNEL, if there is such a kernel for MODEL.DEVICE.
+    """Return MODEL.GHM.KERNEL if there is such a kernel for MODEL.DEVICE.
 
     Raises:
         UsageError: there is not.

@@ -1,4 +1,4 @@
-"""What one-stage detectors share: sums over boxes; over sigmoids, the classification loss too.
+"""Losses that one-stage detectors share: sums over boxes, and the classification over sigmoids.
 
 A step first counts foreground anchors and the samples of GHM losses, then adds the counts up over
 the processes (`sum_up`), and then computes losses. `normalizer` always is what the whole batch
@@ -33,7 +33,7 @@ LOG_PERIOD = 20  # iterations, as Detectron2's writers
 
 
 def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
-    """How many anchors are foreground, `pos_mask` (N, R); logs it for an image of this process.
+    """Count the foreground anchors, `pos_mask` (N, R), and log the mean over this process's images.
 
     Within torch.compile nothing is logged.
     """
@@ -47,7 +47,7 @@ def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
 
 
 def flat_levels(pred: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """(N * R_l, K) predictions and (N * R_l,) labels a level, of (N, R_l, K) and of (N, R)."""
+    """Flatten (N, R_l, K) predictions to (N * R_l, K), and (N, R) labels to (N * R_l,) a level."""
     labels = labels.split([x.shape[1] for x in pred], dim=1)
     return [x.flatten(0, 1) for x in pred], [y.flatten() for y in labels]
 
@@ -60,7 +60,7 @@ def begin_ghm(ghm: nn.Module | None, *levels) -> CountedLoss | None:
 def begin_ghm_c(
     ghm_c: nn.Module | None, choice: LossChoice, pred_logits, gt_labels: Tensor
 ) -> CountedLoss | None:
-    """`begin_ghm` of the classes; arguments as in `cls_loss`."""
+    """Return `begin_ghm` for the classes; the arguments are those of `cls_loss`."""
     if ghm_c is None:
         return None
     logits, labels = flat_levels(pred_logits, gt_labels)
@@ -77,7 +77,7 @@ def cls_loss(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """The sum of a classification loss over sigmoids, of all but GHM-C.
+    """Return the sum of a classification loss over sigmoids, of any loss but GHM-C.
 
     Args:
         pred_logits: (N, R_l, K) a level.
@@ -161,7 +161,7 @@ class BufferedNormalizer:
         self.register_buffer("loss_normalizer", torch.tensor(initial, dtype=exact))
 
     def _ema_update(self, name, value, initial_value, momentum=0.9):
-        """As Detectron2's, of a buffer that already holds its initial value."""
+        """Update a moving average as Detectron2 does, in a buffer that holds its initial value."""
         old = getattr(self, name)
         new = old * momentum + torch.as_tensor(value, dtype=old.dtype) * (1 - momentum)
         setattr(self, name, new)

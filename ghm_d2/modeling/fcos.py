@@ -122,7 +122,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """As in Detectron2's class, which in 0.6 fails on an image without objects.
+        """Label locations as Detectron2's class does, which in 0.6 fails on images without objects.
 
         There each image's matched boxes are `Boxes`; since then they are tensors, (R, 4).
         """
@@ -144,7 +144,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
     def losses(
         self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
     ):
-        """`loss_cls`, `loss_box_reg` and `loss_centerness`; arguments as in Detectron2's class."""
+        """Return `loss_cls`, `loss_box_reg` and `loss_centerness`, with Detectron2's arguments."""
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness
         choice = self.loss_choice
         types = choice.cls_loss_type, choice.box_reg_loss_type, choice.kernel
@@ -191,7 +191,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         }
 
     def _box_reg_loss(self, anchors, transform, pred_deltas, gt_boxes, pos_mask) -> Tensor:
-        """The sum over foreground, of all but GHM-R."""
+        """Return the box loss summed over foreground; GHM-R is computed elsewhere."""
         choice = self.loss_choice
         if choice.box_reg_loss_type == "asl1":
             levels = _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask)
@@ -211,13 +211,13 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
 
 def _grown(anchors: Boxes) -> Boxes:
-    """Squares around a level's locations, 8 strides wide, of boxes that are one stride wide."""
+    """Return squares 8 strides wide around a level's locations, from boxes one stride wide."""
     center, half = anchors.get_centers(), 4 * (anchors.tensor[:, 2:3] - anchors.tensor[:, :1])
     return Boxes(torch.cat([center - half, center + half], dim=1))
 
 
 def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):
-    """Predicted and true distances, (P_l, 4) a level each."""
+    """Return the predicted and the true distances of foreground locations, (P_l, 4) a level."""
     sizes = [len(a) for a in anchors]
     centres = Boxes.cat(anchors).tensor
     target = torch.stack([transform.get_deltas(centres, b) for b in gt_boxes])

@@ -1,4 +1,4 @@
-"""What a RetinaNet's anchors are to learn: as Detectron2 says, without waiting for the device."""
+"""The training targets of a RetinaNet's anchors: Detectron2's, without waiting for the device."""
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -61,7 +61,7 @@ def box_levels(
     *,
     dense: bool,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Predicted and true deltas, and which of them count, of each feature level.
+    """Return predicted and true deltas, and a mask of those that count, of each feature level.
 
     To pick out foreground anchors waits for the device. What is dense is of all anchors, and the
     true deltas of others are no numbers.
@@ -88,7 +88,7 @@ def box_levels(
 
 
 def _deltas(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """As `Box2BoxTransform.get_deltas`, which waits to see that every anchor has a width."""
+    """Compute `Box2BoxTransform.get_deltas` without its wait for the check of anchors' widths."""
     corner, end = anchors.unflatten(-1, (2, 2)).unbind(-2)
     gt_corner, gt_end = boxes.unflatten(-1, (2, 2)).unbind(-2)
     size, gt_size = end - corner, gt_end - gt_corner

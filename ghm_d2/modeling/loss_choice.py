@@ -1,4 +1,4 @@
-"""Which losses a detector trains with: their names and settings, and their GHM modules."""
+"""The losses that a detector trains with: their names and settings, and their GHM modules."""
 
 import functools
 from dataclasses import dataclass, fields, replace
@@ -47,7 +47,7 @@ class LossChoice:
         return self.class_and_background_weights(labels.device)[labels]  # -1: background's
 
     def class_and_background_weights(self, device: torch.device) -> Tensor:
-        """(K + 1,) float32: `class_weights`, and 1."""
+        """Return `class_weights` with 1 for the background at the end, (K + 1,) float32."""
         return _weight_table(self.class_weights, device)
 
     def take(self, arguments: dict[str, Any]) -> "LossChoice":
@@ -63,7 +63,7 @@ class LossChoice:
         ghm_c: nn.Module | None,
         ghm_r: nn.Module | None,
     ) -> tuple[nn.Module | None, nn.Module | None]:
-        """`ghm_c` and `ghm_r`, each None where the loss is another; see `used_module`.
+        """Return `ghm_c` and `ghm_r`, each None if the loss is another; see `used_module`.
 
         Args:
             group: the configuration's part with the loss types, such as "MODEL.SSD".
@@ -84,7 +84,7 @@ def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
 def used_module(
     key: str, loss_type: str, known: tuple[str, ...], module: nn.Module | None
 ) -> nn.Module | None:
-    """`module` if `loss_type` is a GHM loss, which keeps its state in a module; otherwise None.
+    """Return `module` if `loss_type` is a GHM loss, which keeps its state in it; otherwise None.
 
     Raises:
         UsageError: `loss_type`, the value of `key`, is not in `known`, or it is a GHM loss and
@@ -101,7 +101,7 @@ def used_module(
 
 
 def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
-    """`value` if it is one of `known`.
+    """Return `value` if it is one of `known`.
 
     Raises:
         UsageError: it is not; the message names the key and the known ones.

@@ -91,14 +91,14 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """As in Detectron2's class, whose numbers "iou" gives."""
+        """Label anchors as Detectron2's class does, whose numbers "iou" gives."""
         if self.assignment == "atss":
             per_location = self.anchor_generator.num_anchors[0]
             return label_by_atss(anchors, gt_instances, self.num_classes, per_location)
         return label_anchors(anchors, gt_instances, self.anchor_matcher, self.num_classes)
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """`loss_cls` and `loss_box_reg`; arguments as in Detectron2's class."""
+        """Return `loss_cls` and `loss_box_reg`; the arguments are those of Detectron2's class."""
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
         choice = self.loss_choice
         of_detectron2 = (

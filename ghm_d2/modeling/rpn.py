@@ -41,7 +41,7 @@ class GHMRPN(RPN):
         return ret
 
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """`loss_rpn_cls` and `loss_rpn_loc`; arguments as in Detectron2's class."""
+        """Return `loss_rpn_cls` and `loss_rpn_loc`; the arguments are Detectron2's."""
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )

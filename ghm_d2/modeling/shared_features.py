@@ -1,4 +1,4 @@
-"""Where classification and box regression part: the features that both read."""
+"""The features that both classification and box regression read."""
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers

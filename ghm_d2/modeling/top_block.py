@@ -10,7 +10,7 @@ class PlainP6P7(LastLevelP6P7):
     """Detectron2's block without the ReLU between P6 and P7, as mmdetection has it."""
 
     def forward(self, features):
-        """[P6, P7] of the map that P6 is made from, (N, C, H, W)."""
+        """Return [P6, P7] of the map that P6 is made from, (N, C, H, W)."""
         p6 = self.p6(features)
         return [p6, self.p7(p6)]
 

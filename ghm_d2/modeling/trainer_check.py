@@ -39,7 +39,7 @@ def check_trainer(cfg) -> None:
 
 
 def _keys_set(cfg) -> Iterator[tuple[str, str]]:
-    """The trainer's method that would have to read it, and "KEY value", of each such key."""
+    """List (trainer's method that would have to read the key, "KEY value") for each such key."""
     solver, clip, amp = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
     clip_type = clip.CLIP_TYPE if clip.ENABLED else ""
     dtype = amp.DTYPE if amp.ENABLED else ""
@@ -61,7 +61,7 @@ def _keys_set(cfg) -> Iterator[tuple[str, str]]:
 
 
 def _keys_of_ghm_train(cfg) -> Iterator[str]:
-    """ "KEY value" of each key that is set and that hooks of `ghm train` alone read."""
+    """List "KEY value" for each key that is set and that hooks of `ghm train` alone read."""
     for name, off in (("EMA_DECAY", 0), ("PATIENCE", 0), ("CHECKPOINTS_KEPT", 0), ("TRACKERS", ())):
         value = cfg.SOLVER[name]
         if value != off and list(value if name == "TRACKERS" else [value]):

@@ -28,7 +28,7 @@ class CaffeStem(BasicStem):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H / 4, W / 4) from images (N, 3, H, W)."""
+        """Return features (N, C, H / 4, W / 4) of images (N, 3, H, W)."""
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, ceil_mode=True)
 
 
@@ -69,7 +69,7 @@ class ProjectedBlock(BottleneckBlock):
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, out_channels, ceil(H / stride), ceil(W / stride)) from (N, in_channels, H, W)."""
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
         self._check_batch_norm(x)
@@ -98,7 +98,7 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), float(scale)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) from the same."""
+        """Return the normalised features, (N, C, H, W) like `x`."""
         return F.normalize(x, dim=1) * self.weight[:, None, None]
 
 
@@ -149,7 +149,7 @@ class SSDBackbone(Backbone):
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps (N, C, H / stride, W / stride), rounded up, from images (N, 3, H, W)."""
+        """Return maps (N, C, H / stride, W / stride), rounded up, of images (N, 3, H, W)."""
         features = self.bottom_up(images)
         maps = [features[name] for name in self.in_features]
         for block in self.extra:

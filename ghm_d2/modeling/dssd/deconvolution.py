@@ -31,7 +31,7 @@ class DeconvolutionModule(nn.Module):
         _start_near_one(self.conv)
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
-        """(N, channels, H, W) from `x` of half the size and `lateral` (N, C, H, W).
+        """Return a map (N, channels, H, W) of `x`, of half the size, and of `lateral` (N, C, H, W).
 
         Where H or W is odd, `x` is of half the size rounded up, and its last row falls away.
         """
@@ -42,7 +42,7 @@ class DeconvolutionModule(nn.Module):
 
 
 class DeconvolutionPath(nn.Module):
-    """From the smallest map up to the largest, a `DeconvolutionModule` for each step."""
+    """Goes from the smallest map up to the largest, with a `DeconvolutionModule` for each step."""
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, norm: str = "BN"):
         """
@@ -60,7 +60,7 @@ class DeconvolutionPath(nn.Module):
         self.out_channels = [*[channels] * len(laterals), smallest]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps of the same sizes; the smallest as it is, as in figure 1."""
+        """Return maps of the same sizes; the smallest stays as it is, as in figure 1."""
         out = [maps[-1]]
         for module, lateral in zip(reversed(self.modules_by_level), maps[-2::-1], strict=True):
             out.insert(0, module(out[0], lateral))
@@ -82,7 +82,7 @@ def _conv3x3(in_channels: int, out_channels: int, norm: str, activation=None) ->
 
 
 def _start_near_one(layer: Conv2d) -> None:
-    """Where it has a norm: one factor of a product then starts as 1, and the other goes through.
+    """Start a layer with a norm near 1: as a factor of a product it lets the other factor through.
 
     The authors start from a trained SSD instead. From a backbone's weights alone, products of
     six factors that are all about 0 learn slowly.

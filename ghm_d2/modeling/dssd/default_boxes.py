@@ -23,7 +23,7 @@ class GHMDefaultBoxes(DefaultAnchorGenerator):
     """
 
     def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
-        """Of a cell whose centre is (0, 0): (2 + 2 * len(aspect_ratios), 4), x0 y0 x1 y1.
+        """Return the default boxes x0 y0 x1 y1 around (0, 0): (2 + 2 * len(aspect_ratios), 4).
 
         Raises:
             UsageError: sizes that are not two, ascending, or ratios not above 1.

@@ -49,7 +49,7 @@ class SSDHead(nn.Module):
                 background.fill_(math.log(num_classes * (1 - prior_prob) / prior_prob))
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Scores (N, A (K + 1), H, W), background last, and deltas (N, A 4, H, W) of each level."""
+        """Return scores (N, A (K + 1), H, W), background last, and deltas (N, A 4, H, W)."""
         logits, deltas = [], []
         levels = zip(features, self.prediction, self.cls_score, self.bbox_pred, strict=True)
         for x, prediction, cls_score, bbox_pred in levels:

@@ -1,4 +1,4 @@
-"""What SSD's default boxes are to learn (section 2.2, "Matching strategy")."""
+"""The training targets of SSD's default boxes (section 2.2, "Matching strategy")."""
 
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou

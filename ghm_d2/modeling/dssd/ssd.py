@@ -137,7 +137,7 @@ class GHMSSD(DenseDetector):
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_box_reg`; arguments as `DenseDetector.forward` passes them."""
+        """Return `loss_cls` and `loss_box_reg`; `DenseDetector.forward` passes the arguments."""
         anchors = self.anchor_generator(features)
         pred_logits, pred_deltas = self._transpose(predictions)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -145,7 +145,7 @@ class GHMSSD(DenseDetector):
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
-        """gt_labels, (R,) int64 an image, and gt_boxes, (R, 4): see `label_default_boxes`."""
+        """Return labels (R,) int64 and boxes (R, 4) of each image: see `label_default_boxes`."""
         boxes = Boxes.cat(anchors)
         arguments = self.iou_threshold, self.num_classes
         pairs = [label_default_boxes(boxes, gt, *arguments) for gt in gt_instances]
@@ -160,7 +160,7 @@ class GHMSSD(DenseDetector):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_box_reg`, scalars.
+        """Return the scalars `loss_cls` and `loss_box_reg`.
 
         Args:
             anchors: default boxes of each level, R in all.
@@ -186,7 +186,7 @@ class GHMSSD(DenseDetector):
         return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg * choice.box_reg_loss_weight}
 
     def _cls_loss(self, pred_logits, gt_labels: Tensor) -> Tensor:
-        """The sum over boxes, of all but GHM-C."""
+        """Return the classification loss summed over boxes; GHM-C is computed elsewhere."""
         logits, choice = torch.cat(pred_logits, dim=1), self.loss_choice
         weight = None
         if choice.class_weights:
@@ -198,7 +198,7 @@ class GHMSSD(DenseDetector):
         )
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
-        """`pred_boxes`, `scores` and `pred_classes` of each image, best first."""
+        """Return `pred_boxes`, `scores` and `pred_classes` of each image, best first."""
         boxes = Boxes.cat(self.anchor_generator(features)).tensor
         logits, deltas = (torch.cat(levels, dim=1) for levels in self._transpose(predictions))
         scores = upcast(logits).softmax(-1)[..., :-1]
@@ -206,7 +206,7 @@ class GHMSSD(DenseDetector):
         return [self._infer_image(boxes, s, d, size) for s, d, size in arguments]
 
     def _infer_image(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size) -> Instances:
-        """From default boxes (R, 4), scores (R, K) and deltas (R, 4): as SSD's DetectionOutput."""
+        """Detect as SSD's DetectionOutput does, from boxes (R, 4), scores (R, K), deltas (R, 4)."""
         # a tensor, as a trace would keep Python's minimum of the one image that it saw
         count = torch.as_tensor(scores.shape[0]).clamp(max=self.test_topk_candidates)
         scores, index = scores.topk(count, dim=0)

@@ -27,7 +27,7 @@ _MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 
 
 class LoadReport(NamedTuple):
-    """What fitted when weights were loaded.
+    """A report on loaded weights: which tensors fitted the model, and which did not.
 
     `loaded` counts the file's tensors that went into the model; `missing` are the model's names
     that the file lacks, `unexpected` the file's names that the model lacks, `mismatched` the
@@ -71,7 +71,7 @@ class GHMCheckpointer(DetectionCheckpointer):
     """
 
     def __init__(self, model: nn.Module, save_dir: str | os.PathLike = "", **kwargs: Any):
-        """Arguments as Detectron2's."""
+        """Take Detectron2's arguments."""
         super().__init__(model, os.fspath(save_dir), **kwargs)
         self.report: LoadReport | None = None
         self.fallbacks: list[str] = []
@@ -123,7 +123,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """As `save`, but the model alone, and without becoming the checkpoint to resume from."""
+        """Save the model alone, in a file that does not become the checkpoint to resume from."""
         if self.save_dir and self.save_to_disk:
             self._write(name, kwargs)
 
@@ -148,7 +148,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         self._replace(os.path.join(self.save_dir, LAST_CHECKPOINT), lambda f: f.write(name))
 
     def has_checkpoint(self) -> bool:
-        """Whether `save_dir` has anything to resume from: a checkpoint, or the note of one."""
+        """Return whether `save_dir` can be resumed from: has a checkpoint, or the note of one."""
         return last_whole.has_checkpoint(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
@@ -228,7 +228,7 @@ def _split_query(path: str) -> tuple[str, bool]:
 
 
 def _count(names: tuple[str, ...], what: str) -> str:
-    """How many and which, or the modules that they are in where they are many; "" for none."""
+    """Count and list names, or the modules that hold them if they are many; "" for none."""
     groups, depth = dict.fromkeys(names), max((name.count(".") for name in names), default=0)
     while len(groups) > _MOST_NAMED and depth:
         groups = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names)

@@ -55,7 +55,7 @@ def fetch(path: str) -> str:
 
 
 def _remedy(address: str) -> str:
-    """How to do without the network here."""
+    """Return advice on how to do without the network here."""
     by_hand = "set MODEL.WEIGHTS to a file that is here"
     try:
         url = _web_address(address)

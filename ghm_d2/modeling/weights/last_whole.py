@@ -1,4 +1,4 @@
-"""Which checkpoint of a folder a run is resumed from: the last one that is whole."""
+"""Finds the checkpoint that a run is resumed from: the last one of its folder that is whole."""
 
 import math
 import os
@@ -14,7 +14,7 @@ _CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # model_best holds no state
 
 
 def has_checkpoint(folder: str) -> bool:
-    """Whether there is anything to resume from: a checkpoint, or the note of one."""
+    """Return whether a folder has anything to resume from: a checkpoint, or the note of one."""
     return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(_names_in(folder))
 
 
@@ -48,7 +48,7 @@ def find_checkpoint(folder: str) -> tuple[str, list[str]]:
 
 
 def damage(path: str) -> str:
-    """What is wrong with a file of `torch.save`, such as "is empty"; "" if it is whole.
+    """Describe the damage of a file of `torch.save`, such as "is empty"; "" if it is whole.
 
     PyTorch writes checksums, but does not look at them when it reads.
     """
@@ -93,7 +93,7 @@ def _earlier(folder: str, noted: str) -> list[str]:
 
 
 def _iteration(folder: str, name: str) -> float:
-    """At which a checkpoint was saved; infinity where nothing tells."""
+    """Return the iteration at which a checkpoint was saved; infinity if nothing tells."""
     named = _CHECKPOINT.fullmatch(name)
     if named and name != FINAL_WEIGHTS:
         return int(named[1])

@@ -47,7 +47,7 @@ _NEAR = {"rtol": 0.0, "atol": 1e-3}
 
 
 def is_mmdet(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has mmdetection's names, of whatever detector."""
+    """Return whether a state dict has mmdetection's names, of whatever detector."""
     return any(name.startswith(_MMDET) for name in state)
 
 
@@ -96,7 +96,7 @@ def from_mmdet(
 
 
 class _Facts:
-    """What a checkpoint's `meta` tells of its configuration, which is text there."""
+    """The configuration in a checkpoint's `meta`, where it is text."""
 
     def __init__(self, meta: Mapping[str, Any]):
         version = meta.get("mmdet_version", "3" if "mmengine_version" in meta else "")
@@ -123,12 +123,12 @@ class _Facts:
         return float(found[1]) if found else default
 
     def says(self, key: str, value: str) -> bool:
-        """Whether the value behind `key` is this one, somewhere."""
+        """Return whether `key` is followed by this value somewhere in the text."""
         return bool(re.search(rf"\b{key}{_IS}['\"]?{value}\b", self.text))
 
 
 def _settings(facts: _Facts, model: nn.Module) -> list[tuple[str, str, bool]]:
-    """(key, the value that the weights were trained with, whether the model has it)."""
+    """List (key, value that the weights were trained with, whether the model has that value)."""
     colours = "BGR" if facts.says("(?:bgr_)?to_rgb", "False") else "RGB"
     mean, std = facts.numbers("mean", _COLOURS[0]), facts.numbers("std", _COLOURS[1])
     relu = facts.says("relu_before_extra_convs", "True")
@@ -180,7 +180,7 @@ def _same(held: Tensor, wanted: Sequence[float]) -> bool:
 
 
 def _anchor_order(facts: _Facts, model: nn.Module, path: str) -> list[int]:
-    """For each of our anchors at a location, which of theirs it is."""
+    """Return for each of our anchors at a location the index of the same one of theirs."""
     ratios = torch.tensor(facts.numbers("(?:anchor_)?ratios", (0.5, 1.0, 2.0)))
     octaves = min(int(facts.number("scales_per_octave", 3)), _MOST)
     scales = facts.number("octave_base_scale", 4) * 2 ** (torch.arange(octaves) / octaves)
@@ -213,7 +213,7 @@ def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> No
 
 
 def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
-    """Outputs of theirs, anchor by anchor, in the order of ours."""
+    """Bring outputs of theirs, anchor by anchor, into the order of ours."""
     if not tensor.dim() or len(tensor) % len(order):
         raise WeightsError(
             f"{path}: {name}, {tuple(tensor.shape)}, is not for {len(order)} anchors"
@@ -222,7 +222,7 @@ def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
 
 
 def _rename(name: str) -> str:
-    """Detectron2's name of mmdetection's; one that it has no other name for stays."""
+    """Return Detectron2's name for mmdetection's, or the name itself if both have the same."""
     for theirs, ours in _PARTS.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

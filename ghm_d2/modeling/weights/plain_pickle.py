@@ -22,7 +22,7 @@ _LEAVES = (type(None), bool, int, float, complex, str, bytes, bytearray, np.ndar
 
 
 def load_plain_pickle(file: BinaryIO, name: str) -> Any:
-    """What the pickle in `file` describes: dicts, lists, tuples, sets, scalars and arrays.
+    """Load the pickle in `file`: dicts, lists, tuples, sets, scalars and arrays.
 
     Args:
         file: opened for reading bytes. Pickles written by Python 2 are understood.
@@ -73,7 +73,7 @@ class _PlainUnpickler(pickle._Unpickler):
         raise self.refusal(f"it tries to load {ascii(f'{module}.{name}')[1:-1][:100]}")
 
     def load_bytearray8(self):
-        """As Python's, which takes the memory that the file asks for before reading it."""
+        """Read before taking memory: Python's method takes whatever the file asks for first."""
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))
 

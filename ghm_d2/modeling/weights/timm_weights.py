@@ -104,7 +104,7 @@ def _hub_asked_once() -> Iterator[None]:
 
 
 def _address(name: str) -> str:
-    """Where timm has the weights of a model: at the hub, or where it was before that."""
+    """Return the address of timm's weights of a model: at the hub, or the older one before it."""
     import timm
     from huggingface_hub import constants
 

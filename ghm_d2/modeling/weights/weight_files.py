@@ -164,5 +164,5 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(text: str) -> str:
-    """The file chooses some of it: no escape sequences to the terminal."""
+    """Escape a text for the terminal, since a file chose some of it."""
     return ascii(text)[1:-1][:200]

@@ -69,7 +69,7 @@ def _value(cfg, key: str):
 
 
 def _same(one, other) -> bool:
-    """Equal to a percent: publications round the means of colours to whole numbers."""
+    """Return whether values agree to 1 %: publications round mean colours to whole numbers."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):

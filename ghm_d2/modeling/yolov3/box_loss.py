@@ -34,7 +34,7 @@ def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
 
 
 def half_squared_error(pred: Tensor, target: Tensor) -> Tensor:
-    """Its gradient is prediction minus truth, as of arXiv 1804.02767, section 2.1."""
+    """Half the squared error, whose gradient is prediction minus truth (arXiv 1804.02767, 2.1)."""
     return 0.5 * (pred - target) ** 2
 
 
@@ -67,7 +67,9 @@ def box_loss(
 
 
 def box_weights(boxes: Tensor, image_areas: Tensor) -> Tensor:
-    """(N, R, 1), in [1, 2]: darknet's 2 - w * h, sides in parts of the image.
+    """Return darknet's weights of boxes, 2 - w * h with sides in parts of the image: (N, R, 1).
+
+    They lie in [1, 2].
 
     A box larger than its image weighs 1, as one that fills it.
 

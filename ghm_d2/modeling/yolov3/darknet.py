@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv_block(channels // 2, channels, 3, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
+        """Return features of the shape of `x`, (N, C, H, W)."""
         return x + self.conv2(self.conv1(x))
 
 

@@ -120,7 +120,7 @@ def _header_size(header: bytes, path: str) -> int:
 
 
 def _fitting(found: int, backbone: dict, everything: dict, path: str) -> dict[str, Tensor]:
-    """Whichever of the two has `found` bytes of numbers."""
+    """Return the tensors, the backbone's or all, that have `found` bytes of numbers."""
     for tensors in (everything, backbone):
         if found == 4 * _count(tensors):
             return tensors

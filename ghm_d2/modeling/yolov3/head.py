@@ -16,7 +16,7 @@ BOX_AND_OBJECTNESS = 5  # x, y, w, h and objectness, before the classes
 
 
 class YOLOv3Head(nn.Module):
-    """From the coarsest map to the finest: convolutions, predictions, a route to the next.
+    """Goes from the coarsest map to the finest: convolutions, predictions, a route to the next.
 
     The layers are defined in the order of yolov3.cfg, which `darknet_weights` goes by.
     """
@@ -55,10 +55,10 @@ class YOLOv3Head(nn.Module):
         self.levels = nn.ModuleList(levels)  # the coarsest first
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """(N, A * (5 + K), H, W) a level, from maps (N, C, H, W), the finest first.
+        """Return predictions (N, A * (5 + K), H, W) a level of maps (N, C, H, W), the finest first.
 
-        Of each prior: x, y (before the sigmoid), w, h, objectness and class logits, darknet's
-        order.
+        A prior's channels in darknet's order: x, y (before the sigmoid), w, h, objectness and
+        class logits.
         """
         predictions, coarser = [], None
         for level, x in zip(self.levels, reversed(features), strict=True):

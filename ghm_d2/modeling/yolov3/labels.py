@@ -21,7 +21,7 @@ class PriorGenerator(DefaultAnchorGenerator):
         super().__init__(sizes=shapes, aspect_ratios=[[1.0]], strides=list(strides), offset=0.5)
 
     def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
-        """(A, 4) boxes around (0, 0); `sizes` are pairs, and `aspect_ratios` has no part in it."""
+        """Return (A, 4) boxes around (0, 0) from pairs `sizes`; `aspect_ratios` is not used."""
         half = torch.tensor(sizes, dtype=torch.float32) / 2
         return torch.cat([-half, half], dim=1)
 
@@ -106,7 +106,7 @@ def _label(anchors, priors, gt, num_classes, ignore_iou) -> tuple[Tensor, Tensor
 
 
 def _anchor_of(boxes: Tensor, size: Tensor, priors: _Priors) -> Tensor:
-    """(G,) index of the anchor that each box of (G, 4) belongs to."""
+    """Return the index of the anchor that each box of (G, 4) belongs to, (G,)."""
     common = torch.minimum(size[:, None], priors.shape).prod(-1)  # (G, P), same centre
     union = size.prod(1)[:, None] + priors.shape.prod(1) - common
     best = (common / union).argmax(1)
@@ -118,12 +118,12 @@ def _anchor_of(boxes: Tensor, size: Tensor, priors: _Priors) -> Tensor:
 
 
 def box_values(predictions: Tensor) -> Tensor:
-    """(..., 4): sigma(tx), sigma(ty), tw and th of raw predictions (..., 4 or more)."""
+    """Return sigma(tx), sigma(ty), tw, th, (..., 4), of raw predictions (..., 4 or more)."""
     return torch.cat([predictions[..., :2].sigmoid(), predictions[..., 2:4]], dim=-1)
 
 
 def past_sigmoid(predictions: Tensor) -> Tensor:
-    """`box_values`, whose gradient reaches the raw predictions as it is, as darknet's does.
+    """Return `box_values` whose gradient reaches the raw predictions unchanged, as darknet's does.
 
     The sigmoid's slope, at most 1/4 and next to nothing where it is flat, is left out: of a
     squared error that makes the gradient of cross entropy. The gradient norm that GHM-R goes by is
@@ -134,7 +134,7 @@ def past_sigmoid(predictions: Tensor) -> Tensor:
 
 
 def encode_boxes(anchors: Tensor, boxes: Tensor, stride: int) -> Tensor:
-    """What `box_values` of the predictions is to be: (..., 4), arXiv 1804.02767, section 2.1.
+    """Return the targets of `box_values`, (..., 4) (arXiv 1804.02767, section 2.1).
 
     Args:
         anchors, boxes: (..., 4) in px. Of a box without an area the result is no number.
@@ -152,7 +152,7 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, stride: int) -> Tensor:
 
 
 def anchor_deltas(values: Tensor, anchors: Tensor, stride: int) -> Tensor:
-    """`box_values` (..., 4) as the deltas of Detectron2's `Box2BoxTransform` of weights 1.
+    """Convert `box_values` (..., 4) to deltas of Detectron2's `Box2BoxTransform` of weights 1.
 
     That clamps the logarithms at log(1000 / 16): a box has at most 62.5 times its prior's sides.
     """

@@ -141,13 +141,13 @@ class GHMYOLOv3(DenseDetector):
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
-        """`loss_obj`, `loss_cls` and `loss_box_reg`."""
+        """Return `loss_obj`, `loss_cls` and `loss_box_reg`."""
         predictions, anchors = self._by_anchor(predictions), self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, predictions, gt_labels, gt_boxes, images.image_sizes)
 
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
-        """Labels (R,) and matched boxes (R, 4) of each image; see `label_priors`."""
+        """Return labels (R,) and matched boxes (R, 4) of each image; see `label_priors`."""
         generator = self.anchor_generator
         return label_priors(anchors, generator, gt_instances, self.num_classes, self.ignore_iou)
 
@@ -204,7 +204,7 @@ class GHMYOLOv3(DenseDetector):
         return sum(loss(x, y, weight=weight) for x, y, weight in levels)
 
     def _box_levels(self, anchors, gt_boxes, positive):
-        """`encode_boxes` of matched boxes, the boxes and which of them count, a level each."""
+        """Return encoded boxes, the matched boxes and the mask of positive ones, a level each."""
         sizes = [len(a) for a in anchors]
         boxes = torch.stack(gt_boxes).split(sizes, dim=1)
         levels = zip(anchors, boxes, self.anchor_generator.strides, strict=True)
@@ -212,7 +212,7 @@ class GHMYOLOv3(DenseDetector):
         return target, boxes, positive.split(sizes, dim=1)
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
-        """`pred_boxes`, `scores` and `pred_classes` of each image, at the size it came in."""
+        """Return `pred_boxes`, `scores` and `pred_classes` of each image, at its original size."""
         predictions, anchors = self._by_anchor(predictions), self.anchor_generator(features)
         return [
             self.inference_single_image(anchors, [p[i] for p in predictions], image_size)
@@ -222,7 +222,7 @@ class GHMYOLOv3(DenseDetector):
     def inference_single_image(
         self, anchors: list[Boxes], predictions: list[Tensor], image_size: tuple[int, int]
     ) -> Instances:
-        """As of Detectron2's `RetinaNet`; `predictions`: (R_l, 5 + K) a level."""
+        """Detect as Detectron2's `RetinaNet` does; `predictions` are (R_l, 5 + K) a level."""
         predictions = [upcast(p) for p in predictions]
         scores = [p[:, 4:5].sigmoid() * p[:, BOX_AND_OBJECTNESS:].sigmoid() for p in predictions]
         levels = zip(predictions, anchors, self.anchor_generator.strides, strict=True)
@@ -236,6 +236,6 @@ class GHMYOLOv3(DenseDetector):
         return pred[keep[: self.max_detections_per_image]]
 
     def _by_anchor(self, predictions: list[Tensor]) -> list[Tensor]:
-        """(N, A * (5 + K), H, W) a level to (N, H * W * A, 5 + K)."""
+        """Rearrange predictions (N, A * (5 + K), H, W) of a level to (N, H * W * A, 5 + K)."""
         size = BOX_AND_OBJECTNESS + self.num_classes
         return self._transpose_dense_predictions([predictions], [size])[0]
