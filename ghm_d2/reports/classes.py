@@ -30,7 +30,7 @@ def classes_table(sides: list[SideRuns]) -> Table:
 
 
 def _counts(records: Sequence[RunRecord]) -> dict[str, int]:
-    """Annotations by class, the rarest first, of the first record that has them."""
+    """Return the annotations of each class, rarest first, from the first record that has them."""
     counts = next((r.train_objects for r in records if len(r.train_objects) > 1), {})
     return dict(sorted(counts.items(), key=lambda item: (item[1], item[0])))
 
@@ -49,7 +49,7 @@ def _groups(counts: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
 
 
 def _ap(side: SideRuns, names: list[str]) -> Estimate:
-    """Of the classes' mean AP by seed; 0 of a run that diverged, as in `SideRuns.values`."""
+    """Estimate the classes' mean AP over seeds; a diverged run is 0, as in `SideRuns.values`."""
     values = [0.0] * len(side.diverged)
     for run in side.finished:
         aps = [run.record.per_class.get(name) for name in names] if run.record else []

@@ -18,7 +18,7 @@ from ghm_d2.reports.results import Row
 
 
 def conditions_figure(rows: list[Row]) -> Picture | None:
-    """AP of each method in each condition; None where nothing is repeated or finished."""
+    """Draw AP of each method in each condition; None if nothing is repeated or finished."""
     found = by_condition(rows)
     if not any(row.ap["AP"].n for of_condition in found.values() for row in of_condition.values()):
         return None

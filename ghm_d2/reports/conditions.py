@@ -6,7 +6,7 @@ from ghm_d2.reports.tables import ap_cells
 
 
 def by_condition(rows: list[Row]) -> dict[str, dict[str, Row]]:
-    """Condition -> method -> its row, where sides are named "METHOD, CONDITION".
+    """Return condition -> method -> row for sides that are named "METHOD, CONDITION".
 
     Empty unless at least two methods are there in at least two conditions, each in all of them.
     """

@@ -40,7 +40,7 @@ def document_of(report: Report) -> Document:
 
 
 def progress_of(study: Study) -> str:
-    """How many of the planned runs finished, and which did not."""
+    """Say how many of the planned runs finished, and which did not."""
     missing = study.unfinished
     text = f"{study.planned - len(missing)} of {study.planned} runs finished."
     if missing:
@@ -245,7 +245,7 @@ def _how(study: Study) -> list[Block]:
 
 
 def _versions(sides: list[SideRuns]) -> list[Block]:
-    """Which sides were trained by which code, where it was not one for all."""
+    """List the code that trained each side, unless it was the same for all."""
     made_by: dict[str, dict[str, None]] = {}
     for side in sides:
         for record in side.records:

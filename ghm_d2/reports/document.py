@@ -87,7 +87,7 @@ class Document:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All pictures in it."""
+        """All pictures in the document."""
         blocks = [block for section in self.sections for block in section.blocks]
         return [block for block in blocks if isinstance(block, Picture)]
 
@@ -98,7 +98,7 @@ def data_uri(data: bytes, mime: str) -> str:
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether `data` is an image file that can be read."""
+    """Return whether `data` is an image file that can be read."""
     try:
         Image.open(io.BytesIO(data)).verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -142,7 +142,7 @@ def markdown_table(table: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` for a line of Markdown that shows it as it is, in or outside a table."""
+    """Escape `text` for a line of Markdown that shows it as it is, in or outside a table."""
     # and without what would steer a terminal that shows the file
     line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     # an underscore within a word is none of Markdown's

@@ -1,4 +1,4 @@
-"""How the figures look: one style, a colour a side, small multiples, and PNGs without a date."""
+"""The look of the figures: one style, a colour a side, small multiples, and PNGs without a date."""
 
 import io
 import math
@@ -43,17 +43,17 @@ STYLE: Any = {
 
 
 def colour(index: int) -> str:
-    """Of the side, or loss, with that index."""
+    """Return the colour of the side, or loss, with that index."""
     return COLOURS[index % len(COLOURS)]
 
 
 def line_style(index: int) -> Any:
-    """So that sides of one colour differ."""
+    """Return the style of a side's lines, so that sides of one colour differ."""
     return LINES[index // len(COLOURS) % len(LINES)]
 
 
 def plain(text: str, longest: int = 44) -> str:
-    """`text` on one line, shortened, and without a meaning to matplotlib."""
+    """Return `text` on one line, shortened, with nothing that matplotlib would interpret."""
     line = " ".join(text.split())
     line = line if len(line) <= longest else line[: longest - 3] + "..."
     return line.replace("$", r"\$")
@@ -121,7 +121,7 @@ def side_panels(sides: Sequence[tuple[int, str]], height: float) -> tuple[Figure
 
 
 def log_scale(axes: Sequence[Axes]) -> None:
-    """Logarithmic y axes that share one scale; with round numbers where they span little."""
+    """Give y axes one logarithmic scale, with round numbers where it spans little."""
     for axis in axes:
         axis.set_yscale("log")
     low, high = axes[0].get_ylim()

@@ -38,7 +38,7 @@ PLAIN_NORM = "g = |p - t| over sigmoids, 1 - p of the true class over a softmax.
 
 
 def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """How gradient norms are distributed on the trained models; None where no analysis says.
+    """Draw the distributions of gradient norms on the trained models; None without an analysis.
 
     Args:
         part_of: "cls" or "reg".
@@ -75,7 +75,7 @@ def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 
 def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """What a sample weighs under each loss, by its gradient norm; None where no analysis says."""
+    """Draw a sample's weight under each loss by its gradient norm; None without an analysis."""
     found = _analysed(sides, "effective_gradient", part_of)
     if not found:
         return None
@@ -118,7 +118,7 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 
 def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """How each loss divides the gradient among samples; None where no analysis says."""
+    """Draw each loss's shares of the gradient among samples; None without an analysis."""
     found = _analysed(sides, "gradient_share", part_of)
     if not found:
         return None
@@ -161,7 +161,7 @@ def _loss_legend(figure: Figure, losses: dict[str, str], found: list[dict]) -> N
 
 
 def _mu_words(curves: dict) -> str:
-    """Such as "mu 0.02, robust 0.31"; "" for classification."""
+    """Return mu in words, such as "mu 0.02, robust 0.31"; "" for classification."""
     if "mu" not in curves:
         return ""
     robust = f", robust {curves['mu_robust']:.2g}" if "mu_robust" in curves else ""
@@ -169,6 +169,6 @@ def _mu_words(curves: dict) -> str:
 
 
 def _mus(runs: Iterable[SeedRun]) -> str:
-    """Such as "mu 0.02"."""
+    """Return the mu of the runs' gradient norms in words, such as "mu 0.02"."""
     found = {part(run.analysis, "gradient_norms", "reg", "mu") for run in runs}
     return f"mu {', '.join(f'{mu:g}' for mu in sorted(found))}"

@@ -1,4 +1,4 @@
-"""How fast each side learns: the iterations after which AP reaches a share of a final one."""
+"""The speed at which each side learns: iterations until AP reaches a share of a final one."""
 
 from itertools import pairwise
 

@@ -23,7 +23,7 @@ MOST_CLASSES = 12  # a confusion matrix of more has no room for its numbers
 
 
 def precision_recall(sides: list[SideRuns]) -> Picture | None:
-    """Precision against recall at two IoU thresholds; None where no analysis says."""
+    """Draw precision against recall at two IoU thresholds; None without an analysis."""
     found = []
     for i, side in enumerate(sides):
         curves = [c for run in side.finished if (c := part(run.analysis, "precision_recall"))]
@@ -55,7 +55,7 @@ def precision_recall(sides: list[SideRuns]) -> Picture | None:
 
 
 def confusion(sides: list[SideRuns]) -> Picture | None:
-    """What was taken for what, a panel a side; None where no analysis says."""
+    """Draw each side's confusion matrix; None without an analysis."""
     found = [(s, run) for s in sides if (run := s.analysed("confusion", "matrix"))]
     if not found:
         return None
@@ -99,7 +99,7 @@ def _draw_confusion(axis, data: dict) -> None:
 
 
 def noise_weights(rows: list[NoiseRow]) -> Picture:
-    """How much spoilt annotations weigh against clean ones; a panel for each measure."""
+    """Draw the weight of spoilt annotations against clean ones, a panel for each measure."""
     names = list(dict.fromkeys(row.side.name for row in rows))
     measures = [m for m in NOISE_MEASURES if any(row.measure == m for row in rows)]
 

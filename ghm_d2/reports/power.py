@@ -1,4 +1,4 @@
-"""Which difference a number of seeds can show, and how many seeds a difference needs."""
+"""The difference that a number of seeds can show, and the seeds that a difference needs."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -37,7 +37,7 @@ class Spread:
     source: str
 
     def power(self, difference: float, seeds: int, alpha: float = ALPHA) -> float:
-        """How probable it is that a test at alpha finds a true difference with 2 seeds or more."""
+        """The probability that a test at alpha finds a true difference; `seeds` is 2 or more."""
         se = self.sd / math.sqrt(seeds)
         images = Error(self.image_se, self.image_se**4 / max(1, self.images - 1))
         error = Effect(seeds, 0.0, Error(se, se**4 / (seeds - 1)), images).error
@@ -96,7 +96,7 @@ def _is_like(side: SideRuns, datasets: Collection[str], iterations: Collection[i
 
 @dataclass(frozen=True)
 class PlannedPower:
-    """What the seeds of a plan can show of its primary pair."""
+    """The difference of its primary pair that the seeds of a plan can show."""
 
     spread: Spread
     seeds: int
@@ -104,7 +104,7 @@ class PlannedPower:
     looks: Sequence[int] = ()
 
     def as_dict(self) -> dict:
-        """As the plan's JSON has it; differences and standard deviations in AP."""
+        """Return the figures of the plan's JSON; differences and standard deviations are in AP."""
         alpha = spending([look for look in self.looks if look < self.seeds], self.seeds)[-1]
         return {
             "detectable": self.spread.detectable(self.seeds, alpha),

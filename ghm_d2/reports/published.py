@@ -123,7 +123,7 @@ def published_otherwise(method: str, network: str, schedule: Schedule) -> list[P
 
 
 def is_same(mine: Schedule, theirs: Schedule) -> bool:
-    """Whether both see as many images, with the learning rate falling at the same ones.
+    """Return whether both see as many images, with the learning rate falling at the same ones.
 
     Counted in images, since a schedule for half the batch has twice the iterations.
     """

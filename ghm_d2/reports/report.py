@@ -31,7 +31,7 @@ class Report:
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """In the order of the comparison's pairs."""
+        """The differences in the order of the comparison's pairs."""
         return differences_of(self.study)
 
     @cached_property
@@ -59,11 +59,11 @@ class Report:
 
     @property
     def markdown(self) -> str:
-        """`shown_tables` as Markdown."""
+        """Return `shown_tables` as Markdown."""
         return "\n".join(map(documents.markdown_table, self.shown_tables))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON-able data; AP in percent, null where undefined.
+        """Return the whole report as JSON-able data; AP in percent, null if undefined.
 
         Intervals are of 95%; those of a verdict on AP are of 1 - "alpha".
         """
@@ -161,8 +161,9 @@ def is_decided(folder: Path, look: int) -> bool:
 
 
 def by_data(reports: list[Report]) -> list[Table]:
-    """For each comparison that was made on several data sets: the AP of its sides, a row a set, and
-    the difference of its primary pair, or of the first one.
+    """Return a table for each comparison that was made on several data sets, a row a set.
+
+    It has the AP of the sides, and the difference of the primary pair, or of the first one.
     """
     rows: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for report in reports:

@@ -72,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """What a side's loss makes of spoilt annotations, by kind; the clean ones are "none".
+    """The weight that a side's loss gives to one kind of spoilt annotation; clean ones are "none".
 
     measure: a key of `NOISE_MEASURES`. weight: effective over plain gradient, over the seeds.
     ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in one run.
@@ -122,7 +122,7 @@ def _ap_of(
 
 
 def differences_of(study: Study) -> list[Difference]:
-    """What separates the sides of each pair of the comparison."""
+    """Return the difference between the sides of each pair of the comparison."""
     comparison, contrasts = study.comparison, []
     for pair in comparison.pairs:
         side, reference = study.side(pair.side), study.side(pair.reference)
@@ -145,7 +145,7 @@ def _difference(study: Study, pair: Pair, column: str, seeds: list[int]) -> Esti
 
 
 def noise_of(side: SideRuns) -> list[NoiseRow]:
-    """What the analyses of its runs say of noise, for each measure that they have."""
+    """Return a side's weights of noise, for each measure that the analyses of its runs have."""
     found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
     kinds = ("none", *NOISE_WORDS)
     if not found:

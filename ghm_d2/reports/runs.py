@@ -111,18 +111,18 @@ class SideRuns:
 
     @property
     def records(self) -> list[RunRecord]:
-        """Of all runs that have one, those of finished runs first."""
+        """The records of all runs that have one, those of finished runs first."""
         runs = sorted(self.runs, key=lambda run: run.status != FINISHED)
         return [run.record for run in runs if run.record]
 
     @property
     def method(self) -> str:
-        """As recorded, such as "RetinaNet GHM-C + GHM-R"; "" before the first run."""
+        """The recorded method, such as "RetinaNet GHM-C + GHM-R"; "" before the first run."""
         return self.records[0].method if self.records else ""
 
     @property
     def network(self) -> str:
-        """As recorded; "" before the first run."""
+        """The recorded network; "" before the first run."""
         return self.records[0].network if self.records else ""
 
     def values(self, metric: str) -> dict[int, float]:
@@ -149,7 +149,7 @@ class SideRuns:
 
 
 def part(tree: Any, *keys: str) -> Any:
-    """`tree[key][key]...`; None where a key is missing."""
+    """Return `tree[key][key]...`; None if a key is missing."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -213,5 +213,5 @@ def _is_number(*values) -> bool:
 
 
 def is_own(file: Path) -> bool:
-    """Whether it is a file of the run, not too long: no link to elsewhere, no pipe, no device."""
+    """Return whether it is a plain file of the run, not too long: no link, no pipe, no device."""
     return file.is_file() and not file.is_symlink() and file.stat().st_size <= LONGEST_FILE

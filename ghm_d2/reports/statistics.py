@@ -54,7 +54,7 @@ class Replicates:
     ap: np.ndarray
 
     def same_images(self, other: "Replicates") -> bool:
-        """Whether it is of the same resamples."""
+        """Return whether `other` is of the same resamples."""
         return (self.set, len(self.ap)) == (other.set, len(other.ap))
 
 
@@ -66,7 +66,7 @@ class Scores:
     replicates: dict[int, Replicates] = field(default_factory=dict)
 
     def first(self, seeds: Sequence[int]) -> "Scores":
-        """These seeds alone, of those that there are."""
+        """Return the scores of these seeds alone; seeds without a score are left out."""
         kept = {seed: self.ap[seed] for seed in seeds if seed in self.ap}
         return Scores(kept, {s: r for s, r in self.replicates.items() if s in kept})
 
@@ -128,14 +128,14 @@ def estimate(values: Iterable[float | None]) -> Estimate:
 
 
 def paired_effect(side: Scores, reference: Scores) -> Effect:
-    """`side` minus `reference`, of the seeds that both have, paired by seed."""
+    """Return `side` minus `reference`, paired by seed, over the seeds that both have."""
     both = [seed for seed in side.ap if seed in reference.ap]
     found = effect_of([side.ap[seed] - reference.ap[seed] for seed in both])
     return Effect(found.n, found.mean, found.seeds, _image_error(side, reference, both))
 
 
 def unpaired_effect(side: Scores, reference: Scores) -> Effect:
-    """`side` minus `reference`, of all their seeds; one variance over seeds, pooled of both."""
+    """Return `side` minus `reference` over all their seeds, with one variance pooled of both."""
     a, b = list(side.ap.values()), list(reference.ap.values())
     if not a or not b:
         return Effect(0)

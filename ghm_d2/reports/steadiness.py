@@ -1,4 +1,4 @@
-"""How each side trained: how its gradients are balanced, and how its weights and its loss vary."""
+"""The course of each side's training: balance of gradients, variation of weights and of loss."""
 
 from ghm_d2.reports.document import Table
 from ghm_d2.reports.runs import SideRuns
@@ -10,7 +10,7 @@ HEADERS = {RATIO: "Gradient, classes / boxes", LOSS: "Variation of loss_cls"}
 
 
 def steadiness(side: SideRuns) -> dict[str, Estimate]:
-    """Over the seeds that finished; the weights of a GHM loss by its name, such as "GHM-C"."""
+    """Estimate over the seeds that finished; a GHM loss's weights by its name, such as "GHM-C"."""
     records = [run.record for run in side.finished if run.record]
     densities = dict.fromkeys(name for record in records for name in record.weight_variation)
     weights = {

@@ -1,4 +1,4 @@
-"""What a report is about: a comparison, or a folder of runs, with all that the runs have left."""
+"""The subject of a report: a comparison, or a folder of runs, with all that the runs left."""
 
 import os
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Study:
 
     @property
     def unfinished(self) -> list[tuple[SideRuns, SeedRun]]:
-        """Planned runs that are not done, or did not finish."""
+        """The planned runs that are not done, or did not finish."""
         return [(s, r) for s in self.sides for r in s.runs if r.status != FINISHED]
 
     @property
@@ -48,7 +48,7 @@ class Study:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether `folder` is that of a comparison, rather than one with runs in it."""
+    """Return whether `folder` is that of a comparison, rather than one with runs in it."""
     return (Path(folder) / COMPARISON_FILE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""All tables: of single runs, and of a comparison; each is a `Table` that any form can show."""
+"""The tables of single runs and of a comparison; each is a `Table` that any form can show."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -35,7 +35,7 @@ MOST_CLASSES = 100  # whose AP a terminal shows; LVIS has 1203
 
 
 def terminal_table(table: Table, title: str = "") -> rich.table.Table:
-    """`table` for a terminal."""
+    """Return `table` in the form that a terminal shows."""
     shown = rich.table.Table(title=escape(printable(title)) or None, title_justify="left")
     for i, header in enumerate(table.headers):
         is_text = i < table.text_columns
@@ -55,7 +55,7 @@ def run_results(record: RunRecord) -> Table:
 
 
 def runs_table(records: Mapping[str, RunRecord]) -> Table:
-    """`run_results` of each run, then its data, seed, iterations, time and name."""
+    """Return `run_results` of each run, then its data, seed, iterations, time and name."""
     columns, headers = _columns(records.values())
     rows = []
     for name, record in records.items():
@@ -88,7 +88,7 @@ def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ..
 
 
 def objects_note(record: RunRecord) -> str:
-    """How many objects each AP by size is of, on each data set; "" where it was not recorded."""
+    """Say how many objects each AP by size is of, on each data set; "" if it was not recorded."""
     texts = []
     for figures in record.sets:
         counts = {words: figures.objects.get(key, 0) for key, words in SIZE_WORDS.items()}
@@ -128,7 +128,7 @@ def results_table(rows: list[Row]) -> Table:
 
 
 def other_sets_tables(rows: list[Row]) -> dict[str, Table]:
-    """`results_table` of each data set that was evaluated after the first, by its name."""
+    """Return `results_table` of each data set that was evaluated after the first, by its name."""
     names = dict.fromkeys(name for row in rows for name in row.other_sets)
     tables = {}
     for name in names:
@@ -237,7 +237,7 @@ def noise_table(rows: list[NoiseRow]) -> Table:
 
 
 def sides_table(sides: list[SideRuns]) -> Table:
-    """How each side was configured."""
+    """Return a table of how each side was configured."""
     rows = [
         (
             side.name,
@@ -278,7 +278,7 @@ def _mean_ap(trials: list[Trial], dataset: str) -> float | None:
 
 
 def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
-    """`facts`, and what the records say of machine and versions; all values where they differ."""
+    """Return `facts`, and the records' machines and versions; all values where they differ."""
     records = [record for side in sides for record in side.records]
     rows = [
         *facts,

@@ -91,7 +91,7 @@ def _curves(
 
 
 def _by_seed(side: SideRuns, key: str) -> list[tuple[str, Curve]]:
-    """(status, curve) of each run that has one."""
+    """Return (status, curve) of each run that has a curve of `key`."""
     curves = [(run.status, run.curve(key)) for run in side.runs if run.record]
     return [(status, curve) for status, curve in curves if curve[0]]
 

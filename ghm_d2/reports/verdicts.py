@@ -1,4 +1,4 @@
-"""What differences allow one to claim: one of four words, with the errors of many tests held down.
+"""The claims that differences allow: one of four words, with the errors of many tests held down.
 
 A comparison's primary pair is tested alone at 5 %, its other pairs together at 5 % (Holm). Looks at
 fewer seeds that were planned beforehand share the 5 %.
@@ -43,7 +43,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a pair.
+    """The verdict on a pair.
 
     word: one of the constants above; before all seeds are there, how many are.
     effect: what it rests on: all seeds that are there, or those of the look that decided.
@@ -116,14 +116,14 @@ def _family(family: Sequence[Contrast], margin: float, looks: Sequence[int]) -> 
 
 
 def _p_if_complete(contrast: Contrast, effect: Effect, look: int) -> float | None:
-    """None unless all seeds of the look are there."""
+    """Return the p-value of the effect; None unless all seeds of the look are there."""
     return effect.p if effect.n == min(look, len(contrast.seeds)) else None
 
 
 def _decided(
     contrast: Contrast, effect: Effect, p: float, alpha: float, margin: float
 ) -> Verdict | None:
-    """None where a look leaves the pair undecided, and more seeds are planned."""
+    """Return a look's verdict; None if it leaves the pair undecided and more seeds are planned."""
     found, word = effect.estimate(alpha), UNDECIDED
     assert found.mean is not None and found.low is not None and found.high is not None
     if max(-found.low, found.high) <= margin:
@@ -138,7 +138,7 @@ def _decided(
 
 
 def _so_far(contrast: Contrast) -> Verdict:
-    """No claim: of the seeds that are there."""
+    """Return a verdict without a claim, on the seeds that are there."""
     planned = len(contrast.seeds)
     effect = contrast.effect(planned)
     word = f"{INTERIM}: {effect.n} of {planned} seeds, no verdict"
