@@ -1,4 +1,4 @@
-"""What a run is, for its record: method, network, versions, memory."""
+"""The description of a run for its record: method, network, versions, memory."""
 
 import json
 import platform
@@ -95,7 +95,7 @@ def _drop_unused(ghm: dict, cfg) -> None:
 
 
 def _uses_ghm_c(cfg) -> bool:
-    """True where any classifier of the detector, that of objectness included, has GHM-C."""
+    """Return whether any classifier of the detector, that of objectness included, has GHM-C."""
     types = [loss_keys(cfg).CLS_LOSS_TYPE]
     if cfg.MODEL.META_ARCHITECTURE == TWO_STAGE:
         types.append(cfg.MODEL.RPN.CLS_LOSS_TYPE)
@@ -116,7 +116,7 @@ def _changed(values: dict, defaults: dict) -> dict:
 
 
 def method_name(cfg) -> str:
-    """Such as "RetinaNet focal + SL1", or "RetinaNet GHM-C + GHM-R (robust)" with a prior count."""
+    """Return the detector and its losses: "RetinaNet GHM-C + GHM-R (robust)" with a prior count."""
     name, keys = detector_name(cfg), loss_keys(cfg)
     if keys is None:
         return name
@@ -128,7 +128,7 @@ def method_name(cfg) -> str:
 
 
 def _form(cfg) -> str:
-    """Which of the GHM losses have the robust form; empty where none has it."""
+    """Name the GHM losses that have the robust form; "" if none has it."""
     ghm = cfg.MODEL.GHM
     robust = []  # by GHM loss in use
     if _uses_ghm_c(cfg):
@@ -142,7 +142,7 @@ def _form(cfg) -> str:
 
 
 def _other_loss(cfg) -> str:
-    """Of the detector's other classifier, where it is not as the first."""
+    """Name the loss of the detector's other classifier if it differs from the first one's."""
     model = cfg.MODEL
     if model.META_ARCHITECTURE == TWO_STAGE and model.RPN.CLS_LOSS_TYPE == "ghm_c":
         return ", RPN GHM-C"
@@ -153,7 +153,7 @@ def _other_loss(cfg) -> str:
 
 
 def network_name(cfg) -> str:
-    """Such as "ResNeXt-101-32x8d-FPN"."""
+    """Return the network's name, such as "ResNeXt-101-32x8d-FPN"."""
     backbone = cfg.MODEL.BACKBONE.NAME
     if "darknet" in backbone:
         # two convolutions a block and one more a stage, the stem, and its own classifier
@@ -169,7 +169,7 @@ def network_name(cfg) -> str:
 
 
 def peak_memory_mb(device: str) -> float:
-    """Of the accelerator if there is one, else of the process (its resident set), in MiB."""
+    """Return the peak memory in MiB of the GPU, or without one of the process (resident set)."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
@@ -194,14 +194,14 @@ def code_version() -> str:
 
 
 def device_name(device: str) -> str:
-    """As a record has it: a GPU's name, or the processor's kind and the threads used."""
+    """Return a record's name of the device: the GPU's, or the processor's kind and the threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Of Python, the packages that results depend on, and `more` of them."""
+    """Return the versions of Python, of the packages that results depend on, and of `more`."""
     found = {"python": platform.python_version()}
     for name in (*PACKAGES, *more):
         try:

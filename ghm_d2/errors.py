@@ -10,7 +10,7 @@ EXIT_INTERRUPTED = 130
 
 
 def printable(text: str) -> str:
-    """`text` with escapes in the place of what would steer a terminal, or turn its direction."""
+    """Return `text` with characters that steer a terminal, or turn its direction, escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -48,7 +48,7 @@ class OutputError(GHMError):
 
     @classmethod
     def of(cls, path, error: OSError) -> "OutputError":
-        """What to say where writing `path` failed by `error`."""
+        """Return the error for a failure to write `path`, with what to do about it."""
         otherwise = (error.strerror or str(error), "write elsewhere")
         reason, remedy = _OUTPUT_FAULTS.get(error.errno, otherwise)
         return cls(

@@ -39,7 +39,7 @@ def content_hash(path: str | Path, algorithm: str = "sha256"):
 
 
 def finite_or_none(value: float) -> float | None:
-    """`value`, or None for the NaN that stands for "not defined", which JSON does not know."""
+    """Return `value`, or None for NaN, which stands for "not defined" and which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""How training, evaluation and analysis report progress; silent unless the command line listens."""
+"""Progress of training, evaluation and analysis; silent unless the command line listens."""
 
 from collections.abc import Iterable, Iterator
 

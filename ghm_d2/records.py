@@ -29,7 +29,7 @@ _Record = TypeVar("_Record")
 
 @dataclass
 class Schedule:
-    """How long a training goes on and with what images; a published figure belongs to one."""
+    """The length of a training and its images' sizes; a published figure belongs to a schedule."""
 
     iterations: Int
     batch: Int  # images a step, of all processes together
@@ -301,7 +301,7 @@ class RunsTable:
             os.fsync(table.fileno())
 
     def rows(self) -> list[TableRow]:
-        """All rows, oldest first; what a killed writer left of one is passed over."""
+        """Return all rows, oldest first, without the part of a row that a killed writer left."""
         self._read()
         return list(self._rows)
 

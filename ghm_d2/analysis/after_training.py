@@ -47,7 +47,7 @@ def analyse_run(
 
 
 def expected_analysis_seconds(cfg, record: RunRecord, evaluated: bool) -> float:
-    """About how long `analyse_run` will take, from the speed that the training had.
+    """Return about how long `analyse_run` will take, from the speed that the training had.
 
     Args:
         evaluated: whether `analyse_run` will be given an evaluation.

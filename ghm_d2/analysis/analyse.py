@@ -115,7 +115,7 @@ def _precision_recall(precision: np.ndarray | None) -> dict:
 
 
 def _jpeg(sheet: Image.Image) -> bytes:
-    """At quality 80, or the best below it with which it is small enough."""
+    """Encode a sheet as JPEG of quality 80, or of the best below it that makes it small enough."""
     for quality in range(80, 20, -10):
         buffer = io.BytesIO()
         sheet.save(buffer, "JPEG", quality=quality)
@@ -131,7 +131,7 @@ def _below(root: Path, errors: ImageErrors) -> str:
 
 
 def _num_densities(cfg, samples: Samples) -> int:
-    """Densities of GHM-C's robust form: the configuration's, or what it would be."""
+    """Return the number of densities that GHM-C's robust form has, or would have, in this run."""
     keys = cfg.MODEL.GHM.CLS
     by_class = keys.PER_CLASS or not keys.PRIOR
     return len(samples.foreground_by_class) if by_class and not samples.softmax else 1

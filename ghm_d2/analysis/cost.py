@@ -22,7 +22,7 @@ _WARM_UP, _REPEATS = 3, 5  # fvcore's focal loss is compiled in its first runs
 
 
 def measure(cfg, model: nn.Module) -> dict[str, float | None]:
-    """`gflops` and `loss_ms` of a run's record; None where one cannot be measured.
+    """Return `gflops` and `loss_ms` for a run's record; None if one cannot be measured.
 
     Raises:
         DataError: an image cannot be read.
@@ -31,7 +31,7 @@ def measure(cfg, model: nn.Module) -> dict[str, float | None]:
 
 
 def gflops(cfg, model: nn.Module) -> float | None:
-    """`count_gflops` of the first image of DATASETS.TEST; None where it cannot be counted.
+    """Return `count_gflops` for the first image of DATASETS.TEST; None if it cannot be counted.
 
     Raises:
         DataError: the image cannot be read.
@@ -45,7 +45,7 @@ def gflops(cfg, model: nn.Module) -> float | None:
 
 @torch.no_grad()
 def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
-    """Billions of operations in a forward pass of `image`, (3, H, W).
+    """Return the billions of operations in a forward pass of `image`, (3, H, W).
 
     A multiplication with its addition counts as one, as fvcore counts them, and what is neither
     a convolution nor a matrix product mostly as none. In two-stage detectors the number depends
@@ -60,7 +60,7 @@ def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
 
 
 def loss_ms(cfg, model: nn.Module) -> float | None:
-    """Milliseconds that the losses of one training batch take, forward and backward.
+    """Return the milliseconds that the losses of one training batch take, forward and backward.
 
     The backward pass ends at the predictions. For a two-stage detector they are those of its box
     predictor, for RetinaNet and SSD all; None for other detectors. The median of five.

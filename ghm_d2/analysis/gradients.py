@@ -38,18 +38,18 @@ def _box_keys(cfg):
 
 
 def histogram(norms: Tensor) -> dict[str, list]:
-    """`edges` and `counts` of 100 equal bins in [0, 1], of gradient norms of any shape."""
+    """Return `edges` and `counts` of gradient norms of any shape, in 100 equal bins of [0, 1]."""
     return _histogram(_count(norms, HISTOGRAM_BINS))
 
 
 def asl1_norms(d: Tensor, mu: float) -> Tensor:
-    """|d| / sqrt(d^2 + mu^2), of the shape of `d`."""
+    """Return GHM-R's gradient norm |d| / sqrt(d^2 + mu^2), in the shape of `d`."""
     _, norm, _ = reference.asl1_samples(d, torch.zeros_like(d), torch.ones_like(d).bool(), mu)
     return norm
 
 
 def moving_mu(model: nn.Module) -> float | None:
-    """mu of the model's GHM-R where it follows the data; None where there is none that does."""
+    """Return mu of the model's GHM-R if it follows the data; None otherwise."""
     losses = [m for m in model.modules() if isinstance(m, GHMR) and m.sizes.quantile]
     return float(losses[0].mu) if losses else None
 
@@ -98,7 +98,7 @@ class ClassGradients:
                 self.region_totals[name] += sums.reshape(shape)
 
     def histogram(self) -> dict[str, list]:
-        """The histogram of the gradient norms, as the function of this name gives it."""
+        """Return the histogram of the gradient norms, in the form of the function `histogram`."""
         return _histogram(self.counts)
 
     def curves(self) -> dict[str, list]:
@@ -158,7 +158,7 @@ class ClassGradients:
 
 
 def _slope(loss: Callable[[Tensor, Tensor], Tensor], norms: Tensor) -> Tensor:
-    """|d loss / d logit| of background samples with these gradient norms, (n,)."""
+    """Return |d loss / d logit| of background samples with these gradient norms, (n,)."""
     logits = torch.logit(norms, eps=1e-7)[:, None].requires_grad_()
     with torch.enable_grad():
         total = loss(logits, torch.ones(len(logits), dtype=torch.int64))
@@ -252,13 +252,13 @@ def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:
 
 
 def _difference_grid(d: Tensor, mu: float) -> Tensor:
-    """From 0 to where 99 % of the differences lie below, and to ASL1's linear part at least."""
+    """Return differences from 0 to the 99 % quantile of |d|, and to ASL1's linear part at least."""
     top = max(np.quantile(d.abs().numpy(), 0.99), 5 * mu)
     return torch.linspace(0, float(top), _CURVE_POINTS)
 
 
 def derivative(loss: Callable[[Tensor, Tensor], Tensor], d: Tensor) -> Tensor:
-    """|d loss / d pred| where pred is `d` and the target 0; of the shape of `d`."""
+    """Return |d loss / d pred| for the prediction `d` and the target 0, in the shape of `d`."""
     d = d.detach().clone().requires_grad_()
     with torch.enable_grad():
         total = loss(d, torch.zeros_like(d))
@@ -289,5 +289,5 @@ def _scaled(values: Tensor, total: float, wanted: float) -> list[float | None]:
 
 
 def _rounded(values: Tensor) -> list[float | None]:
-    """Six digits of each, None for NaN."""
+    """Return the values rounded to six digits, None for NaN."""
     return [float(f"{v:.6g}") if v == v else None for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""How much gradient a loss leaves to annotations that are known to be wrong."""
+"""The share of the gradient that a loss leaves to annotations that are known to be wrong."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from ghm_d2.losses import SmoothL1
 
 
 class NoiseWeights:
-    """What share of the gradient a loss leaves to a kind of noise, batch after batch.
+    """The share of the gradient that a loss leaves to each kind of noise, batch after batch.
 
     The loss is the one that the detector was trained with, its moving averages going on from
     where the training left them.
@@ -41,7 +41,7 @@ class NoiseWeights:
         self._plain["box_weight"] += _sums(samples.noise, plain_box)
 
     def summary(self) -> dict[str, dict]:
-        """For each kind of noise the numbers below; None where no row was matched to such a box.
+        """Return these figures for each kind of noise; None if no row was matched to such a box.
 
         boxes: in the images measured. weight: the share that the rows matched to such boxes have
         of the gradient of the score of the annotated class, over their share of cross entropy's.
@@ -60,7 +60,7 @@ class NoiseWeights:
 
 
 def foreground_gradients(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each foreground row, normalised as the detector normalises a sum over samples.
+    """Return the gradients of each foreground row, normalised as the detector normalises sums.
 
     Returns:
         (F,) the absolute gradient of the score of the row's class under the detector's own loss,

@@ -64,12 +64,12 @@ class Samples:
 
     @property
     def foreground_by_class(self) -> Tensor:
-        """How many of those each class has, (K,)."""
+        """The number of foreground rows of each class, (K,)."""
         classes = self.logits[0].shape[-1] - self.softmax
         return torch.bincount(self.labels[self.foreground], minlength=classes)
 
     def rows(self, parts: list[Tensor]) -> Tensor:
-        """`logits`, `deltas` or tensors of their shapes, as (rows, C) in the order of `labels`."""
+        """Return `logits`, `deltas` or the like as one tensor (rows, C), ordered as `labels` is."""
         return torch.cat(parts, dim=-2).flatten(0, -2)
 
     def norms(self) -> Tensor:
@@ -79,7 +79,7 @@ class Samples:
         return norm[valid]
 
     def cross_entropy(self, logits: list[Tensor]) -> Tensor:
-        """The sum over all samples, which other classification losses are compared with."""
+        """The cross entropy summed over all samples, which other losses are compared with."""
         loss = softmax_ce_loss if self.softmax else bce_loss
         return loss(self.rows(logits), self.labels, reduction="sum")
 
@@ -97,7 +97,7 @@ def training_copy(model: nn.Module) -> nn.Module:
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Whether `capture` knows the detector: RetinaNet, SSD, or an R-CNN with one box predictor."""
+    """Return whether `capture` works for RetinaNet, SSD, or an R-CNN with one box predictor."""
     return _head(model) is not None
 
 
@@ -203,7 +203,7 @@ def _of_box_predictor(predictor, predictions, proposals) -> Samples:
 
 
 def training_items(cfg, count: int) -> list[dict]:
-    """Up to `count` data set dicts of DATASETS.TRAIN, spread evenly over it."""
+    """Return up to `count` data set dicts of DATASETS.TRAIN, spread evenly over it."""
     items = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
@@ -212,13 +212,13 @@ def training_items(cfg, count: int) -> list[dict]:
 
 
 def has_noise(items: list[dict]) -> bool:
-    """Whether an annotation is known to be wrong, as some of the generated digits are."""
+    """Return whether an annotation is known to be wrong, as some of the generated digits are."""
     wrong = NOISE_LABELS[1:]
     return any(a.get("noise") in wrong for item in items for a in item["annotations"])
 
 
 def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
-    """SOLVER.IMS_PER_BATCH images at a time, sized as in a test and without augmentation.
+    """Yield batches of SOLVER.IMS_PER_BATCH images, sized as in a test and without augmentation.
 
     The instances have a field `gt_noise` beside Detectron2's: index of NOISE_LABELS.
 

@@ -58,9 +58,9 @@ def has_decisions(file: Path) -> bool:
 
 
 def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
-    """The images of suspects as a COCO data set; what is suspect says so.
+    """Write the images of suspects as a COCO data set that marks the suspect annotations.
 
-    Suspect annotations have fields "suspect_kind" and "suspect_score"; missing ones are added as
+    They have the fields "suspect_kind" and "suspect_score"; missing ones are added as
     the model sees them, with a "score".
 
     Raises:

@@ -18,7 +18,7 @@ _ANNOTATED, _SEEN = (255, 176, 0), (64, 160, 255)
 
 
 def side_by_side(suspect: Suspect, image: Path, names: dict[int, str]) -> Image.Image:
-    """The annotation on the left, the detection that speaks against it on the right.
+    """Draw the annotation on the left, and the detection that speaks against it on the right.
 
     Args:
         names: category id -> name.
@@ -50,7 +50,7 @@ def side_by_side(suspect: Suspect, image: Path, names: dict[int, str]) -> Image.
 
 
 def as_jpeg(picture: Image.Image) -> bytes:
-    """Its file, of quality 80."""
+    """Return a picture as a JPEG file of quality 80."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

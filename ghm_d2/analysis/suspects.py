@@ -1,4 +1,4 @@
-"""Which annotations are likely to be wrong, by the detections of a model that has not seen them.
+"""Finds likely wrong annotations, by the detections of a model that has not seen them.
 
 The *norm* of an annotation is how strongly it contradicts the model, from 0 to 1, as the gradient
 norm g of GHM (Li, Liu, Wang, arXiv 1811.05181, section 3) is that of a sample. Small objects have
@@ -83,7 +83,7 @@ class Evidence:
             self.places.append(None if place is None else detections[place])
 
     def norms(self) -> dict[str, np.ndarray]:
-        """By how much each annotation contradicts the model: arrays (A,) in [0, 1].
+        """Return how strongly each annotation contradicts the model: arrays (A,) in [0, 1].
 
         "class": 1 - the support of its class, GHM-C's norm of a foreground sample. "other": the
         score of another class, times its share. "box": 1 - its IoU with what was detected.
@@ -105,7 +105,7 @@ class Evidence:
 
 
 def box_iou(annotations: Sequence[dict], detections: Sequence[dict]) -> np.ndarray:
-    """IoU of boxes [x, y, width, height]: (annotations, detections), in [0, 1]."""
+    """Return the IoU of boxes [x, y, width, height]: (annotations, detections), in [0, 1]."""
     shape = len(annotations), len(detections)
     if not all(shape):
         return np.zeros(shape)
@@ -133,7 +133,7 @@ def tails(norms: np.ndarray, area: np.ndarray, neighbours: int = NEIGHBOURS) -> 
 
 
 def _by_tail(evidence: Evidence) -> np.ndarray:
-    """1 - the product of what is left beyond the tails of "class", and of "box" or "other"."""
+    """Return 1 minus the product of the tails beyond the norms "class", and "box" or "other"."""
     norms, area = evidence.norms(), np.array(evidence.area)
     by_norm = {name: tails(norms[name], area) for name in ("class", "box", "other")}
     either = np.maximum(by_norm["box"], by_norm["other"])
@@ -141,7 +141,7 @@ def _by_tail(evidence: Evidence) -> np.ndarray:
 
 
 def _by_loss(evidence: Evidence) -> np.ndarray:
-    """Cross entropy of the annotated class, and 1 - IoU as the loss of the box."""
+    """Return the cross entropy of the annotated class plus 1 - IoU, the loss of the box."""
     support = np.maximum(np.array(evidence.support), 1e-2)
     return -np.log(support) + evidence.norms()["box"]
 
@@ -225,7 +225,7 @@ def find_suspects(
     most: int | None = None,
     score: str = "tail",
 ) -> tuple[list[Suspect], list[Suspect]]:
-    """All annotations, and detections that may be missing annotations; most suspect first.
+    """Return all annotations, and detections that may be missing ones; the most suspect first.
 
     Args:
         images: annotations of an image in COCO's format (crowds are not judged), and detections
@@ -247,7 +247,7 @@ def find_suspects(
 
 
 def _missing_of(images, evidence: Evidence) -> Iterator[Suspect]:
-    """Missing annotations, image by image; the annotations there go into `evidence`."""
+    """Yield missing annotations image by image, and add the images' annotations to `evidence`."""
     for annotations, detections in images:
         ordered = sorted(detections, key=lambda d: -d["score"])
         evidence.add([a for a in annotations if not a.get("iscrowd")], ordered)
@@ -260,7 +260,7 @@ def _sorted(suspects: list[Suspect]) -> list[Suspect]:
 
 
 def _first(which: np.ndarray, values: np.ndarray | None = None) -> int | None:
-    """The first of some, or the one with the largest value; None where there are none."""
+    """Return the index of the first True in `which`, or of the True with the largest value."""
     if not which.any():
         return None
     return int(which.argmax() if values is None else np.where(which, values, -1).argmax())

@@ -33,7 +33,7 @@ _LIMITS = (  # (how keys of MODEL and INPUT end, the largest number); the first 
 
 
 def get_cfg():
-    """Detectron2's defaults with this project's keys."""
+    """Return Detectron2's default configuration with this project's keys."""
     from detectron2.config import get_cfg as detectron2_defaults
 
     cfg = detectron2_defaults()
@@ -82,7 +82,7 @@ def merge_overrides(cfg, overrides: Sequence[str]) -> None:
 
 
 def config_text(cfg) -> str:
-    """`cfg` as YAML, the same text for the same values."""
+    """Return `cfg` as YAML; the same values give the same text."""
     return yaml.safe_dump(plain_config(cfg))
 
 
@@ -92,7 +92,7 @@ def config_hash(text: str) -> str:
 
 
 def plain_config(cfg) -> dict:
-    """`cfg` as dicts and lists of its own, none of them shared."""
+    """Return `cfg` as new dicts and lists, none of them shared."""
     return json.loads(json.dumps(cfg))
 
 
@@ -183,7 +183,7 @@ def _parse(file: Path):
 
 
 def _count(node, known: dict[int, int]) -> int:
-    """How many values a tree has once its aliases are written out; it need not be built."""
+    """Return the number of values of a tree with its aliases written out, without building it."""
     if not isinstance(node, dict | list | set):
         return 1
     if id(node) not in known:
@@ -252,5 +252,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _shown(text: str) -> str:
-    """The file chooses some of `text`: short, and no escape sequences to the terminal."""
+    """Shorten and escape `text`, part of which a file chose, for the terminal."""
     return printable(text[:300])

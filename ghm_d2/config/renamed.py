@@ -23,7 +23,7 @@ REGISTRIES = {
 
 
 def current_name(key: str, value):
-    """`value`, or the new name for an old one, which is logged once.
+    """Return `value`, or the new name if it is an old one, which is logged once.
 
     A class that another project has registered under the old name is left its name.
     """

@@ -140,7 +140,7 @@ def make_plan(request: Request, progress: Progress) -> Plan:
 
 
 def keep_plan(request: Request) -> Request:
-    """`request` with the margin and the looks that the comparison was planned with.
+    """Return `request` with the margin and the looks that the comparison was planned with.
 
     Raises:
         UsageError: it asks for others, or its primary pair is another one. A plan that is changed

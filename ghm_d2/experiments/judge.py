@@ -1,4 +1,4 @@
-"""Detections beside annotations, by a checkpoint, or by models that have not seen the image."""
+"""Detections to judge annotations by: a checkpoint's, or of models that have not seen the image."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -104,7 +104,7 @@ def _train(run: PlannedRun, device: str) -> None:
 
 
 class LogProgress(Progress):
-    """Leaves what a person should read in log.txt."""
+    """Writes the messages that a person should read into log.txt."""
 
     def message(self, text):
         print(text, flush=True)
@@ -189,12 +189,12 @@ class LocalJob:
         return code
 
     def stop(self) -> None:
-        """Ask it to save a checkpoint and end."""
+        """Ask the run to save a checkpoint and end."""
         if self._process.is_alive():
             self._process.terminate()
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait for the run's end."""
         self._process.join()
 
 

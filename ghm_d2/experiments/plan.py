@@ -1,4 +1,4 @@
-"""From a suite to its runs: what each trains, its key and folder, and how long it will take."""
+"""Plans the runs of a suite: what each trains, its key and folder, and how long it will take."""
 
 import heapq
 import json
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def expected_seconds(self) -> float:
-        """Until all is done, as if runs that share a device did not slow each other down."""
+        """The seconds until all is done, as if runs on one device did not slow each other down."""
         ends = [0.0] * self.at_once
         for seconds in self.seconds.values():
             heapq.heapreplace(ends, ends[0] + seconds)  # it takes the place that is free first

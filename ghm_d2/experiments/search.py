@@ -1,4 +1,4 @@
-"""The same search for every side of a comparison, never on what the comparison is judged on.
+"""A search that every side of a comparison gets alike, never on the data that judge it.
 
 Successive halving over learning rates times weights of the box loss, around the configured ones:
 
@@ -135,7 +135,7 @@ class SideSearch:
         return best if _is_clear(gains) else CONFIGURED
 
     def setting(self, factors: Factors) -> tuple[str, ...]:
-        """Overrides; none for what is configured."""
+        """The setting's overrides; none if it is the configured one."""
         rate, weight = factors
         words = (RATE_KEY, f"{self._rate * rate:g}") if rate != 1 else ()
         return (*words, self._weight_key, f"{self._weight * weight:g}") if weight != 1 else words
@@ -176,7 +176,7 @@ def _best(trials: Sequence[PlannedTrial], table: RunsTable) -> Factors | None:
 
 
 def _is_clear(gains: Sequence[float]) -> bool:
-    """True for gains whose mean is over LEAST_GAIN and over its standard error."""
+    """Return whether the mean of the gains is above LEAST_GAIN and above its standard error."""
     if not gains:
         return False
     error = statistics.stdev(gains) / math.sqrt(len(gains))
@@ -247,7 +247,7 @@ def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
 
 
 def _is_searched(words: Sequence[str]) -> bool:
-    """True for positive numbers of the learning rate and of box loss weights, KEY VALUE in turn."""
+    """Return whether KEY VALUE words set only the learning rate and box loss weights, above 0."""
     known = {RATE_KEY, *(f"MODEL.{group}.{WEIGHT_KEY}" for group in WEIGHT_GROUPS.values())}
     if len(words) % 2 or not known.issuperset(words[::2]):
         return False

@@ -157,7 +157,7 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
 
 
 def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False) -> Suite:
-    """`suite` with the sides `names` alone, or with all, the optional ones where asked for.
+    """Return `suite` with the sides `names` alone, or with all, the optional ones if asked for.
 
     Where no pair of the suite is left, each side is compared with the first. The first pair is the
     primary one where the suite names none, or not between these sides.
@@ -182,7 +182,7 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
 
 
 def _with_primary(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-    """`pairs` with one primary pair: the first that the suite calls so, else the first."""
+    """Return `pairs` with one primary pair: the first that the suite calls so, else the first."""
     chosen = next((pair for pair in pairs if pair.primary), pairs[0])
     return tuple(replace(pair, primary=pair is chosen) for pair in pairs)
 

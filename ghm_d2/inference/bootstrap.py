@@ -76,7 +76,7 @@ def _match(truth: COCO, detections: Sequence[dict]) -> COCOeval:
 
 
 def _class_ap(cells: Sequence[dict | None], weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
-    """(B,) AP of a class in [0, 1], the mean over IoU thresholds; NaN without a box to find.
+    """Return a class's AP in [0, 1], (B,), the mean over IoU thresholds; NaN without a box to find.
 
     Args:
         cells: pycocotools' matches in each of n images; None where there is nothing.
@@ -111,7 +111,7 @@ def _average_precision(
     boxes: np.ndarray,
     recalls: np.ndarray,
 ) -> np.ndarray:
-    """(T, B) AP at each of T IoU thresholds.
+    """Return AP at each of T IoU thresholds, (T, B).
 
     Precision has its maxima, and recall its steps, at right detections: it is computed there alone.
 

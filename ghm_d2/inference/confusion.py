@@ -12,7 +12,7 @@ IOU = 0.5
 
 @dataclass
 class ImageErrors:
-    """Of one image: how many objects were `missed`, and how many detections were `false`.
+    """The numbers of `missed` objects and of `false` detections in one image.
 
     A false detection has no object there, or one of another class.
     """
@@ -23,7 +23,7 @@ class ImageErrors:
 
 
 def best_detections(items: Sequence[dict], detections: Sequence[dict]) -> list[dict]:
-    """As many of a data set's best detections as it has boxes, best first.
+    """Return as many of a data set's best detections as it has boxes, best first.
 
     How high the scores of a detector are depends on the loss it was trained with: a score to
     start from would show one detector at its best, and the other not.
@@ -80,12 +80,12 @@ def confuse(
 
 
 def worst_images(errors: Sequence[ImageErrors], count: int = 10) -> list[ImageErrors]:
-    """Those with the most errors, worst first; ties in the order of their files' names."""
+    """Return the images with the most errors, worst first; ties by their files' names."""
     return sorted(errors, key=lambda e: (-e.missed - e.false, e.item["file_name"]))[:count]
 
 
 def _match(annotations: Sequence[dict], found: Sequence[dict]) -> list[int | None]:
-    """For each detection the index of its annotation, -1 for none, None for a crowd."""
+    """Return for each detection the index of its annotation, -1 for none, None for a crowd."""
     if not annotations:
         return [-1] * len(found)
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]

@@ -1,4 +1,4 @@
-"""How many objects the AP of small, medium and large ones is of."""
+"""The numbers of objects behind the AP of small, medium and large ones."""
 
 from collections.abc import Iterable
 

@@ -64,7 +64,7 @@ class Predictor:
 
 
 def predict(detect: Callable, files: Sequence[Path], progress: Progress) -> list[Found]:
-    """What a `Predictor`, or a `slices.SlicedPredictor`, finds in each image.
+    """Run a `Predictor`, or a `slices.SlicedPredictor`, on each image.
 
     "image_id" is the index of the file.
 

@@ -93,5 +93,5 @@ def _corners(box: Sequence[float]) -> list[float]:
 
 
 def _of_one(value):
-    """sahi gives [x, y] or [[x, y]] for one image."""
+    """Return one image's [x, y], which sahi gives as [x, y] or [[x, y]]."""
     return value[0] if value and isinstance(value[0], list | tuple) else value

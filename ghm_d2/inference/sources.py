@@ -1,4 +1,4 @@
-"""Which images and videos are meant: by files, folders and patterns."""
+"""The images and videos that files, folders and patterns stand for."""
 
 import glob
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ CODECS = ("libx264", "mpeg4")  # the first that this PyAV was built with
 def predict_video(
     detect: Callable, file: Path, output: Path, names: Sequence[str], progress: Progress
 ) -> list[Found]:
-    """What is found in each frame; an MP4 with the boxes drawn is written to `output`.
+    """Detect objects in each frame, and write an MP4 with the boxes drawn to `output`.
 
     Args:
         detect: a `Predictor` or a `SlicedPredictor`.
