@@ -111,7 +111,7 @@ def run(part: Part, args, limit: float) -> dict:
 
 
 def _run_limited(command: list[str], limit: float) -> tuple[int | None, str]:
-    """(exit code, or None at the time limit; what it printed)."""
+    """Run a command; return its exit code, None at the time limit, and what it printed."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": _threads()}
     # a file, for whoever is left over would keep a pipe open, and us reading it
     with tempfile.TemporaryFile() as output:
@@ -129,7 +129,7 @@ def _run_limited(command: list[str], limit: float) -> tuple[int | None, str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End its group. torchrun's workers are not in it: torchrun itself ends them at SIGTERM."""
+    """End the process's group. torchrun's workers are not in it: torchrun ends them at SIGTERM."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         # the group may have ended; a process that waits for a driver may not end at all
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -142,7 +142,7 @@ def _threads() -> str:
 
 
 def look() -> dict:
-    """Versions of torch and CUDA, and the GPU's name, or why they cannot be told."""
+    """Return the versions of torch and CUDA, and the GPU's name, or why they cannot be told."""
     code, printed = _run_limited([sys.executable, "-c", LOOK], 60)
     try:
         return json.loads(printed.splitlines()[-1])

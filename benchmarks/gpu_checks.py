@@ -95,7 +95,7 @@ def loss_never_waits(loss: str, args) -> None:
 
 
 def retinanet_never_waits(side: str, args) -> None:
-    """From anchors and predictions to their gradient."""
+    """Refuse any wait for the GPU from anchors and predictions to their gradient."""
     trainer, given = _trainer(side, None, args), []
     model = trainer.detector
     own_labels, own_losses = model.label_anchors, model.losses

@@ -50,7 +50,7 @@ class Inputs:
 
     @cached_property
     def one_hot(self) -> Tensor:
-        """(N, K), of the dtype of `x`; made when the first peer that wants it is built."""
+        """The labels as (N, K) of the dtype of `x`, made when a peer first wants them."""
         rows = torch.nonzero(self.labels < self.x.shape[1]).squeeze(1)
         dense = torch.zeros_like(self.x, requires_grad=False)
         dense[rows, self.labels[rows]] = 1

@@ -53,7 +53,7 @@ class Image:
 
 
 def read_folder(folder: Path, clean: dict | None) -> list[Image]:
-    """All images of the folds, with what is wrong in each."""
+    """Read all images of the folds, with the errors in each."""
     images = []
     configs = [f.parent / "config.yaml" for f in folder.glob("runs/*/detections.json")]
     truth, seen = by_name(clean) if clean else {}, set()
@@ -115,7 +115,7 @@ def compare_with_clean(image: Image, clean: list[dict]) -> None:
 
 
 def our_annotations(images: list[Image]) -> dict[str, np.ndarray]:
-    """Each of our scores, (A,)."""
+    """Return all of our scores of annotations by name, (A,) each."""
     evidence = Evidence()
     for image in images:
         evidence.add(image.annotations, image.detections)
@@ -124,7 +124,7 @@ def our_annotations(images: list[Image]) -> dict[str, np.ndarray]:
 
 
 def our_missing(images: list[Image]) -> list[tuple[int, dict, float]]:
-    """(index of the image, detection, score)."""
+    """Return (index of the image, detection, score) of each missing annotation."""
     return [
         (i, detection, score)
         for i, image in enumerate(images)
@@ -180,7 +180,7 @@ def cleanlab_scores(images: list[Image]):
 
 
 def hotcoco_scores(images: list[Image]):
-    """Its report of label errors: wrong classes, and missing annotations."""
+    """Return hotcoco's report of label errors: wrong classes, and missing annotations."""
     from hotcoco import COCO, COCOeval
 
     coco: dict = {"images": [], "annotations": [], "categories": []}
@@ -212,7 +212,7 @@ def hotcoco_scores(images: list[Image]):
 
 
 def corners(entry: dict) -> list[float]:
-    """[x0, y0, x1, y1] of COCO's box."""
+    """Return [x0, y0, x1, y1] of COCO's box."""
     x, y, width, height = entry["bbox"]
     return [x, y, x + width, y + height]
 

@@ -56,7 +56,7 @@ CASES = (
 
 
 def draw(rng: np.random.Generator, chance: Chance, seeds: int, weights: np.ndarray) -> list[Scores]:
-    """`SIDES` sides without a difference.
+    """Draw the scores of `SIDES` sides without a difference.
 
     Args:
         weights: (RESAMPLES, IMAGES) how often each resample has each image.

@@ -56,7 +56,7 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 
 def _runs(names, samples: int, args, missing: dict[str, str]) -> dict:
-    """By name, what is timed and its input; the first run of each tells whether it works."""
+    """Return the timed functions and their inputs; failures of a first run go to `missing`."""
     dtype, device, inputs, runs = getattr(torch, args.dtype), torch.device(args.device), {}, {}
     for name in names:
         kind, build = PEERS[name]

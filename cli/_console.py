@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout (tables, or JSON with --json), everything else to stderr."""
+"""Output: results go to stdout (tables, or JSON with --json), everything else to stderr."""
 
 import json
 import sys

@@ -23,7 +23,7 @@ _SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set for processes whose errors their start
 
 @dataclass
 class Group:
-    """How many processes on how many machines, and the HOST:PORT where the machines meet."""
+    """The numbers of processes and machines, and the HOST:PORT where the machines meet."""
 
     num_gpus: int = 1  # on each machine
     num_machines: int = 1
@@ -32,13 +32,13 @@ class Group:
 
     @property
     def wanted(self) -> bool:
-        """Whether torchrun is to be started."""
+        """True if torchrun is to be started."""
         asked = (self.num_gpus, self.num_machines, self.max_restarts) != (1, 1, 0)
         return asked and not is_member()
 
 
 def is_member() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return _RUN_ID in os.environ
 
 
@@ -48,7 +48,7 @@ def rank() -> int:
 
 
 def restarts() -> int:
-    """How often torchrun has restarted the group."""
+    """Return the number of times that torchrun has restarted the group."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if is_member() else 0
 
 
@@ -59,7 +59,7 @@ def leave_launch_id(folder: Path) -> None:
 
 
 def was_begun(folder: Path) -> bool:
-    """Whether torchrun has restarted this group, and the group had begun the run in `folder`."""
+    """Return whether torchrun restarted this group after it had begun the run in `folder`."""
     file = folder / LAUNCH_FILE
     if not restarts() or not file.is_file() or not (folder / CONFIG_FILE).is_file():
         return False
@@ -81,7 +81,7 @@ def leave_error(error: GHMError) -> bool:
 
 
 def end_if_hopeless() -> None:
-    """After a restart, end with the error before it if that would come again.
+    """End a restarted process with the error before the restart if that would come again.
 
     torchrun restarts a group after any error; a fault of the configuration or the data stays.
     """

@@ -45,7 +45,7 @@ def progress():
 
 
 class LiveProgress(Progress):
-    """On a terminal."""
+    """A live display on a terminal."""
 
     def __init__(self, bar):
         self._bar = bar
@@ -72,7 +72,7 @@ class LiveProgress(Progress):
 
 
 class PlainProgress(Progress):
-    """Into a file or a pipe."""
+    """Plain lines in a file or a pipe."""
 
     def __init__(self):
         self._last = time.monotonic()

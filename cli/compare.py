@@ -184,7 +184,10 @@ def compare(
 def _compare(
     request, start, job_device: str, all_seeds: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """`start`: the launcher; None takes submitit, whose jobs run on `job_device`."""
+    """Plan, train and report a comparison.
+
+    start: the launcher; None takes submitit, whose jobs run on `job_device`.
+    """
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import SubmititLauncher
     from ghm_d2.reports.power import PlannedPower, read_spread

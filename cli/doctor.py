@@ -90,7 +90,7 @@ def look_up(requirement: str) -> Finding:
 
 
 def check_import(finding: Finding, module: str, mend: str) -> bool:
-    """Whether `module` imports; where it does not, `finding` says why and what mends it."""
+    """Return whether `module` imports; if not, `finding` says why and what mends it."""
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken native library raises OSError, RuntimeError, ...

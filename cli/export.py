@@ -102,7 +102,7 @@ def _check_output(output: Path, weights: Path) -> None:
 
 
 def _plain(agreement, source: str) -> dict | None:
-    """For JSON, which knows no infinity."""
+    """Return an agreement for JSON, with None for infinity, which JSON does not know."""
     if agreement is None:
         return None
     values = {k: v if math.isfinite(v) else None for k, v in asdict(agreement).items()}

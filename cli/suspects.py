@@ -152,7 +152,7 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
 
 
 def _in_turn(annotated: list, missing: list) -> list:
-    """Both lists as one, a suspect of each in turn: their scores do not compare."""
+    """Merge both lists, a suspect of each in turn, since their scores do not compare."""
     return [s for s in chain(*zip_longest(annotated, missing)) if s is not None]
 
 

@@ -75,7 +75,7 @@ def picture(cfg):
 
 
 def measured_ap(folder: Path) -> dict[str, list[dict]]:
-    """By configuration, the mean AP in each comparison `systems` in `folder`, and of how many."""
+    """Return each configuration's mean AP and seeds in the comparisons `systems` in `folder`."""
     from ghm_d2.reports.study import find_comparisons, read_study
 
     found: dict[str, list[dict]] = {}

@@ -34,7 +34,7 @@ VERSION = re.search(r'^\+version = "(.*)"', PATCH.read_text(encoding="utf-8"), r
 
 
 class BuildError(Exception):
-    """What went wrong and what to do about it, in one message."""
+    """A failed build; the message says what went wrong and what to do about it."""
 
 
 def installed() -> str | None:
@@ -57,7 +57,7 @@ def installed() -> str | None:
 
 
 def is_outdated() -> bool:
-    """Whether the Detectron2 installed here is a wheel that an earlier patch made."""
+    """Return whether the Detectron2 installed here is a wheel that an earlier patch made."""
     try:
         version = importlib.metadata.version("detectron2")
     except importlib.metadata.PackageNotFoundError:

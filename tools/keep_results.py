@@ -109,7 +109,7 @@ def density(run: SeedRun) -> list[dict]:
 
 
 def rounded(value):
-    """`value` with its floats rounded."""
+    """Return `value` with its floats rounded."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
