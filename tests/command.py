@@ -22,7 +22,7 @@ from ghm_d2.cli.app import app
 
 @dataclass
 class Done:
-    """What a command ended with, named as in `subprocess.CompletedProcess`."""
+    """The result of a command, with the names of `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str

@@ -118,7 +118,7 @@ def noisy_folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def detector(tiny):
-    """Builds (cfg, model) from the name of a quick configuration, a folder and KEY VALUE words."""
+    """Return a builder of (cfg, model) from a quick configuration, a folder, KEY VALUE words."""
     import torch
     from detectron2.modeling import build_model
 

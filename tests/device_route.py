@@ -21,6 +21,6 @@ class _RefuseUploads(TorchFunctionMode):
 
 @contextmanager
 def never_waiting():
-    """Within, code on meta tensors may neither read nor upload a number."""
+    """Refuse code on meta tensors that reads or uploads a number."""
     with _RefuseUploads():
         yield torch.device("meta")

@@ -77,7 +77,7 @@ def build(
 
 
 def write_run(folder: Path, side: int, method: str, seed: int, ap: float, **changes) -> None:
-    """run.json, metrics.jsonl and density.jsonl of a run of 300 iterations that reached `ap`."""
+    """Write run.json, metrics.jsonl and density.jsonl of 300 iterations that reached `ap`."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = dict(zip(AP_COLUMNS, (ap, ap + 30, ap - 5, None, ap - 8, ap + 6), strict=True))
     known = {
@@ -135,7 +135,7 @@ def _density(method: str) -> list[dict]:
 
 
 def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequence[str]) -> None:
-    """analysis.json and worst.jpg beside a run."""
+    """Write analysis.json and worst.jpg beside a run."""
     edges = [k / 100 for k in range(101)]
     counts = [round(1e5 * math.exp(-k / 6) + 200 * math.exp(-(100 - k) / 4)) for k in range(100)]
     g = [(k + 0.5) / 100 for k in range(100)]

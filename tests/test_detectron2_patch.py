@@ -13,7 +13,7 @@ VERSION = re.search(r'(?m)^\+version = "(.*)"', PATCH).group(1)
 
 
 def hunks() -> list[tuple[str, int, list[str]]]:
-    """(file of the package, first line, lines after the change) of every hunk."""
+    """Return (file of the package, first line, lines after the change) of every hunk."""
     found = []
     for part in PATCH.split("\ndiff --git ")[1:]:
         file = re.search(r"(?m)^\+\+\+ b/(.*)$", part).group(1)

@@ -81,7 +81,7 @@ def module_name(file: Path) -> str:
 
 @cache
 def imports(file: Path, text: str) -> frozenset[str]:
-    """Whatever a module imports, within functions too; "a.b.c" for `from a.b import c`."""
+    """Return all names a module imports, within functions too; "a.b.c" for `from a.b import c`."""
     module = module_name(file)
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names = set()
@@ -103,7 +103,7 @@ def imports(file: Path, text: str) -> frozenset[str]:
 
 
 def import_graph(texts: dict[Path, str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """For each module of ours: ours that it imports, and top-level names of others'."""
+    """Return for each module of ours the imported ones of ours, and others' top-level names."""
     known = {module_name(file): file for file in texts}
     ours, others = {}, {}
     for module, file in known.items():

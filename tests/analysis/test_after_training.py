@@ -15,7 +15,7 @@ from ghm_d2.run_folder import ANALYSIS_FILE, FINAL_WEIGHTS, WORST_FILE
 
 @pytest.fixture
 def finished(detector, digits_folder, tmp_path):
-    """(cfg, record) of a run in a folder that holds its record and its weights."""
+    """Return (cfg, record) of a run in a folder that holds its record and its weights."""
     cfg, model = detector("retinanet_ghm", digits_folder, "OUTPUT_DIR", str(tmp_path))
     record = describe_run(cfg, model, "digits")
     record.iterations, record.train_seconds, record.ms_per_image = 100, 200.0, 500.0

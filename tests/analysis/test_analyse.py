@@ -25,7 +25,7 @@ def noisy(request, detector, noisy_folder):
 
 
 def numbers(value):
-    """All numbers in a JSON value."""
+    """Return all numbers in a JSON value."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

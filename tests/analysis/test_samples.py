@@ -23,7 +23,7 @@ BETA = {"GHMRetinaNet": 0.1, "GeneralizedRCNN": 0.0, "GHMSSD": 1.0}  # of their 
 
 @pytest.fixture(params=[RETINANET, FASTER_RCNN, SSD], ids=["retinanet", "faster_rcnn", "ssd"])
 def captured(request, detector, noisy_folder):
-    """(model, batch, samples) of one batch of two images."""
+    """Return (cfg, model, batch, samples) of one batch of two images."""
     name, *words = request.param
     cfg, model = detector(name, noisy_folder, *words)
     model = training_copy(model)

@@ -1,4 +1,4 @@
-"""`ghm data` as users run it: exit codes, JSON on stdout, one line on stderr."""
+"""Users run `ghm data`: exit codes, JSON on stdout, one line on stderr."""
 
 import json
 

@@ -37,7 +37,7 @@ def weights(digits_folder, tiny, tmp_path_factory) -> Path:
 
 
 def run(weights: Path, **options) -> int:
-    """Its exit code, in this process."""
+    """Run the command in this process, and return its exit code."""
     try:
         export(weights, **options)
     except typer.Exit as stop:

@@ -1,4 +1,4 @@
-"""How far it is, where stderr is no terminal."""
+"""Lines of progress where stderr is no terminal."""
 
 import pytest
 

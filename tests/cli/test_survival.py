@@ -63,7 +63,7 @@ class Survivor:
 
 
 def wait_for_rows(output: Path, rows: int, process: subprocess.Popen) -> None:
-    """Until so many iterations are in metrics.jsonl."""
+    """Wait until so many iterations are in metrics.jsonl."""
     file, limit = output / "metrics.jsonl", time.monotonic() + 120
     while not file.exists() or file.read_text().count("\n") < rows:
         assert process.poll() is None, process.communicate()[1]

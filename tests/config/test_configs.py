@@ -28,7 +28,7 @@ def shipped(name: str):
 
 
 def assert_described(name: str, cfg, model) -> None:
-    """`ghm configs` says what it is; tools/describe_configs.py writes it."""
+    """Check the row that `ghm configs` shows, which tools/describe_configs.py writes."""
     row = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))[name]
     assert (row["method"], row["network"]) == (method_name(cfg), network_name(cfg))
     assert row["schedule"] == asdict(schedule_of(cfg))

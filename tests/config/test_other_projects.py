@@ -11,7 +11,7 @@ from ghm_d2.register import register_all
 
 
 def add_adelaidet(cfg) -> None:
-    """Those of AdelaiDet's keys whose group has the name of one of ours."""
+    """Add the AdelaiDet keys whose group has the name of one of ours."""
     cfg.MODEL.FCOS = CN()
     cfg.MODEL.FCOS.NUM_CLASSES = 80
     cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
@@ -23,7 +23,7 @@ def add_adelaidet(cfg) -> None:
 
 
 def add_detic(cfg) -> None:
-    """Those of Detic's, and MaskFormer's optimizer."""
+    """Add the Detic keys whose group has the name of one of ours, and MaskFormer's optimizer."""
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.BASE_NAME = "resnet50"
     cfg.MODEL.TIMM.FREEZE_AT = 0

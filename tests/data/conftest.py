@@ -24,7 +24,7 @@ def voc_object(name="cat", box=(5, 6, 20, 30), more="") -> str:
 
 
 def voc_image(folder: Path, stem: str, *objects: str, size=(64, 48), image=True) -> Path:
-    """One image of a VOC folder with its XML; returns the XML's path."""
+    """Write one image of a VOC folder with its XML, and return the XML's path."""
     if image:
         picture(folder / "JPEGImages" / f"{stem}.jpg")
     sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
@@ -36,7 +36,7 @@ def voc_image(folder: Path, stem: str, *objects: str, size=(64, 48), image=True)
 
 
 def yolo_folder(folder: Path, labels: dict[str, str | None], names=("cat", "dog"), yaml="") -> Path:
-    """labels: "train/a" -> the text of its label file, or None for no file."""
+    """Build a YOLO folder. labels: "train/a" -> the text of its label file, or None for no file."""
     for name, text in labels.items():
         picture(folder / "images" / f"{name}.png")
         if text is not None:

@@ -102,10 +102,10 @@ def judge_import(source: Path, kind: str) -> bool:
 
 
 def files_below(folder: Path) -> set[Path]:
-    """Everything in a folder that is not a folder."""
+    """Return everything in a folder that is not a folder."""
     return {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
 def judge_message(error: Exception) -> None:
-    """One line, that nothing in the files can turn into a command to the terminal."""
+    """Check that a message is one line, free of commands to the terminal from the files."""
     assert str(error) and is_plain(str(error)), f"not one plain line: {str(error)!r}"

@@ -41,7 +41,7 @@ def config(**keys):
 
 
 def annotation(box, category=0, **more):
-    """`box`: x, y, width, height in px."""
+    """Return an annotation of `box`: x, y, width, height in px."""
     box = [float(v) for v in box]
     return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, **more}
 
@@ -201,7 +201,7 @@ def drawn(file, segmentation):
 
 
 def extent(mask):
-    """x0, y0, x1, y1 of the true pixels."""
+    """Return x0, y0, x1, y1 of the true pixels."""
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
@@ -309,7 +309,7 @@ def test_a_large_picture_is_shrunk_before_it_is_expanded():
 
 
 def iou(a, b):
-    """Of two boxes x0, y0, x1, y1."""
+    """Return the IoU of two boxes x0, y0, x1, y1."""
     sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
     overlap = max(sides[0], 0) * max(sides[1], 0)
     areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]

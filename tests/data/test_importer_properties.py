@@ -1,4 +1,4 @@
-"""Whatever stands in a folder's annotation files: a sound data set, or an error of one line."""
+"""An importer turns any annotation files into a sound data set, or an error of one line."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What training gets to see of an annotation."""
+"""Annotations as the training loader hands them to a model."""
 
 import numpy as np
 import pytest

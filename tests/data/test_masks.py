@@ -126,7 +126,7 @@ def test_polygons_that_are_none(polygons, words):
 
 
 def verdict(polygon):
-    """What `mask_fault` is to say of a list of numbers, one number at a time; "" for nothing."""
+    """Return the word that `mask_fault` is to say of a polygon, number by number; "" for none."""
     for value in polygon:
         if not isinstance(value, (int, float)) or not abs(value) < 1e9:  # no NaN is
             return "finite"

@@ -22,7 +22,7 @@ def checks(tmp_path, monkeypatch):
 
 
 def start(folder, split="train"):
-    """What a start finds, in a process that has not asked before."""
+    """Return the findings at the start of a process that has not asked before."""
     validate._judge.cache_clear()
     return validate_json(str(folder / f"{split}.json"), str(folder / "images"))
 

@@ -31,7 +31,7 @@ RARE = 2  # the only image of class 1
 
 @pytest.fixture
 def cfg(tmp_path):
-    """Of nine small pictures with a box each, augmented by NumPy's and PyTorch's generators."""
+    """The configuration of nine small pictures with a box each, augmented by both generators."""
     generator = np.random.default_rng(0)
     items = []
     for i, (width, height) in enumerate(SIZES):
@@ -55,7 +55,7 @@ def take(cfg, count: int, start: int = 0) -> list[list[dict]]:
 
 
 def numbers(batches) -> list[list[int]]:
-    """Of the pictures, by their files."""
+    """Return the numbers of the pictures in batches, by their files' names."""
     return [[number(item["file_name"]) for item in batch] for batch in batches]
 
 
@@ -231,7 +231,7 @@ def test_where_nothing_can_be_read_the_error_stays(cfg):
 
 @pytest.fixture
 def sigchld(monkeypatch):
-    """As in a process where PyTorch has started no worker yet."""
+    """Make the process look as if PyTorch had started no worker yet."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     yield

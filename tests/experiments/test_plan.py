@@ -1,4 +1,4 @@
-"""What a run is called, and what it takes for it to be another run."""
+"""Runs get names, and a changed input makes another run."""
 
 import json
 from dataclasses import replace

@@ -34,7 +34,7 @@ PRELOAD = [
 
 @dataclass(frozen=True)
 class Result:
-    """What a command did: its exit code, streams and peak memory in bytes."""
+    """The result of a command: its exit code, streams and peak memory in bytes."""
 
     code: int | None  # None: killed at the time limit; -n: killed by signal n
     out: str

@@ -1,4 +1,4 @@
-"""Whatever stands in a weight file: weights, or an error of one plain line."""
+"""A weight file of any content gives weights, or an error of one plain line."""
 
 import io
 import pickle
@@ -31,7 +31,7 @@ def darknet():
 
 @pytest.fixture(scope="module")
 def sound(darknet, tmp_path_factory):
-    """By suffix, the contents of a file that is in order."""
+    """Return the contents of a file that is in order, by suffix."""
     file = tmp_path_factory.mktemp("sound") / "a.weights"
     write_darknet_weights(str(file), darknet)
     zipped = io.BytesIO()

@@ -72,7 +72,7 @@ web = functools.cache(Web)
 
 
 def filled(text: str, work: Path) -> str:
-    """`text` with the places of the traps, {canary}, {secret} and {address}, and {work}."""
+    """Fill in the places of the traps, {canary}, {secret} and {address}, and {work}."""
     places = {"canary": work.parent / CANARY, "secret": work.parent / SECRET_FILE, "work": work}
     for name, place in (places | {"address": web().address}).items():
         text = text.replace(f"{{{name}}}", str(place))
@@ -104,7 +104,7 @@ def faults(case: Case, folder: Path) -> list[str]:
 
 
 def wrong_answer(case: Case, result: sandbox.Result) -> list[str]:
-    """What is wrong with the exit code and the streams."""
+    """List the faults of the exit code and of the streams."""
     lines = error_lines(result.err)
     answer = result.out + result.err if case.stdout else result.err
     wrong = {
@@ -125,7 +125,7 @@ def error_lines(text: str) -> list[str]:
 
 
 def snapshot(parent: Path) -> dict[str, str]:
-    """Path -> content, of everything below `parent` but the output and the home folder."""
+    """Return path -> content of everything below `parent` but the output and the home folder."""
     found = {}
     for root, folders, files in os.walk(parent):
         left_out = {parent: "home", parent / WORK: OUTPUT}.get(Path(root))
@@ -135,7 +135,7 @@ def snapshot(parent: Path) -> dict[str, str]:
 
 
 def content(path: Path) -> str:
-    """What tells whether `path` was changed."""
+    """Return a text that changes when `path` is changed."""
     if path.is_symlink():
         return os.readlink(path)
     if not path.is_file():
@@ -144,6 +144,6 @@ def content(path: Path) -> str:
 
 
 def leaked(text: str, output: Path) -> bool:
-    """Whether the secret stands in `text` or in a file of the output."""
+    """Return whether the secret stands in `text` or in a file of the output."""
     files = [file for file in output.rglob("*") if file.is_file()]
     return SECRET in text or any(SECRET.encode() in file.read_bytes() for file in files)

@@ -15,7 +15,7 @@ CLASSES, IMAGES = 3, 12
 
 
 def boxes_of(rng, image: int) -> list[dict]:
-    """Up to five boxes; class 3 is in the last images alone, a crowd is in each third."""
+    """Return up to five boxes; class 3 is in the last images alone, a crowd in each third."""
     found = []
     for k in range(int(rng.integers(0, 6))):
         x, y, w, h = rng.uniform(5, 60, 4)
@@ -58,7 +58,7 @@ def coco(dataset: dict) -> COCO:
 
 
 def reference_ap(dataset: dict, detections: list[dict]) -> float:
-    """pycocotools' own."""
+    """Return the AP that pycocotools computes."""
     truth = coco(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         found = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")

@@ -1,4 +1,4 @@
-"""What `ghm predict` writes for other tools, read back as they read it."""
+"""The files that `ghm predict` writes for other tools, read back as they read them."""
 
 import csv
 import json

@@ -136,8 +136,10 @@ def test_boxes_without_width_or_height_have_a_loss(reg, size):
 
 
 def by_hand(arguments):
-    """Per level, from the paper's section 3.1 and 3.2: logits, labels, and distances to the sides
-    of the boxes that a location is to find, as predicted and true; locations one by one."""
+    """Return by level the logits, labels, and predicted and true distances to the boxes' sides.
+
+    Each location finds its box by the paper's sections 3.1 and 3.2, one by one.
+    """
     anchors, logits, labels, deltas, boxes, _ = arguments
     boxes = [getattr(b, "tensor", b) for b in boxes]  # Boxes of Detectron2 0.6
     levels, start = [], 0
@@ -169,7 +171,7 @@ def by_hand(arguments):
 
 
 def larger(batch, times=4):
-    """The same pictures and boxes, so much larger that several levels have objects."""
+    """Enlarge pictures and boxes in place until several levels have objects."""
     for item in batch:
         image = item["image"].repeat_interleave(times, 1).repeat_interleave(times, 2)
         boxes = item["instances"].gt_boxes.tensor * times
@@ -232,7 +234,7 @@ def test_sums_are_divided_by_the_moving_average():
 
 
 def boxes_of(sides):
-    """Around the location, from distances to the sides; CIoU's have some."""
+    """Return boxes around the location, from distances to their sides."""
     return torch.cat([-sides[:, :2], sides[:, 2:]], dim=1)
 
 

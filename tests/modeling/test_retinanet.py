@@ -138,7 +138,7 @@ def test_its_own_focal_and_smooth_l1_agree_with_detectron2s():
 
 
 def split_levels(arguments):
-    """Per level: logits (n, K), labels (n,), and deltas, targets and foreground of (n, 4)."""
+    """Return by level logits (n, K), labels (n,), and deltas, targets and foreground of (n, 4)."""
     anchors, logits, labels, deltas, boxes = arguments
     every_anchor = torch.cat([a.tensor for a in anchors])
     target = torch.stack([TRANSFORM.get_deltas(every_anchor, b) for b in boxes])

@@ -19,7 +19,7 @@ LEVELS = 5
 
 
 def rpn_step(model, batch, seed=0):
-    """Per level logits and 0/1 targets of the sampled anchors; and the losses."""
+    """Return by level the logits and 0/1 targets of sampled anchors, and then the losses."""
     generator = model.proposal_generator
     arguments, losses = recorded_losses(generator, batch, lambda b: step(model, b, seed))
     _, logits, labels, _, _ = arguments

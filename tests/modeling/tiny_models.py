@@ -119,8 +119,9 @@ def gradients(model):
 
 
 def assert_same_training(ours, theirs, batches, **tolerance):
-    """The same losses and gradients, step after step of gradient descent: bit for bit, or within
-    `tolerance`, `torch.testing.assert_close`'s.
+    """Check that losses and gradients agree step after step of gradient descent.
+
+    They agree bit for bit, or within `tolerance`, `torch.testing.assert_close`'s.
 
     fvcore's focal loss is TorchScript, whose first runs round otherwise than the optimised ones.
     """

@@ -13,7 +13,7 @@ from ghm_d2.reports.write import write_report
 
 @pytest.fixture
 def comparison(tmp_path) -> Callable[..., Path]:
-    """`build` below the test's own folder."""
+    """Return `build` for the test's own folder."""
     return partial(build, tmp_path)
 
 

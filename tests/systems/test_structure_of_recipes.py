@@ -32,7 +32,7 @@ RECIPES = [
 
 
 def built(name: str, device: str = "meta"):
-    """On "meta", parameters have shapes but no values, which would take time."""
+    """Build a recipe's model; on "meta" parameters have shapes but no values, which take time."""
     register_all()
     cfg = load_config(name, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
     with torch.device(device):

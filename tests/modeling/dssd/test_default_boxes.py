@@ -12,7 +12,7 @@ from ghm_d2.modeling.dssd.default_boxes import GHMDefaultBoxes
 
 
 def naive(sides, strides, sizes, ratios):
-    """(centre x, centre y, width, height) of each, level by level and row by row."""
+    """Return (centre x, centre y, width, height) of each box, level by level and row by row."""
     boxes = []
     for (height, width), stride, (scale, after) in zip(sides, strides, sizes, strict=True):
         for i in range(height):

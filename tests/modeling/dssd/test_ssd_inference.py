@@ -1,4 +1,4 @@
-"""What comes out, against loops written from SSD, section 3.7."""
+"""The detections, against loops written from SSD, section 3.7."""
 
 import math
 
@@ -10,7 +10,7 @@ from tiny_ssd import CLASSES, picture, tiny_ssd
 
 
 def varied(**keys):
-    """In inference mode, with scores that differ."""
+    """Return a model in inference mode whose scores differ."""
     model = tiny_ssd(**keys).eval()
     generator = torch.Generator().manual_seed(3)
     for layer in (*model.head.cls_score, *model.head.bbox_pred):

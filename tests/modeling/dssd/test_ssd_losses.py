@@ -25,7 +25,7 @@ PAIRS = [("mining", "smooth_l1"), ("ce", "asl1"), ("ghm_c", "ghm_r")]
 
 
 def record(model, batch=None):
-    """What the losses were of, and what they are."""
+    """Return the inputs of the losses, and the losses."""
     (anchors, logits, labels, deltas, boxes), losses = recorded_losses(
         model, batch or every_level(), lambda inputs: step(model, inputs)
     )

@@ -37,7 +37,7 @@ def conv(inside, outside, kernel, bias=False):
 
 
 def residual(inside, outside, kernel):
-    """`ResBody` of the authors' code: three convolutions, and one beside them."""
+    """Return the parts of the authors' `ResBody`: three convolutions, and one beside them."""
     width = outside // 4
     main = conv(inside, width, kernel) + conv(width, width, 3) + conv(width, outside, 1)
     return main + conv(inside, outside, kernel)

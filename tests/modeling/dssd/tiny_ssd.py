@@ -35,7 +35,7 @@ TINY = {
 
 
 def tiny_config(**keys):
-    """`keys` are of MODEL.SSD; others with their dots as "__", such as MODEL__GHM__SCOPE."""
+    """Return a tiny configuration with `keys` of MODEL.SSD, or of others as MODEL__GHM__SCOPE."""
     named = {(k.replace("__", ".") if "__" in k else f"MODEL.SSD.{k}"): v for k, v in keys.items()}
     register_all()
     words = [str(word) for pair in {**TINY, **named}.items() for word in pair]
@@ -43,7 +43,7 @@ def tiny_config(**keys):
 
 
 def tiny_ssd(**keys):
-    """In training mode, its weights always the same."""
+    """Return a tiny SSD in training mode, its weights always the same."""
     torch.manual_seed(0)
     return build_model(tiny_config(**keys)).train()
 

@@ -260,7 +260,7 @@ def test_an_odd_configuration_in_it_is_no_traceback(odd, theirs, model):
 
 def test_a_history_beside_the_weights_is_passed_over_and_never_made(tmp_path, monkeypatch):
     class HistoryBuffer:
-        """As mmengine's, whose state has arrays and methods in it."""
+        """A copy of mmengine's class, whose state has arrays and methods in it."""
 
         def __init__(self):
             self.values, self.methods = np.ones(3), {"min": HistoryBuffer.least}

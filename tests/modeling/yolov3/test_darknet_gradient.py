@@ -14,7 +14,7 @@ PRIORS = [prior for level in ANCHORS for prior in level]
 
 
 def random_boxes(count, seed):
-    """(count, 4) corners in px, of sides from 4 px to nearly the picture's."""
+    """Return (count, 4) corners in px, of boxes from 4 px to nearly the picture's size."""
     generator = torch.Generator().manual_seed(seed)
     part = 0.04 + 0.9 * torch.rand(count, 2, generator=generator) ** 2
     size = part * torch.tensor([WIDTH, HEIGHT])
@@ -28,7 +28,7 @@ def shape_iou(a, b):
 
 
 def darknet_deltas(boxes, predictions):
-    """What `delta_yolo_box` writes for the boxes of one picture: minus the gradient of their sum.
+    """Return `delta_yolo_box`'s deltas for one picture's boxes: minus the gradient of their sum.
 
     Args:
         boxes: corners in px, of a picture as large as the network's input.

@@ -1,4 +1,4 @@
-"""From predictions to detections: what is decoded, scored, suppressed and sized."""
+"""The way from predictions to detections: decoding, scores, suppression and size."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which prior learns which object, against loops written from the paper's section 2.1."""
+"""The prior that learns an object, against loops written from the paper's section 2.1."""
 
 import math
 
@@ -30,7 +30,7 @@ def iou(a, b):
 
 
 def places(size=SIZE):
-    """(level, row, column, prior) of each anchor, in their order."""
+    """Yield (level, row, column, prior) of each anchor, in their order."""
     for level, stride in enumerate(STRIDES):
         for row in range(size[0] // stride):
             for column in range(size[1] // stride):

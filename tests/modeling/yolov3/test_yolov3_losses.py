@@ -27,7 +27,7 @@ def batch():
 
 
 def arguments(model, objects, seed=0):
-    """What `model.losses` takes, with random predictions in float64."""
+    """Return arguments of `model.losses`, with random predictions in float64."""
     anchors = [Boxes(a.tensor.double()) for a in anchors_of(model)]
     labels, boxes = model.label_anchors(anchors_of(model), objects)
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +60,7 @@ def difference(kind, d):
 
 
 def naive_losses(kind, anchors, predictions, labels, boxes, sizes):
-    """Over all anchors in turn, in Python's float64."""
+    """Return the losses summed over all anchors in turn, in Python's float64."""
     total = {"loss_obj": 0.0, "loss_cls": 0.0, "loss_box_reg": 0.0}
     for n, (height, width) in enumerate(sizes):
         i = 0

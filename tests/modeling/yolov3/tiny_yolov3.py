@@ -43,14 +43,14 @@ def config(keys=()):
 
 
 def yolov3(keys=()):
-    """In training mode, its weights always the same."""
+    """Return a tiny YOLOv3 in training mode, its weights always the same."""
     cfg = config(keys)
     torch.manual_seed(0)
     return build_model(cfg).train()
 
 
 def truth(boxes, classes=None, size=SIZE):
-    """`Instances` of corners in px."""
+    """Return `Instances` with boxes given by corners in px."""
     instances = Instances(size)
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     classes = [0] * len(boxes) if classes is None else classes
@@ -67,13 +67,13 @@ def picture(instances, seed=0):
 
 
 def anchors_of(model, size=SIZE):
-    """Of a picture of that size, a level each."""
+    """Return the anchors of a picture of that size, a level each."""
     maps = [torch.zeros(1, 1, size[0] // s, size[1] // s) for s in STRIDES]
     return model.anchor_generator(maps)
 
 
 def randomized(model, seed=0):
-    """With batch norm statistics under which a layer out of its place shows."""
+    """Give a model batch norm statistics under which a layer out of its place shows."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith(("running_var", "norm.weight")):
