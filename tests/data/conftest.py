@@ -1,11 +1,15 @@
-"""Builders of tiny data sets with real image files."""
+"""Builders of tiny data sets with real image files, and fixtures that many tests of data share."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+
+from ghm_d2.data import catalog
+from ghm_d2.data.digits.dataset import DigitsSpec
 
 
 def picture(path: Path, width: int = 64, height: int = 48, seed: int | None = None) -> Path:
@@ -103,3 +107,36 @@ def real_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def voc(tmp_path, build):
+    folder = tmp_path / "voc"
+    build.voc_image(folder, "a", build.voc_object("dog", (1, 1, 10, 20)))
+    build.voc_image(folder, "b", build.voc_object("cat", (5, 6, 64, 48)))
+    build.voc_image(folder, "c")
+    return folder
+
+
+@pytest.fixture
+def yolo(tmp_path, build):
+    labels = {"train/a": "0 0.5 0.5 0.25 0.5\n", "train/b": "", "val/c": "1 0.1 0.1 0.1 0.1"}
+    return build.yolo(tmp_path / "yolo", labels)
+
+
+@pytest.fixture
+def coco(tmp_path, build):
+    return build.data(tmp_path / "coco")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Tiny generated data in a cache of the test's own, and a clean catalog afterwards."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "cache"))
+    tiny = DigitsSpec(train=3, val=2, image_size=(64, 64), side=(8, 20))
+    monkeypatch.setattr(catalog.digits, "DigitsSpec", lambda: tiny)
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

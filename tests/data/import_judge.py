@@ -1,5 +1,6 @@
-"""Sound folders of annotations, and whether an importer did right by a damaged one."""
+"""Sound folders of annotations, an imported folder read back, and the judgement of an import."""
 
+import json
 from pathlib import Path
 
 from detectron2.data.datasets import load_coco_json
@@ -109,3 +110,26 @@ def files_below(folder: Path) -> set[Path]:
 def judge_message(error: Exception) -> None:
     """Check that a message is one line, free of commands to the terminal from the files."""
     assert str(error) and is_plain(str(error)), f"not one plain line: {str(error)!r}"
+
+
+def load(folder, split):
+    """Return an imported split's JSON, and its boxes: (image, category id, x, y, w, h), sorted."""
+    coco = json.loads((folder / f"{split}.json").read_text())
+    names = {i["id"]: i["file_name"] for i in coco["images"]}
+    boxes = sorted(
+        (names[a["image_id"]], a["category_id"], *a["bbox"]) for a in coco["annotations"]
+    )
+    return coco, boxes
+
+
+def load_all(folder):
+    """Return annotations and boxes of train and val, for tests that are not about the split."""
+    splits = [s for s in ("train", "val") if (folder / f"{s}.json").exists()]
+    found = [load(folder, split) for split in splits]
+    annotations = [a for coco, _ in found for a in coco["annotations"]]
+    return annotations, sorted(box for _, boxes in found for box in boxes)
+
+
+def details(report):
+    """Return a line "FILE: DETAIL" for each thing that an import dropped."""
+    return [f"{d['file']}: {d['detail']}" for d in report["dropped"]]
