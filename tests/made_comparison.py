@@ -25,6 +25,9 @@ PAIRS = (
     (GHM, FOCAL, "what GHM changes within each family"),
     (SL1, FOCAL, "how the families compare"),
 )
+# a comparison that is quicker to report on
+SMALL = {name: AP[name] for name in (FOCAL, GHM)}
+SMALL_PAIRS = PAIRS[1:2]
 # what a name may hold: markup, Markdown, a quote, a formula, matplotlib's mathematics
 HOSTILE = '<script>document.title="hit"</script> | "> <img src=x onerror=alert(1)> **b** $x^$ &amp;'
 
@@ -202,3 +205,8 @@ def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequ
     sheet = Image.new("RGB", (640, 400), (24, 26, 30))
     ImageDraw.Draw(sheet).ellipse((100, 100, 300, 300), fill=(200, 60, 60))
     sheet.save(folder / "worst.jpg", quality=85)
+
+
+def text_of(report, name: str) -> str:
+    """Return the text of a written report's file."""
+    return (report.files[0].parent / name).read_text(encoding="utf-8")

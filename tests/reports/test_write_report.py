@@ -1,30 +1,25 @@
-"""The report of a comparison: all of it, from whatever the runs have left."""
+"""The report of a comparison, or of a folder of runs, with every section."""
 
-import csv
-import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 from made_comparison import (
-    AP,
     FOCAL,
     GHM,
-    GHM_R,
     HOSTILE,
     NETWORK,
-    PAIRS,
     SL1,
+    SMALL,
+    SMALL_PAIRS,
+    text_of,
     write_run,
 )
 
-from ghm_d2.errors import DataError, UsageError
-from ghm_d2.records import AP_COLUMNS, Comparison, Pair, RunRecord, Schedule, Trial
-from ghm_d2.reports.document import Best
+from ghm_d2.records import Comparison, Schedule, Trial
 from ghm_d2.reports.report import read_report
-from ghm_d2.reports.verdicts import NO_SEED
-from ghm_d2.reports.write import runs_csv, write_report
+from ghm_d2.reports.write import write_report
 
 FIGURES = {
     "differences.png",
@@ -54,8 +49,6 @@ SECTIONS = [
     "The worst images",
     "How it was run",
 ]
-SMALL = {name: AP[name] for name in (FOCAL, GHM)}
-SMALL_PAIRS = PAIRS[1:2]
 
 
 class Page(HTMLParser):
@@ -83,10 +76,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(full_report) -> Page:
     return Page(full_report.files[0].read_text(encoding="utf-8"))
-
-
-def text_of(report, name: str) -> str:
-    return (report.files[0].parent / name).read_text(encoding="utf-8")
 
 
 def test_everything_is_there_in_its_order(full_report, page):
@@ -147,155 +136,6 @@ def test_the_same_records_give_the_same_bytes(comparison, tmp_path):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-def test_runs_csv_has_a_row_a_planned_run(comparison):
-    folder = comparison({SL1: (50.0, None), "=cmd()": (52.0, 53.0)}, [], analysis=False)
-    write_run(folder / "../runs/1_2", 1, "=cmd()", 2, 1.0, status="diverged", outcome="at 312")
-    rows = list(csv.DictReader(io.StringIO(runs_csv(read_report(folder).study))))
-    assert [(row["seed"], row["status"], row["outcome"]) for row in rows] == [
-        ("1", "finished", ""),
-        ("2", "not done", ""),
-        ("1", "finished", ""),
-        ("2", "diverged", "at 312"),
-    ]
-    assert (rows[0]["AP"], rows[0]["AP of WBC"], rows[1]["AP"]) == ("50.0", "50.0", "")
-    assert set(AP_COLUMNS) | {"s_per_iter", "gflops", "loss_ms", "best AP"} <= set(rows[0])
-    # a spreadsheet would run it
-    assert rows[2]["side"] == rows[2]["method"] == "'=cmd()"
-
-
-def test_a_metric_named_like_a_column_does_not_replace_it_in_runs_csv(comparison):
-    folder = comparison({SL1: (50.0,)}, [], analysis=False)
-    record = RunRecord.read(folder / "../runs/0_1")
-    record.metrics |= {"side": 7, "seed": 7, "status": 7, "method": 7, "mask_AP": 7}
-    record.mask_metrics = {"AP": 41.5}
-    record.write(folder / "../runs/0_1")
-    (row,) = csv.DictReader(io.StringIO(runs_csv(read_report(folder).study)))
-    assert (row["side"], row["seed"], row["status"]) == (SL1, "1", "finished")
-    assert (row["method"], row["AP"], row["mask_AP"]) == (record.method, "50.0", "41.5")
-
-
-def with_masks(folder, side, values):
-    """Gives runs of a side, one a value, an AP of masks."""
-    for seed, value in enumerate(values, 1):
-        run = folder / f"../runs/{side}_{seed}"
-        record = RunRecord.read(run)
-        record.mask_metrics = dict.fromkeys(AP_COLUMNS, value) | {"APs": None}
-        record.write(run)
-
-
-def test_masks_have_columns_of_their_own_in_runs_csv(comparison):
-    folder = comparison({SL1: (50.0, None), FOCAL: (52.0, 53.0)}, [], analysis=False)
-    assert "mask" not in runs_csv(read_report(folder).study)
-    with_masks(folder, 0, [41.5])
-    text = runs_csv(read_report(folder).study)
-    assert "{" not in text and len({len(line) for line in csv.reader(io.StringIO(text))}) == 1
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert [name for name in rows[0] if "mask" in name] == [f"mask_{c}" for c in AP_COLUMNS]
-    cells = [(row["AP"], row["mask_AP"], row["mask_APs"], row["AP of WBC"]) for row in rows]
-    assert cells[:2] == [("50.0", "41.5", "", "50.0"), ("", "", "", "")]
-    assert cells[2:] == [("52.0", "", "", "52.0"), ("53.0", "", "", "53.0")]
-
-
-def test_masks_have_a_row_of_their_own_in_the_results(comparison):
-    folder = comparison(analysis=False)
-    assert "(boxes)" not in read_report(folder).markdown
-    with_masks(folder, 0, [41.0, 42.0, 43.0])
-    with_masks(folder, 1, [40.0, 41.0])  # one run was of another version
-    report = read_report(folder)
-    rows = {row[0]: row[1:] for row in report.shown_tables[0].rows}
-    names = [f"{SL1} (boxes)", f"{SL1} (masks)", f"{GHM_R} (boxes)", f"{GHM_R} (masks)"]
-    assert list(rows) == [*names, FOCAL, GHM]
-    assert rows[names[0]][1].startswith("50.5 ±") and rows[names[1]][1].startswith("42.0 ±")
-    assert rows[names[1]][0] == NETWORK and rows[names[1]][-1] == "3 of 3"
-    assert rows[names[1]][4] == "-" and rows[names[3]][1].endswith("(n = 2)")
-    # the best of boxes among boxes, of masks among masks
-    bold = {name for name, (_, ap, *_) in rows.items() if isinstance(ap, Best)}
-    assert bold == {f"{GHM_R} (boxes)", f"{SL1} (masks)"}
-    assert report.to_json()["rows"][0]["AP"]["mean"] == 50.5
-
-
-@pytest.mark.parametrize(
-    ("ap", "told"),
-    [
-        (
-            {FOCAL: (47.0, 49.0, None), GHM: (48.0, None, None)},
-            ("3 of 6 runs finished", f"Not finished: {FOCAL}, seed 3: not done", "interim: 1 of 3"),
-        ),
-        (
-            {FOCAL: (None, None), GHM: (None, None)},
-            ("0 of 4 runs finished", "No learning curves", NO_SEED),
-        ),
-    ],
-)
-def test_a_comparison_that_is_not_done_is_reported_as_far_as_it_is(comparison, ap, told):
-    report = write_report(comparison(ap, SMALL_PAIRS, analysis=False))
-    text = text_of(report, "report.md")
-    for words in (*told, "The same command again does the runs that are not done."):
-        assert words in text
-    json.dumps(report.to_json(), allow_nan=False)
-
-
-def test_what_no_analysis_has_is_left_out_in_one_line(comparison):
-    report = write_report(comparison(SMALL, SMALL_PAIRS, analysis=False))
-    assert {file.name for file in report.files[3:]} == {
-        *("differences.png", "learning.png", "loss.png", "gradient_ratio.png"),
-        *("density_ghm_c.png", "density_ghm_r.png"),
-    }
-    text = text_of(report, "report.md")
-    assert "Left out, since no run's analysis.json has it: gradient norms" in text
-    assert "No run has left pictures of its worst images." in text
-    assert "## Annotation noise" not in text
-
-
-def test_an_analysis_without_boxes_is_drawn_without_them(comparison):
-    folder = comparison(SMALL, SMALL_PAIRS)
-    for file in folder.parent.glob("runs/*/analysis.json"):
-        found = json.loads(file.read_text())
-        for name in ("gradient_norms", "effective_gradient", "gradient_share"):
-            del found[name]["reg"]
-        file.write_text(json.dumps(found))
-    report = write_report(folder)
-    names = {file.name for file in report.files}
-    assert "gradient_norms_cls.png" in names and "gradient_norms_reg.png" not in names
-
-
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("analysis.json", "{"),
-        ("analysis.json", '{"confusion": {"matrix": [[1, 2]]}}'),
-        ("analysis.json", '{"noise": {"none": {"weight": "x"}, "class": {"weight": 1}}}'),
-        ("density.jsonl", '{"iteration": 1, "density": "ghm_c.density", "ema": 7}'),
-        ("run.json", '{"method": 3}'),
-    ],
-)
-def test_a_file_of_another_form_is_named(comparison, file, text):
-    folder = comparison(SMALL, SMALL_PAIRS)
-    for run in (folder / "../runs").iterdir():
-        (run / file).write_text(text + "\n")
-    with pytest.raises(DataError, match=file.replace(".", r"\.")):
-        write_report(folder)
-
-
-def test_half_a_line_that_a_killed_training_left_is_passed_over(comparison):
-    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
-    before = write_report(folder).files
-    for run in (folder / "../runs").iterdir():
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write('7\n{"iteration": 300, "bbox/A')
-    assert write_report(folder).files == before
-
-
-@pytest.mark.parametrize("name", ["/etc", "../../elsewhere", "../../../../etc"])
-def test_runs_that_lie_elsewhere_are_not_read(comparison, name):
-    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
-    found = Comparison.read(folder)
-    found.sides[0].runs[0] = name
-    found.write(folder)
-    with pytest.raises(DataError, match="lies elsewhere"):
-        read_report(folder)
-
-
 def test_whose_settings_a_side_shares_is_told(comparison):
     folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
     found = Comparison.read(folder)
@@ -306,25 +146,6 @@ def test_whose_settings_a_side_shares_is_told(comparison):
     assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
 
 
-def test_results_of_an_earlier_version_are_drawn_without_what_they_lack(comparison):
-    folder = comparison(SMALL, SMALL_PAIRS)
-    for file in folder.parent.glob("runs/*/analysis.json"):
-        found = json.loads(file.read_text())
-        del found["gradient_share"], found["effective_gradient"]["reg"]["mu_robust"]
-        for part in found["effective_gradient"].values():
-            for name in [name for name in part if "robust" in name]:
-                del part[name]
-        file.write_text(json.dumps(found))
-    for file in folder.parent.glob("runs/*/run.json"):
-        record = json.loads(file.read_text())
-        del record["grad_ratio_cls_box"], record["weight_variation"]
-        file.write_text(json.dumps(record))
-    names = {file.name for file in write_report(folder).files}
-    assert {"sample_weight_cls.png", "sample_weight_reg.png"} <= names
-    assert "gradient_share_cls.png" not in names
-    assert "| Method | Variation of loss_cls |" in (folder / "report.md").read_text()
-
-
 def test_how_steady_the_sides_trained_is_told(comparison):
     folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
     report = write_report(folder)
@@ -333,15 +154,6 @@ def test_how_steady_the_sides_trained_is_told(comparison):
     assert ghm["GHM-C"]["mean"] == pytest.approx(0.5) and ghm["GHM-C"]["n"] == 3
     rows = [x for x in text_of(report, "report.md").splitlines() if x.startswith(f"| {GHM} | 3 ")]
     assert len(rows) == 1 and "0.5 ± 0.25" in rows[0]
-
-
-def test_no_average_no_picture_of_it(comparison):
-    folder = comparison(SMALL, SMALL_PAIRS)
-    row = {"iteration": 0, "density": "ghm_c.density", "ema": [[0.0, 0.0]]}
-    for file in folder.glob("../runs/*/density.jsonl"):
-        file.write_text(json.dumps(row) + "\n")  # as momentum 0 leaves it
-    write_report(folder)
-    assert not list(folder.glob("density_*.png"))
 
 
 def test_runs_of_several_versions_are_told(comparison):
@@ -441,27 +253,3 @@ def test_plain_runs_on_other_data_are_no_pair(tmp_path):
     ]
     assert report.to_json()["pairs"] == []
     assert "nothing to compare" in report.verdict[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: c.pairs.append(Pair("no such side", FOCAL, "")), "no such side"),
-        (lambda c: c.sides.append(c.sides[0]), "two sides"),
-        (lambda c: c.seeds.pop(), "more runs"),
-    ],
-)
-def test_a_comparison_that_contradicts_itself_is_named(comparison, change, words):
-    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
-    found = Comparison.read(folder)
-    change(found)
-    found.write(folder)
-    with pytest.raises(DataError, match=words):
-        read_report(folder)
-
-
-def test_where_nothing_can_be_written_is_named(comparison, tmp_path):
-    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="--output"):
-        write_report(folder, tmp_path / "file" / "report")
