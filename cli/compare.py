@@ -132,24 +132,10 @@ def compare(
     Finished runs are never run again; what was cut off continues with the same command.
     """
     with user_errors():
-        from ghm_d2.experiments.suites import choose_sides, find_suite
-
-        if launcher not in ("local", "submitit"):
-            raise UsageError(f"--launcher is local or submitit, not {launcher!r}")
-        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
-        if elsewhere and jobs > 1:
-            raise UsageError("--jobs is for this machine; with submitit every run is a job")
-        if settings and (search or search_on):
-            raise UsageError("--settings takes what was searched before; leave out --search")
-        if looks and max(looks) >= seeds:
-            raise UsageError(f"--looks names fewer seeds than --seeds, which is {seeds}")
-        words = what or []
-        own = config or any(word.endswith((".yaml", ".yml")) for word in words)
+        _check_options(launcher, jobs, bool(settings), search or bool(search_on), looks, seeds)
+        own = config or any(word.endswith((".yaml", ".yml")) for word in what or [])
         budget = budget or ("full" if own else "quick")
-        whole = find_suite(words, budget, config)
-        suite = choose_sides(whole, side or [], optional)
-        if not side:
-            _tell_left_out(whole, suite)
+        suite = _choose_suite(what or [], budget, config, side or [], optional)
         overrides = tuple(part for pair in set_ or [] for part in _key_value(pair))
         check_overrides(overrides, SEED="--seeds", **OF_DATA)
         make_folder(output)
@@ -160,6 +146,7 @@ def compare(
         from ghm_d2.experiments.compare import Request
         from ghm_d2.experiments.launch import LocalLauncher, find_devices
 
+        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
         devices = find_devices("auto" if elsewhere else device)
         start = None if elsewhere else LocalLauncher(devices, jobs)
         request = Request(
@@ -179,6 +166,29 @@ def compare(
             at_once=len(start.free) if start else 1,
         )
         _compare(request, start, device, all_seeds, dry_run, as_json)
+
+
+def _check_options(launcher: str, jobs: int, settings: bool, search: bool, looks, seeds) -> None:
+    """Refuse options that contradict each other."""
+    if launcher not in ("local", "submitit"):
+        raise UsageError(f"--launcher is local or submitit, not {launcher!r}")
+    if launcher == "submitit" and jobs > 1:
+        raise UsageError("--jobs is for this machine; with submitit every run is a job")
+    if settings and search:
+        raise UsageError("--settings takes what was searched before; leave out --search")
+    if looks and max(looks) >= seeds:
+        raise UsageError(f"--looks names fewer seeds than --seeds, which is {seeds}")
+
+
+def _choose_suite(words: list[str], budget: str, config, sides: list[str], optional: bool):
+    """Return the suite that the words name, with the chosen sides; tell which were left out."""
+    from ghm_d2.experiments.suites import choose_sides, find_suite
+
+    whole = find_suite(words, budget, config)
+    suite = choose_sides(whole, sides, optional)
+    if not sides:
+        _tell_left_out(whole, suite)
+    return suite
 
 
 def _compare(

@@ -139,13 +139,22 @@ def _density(method: str) -> list[dict]:
 
 def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequence[str]) -> None:
     """Write analysis.json and worst.jpg beside a run."""
+    found = _gradients() | _detections(side, labels)
+    if noise:
+        found["noise"] = _noise(side, seed)
+    write_json(folder / "analysis.json", found)
+    sheet = Image.new("RGB", (640, 400), (24, 26, 30))
+    ImageDraw.Draw(sheet).ellipse((100, 100, 300, 300), fill=(200, 60, 60))
+    sheet.save(folder / "worst.jpg", quality=85)
+
+
+def _gradients() -> dict:
+    """Return the parts of an analysis that are about gradients."""
     edges = [k / 100 for k in range(101)]
     counts = [round(1e5 * math.exp(-k / 6) + 200 * math.exp(-(100 - k) / 4)) for k in range(100)]
     g = [(k + 0.5) / 100 for k in range(100)]
     d = [k / 50 for k in range(101)]
-    recall = [k / 100 for k in range(101)]
-    drop = {"0.5": 8 / (1 + side), "0.75": 3 / (1 + side)}
-    found = {
+    return {
         "gradient_norms": {
             "images": 40,
             "cls": {"edges": edges, "counts": counts},
@@ -179,6 +188,14 @@ def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequ
             },
             "reg": {"edges": edges[::50], "SL1": [0.2, 0.8], "GHM-R robust": [0.3, 0.7]},
         },
+    }
+
+
+def _detections(side: int, labels: Sequence[str]) -> dict:
+    """Return the parts of an analysis that are about detections."""
+    recall = [k / 100 for k in range(101)]
+    drop = {"0.5": 8 / (1 + side), "0.75": 3 / (1 + side)}
+    return {
         "precision_recall": {
             "recall": recall,
             "precision": {iou: [1 - r**p for r in recall] for iou, p in drop.items()},
@@ -191,20 +208,19 @@ def write_analysis(folder: Path, side: int, seed: int, noise: bool, labels: Sequ
         },
         "worst": [{"file_name": f"{labels[0]}.jpg", "missed": 5, "false": 2}],
     }
-    if noise:
-        found["noise"] = {
-            "none": {"boxes": 200, "weight": 2.0, "box_weight": 1.1},
-            "class": {
-                "boxes": 30,
-                "weight": 3.0 / (0.5 + side) + 0.05 * seed,
-                "box_weight": 1.0,
-            },
-            "shift": {"boxes": 40, "weight": 1.8 + 0.1 * seed, "box_weight": 0.6 + side / 10},
-        }
-    write_json(folder / "analysis.json", found)
-    sheet = Image.new("RGB", (640, 400), (24, 26, 30))
-    ImageDraw.Draw(sheet).ellipse((100, 100, 300, 300), fill=(200, 60, 60))
-    sheet.save(folder / "worst.jpg", quality=85)
+
+
+def _noise(side: int, seed: int) -> dict:
+    """Return an analysis's weights of clean and of spoilt annotations."""
+    return {
+        "none": {"boxes": 200, "weight": 2.0, "box_weight": 1.1},
+        "class": {
+            "boxes": 30,
+            "weight": 3.0 / (0.5 + side) + 0.05 * seed,
+            "box_weight": 1.0,
+        },
+        "shift": {"boxes": 40, "weight": 1.8 + 0.1 * seed, "box_weight": 0.6 + side / 10},
+    }
 
 
 def text_of(report, name: str) -> str:
