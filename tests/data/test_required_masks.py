@@ -10,13 +10,13 @@ from ghm_d2.errors import DataError, UsageError
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def masked(build, folder, mask, split="val"):
-    """A folder whose annotations have masks, the last of `split` the given one."""
+def masked(build, folder, mask, split="val", **more):
+    """Build a folder whose annotations have masks, the last of `split` the given one and `more`."""
     splits = {"train": build.coco(), "val": build.coco(("c.png",))}
     for coco in splits.values():
         for annotation in coco["annotations"]:
             annotation["segmentation"] = [[3, 4, 23, 4, 23, 14]]
-    splits[split]["annotations"][-1]["segmentation"] = mask
+    splits[split]["annotations"][-1] |= {"segmentation": mask, **more}
     return str(build.data(folder, **splits))
 
 
@@ -66,12 +66,8 @@ def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
 
 def test_a_crowd_may_be_an_rle(build, tmp_path):
     """As in COCO itself; Detectron2 leaves crowds out of the training."""
-    splits = {"train": build.coco(), "val": build.coco(("c.png",))}
-    for coco in splits.values():
-        for annotation in coco["annotations"]:
-            annotation["segmentation"] = [[3, 4, 23, 4, 23, 14]]
-    splits["train"]["annotations"][-1] |= {"segmentation": RLE, "iscrowd": 1}
-    apply_to_config(mask_cfg("polygon"), str(build.data(tmp_path / "d", **splits)))
+    folder = masked(build, tmp_path / "d", RLE, "train", iscrowd=1)
+    apply_to_config(mask_cfg("polygon"), folder)
 
 
 def test_an_unknown_format_of_masks_is_refused_where_there_are_masks(build, tmp_path):
