@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from states import assert_same, state_of
 from torch import nn
 
 from ghm_d2.errors import WeightsError
@@ -39,17 +40,8 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 2)
 
 
-def state_of(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
 def numpy_state(model):
     return {key: value.numpy() for key, value in model.state_dict().items()}
-
-
-def assert_same(model, state):
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, torch.as_tensor(state[key])), key
 
 
 def payloads(command):

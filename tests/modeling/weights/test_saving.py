@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from states import assert_same, state_of
 from torch import nn
 
 from ghm_d2.errors import OutputError, WeightsError
@@ -22,15 +23,6 @@ class Model(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3)
         self.head = nn.Linear(width, 2)
-
-
-def state_of(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_same(model, state):
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, torch.as_tensor(state[key])), key
 
 
 def run_parts(folder):
