@@ -56,7 +56,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Python, Detectron2, the kernels, and every package that ours requires."""
+    """Find Python, Detectron2, the kernels, and every package that ours requires."""
     lines = metadata.requires("ghm_d2")
     needed = [line for line in lines if "extra ==" not in line or 'extra == "detectors"' in line]
     packages = [look_up(line) for line in needed]
@@ -118,7 +118,7 @@ def devices() -> str:
 
 
 def check_detectron2() -> Finding:
-    """Any Detectron2 that imports will do; one that fails to is to be removed first."""
+    """Find Detectron2: any that imports will do; one that fails to is to be removed first."""
     finding = Finding("detectron2", version_of("detectron2"))
     tool = ROOT / "tools" / "detectron2_wheel.py"
     source = pip("install", "--no-build-isolation", DETECTRON2_SOURCE)

@@ -32,7 +32,7 @@ class RunError(GHMError):
 
 
 class PeerError(RunError):
-    """Another process of the group ended, which has said why."""
+    """The end of another process of the group, which has said why."""
 
 
 class UsageError(GHMError):

@@ -14,4 +14,4 @@ class Progress:
         yield from items
 
     def message(self, text: str) -> None:
-        """Something a person should read now."""
+        """Show a message that a person should read now."""

@@ -105,7 +105,7 @@ def analyse(
 
 
 def _precision_recall(precision: np.ndarray | None) -> dict:
-    """Means over the classes that have a box, at 101 recalls; {} where none has."""
+    """Return mean precisions of the classes with a box, at 101 recalls; {} if there is none."""
     if precision is None or not (precision > -1).any():
         return {}
     there = precision[:, :, (precision > -1).any(axis=(0, 1))]

@@ -102,7 +102,7 @@ class ClassGradients:
         return _histogram(self.counts)
 
     def curves(self) -> dict[str, list]:
-        """Effective gradients at the middles "g" of the histogram's bins.
+        """Return effective gradients at the middles "g" of the histogram's bins.
 
         Each is scaled so that its total over the samples is cross entropy's. Focal loss's alpha,
         the same for all background, thereby drops out. It is the focal loss of a softmax too: a
@@ -128,7 +128,7 @@ class ClassGradients:
         return {"edges": _rounded(edges), **_shares(self._totals())}
 
     def _totals(self) -> dict[str, np.ndarray]:
-        """Sums over the samples of each region of their gradients under each loss."""
+        """Return each loss's sums of gradients over the samples of each region."""
         totals = dict(self.region_totals)
         for name, weights in self._weights_by_class().items():
             totals[name] = totals["CE"] * weights.double().numpy()
@@ -195,7 +195,7 @@ class BoxGradients:
         self._slopes = {name: derivative(loss, d) for name, loss in self.losses.items()}
 
     def curves(self) -> dict[str, list]:
-        """Effective gradients at differences "d" from 0 to nearly the largest.
+        """Return effective gradients at differences "d" from 0 to nearly the largest.
 
         Each is scaled so that its total over the samples is smooth L1's. GHM-R is None in a unit
         region that holds no sample. "mu" and "mu_robust" are what they are drawn with.

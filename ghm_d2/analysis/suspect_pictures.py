@@ -68,7 +68,7 @@ def _window(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[fl
 
 
 def sheet(pictures: Sequence[tuple[Image.Image, str]], columns: int = 4) -> Image.Image:
-    """Pictures of `side_by_side` in a grid, each with its caption."""
+    """Arrange pictures of `side_by_side` in a grid, each with its caption."""
     width, height = 2 * CELL + _GAP, CELL + 18
     rows = -(-len(pictures) // columns)
     grid = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + 8) + 8), (24, 26, 30))

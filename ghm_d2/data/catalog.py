@@ -113,7 +113,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
 
 
 def _require_distinct(labels: list[str]) -> None:
-    """Figures of several data sets are told apart by these names."""
+    """Refuse names that occur twice: they tell the figures of several data sets apart."""
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise UsageError(f"DATASETS.TEST holds {twice[0]} twice; rename the folder of one")
@@ -140,7 +140,7 @@ def classes_of(name: str) -> list[str]:
 
 
 def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:
-    """split -> (COCO JSON, image folder), for every split that is there. Raises as `resolve`."""
+    """Return split -> (COCO JSON, image folder) for every existing split. Raises as `resolve`."""
     path = Path(name_or_folder)
     if name_or_folder != DIGITS and os.path.isdir(path):
         found = [path / f"{split}.json" for split in SPLITS]

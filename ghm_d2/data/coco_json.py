@@ -67,7 +67,7 @@ _OUTLINE = msgspec.json.Decoder(_Outline)
 
 @contextmanager
 def collector_off():
-    """Stop Python's garbage collector within: it goes again and again through all that is parsed.
+    """Stop Python's garbage collector, which would go through all parsed objects again and again.
 
     Parsed JSON has no cycles for it to find.
     """
@@ -113,7 +113,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def by_image(entries: Iterable[dict]) -> dict[Any, list[dict]]:
-    """Annotations, or detections, by the id of their image."""
+    """Return annotations, or detections, by the id of their image."""
     found: dict[Any, list[dict]] = {}
     for entry in entries:
         found.setdefault(entry["image_id"], []).append(entry)

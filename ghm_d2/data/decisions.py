@@ -149,7 +149,7 @@ def _seen_box(row: dict[str, str], fault) -> list[float]:
 
 
 def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
-    """Corrected images have the annotations of the export; those not yet corrected stay."""
+    """Read a Label Studio export: corrected images get its annotations, all others keep theirs."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise DataError(f"{file}: is not Label Studio's export: a list of tasks")
     by_path = {_path(root / image["file_name"]): image for image in coco["images"]}

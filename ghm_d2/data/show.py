@@ -132,7 +132,7 @@ def draw_boxes(
 
 
 def _fill(picture: Image.Image, mask, original: tuple[int, int], colour) -> None:
-    """Tint a mask; one that is none of an image of size `original` is left out."""
+    """Tint a mask; one that does not fit an image of size `original` is left out."""
     if not mask or mask_fault(mask, *original):
         return
     opacity = Image.fromarray(decode(mask, original[1], original[0]) * np.uint8(_FILL))

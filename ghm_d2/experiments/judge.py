@@ -122,7 +122,7 @@ def json_file(name: str) -> str:
 
 
 def _generous(config: str, overrides: Sequence[str], name: str) -> tuple[str, ...]:
-    """Overrides for as many detections as crowded images need, and scores from LEAST_SCORE on."""
+    """Return overrides for the many detections of crowded images, scores from LEAST_SCORE on."""
     annotations = by_image(load_json(json_file(name))["annotations"])
     most = max(100, 3 * max(map(len, annotations.values()), default=0))
     threshold = score_threshold_key(load_config(config, overrides))

@@ -166,7 +166,7 @@ class LocalLauncher:
         _share_cores(len(self.free))
 
     def start(self, run: PlannedRun, table_file: Path) -> "LocalJob":
-        """Start a run on a free device, which there must be one of."""
+        """Start a run on a free device; there must be one."""
         return LocalJob(run, table_file, self.free)
 
 

@@ -212,7 +212,7 @@ def _of_data(words: Sequence[str], config: str) -> Suite:
 
 
 def _distinct(words: Sequence[str], short: Sequence[str]) -> Sequence[str]:
-    """Names for sides: short ones, if they can be told apart."""
+    """Return names for sides: short ones, if they differ."""
     names = words if len(set(short)) < len(short) else short
     if len(set(names)) < len(names):
         raise UsageError(f"{names[0]} is named twice; --seeds N repeats a run")

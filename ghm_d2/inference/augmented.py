@@ -60,6 +60,6 @@ class DenseWithTTA:
 
 
 def _original(copy: dict, boxes) -> Tensor:
-    """Boxes in a copy's pixels, (N, 4), in those of the image."""
+    """Convert boxes (N, 4) from a copy's pixels to those of the image."""
     moved = copy["transforms"].inverse().apply_box(boxes.tensor.cpu().numpy())
     return torch.from_numpy(moved).to(boxes.tensor)

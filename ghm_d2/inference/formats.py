@@ -28,7 +28,7 @@ class Found:
 
 
 def write_coco(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """predictions.json: a COCO data set whose annotations have a score."""
+    """Write predictions.json: a COCO data set whose annotations have a score."""
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, 1):
@@ -46,7 +46,7 @@ def write_coco(images: Sequence[Found], names: Sequence[str], folder: Path) -> N
 
 
 def write_yolo(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """labels/NAME.txt: class, centre, width, height (shares of the image), score; classes.txt."""
+    """Write classes.txt and labels/NAME.txt: class, centre, sides (shares of the image), score."""
     labels = folder / "labels"
     labels.mkdir(parents=True, exist_ok=True)
     for image, name in zip(images, distinct_stems([i.file for i in images]), strict=True):
@@ -60,7 +60,7 @@ def write_yolo(images: Sequence[Found], names: Sequence[str], folder: Path) -> N
 
 
 def write_csv(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """predictions.csv: a row a detection, the box's corner, width and height in px."""
+    """Write predictions.csv: a row a detection, the box's corner, width and height in px."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["file", "class", "score", "x", "y", "width", "height"])
@@ -74,7 +74,7 @@ def write_csv(images: Sequence[Found], names: Sequence[str], folder: Path) -> No
 
 
 def write_label_studio(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """label_studio.json: a task an image, its boxes as predictions to correct; label_config.xml.
+    """Write label_config.xml and label_studio.json: a task an image, its boxes as predictions.
 
     Images are addressed as Label Studio's local storage has them; below its document root
     (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT) is where the paths begin.
@@ -107,7 +107,7 @@ def label_config(names: Sequence[str]) -> str:
 
 
 def write_fiftyone(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """labels.json and data.json, where the images are: FiftyOne's FiftyOneImageDetectionDataset."""
+    """Write labels.json and data.json, where the images are: FiftyOneImageDetectionDataset."""
     labels, files = {}, {}
     for image, stem in zip(images, distinct_stems([i.file for i in images]), strict=True):
         labels[stem] = [

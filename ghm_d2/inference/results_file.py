@@ -92,5 +92,5 @@ def _server_name(dataset_name: str) -> str:
 
 
 def _slug(text: str) -> str:
-    """COCO's file names are parts that underscores separate."""
+    """Return a name for a part of COCO's file names, which underscores separate."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "ghm"

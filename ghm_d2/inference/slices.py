@@ -63,7 +63,7 @@ class SlicedPredictor:
         self._side = side
 
     def __call__(self, picture: np.ndarray, image_id: int = 0, name: str = "") -> list[dict]:
-        """Arguments and result as of `Predictor`, without masks."""
+        """Detect as `Predictor` does, with its arguments and its result, but without masks."""
         from sahi.predict import get_sliced_prediction
 
         result = get_sliced_prediction(

@@ -40,8 +40,11 @@ def _label_image(anchors, gt, matcher, num_classes) -> tuple[Tensor, Tensor]:
 
 
 def _match_labels(iou: Tensor, best: Tensor, matcher: Matcher) -> Tensor:
-    """1 foreground, 0 background, -1 ignored: (R,). Detectron2's matcher waits for the device
-    to check that no IoU is negative, and to list the low-quality matches."""
+    """Return the labels (R,): 1 foreground, 0 background, -1 ignored.
+
+    Detectron2's matcher waits for the device to check that no IoU is negative, and to list the
+    low-quality matches.
+    """
     labels = torch.ones_like(best, dtype=torch.int8)
     bounds = zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True)
     for label, low, high in bounds:

@@ -96,7 +96,7 @@ class TimmBackbone(Backbone):
         return max(self.strides)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps (N, C, H / stride, W / stride) by name, from images (N, C, H, W)."""
+        """Return maps (N, C, H / stride, W / stride) by name, from images (N, C, H, W)."""
         maps = dict(zip(map(_feature_name, self.strides), self.body(images), strict=True))
         maps = {name: maps[name] for name in self._out_features}
         if self._channels_last:

@@ -11,7 +11,7 @@ _HOOKS = (_DETECTRON2, "ghm_d2.training.default_trainer")  # whose build_hooks k
 
 
 def check_trainer(cfg) -> None:
-    """Called by what is built from a configuration, before it is built.
+    """Check the trainer that builds a model or a backbone from a configuration.
 
     Models are built to predict, to evaluate and for training loops of other people too. Only the
     call stack says that a `DefaultTrainer` is building this one, to train it. A class derived from

@@ -139,7 +139,7 @@ def _capital(text: str) -> str:
 
 
 def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
-    """Sentences: which chance the intervals count, how they are corrected, how sure a word is."""
+    """Say which chance the intervals count, how they are corrected, and how sure a verdict is."""
     counts = sorted({d.judged.effect.n for d in differences if d.judged.effect.n > 1})
     if not counts:
         return ["A claim needs two seeds that finished on both sides."]

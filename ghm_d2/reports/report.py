@@ -47,9 +47,7 @@ class Report:
 
     @property
     def shown_tables(self) -> list[Table]:
-        """AP by condition, the results, a row a side, and the differences, a row a pair; those of
-        them that there are.
-        """
+        """The tables that have rows: AP by condition, results by side, and differences by pair."""
         found = [
             conditions_table(self.rows),
             tables.results_table(self.rows),

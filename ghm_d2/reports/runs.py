@@ -56,7 +56,7 @@ class SeedRun:
         return _objects(self._contents(METRICS_FILE, json_lines))
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """Iterations done and the values of `key` then, from metrics.jsonl.
+        """Return iterations and the values of `key` after them, from metrics.jsonl.
 
         Rows without the two numbers are passed over, and numbers that no training gives.
 

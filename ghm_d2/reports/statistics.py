@@ -86,7 +86,7 @@ class Effect:
 
     @property
     def error(self) -> Error | None:
-        """Both errors together."""
+        """The error from seeds and from images together."""
         if self.seeds is None or self.images is None:
             return self.seeds
         se = math.hypot(self.seeds.se, self.images.se)

@@ -154,7 +154,7 @@ def _check(comparison: Comparison, file: Path) -> None:
 
 
 def _grouped(folder: Path) -> Study:
-    """Sides are the runs with one method, network, configuration and data set."""
+    """Group runs into sides by their method, network, configuration and data set."""
     groups: dict[tuple[str, str, str, str], dict[int, SeedRun]] = {}
     notes, files = [], _kept_files(folder)
     for name, record in find_records(folder).items():
@@ -199,7 +199,7 @@ def _names(keys: list[tuple[str, str, str, str]]) -> list[str]:
 
 
 def _against_first(names: list[str], datasets: list[str]) -> list[Pair]:
-    """Each side against the first of the same data set."""
+    """Return the pairs of each side and the first one of the same data set."""
     pairs: list[Pair] = []
     first: dict[str, str] = {}
     for name, dataset in zip(names, datasets, strict=True):

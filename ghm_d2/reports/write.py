@@ -110,7 +110,7 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
 
 
 def _figures(record: RunRecord) -> dict[str, float | None]:
-    """AP of boxes, and of masks as mask_AP; of further data sets with their names before it."""
+    """Return AP of boxes, of masks as mask_AP, and of further data sets with their names before."""
     found: dict[str, float | None] = {}
     for number, figures in enumerate(record.sets):
         before = f"{figures.dataset} " if number else ""

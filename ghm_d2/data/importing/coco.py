@@ -88,7 +88,7 @@ def _load(path: Path) -> dict | None:
 
 
 def _categories(files: dict[str, dict], root: Path, source: Source) -> dict[str, dict[int, int]]:
-    """file -> category id -> index into the source's names, which are put in order of their ids.
+    """Return file -> category id -> index into the source's names, which are ordered by their ids.
 
     Ids are as given; where files give one name two ids, or two names one id, the first counts.
     """
@@ -123,7 +123,7 @@ def _own_categories(data: dict, path: Path) -> dict[int, str]:
 
 
 def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]:
-    """Image id -> item, without boxes."""
+    """Return image id -> item, without boxes."""
     claims: dict[Any, str] = {}
     for number, entry in enumerate(data["images"], 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):

@@ -27,7 +27,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def find_lists(listing: Listing) -> dict[str, list[str]]:
-    """split -> the text files that list its images: those of ImageSets/Main, or all so called.
+    """Return split -> the text files that list its images: those in ImageSets/Main, else all.
 
     trainval.txt is for training, and read only where there is neither train.txt nor val.txt.
     """

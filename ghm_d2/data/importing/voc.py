@@ -18,7 +18,7 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def find_voc(listing: Listing) -> dict[str, list[str]]:
-    """folder -> its XML files, for the folders where one is an annotation by its content."""
+    """Return folder -> its XML files, for folders where one is an annotation by its content."""
     folders: dict[str, list[str]] = {}
     for name in listing.of(".xml"):
         folders.setdefault(name[: name.rfind("/") + 1], []).append(name)
@@ -84,7 +84,7 @@ def parse_xml(path: Path) -> Element:
 
 
 def _items(parsed: dict[str, Element], images: Images, index: dict[str, int]) -> dict[str, Item]:
-    """XML file -> its image with its boxes."""
+    """Return XML file -> its image with its boxes."""
     asked, claims = [], []
     for path, root in parsed.items():
         own, claim = PurePosixPath(path).stem, _text(root, "filename")

@@ -255,7 +255,7 @@ def _read_names(listing: Listing, name: str) -> list[str]:
 
 
 def _pair(images: Images, labels: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Image -> its label file; and image without suffix -> why its label file is not known."""
+    """Return image -> its label file, and image without suffix -> why the label file is unknown."""
     found, ties = images.pair([by_stem(label) for label in labels], REMEDY, once=True)
     twins = {text.split(" and ")[0]: text for text in ties.values()}
     pairs = {name: label for name, label in zip(found, labels, strict=True) if name}

@@ -78,7 +78,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         self._name, self._heuristics, self._origin = "", False, ""  # of the file `load` is at
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint; nothing where `path` is empty.
+        """Load a checkpoint, or nothing if `path` is empty.
 
         Args:
             path: of the file, or its address. "?matching_heuristics=True" behind it matches names

@@ -125,7 +125,7 @@ class DarkNet(Backbone):
         return 2 ** len(self.stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps (N, C, H / stride, W / stride) by name, from images (N, 3, H, W)."""
+        """Return maps (N, C, H / stride, W / stride) by name, from images (N, 3, H, W)."""
         x, maps = self.stem(images), {}
         for name in self.stages:
             maps[name] = x = getattr(self, name)(x)

@@ -159,7 +159,7 @@ class GHMYOLOv3(DenseDetector):
         gt_boxes: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """arXiv 1804.02767, sections 2.1 and 2.2.
+        """Return the losses of arXiv 1804.02767, sections 2.1 and 2.2.
 
         Args:
             anchors: of each level, R_l of them, R in all.
