@@ -51,7 +51,7 @@ OBJECTS = ((3, 2, 0, 0), (1, 0, 4, 2))
 
 
 def build(case, sync=True):
-    """In double precision, and with all of its batch norms' statistics at rest."""
+    """Build a detector in double precision, with all of its batch norms' statistics at rest."""
     register_all()
     name, keys = CASES[case]
     keys = {**TINY, **keys, "MODEL.GHM.SYNC": str(sync)}
