@@ -31,7 +31,7 @@ help:
 
 setup: $(READY)
 
-$(READY): setup.cfg setup.py pyproject.toml constraints.txt ghm_d2/kernels/cpu.c \
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard ghm_d2/kernels/cpu*.[ch]) \
     tools/detectron2_wheel.py tools/detectron2.patch $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install pip setuptools

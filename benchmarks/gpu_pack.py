@@ -66,7 +66,7 @@ def build() -> None:
 def _sources(folder: Path) -> Path:
     """The project without its C library, whose wheel would be of this Python alone."""
     for name in ("ghm_d2", "cli", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__", "_cpu.*", "cpu.c")
+        ignored = shutil.ignore_patterns("__pycache__", "_cpu.*", "cpu*.[ch]")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)

@@ -142,7 +142,7 @@ def check_detectron2() -> Finding:
 
 
 def check_kernels() -> Finding:
-    """Find the losses' backends: Triton on CUDA; on the CPU C, where this cpu.c was compiled."""
+    """Find the losses' backends: Triton on CUDA; on the CPU C, where it was compiled."""
     words = ["--editable", str(ROOT)] if (ROOT / "setup.py").is_file() else ["ghm_d2"]
     again = pip("install", "--no-deps", "--force-reinstall", *words)
     finding = Finding("loss kernels", None, needed=False)
@@ -157,7 +157,7 @@ def check_kernels() -> Finding:
     used = {device: kernels.name_for(torch.device(device)) for device in devices}
     finding.detail = ", ".join(f"{names[name]} on {device}" for device, name in used.items())
     if used["cpu"] == "torch":
-        reason = "the C library is not compiled, which takes gcc or clang, or is of another cpu.c"
+        reason = "the C library is not compiled, which takes gcc or clang, or is of another source"
         finding.fail("missing", f"{finding.detail}, slower: {reason}", again)
     elif used.get("cuda") == "torch":
         finding.fail("missing", f"{finding.detail}, slower: no Triton", pip("install", "triton"))

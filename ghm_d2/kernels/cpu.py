@@ -1,8 +1,9 @@
 """The backend for CPUs, in C (`cpu.c`): one read of the logits forward, one read and one write
 backward, from integer labels, with no temporary larger than the gradient.
 
-float32 and float64; half precision becomes float32. The library is built when the project is
-installed, where a C compiler is; `available` says whether it was.
+It computes in float32 or float64; half precision is read and written a block at a time. The
+library is built when the project is installed, where a C compiler is; `available` says whether
+it was.
 """
 
 import ctypes
@@ -20,26 +21,32 @@ from torch import Tensor
 from ghm_d2.kernels.reference import SIZE_SLOTS, wide
 
 NAME = "c"
-_REAL = {torch.float32: ("_f", ctypes.c_float), torch.float64: ("_d", ctypes.c_double)}
-# of the C functions: p pointer, l int64, i int32, d double, r float or double
-_ARGUMENTS = {
-    "sigmoid_regions": "pplliiipp",
-    "sigmoid_grad": "pplliiipdp",
-    "softmax_regions": "pplliipp",
-    "softmax_grad": "pplliipdp",
-    "asl1_regions": "ppplliripp",
-    "asl1_grad": "ppplliripdp",
-    "focal_sum": "ppllirrrp",
-    "focal_grad": "ppllirrrp",
-    "asl1_sizes": "pppllp",
-    "quantile": "pdd",
-    "density": "pllppppddiiiiidp",
-}
+# the C functions that read tensors of these types; float32 and float64 are what they compute in
+_SUFFIXES = {torch.float32: "_f", torch.float64: "_d", torch.bfloat16: "_f", torch.float16: "_f"}
+_FORMATS = {torch.bfloat16: 1, torch.float16: 2}
+_KINDS = ("sigmoid", "softmax", "asl1", "focal")
+_PASSES = [f"{kind}_{of}" for kind in _KINDS for of in ("regions", "grad")] + ["asl1_sizes"]
+# of the other C functions: p pointer, l int64, i int32, d double
+_ARGUMENTS = {"quantile": "pdd", "density": "pllppppddiiiiidp"}
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
-_RESULTS = {"grad": ctypes.c_int, "quantile": ctypes.c_double}
 _NORMALIZERS = {"valid_bins": 0, "bins": 1, "weights": 2}
 _PROCESS = os.getpid()
 _ALONE = 1 << 16  # elements that are no work for more than one thread
+
+
+class _Job(ctypes.Structure):
+    """`job` of cpu.c, where the fields are described."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "target", "valid")),
+        *((name, ctypes.c_int64) for name in ("rows", "K")),
+        *((name, ctypes.c_int32) for name in ("x_format", "target_format", "parts")),
+        *((name, ctypes.c_int32) for name in ("bins", "regions")),
+        *((name, ctypes.c_double) for name in ("mu", "gamma", "others", "targets")),
+        *((name, ctypes.c_void_p) for name in ("counts", "losses", "weights")),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("out", "tallies", "table", "row_blocks")),
+    )
 
 
 def available() -> bool:
@@ -59,15 +66,11 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
     num_regions = bins * pred[0].shape[1] if by_class else bins
     counts = torch.empty(len(pred), num_regions, dtype=torch.int64)
     losses = torch.empty(len(pred), num_regions, dtype=torch.float64)
-    if alpha >= 0 or gamma > 0:
-        for i, (x, y) in enumerate(zip(pred, target, strict=True)):
-            counts[i], losses[i] = _focal_sum(x, y, alpha, gamma)
-        return counts, losses
-    options = _options(kind, mu, bins)
+    name, options = _options(kind, mu, bins, num_regions, alpha, gamma)
     to_counts, to_losses, step = counts.data_ptr(), losses.data_ptr(), 8 * num_regions
     for i in range(len(pred)):
-        function, inputs, _ = _level(f"{kind}_regions", pred, target, valid, i)
-        function(*inputs, *options, num_regions, to_counts + i * step, to_losses + i * step)
+        into = {"counts": to_counts + i * step, "losses": to_losses + i * step}
+        _call(f"{name}_regions", pred, target, valid, i, **options, **into)
     return counts, losses
 
 
@@ -86,23 +89,14 @@ def gradient(
         weights: (L, regions) float64.
         scale: 0-dim. The others are as of `regions`.
     """
-    focal, found = alpha >= 0 or gamma > 0, []
-    options, factor = _options(kind, mu, bins), scale.item()
-    weights = weights.double().contiguous()
+    weights, found = weights.double().contiguous(), []
     to_weights, num_regions = weights.data_ptr(), weights.shape[1]
+    name, options = _options(kind, mu, bins, num_regions, alpha, gamma)
+    options["scale"] = scale.item()
     for i, x in enumerate(pred):
-        out = torch.empty(x.shape, dtype=wide(x.dtype))
-        name = "focal_grad" if focal else f"{kind}_grad"
-        function, inputs, _kept = _level(name, pred, target, valid, i)
-        if focal:
-            weight = weights[i].item() * factor
-            factors = (weight * f for f in _focal_factors(alpha))
-            failed = function(*inputs, gamma, *factors, out.data_ptr())
-        else:
-            at = to_weights + 8 * i * num_regions
-            failed = function(*inputs, *options, num_regions, at, factor, out.data_ptr())
-        if failed:
-            raise MemoryError
+        out = torch.empty(x.shape, dtype=x.dtype if x.dtype in _SUFFIXES else torch.float32)
+        into = {"weights": to_weights + 8 * i * num_regions, "out": out.data_ptr()}
+        _call(f"{name}_grad", pred, target, valid, i, **options, **into)
         found.append(out if out.dtype == x.dtype else out.to(x.dtype))
     return found
 
@@ -128,8 +122,7 @@ def size_counts(pred, target, valid) -> Tensor:
     """`reference.size_counts` of all levels, added up."""
     counts = torch.zeros(SIZE_SLOTS, dtype=torch.int64)
     for i in range(len(pred)):
-        function, inputs, _kept = _level("asl1_sizes", pred, target, valid, i)
-        function(*inputs[:-1], counts.data_ptr())
+        _call("asl1_sizes", pred, target, valid, i, parts=1, counts=counts.data_ptr())
     return counts
 
 
@@ -139,36 +132,34 @@ def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
     return histogram.new_full((), function(histogram.data_ptr(), quantile, start))
 
 
-def _level(name: str, pred, target, valid, i: int):
-    """The C function of a level's precision, its first arguments, and the tensors behind them."""
+def _call(name: str, pred, target, valid, i: int, **fields) -> None:
+    """Run a C function on a level; `fields` are those of its `_Job` that are not the level's."""
     x, y = pred[i], target[i]
-    if x.dtype not in _REAL:
+    if x.dtype not in _SUFFIXES:
         x = x.float()
     if name.startswith("asl1"):
-        y = y.to(x.dtype)
+        y = y if y.dtype in _FORMATS else y.to(wide(x.dtype))
     elif y.dtype != torch.int64 or len(y) != len(x):
         raise TypeError(f"labels are int64 (N,), not {y.dtype} {tuple(y.shape)}")
-    kept = [x, y]
-    kept += [valid[i]] if valid else []
-    kept = [t if t.is_contiguous() else t.contiguous() for t in kept]
-    pointers = [t.data_ptr() for t in kept]
-    if name.startswith("asl1") and not valid:
-        pointers.append(None)
-    return _functions()[name, x.dtype], (*pointers, *x.shape, _num_parts(x)), kept
+    x, y = x.contiguous(), y.contiguous()
+    mask = valid[i].contiguous() if valid else None
+    job = _Job(x.data_ptr(), y.data_ptr(), None if mask is None else mask.data_ptr(), *x.shape)
+    job.x_format, job.target_format = _FORMATS.get(x.dtype, 0), _FORMATS.get(y.dtype, 0)
+    job.parts = _num_parts(x)
+    for field, value in fields.items():
+        setattr(job, field, value)
+    if _functions()[name, x.dtype](ctypes.byref(job)):
+        raise MemoryError(f"no memory for {name}")
 
 
-def _options(kind: str, mu: Tensor | None, bins: int) -> tuple:
-    """The arguments of the C functions before the number of regions."""
+def _options(kind: str, mu: Tensor | None, bins: int, num_regions: int, alpha: float, gamma: float):
+    """What the C functions of these samples begin with, and their options."""
+    name = "focal" if alpha >= 0 or gamma > 0 else kind
+    options = {"bins": bins, "regions": num_regions, "gamma": gamma}
+    options["others"], options["targets"] = (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
     if mu is not None:
-        return (mu.item(),)
-    return (bins,) if kind == "sigmoid" else ()
-
-
-def _focal_sum(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    sums = torch.zeros(_num_parts(logits), dtype=torch.float64)
-    function, inputs, _ = _level("focal_sum", [logits], [labels], [], 0)
-    function(*inputs, gamma, *_focal_factors(alpha), sums.data_ptr())
-    return (labels >= 0).sum() * logits.shape[1], sums.sum()
+        options["mu"] = mu.item()
+    return name, options
 
 
 def _num_parts(x: Tensor) -> int:
@@ -183,11 +174,6 @@ def _forked() -> bool:
     return os.getpid() != _PROCESS
 
 
-def _focal_factors(alpha: float) -> tuple[float, float]:
-    """The factors of samples with target 0 and with target 1."""
-    return (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
-
-
 def _functions() -> dict[tuple[str, torch.dtype], Callable]:
     """The C functions by name and precision."""
     functions = _library()
@@ -199,22 +185,23 @@ def _functions() -> dict[tuple[str, torch.dtype], Callable]:
 @functools.cache
 def _library() -> dict[tuple[str, torch.dtype], Callable] | None:
     path = Path(__file__).with_name("_cpu" + EXTENSION_SUFFIXES[0])
-    source = Path(__file__).with_name("cpu.c")
+    sources = sorted(path.parent.glob("cpu*.[ch]"))  # none in a wheel
     if not path.exists():
         return None
     try:
         library = ctypes.CDLL(str(path))
         built_from = (ctypes.c_char * 64).in_dll(library, "ghm_source").value.decode()
-        if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != built_from:
-            raise OSError("it was built from another cpu.c")
+        source = b"".join(source.read_bytes() for source in sources)
+        if source and hashlib.sha256(source).hexdigest() != built_from:
+            raise OSError("it was built from another source")
     except (OSError, ValueError) as error:
         warnings.warn(f"{path.name} is not used ({error}): install ghm_d2 again", stacklevel=2)
         return None
     functions = {}
-    for name, letters in _ARGUMENTS.items():
-        for dtype, (suffix, real) in _REAL.items():
-            function = getattr(library, name + suffix)
-            function.argtypes = [(_TYPES | {"r": real})[letter] for letter in letters]
-            function.restype = _RESULTS.get(name.rpartition("_")[2])
-            functions[name, dtype] = function
+    for dtype, suffix in _SUFFIXES.items():
+        for name in _PASSES if dtype in _FORMATS else (*_PASSES, *_ARGUMENTS):
+            functions[name, dtype] = function = getattr(library, name + suffix)
+            letters = _ARGUMENTS.get(name, "p")
+            function.argtypes = [_TYPES[letter] for letter in letters]
+            function.restype = ctypes.c_double if name == "quantile" else ctypes.c_int
     return functions

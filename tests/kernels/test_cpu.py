@@ -161,6 +161,30 @@ def test_threads_share_the_rows(samples):
 
 
 @needs_library
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("cc") or sys.platform == "win32", reason="no compiler")
+def test_threads_without_openmp_give_the_same(tmp_path, monkeypatch):
+    """As on macOS, whose compiler has none."""
+    folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
+    built = tmp_path / ("_cpu" + cpu.EXTENSION_SUFFIXES[0])
+    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread"]
+    command = ["cc", "-shared", "-fPIC", *flags, str(folder / "cpu.c"), "-o", str(built), "-lm"]
+    subprocess.run(command, check=True, timeout=300)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
+        other = load()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for samples in LOSSES:
+        level = batch(samples, 40_001, 8)
+        expected = run(samples, "c", [level])
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "_library", lambda: other)
+            losses, gradients, ema = run(samples, "c", [level])
+        assert torch.equal(losses[0], expected[0][0]) and torch.equal(ema, expected[2])
+        assert torch.equal(gradients[0], expected[1][0])
+
+
+@needs_library
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("samples", LOSSES)
 def test_what_is_not_finite_gives_nan_and_is_counted(samples, bad):
@@ -283,11 +307,12 @@ def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
     folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
     monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
     shutil.copy(folder / name, tmp_path)
-    shutil.copy(folder / "cpu.c", tmp_path)
+    for source in folder.glob("cpu*.[ch]"):
+        shutil.copy(source, tmp_path)
     assert load() is not None
-    with (tmp_path / "cpu.c").open("a") as source:
+    with (tmp_path / "cpu_threads.h").open("a") as source:
         source.write("/* */")
-    with pytest.warns(UserWarning, match=r"built from another cpu\.c"):
+    with pytest.warns(UserWarning, match=r"built from another source"):
         assert load() is None
     # another file, since the first is loaded
     (tmp_path / "other").mkdir()
