@@ -35,7 +35,7 @@ class MovingQuantile(CountState):
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:
         """Move the average on by `reference.size_counts`; a batch without sizes changes nothing."""
-        step = (counts.sum() > 0) * (1 - self.momentum)
+        step = counts.any() * (1 - self.momentum)
         self.histogram.lerp_(counts.to(self.histogram.dtype), step.to(self.histogram.dtype))
 
     def forward(self, kernel: str = "auto") -> Tensor:
