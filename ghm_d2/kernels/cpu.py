@@ -143,11 +143,9 @@ def _call(name: str, pred, target, valid, i: int, **fields) -> None:
         raise TypeError(f"labels are int64 (N,), not {y.dtype} {tuple(y.shape)}")
     x, y = x.contiguous(), y.contiguous()
     mask = valid[i].contiguous() if valid else None
-    job = _Job(x.data_ptr(), y.data_ptr(), None if mask is None else mask.data_ptr(), *x.shape)
-    job.x_format, job.target_format = _FORMATS.get(x.dtype, 0), _FORMATS.get(y.dtype, 0)
-    job.parts = _num_parts(x)
-    for field, value in fields.items():
-        setattr(job, field, value)
+    pointers = x.data_ptr(), y.data_ptr(), None if mask is None else mask.data_ptr()
+    formats = _FORMATS.get(x.dtype, 0), _FORMATS.get(y.dtype, 0)
+    job = _Job(*pointers, *x.shape, *formats, **{"parts": _num_parts(x), **fields})
     if _functions()[name, x.dtype](ctypes.byref(job)):
         raise MemoryError(f"no memory for {name}")
 
