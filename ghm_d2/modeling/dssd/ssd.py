@@ -200,16 +200,17 @@ class GHMSSD(DenseDetector):
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """Return `pred_boxes`, `scores` and `pred_classes` of each image, best first."""
         boxes = Boxes.cat(self.anchor_generator(features)).tensor
-        logits, deltas = (torch.cat(levels, dim=1) for levels in self._transpose(predictions))
-        scores = upcast(logits).softmax(-1)[..., :-1]
-        arguments = zip(scores, upcast(deltas), images.image_sizes, strict=True)
+        arguments = zip(*self.scores_and_deltas(predictions), images.image_sizes, strict=True)
         return [self._infer_image(boxes, s, d, size) for s, d, size in arguments]
+
+    def scores_and_deltas(self, predictions) -> tuple[Tensor, Tensor]:
+        """Return scores (N, R, K) and deltas (N, R, 4) of all levels of the predictions."""
+        logits, deltas = (torch.cat(levels, dim=1) for levels in self._transpose(predictions))
+        return upcast(logits).softmax(-1)[..., :-1], upcast(deltas)
 
     def _infer_image(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size) -> Instances:
         """Detect as SSD's DetectionOutput does, from boxes (R, 4), scores (R, K), deltas (R, 4)."""
-        # a tensor, as a trace would keep Python's minimum of the one image that it saw
-        count = torch.as_tensor(scores.shape[0]).clamp(max=self.test_topk_candidates)
-        scores, index = scores.topk(count, dim=0)
+        scores, index = scores.topk(min(len(scores), self.test_topk_candidates), dim=0)
         candidate, classes = (scores > self.test_score_thresh).nonzero().unbind(1)
         scores, index = scores[candidate, classes], index[candidate, classes]
         boxes = self.box2box_transform.apply_deltas(deltas[index], boxes[index])

@@ -213,20 +213,35 @@ class GHMYOLOv3(DenseDetector):
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
         """Return `pred_boxes`, `scores` and `pred_classes` of each image, at its original size."""
-        predictions, anchors = self._by_anchor(predictions), self.anchor_generator(features)
+        anchors = self.anchor_generator(features)
+        scores, deltas = self.scores_and_deltas([a.tensor for a in anchors], predictions)
         return [
-            self.inference_single_image(anchors, [p[i] for p in predictions], image_size)
+            self.inference_single_image(
+                anchors, [s[i] for s in scores], [d[i] for d in deltas], image_size
+            )
             for i, image_size in enumerate(images.image_sizes)
         ]
 
-    def inference_single_image(
-        self, anchors: list[Boxes], predictions: list[Tensor], image_size: tuple[int, int]
-    ) -> Instances:
-        """Detect as Detectron2's `RetinaNet` does; `predictions` are (R_l, 5 + K) a level."""
-        predictions = [upcast(p) for p in predictions]
-        scores = [p[:, 4:5].sigmoid() * p[:, BOX_AND_OBJECTNESS:].sigmoid() for p in predictions]
+    def scores_and_deltas(
+        self, anchors: list[Tensor], predictions: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return scores (N, R_l, K) and deltas (N, R_l, 4) of each level of the predictions."""
+        predictions = [upcast(p) for p in self._by_anchor(predictions)]
+        scores = [
+            p[..., 4:5].sigmoid() * p[..., BOX_AND_OBJECTNESS:].sigmoid() for p in predictions
+        ]
         levels = zip(predictions, anchors, self.anchor_generator.strides, strict=True)
-        deltas = [anchor_deltas(box_values(p), a.tensor, stride) for p, a, stride in levels]
+        deltas = [anchor_deltas(box_values(p), a, stride) for p, a, stride in levels]
+        return scores, deltas
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        scores: list[Tensor],
+        deltas: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Detect as Detectron2's `RetinaNet` does: scores (R_l, K) and deltas (R_l, 4) a level."""
         pred = self._decode_multi_level_predictions(
             anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, image_size
         )
