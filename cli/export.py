@@ -24,6 +24,13 @@ def export(
     config: Annotated[
         str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
     ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option("--batch", help="Take any number of images of one size (one-stage only)."),
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Compute the network in float16 (ONNX only).")
+    ] = False,
     check: Annotated[
         int, typer.Option(min=0, help="Validation images to run beside PyTorch; 0 for none.")
     ] = 3,
@@ -32,14 +39,16 @@ def export(
     """Write a trained detector as a file that runs without Detectron2 and ghm_d2.
 
     It takes one image (3, height, width) of any size and gives boxes, scores and classes after
-    NMS, and masks of Mask R-CNN; the thresholds are those of the configuration. Class names,
-    channel order and resizing are in the file, as JSON under the name ghm_d2.json.
+    NMS, and masks of Mask R-CNN; the thresholds are those of the configuration. With --batch it
+    takes (n, 3, height, width) and gives as many rows for each image, and num_detections. Class
+    names, channel order and resizing are in the file, as JSON under the name ghm_d2.json.
     """
+    kind = {"batch": batch, "half": half}
     with user_errors():
-        _export(weights, overrides or [], form, output, config, check, as_json)
+        _export(weights, overrides or [], form, kind, output, config, check, as_json)
 
 
-def _export(weights, overrides, form, output, config, check, as_json) -> None:
+def _export(weights, overrides, form, kind, output, config, check, as_json) -> None:
     from ._logs import quiet
 
     quiet()  # before anything that warns is imported
@@ -50,17 +59,17 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
 
     from ._progress import progress
 
-    check_format(form)
+    check_format(form, kind["half"])
     cfg = prepare_detector(config_source(weights, config), overrides, device="cpu")
     output = output or (folder_of(weights) / weights.name).with_suffix(SUFFIXES[form])
     _check_output(output, weights)
     model = load_detector(cfg, weights)
     with progress() as shown:
         shown.message(f"exporting to {form}, which takes some seconds")
-        data = export(model, cfg, form)
+        data = export(model, cfg, form, **kind)
         write_atomically(str(output), lambda file: file.write(data))
-        agreement, source = _agreement(model, cfg, data, form, check, shown)
-    about = describe(model, cfg)
+        agreement, source = _agreement(model, cfg, data, form, kind, check, shown)
+    about = describe(model, cfg, **kind)
     result = {"file": str(output), "format": form, "bytes": len(data), **about}
     result["check"] = _plain(agreement, source)
     emit(result, as_json=as_json, human=lambda: _print(output, len(data), agreement, source))
@@ -75,7 +84,7 @@ def _export(weights, overrides, form, output, config, check, as_json) -> None:
         raise typer.Exit(1)
 
 
-def _agreement(model, cfg, data: bytes, form: str, count: int, shown):
+def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown):
     """An `Agreement` and where its images come from; (None, "") where nothing is checked."""
     from ghm_d2.inference.export import INSTALL
     from ghm_d2.inference.verify_export import can_run, check_images, compare, load_exported
@@ -86,7 +95,7 @@ def _agreement(model, cfg, data: bytes, form: str, count: int, shown):
         shown.message(f"not checked: onnxruntime is not installed ({INSTALL})")
         return None, ""
     source, images = check_images(cfg, count)
-    return compare(model, load_exported(data, form), images, shown), source
+    return compare(model, load_exported(data, form), images, shown, **kind), source
 
 
 def _check_output(output: Path, weights: Path) -> None:
@@ -105,7 +114,8 @@ def _plain(agreement, source: str) -> dict | None:
     """Return an agreement for JSON, with None for infinity, which JSON does not know."""
     if agreement is None:
         return None
-    values = {k: v if math.isfinite(v) else None for k, v in asdict(agreement).items()}
+    values = asdict(agreement)
+    values |= {k: values[k] if math.isfinite(values[k]) else None for k in ("px", "score")}
     return {"source": source, **values, "agrees": agreement.holds}
 
 

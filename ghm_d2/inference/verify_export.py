@@ -2,26 +2,44 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor
 
 from ghm_d2.data.catalog import apply_to_config
 from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.inference.export import INPUT, detections_of, example_size
+from ghm_d2.inference.export import detections_of, example_size
 from ghm_d2.progress import Progress
 
 Detections = tuple[Tensor, Tensor, Tensor]  # boxes (n, 4), scores (n,), classes (n,)
-# Rounding stays far below these, and what matters to a detection is far above them
-MOST_PX, MOST_SCORE = 0.1, 1e-3
-# share of a two-stage detector's detections: rounding decides which of two proposals NMS keeps
-LEFT_OUT = 0.02
+AT_ONCE = 3  # images that a file for a batch gets at once; the trace saw two
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a file's detections may be from PyTorch's."""
+
+    px: float
+    score: float
+    left_out: float  # the share of the detections, those that differ most, that does not count
+
+
+def tolerance_of(model, half: bool = False) -> Tolerance:
+    """Far above rounding, and far below what matters to a detection.
+
+    Rounding decides which of two boxes with nearly the same score NMS keeps. In float32 that
+    happens to the many proposals of two-stage detectors alone.
+    """
+    if half:
+        return Tolerance(px=1.0, score=0.01, left_out=0.05)
+    return Tolerance(0.1, 1e-3, left_out=0.02 if isinstance(model, GeneralizedRCNN) else 0.0)
 
 
 @dataclass
@@ -29,7 +47,7 @@ class Agreement:
     """The largest differences from PyTorch, over the detections of all images.
 
     See `differences`; those of detections at the threshold, or at the end of a full list, are left
-    out, and of two-stage detectors the LEFT_OUT that differ most.
+    out, and `tolerance.left_out` of the others, those that differ most.
     """
 
     images: int
@@ -37,13 +55,14 @@ class Agreement:
     compared: int  # of these, those that are not left out
     px: float
     score: float
+    tolerance: Tolerance
 
     @property
     def holds(self) -> bool | None:
         """Whether nothing but rounding sets the two apart; None where nothing was compared."""
         if not self.compared and not self.px:  # px is infinite where the file alone has some
             return None
-        return self.px <= MOST_PX and self.score <= MOST_SCORE
+        return self.px <= self.tolerance.px and self.score <= self.tolerance.score
 
 
 def can_run(form: str) -> bool:
@@ -51,8 +70,8 @@ def can_run(form: str) -> bool:
     return form != "onnx" or find_spec("onnxruntime") is not None
 
 
-def load_exported(data: bytes, form: str) -> Callable[[Tensor], Detections]:
-    """A function from an image (3, H, W), float32, to detections, that runs the file on the CPU."""
+def load_exported(data: bytes, form: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function from the file's input, float32, to its outputs, that runs it on the CPU."""
     if form == "torchscript":
         import torchvision  # noqa: F401  the operator nms is its
 
@@ -61,8 +80,10 @@ def load_exported(data: bytes, form: str) -> Callable[[Tensor], Detections]:
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def run(image: Tensor) -> Detections:
-        return tuple(torch.from_numpy(x) for x in session.run(None, {INPUT: image.numpy()}))
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(x) for x in session.run(None, {name: images.numpy()}))
 
     return run
 
@@ -94,20 +115,44 @@ def noise(cfg, count: int) -> list[Tensor]:
 
 @torch.no_grad()
 def compare(
-    model, run: Callable[[Tensor], Detections], images: Sequence[Tensor], progress: Progress
+    model,
+    run: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Sequence[Tensor],
+    progress: Progress,
+    *,
+    batch: bool = False,
+    half: bool = False,
 ) -> Agreement:
-    """How far `run` is from `model`, which is in evaluation mode, on images (3, H, W), float32."""
+    """How far `run` is from `model`, which is in evaluation mode, on images (3, H, W), float32.
+
+    `batch` and `half` are as in `export`; for a batch, images are padded to one size.
+    """
     total, compared, apart = 0, 0, []
-    most, threshold = limits(model)
+    tolerance, (most, threshold) = tolerance_of(model, half), limits(model)
+    images = _one_size(images) if batch else images
+    found_by_file = _in_batches(run, images) if batch else map(run, images)
     for image in progress.track(images, "checking", len(images)):
-        expected, found = detections_of(model, image)[:3], run(image)[:3]
+        expected, found = detections_of(model, image)[:3], next(found_by_file)[:3]
         full = [s.min().item() for _, s, _ in (expected, found) if 0 < most <= len(s)]
-        least = max([threshold, *full])
+        least = max([threshold, *full]) + tolerance.score
         apart.append(_distances(expected, found, least))
         total += len(expected[1])
-        compared += int(_counts(expected, least).sum())
-    left_out = LEFT_OUT if isinstance(model, GeneralizedRCNN) else 0.0
-    return Agreement(len(images), total, compared, *_largest(torch.cat(apart), left_out))
+        compared += int((expected[1] > least).sum())
+    largest = _largest(torch.cat(apart), tolerance.left_out)
+    return Agreement(len(images), total, compared, *largest, tolerance)
+
+
+def _one_size(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images (3, H, W), zeros added at the right and at the bottom."""
+    height, width = (max(image.shape[i] for image in images) for i in (1, 2))
+    return [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in images]
+
+
+def _in_batches(run: Callable, images: Sequence[Tensor]) -> Iterator[Detections]:
+    """The detections of each image, without their padding, from a file for a batch."""
+    for start in range(0, len(images), AT_ONCE):
+        for *padded, count in zip(*run(torch.stack(images[start : start + AT_ONCE])), strict=True):
+            yield tuple(x[:count] for x in padded)
 
 
 def limits(model) -> tuple[int, float]:
@@ -123,9 +168,8 @@ def differences(
 ) -> tuple[float, float]:
     """Of boxes in px and of scores, the largest between a detection and the nearest of its class.
 
-    Infinite where a detection has no such counterpart. The order does not count: that of equal
-    scores is rounding; and so is which side has a detection whose score is within MOST_SCORE of
-    `least`, the score from which detections are given out.
+    Infinite where a detection has no such counterpart. The order does not count, since rounding
+    decides that of equal scores. A detection counts if its score is above `least`.
     """
     return _largest(_distances(expected, found, least))
 
@@ -138,7 +182,7 @@ def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
     px, score = px.masked_fill(other, math.inf), score.masked_fill(other, math.inf)
     rows = [px.new_zeros(0, 2)]
     for here, x, y in (expected, px, score), (found, px.T, score.T):
-        counts = _counts(here, least)
+        counts = here[1] > least
         if not x.shape[1]:
             rows.append(px.new_full((int(counts.sum()), 2), math.inf))
             continue
@@ -154,8 +198,3 @@ def _largest(distances: Tensor, left_out: float = 0.0) -> tuple[float, float]:
     order = distances.amax(1).argsort()
     kept = distances[order[: len(order) - int(left_out * len(order))]]
     return kept[:, 0].max().item(), kept[:, 1].max().item()
-
-
-def _counts(detections: Detections, least: float) -> Tensor:
-    """(n,) bool: which are not where rounding decides whether they are given out."""
-    return detections[1] > least + MOST_SCORE

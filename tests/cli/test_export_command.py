@@ -64,6 +64,17 @@ def test_onnx_beside_the_weights(ghm, weights):
     }
 
 
+def test_a_batch_in_float16(weights, tmp_path, capfd):
+    options = {"output": tmp_path / "x.onnx", "batch": True, "half": True, "as_json": True}
+    assert run(weights, **options) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["input"]["shape"] == ["batch", 3, "height", "width"]
+    assert [x["name"] for x in told["outputs"]][3:] == ["num_detections"]
+    assert told["precision"] == "float16" and told["check"]["tolerance"]["score"] == 0.01
+    assert told["check"]["images"] == 3 and told["check"]["agrees"]
+    assert told["check"]["score"] > 1e-6  # float32 would be nearer
+
+
 def test_torchscript_with_overrides_from_elsewhere(weights, tmp_path, capfd):
     alone = shutil.copy(weights, tmp_path / "alone.pth")
     assert run(Path(alone), form="torchscript") == 2  # no configuration
@@ -125,6 +136,7 @@ def test_a_file_that_differs_ends_with_1(weights, tmp_path, capfd, monkeypatch):
     ("options", "code", "message"),
     [
         ({"form": "tflite"}, 2, "onnx, torchscript"),
+        ({"form": "torchscript", "half": True}, 2, "--half needs --format onnx"),
         ({"output": Path("nowhere/x.onnx")}, 2, "nowhere"),
         ({"output": Path()}, 2, "is a folder"),
         ({"config": "configs/quick/faster_rcnn_ghm_r.yaml"}, 3, "is of another model"),
