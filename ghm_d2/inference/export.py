@@ -80,6 +80,8 @@ def export(model: nn.Module, cfg, form: str, *, batch: bool = False, half: bool 
             "runs on each image's own proposals; leave it out and run the file once an image"
         )
     about, example = describe(model, cfg, batch=batch, half=half), _example(cfg)
+    if half:  # PyTorch's float16 is slow on a CPU
+        example = example[:, :128, :160]
     if batch:  # of two images: an axis of length 1 would be traced as one to broadcast
         example = torch.stack([example, example.flip(-1)])
     module = _Graph(_halved(model) if half else model, batch)
