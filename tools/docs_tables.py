@@ -9,7 +9,8 @@ A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMA
   whose path stands in the place of a command;
 - `keys GROUP`: the configuration keys that the function `_add_GROUP` of ghm_d2/config/keys.py adds,
   with the comments that stand there;
-- `simulation`: what benchmarks/simulate_verdicts.py found.
+- `simulation`: what benchmarks/simulate_verdicts.py found;
+- `noise weights`: what benchmarks/noise_weights.py found.
 """
 
 import ast
@@ -52,6 +53,8 @@ def run(command: str) -> str:
         return keys_table(words[0])
     if program == "simulation":
         return simulation_table()
+    if program == "noise":
+        return noise_weights_table()
     from typer.testing import CliRunner
 
     from ghm_d2.cli.app import app
@@ -84,6 +87,29 @@ def simulation_table() -> str:
         spread = ", ".join(str(sd) for sd in found["standard deviations"][row["case"]].values())
         cells = [f"{row['case']} ({spread})", row["seeds"], *(row[name] for name in columns)]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def noise_weights_table() -> str:
+    """Return what a spoilt box weighs against a clean one, a column for each number of images."""
+    from ghm_d2.reports.statistics import estimate
+
+    file = ROOT / "results" / "noise" / "by_batch.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["results"]
+    sizes = sorted({row["images"] for row in found})
+    heads = ["Loss", "Gradient of", "Annotation", *(f"{n} images" for n in sizes)]
+    rows = ["| " + " | ".join(heads) + " |", "| --- | --- | --- |" + " ---: |" * len(sizes)]
+    shown = (("class", "class score", "weight"), ("shift", "class score", "weight"))
+    for method in dict.fromkeys(row["method"] for row in found):
+        form = "GHM (robust)" if "robust" in method else "GHM (published)"
+        for kind, gradient, name in (*shown, ("shift", "box", "box_weight")):
+            cells = []
+            for size in sizes:
+                same = [r for r in found if (r["method"], r["kind"]) == (method, kind)]
+                value = estimate([r[name] for r in same if r["images"] == size])
+                cells.append(f"{value.mean:.2f} ± {value.half_width:.2f}")
+            what = "wrong class" if kind == "class" else "shifted box"
+            rows.append(f"| {form} | {gradient} | {what} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 

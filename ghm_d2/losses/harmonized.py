@@ -89,7 +89,7 @@ class HarmonizedLoss(nn.Module):
 
     @classmethod
     def robust(cls, **options):
-        """The robust form, for batches of few samples: `options` over the arguments `ROBUST`."""
+        """The robust form, which bounds what rare samples weigh: `options` over `ROBUST`."""
         return cls(**{**cls.ROBUST, **options})
 
     def levels(self, *tensors) -> list[Tensor]:
