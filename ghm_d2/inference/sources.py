@@ -24,7 +24,7 @@ def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[Path]]:
     for source in sources:
         here = _files(source)
         if not here:
-            raise DataError(f"no image or video: {source}")
+            raise DataError(f"no image or video: {source}{_deeper(source)}")
         found += here
     distinct = list(dict.fromkeys(found))
     videos = [file for file in distinct if file.suffix.lower() in VIDEOS]
@@ -40,3 +40,11 @@ def _files(source: str) -> list[Path]:
     else:
         inside = sorted(Path(name) for name in glob.glob(source, recursive=True))
     return [f for f in inside if f.is_file() and f.suffix.lower() in (*IMAGES, *VIDEOS)]
+
+
+def _deeper(source: str) -> str:
+    """A hint at the pattern to give instead, where only the subfolders have images or videos."""
+    pattern = str(Path(glob.escape(source)) / "**")
+    if not Path(source).is_dir() or not _files(pattern):
+        return ""
+    return f"; its subfolders have some: give the pattern '{pattern}'"

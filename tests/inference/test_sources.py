@@ -29,6 +29,17 @@ def test_folders_and_patterns_name_images_and_videos_once(tmp_path):
             find_sources([str(wrong)])
 
 
+def test_a_folder_of_folders_tells_the_pattern_to_give(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"no image or video: \S+$"):
+        find_sources([str(tmp_path)])
+    (tmp_path / "train" / "a.jpg").touch()
+    with pytest.raises(DataError) as caught:
+        find_sources([str(tmp_path)])
+    pattern = str(caught.value).split("'")[1]
+    assert [f.name for f in find_sources([pattern])[0]] == ["a.jpg"]
+
+
 def squares(picture: np.ndarray, image_id: int = 0, name: str = "") -> list[dict]:
     """A detector of bright pixels: one box around each of at most one patch a picture."""
     bright = picture.max(2) > 128
