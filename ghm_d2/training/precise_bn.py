@@ -27,6 +27,11 @@ class SeededPreciseBN(hooks.PreciseBN):
         self._cfg.defrost()
         self._cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 does, to save memory
 
+    def after_step(self):
+        """Compute the statistics where an evaluation follows."""
+        if not self._disabled:  # Detectron2's hook knows no period then
+            super().after_step()
+
     def update_stats(self):
         """Compute the statistics; a model without batch norm in training mode is left alone."""
         if self._disabled:

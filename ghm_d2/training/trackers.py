@@ -6,7 +6,6 @@ Where their servers are, and who one is, they know from their own environment va
 
 import json
 import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -25,11 +24,12 @@ _SMOOTHING_WINDOW = 20  # iterations; as in metrics.jsonl
 class _Tracker(EventWriter):
     """Sends the values of each iteration that is logged; a resumed run goes on in its old entry."""
 
-    name: str
+    name: str  # of the module too
+    package: str
 
     def __init__(self, cfg, start_iter: int):
         self._folder, self._written = Path(cfg.OUTPUT_DIR), start_iter - 1
-        ids = _read_ids(self._folder) if start_iter else {}
+        ids = _read_ids(self._folder)
         ids[self.name] = self._open(cfg, ids.get(self.name))
         write_text(self._folder / TRACKER_FILE, json.dumps(ids) + "\n")
 
@@ -54,11 +54,10 @@ class _Tracker(EventWriter):
 class WandbWriter(_Tracker):
     """An entry of Weights & Biases: project, name, group and configuration."""
 
-    name = "wandb"
+    name = package = "wandb"
 
     def _open(self, cfg, before):
-        wandb = _import("wandb", "wandb")
-        self._run = wandb.init(
+        self._run = _import(type(self)).init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._folder.resolve().name,
             group=os.environ.get(GROUP),
@@ -79,14 +78,18 @@ class WandbWriter(_Tracker):
 class MLflowWriter(_Tracker):
     """A run of MLflow: experiment, name, group as a tag, configuration as a file."""
 
-    name = "mlflow"
+    name, package = "mlflow", "mlflow-skinny"
 
     def _open(self, cfg, before):
-        self._mlflow = _import("mlflow", "mlflow-skinny")
-        self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-        run = self._mlflow.start_run(
-            run_id=before, run_name=None if before else self._folder.resolve().name
-        )
+        self._mlflow = _import(type(self))
+        try:
+            self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+            run = self._mlflow.start_run(
+                run_id=before, run_name=None if before else self._folder.resolve().name
+            )
+        except self._mlflow.MlflowException as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"MLflow: {reason}; MLFLOW_TRACKING_URI says where it is") from None
         if group := os.environ.get(GROUP):
             self._mlflow.set_tag("group", group)
         self._mlflow.log_text(cfg.dump(), "config.yaml")
@@ -99,25 +102,32 @@ class MLflowWriter(_Tracker):
         self._mlflow.end_run()
 
 
-TRACKERS: dict[str, Callable] = {kind.name: kind for kind in (WandbWriter, MLflowWriter)}
+TRACKERS: dict[str, type[_Tracker]] = {kind.name: kind for kind in (WandbWriter, MLflowWriter)}
 
 
 def trackers_of(cfg, start_iter: int = 0) -> list[EventWriter]:
-    """A writer for each of SOLVER.TRACKERS.
+    """Return a writer for each of SOLVER.TRACKERS.
 
     Raises:
-        UsageError: the package of one is not installed.
+        UsageError: the package of one is not installed, or its server refuses; no entry is begun
+            where a package is missing.
     """
-    return [TRACKERS[name](cfg, start_iter) for name in cfg.SOLVER.TRACKERS]
+    kinds = [TRACKERS[name] for name in cfg.SOLVER.TRACKERS]
+    for kind in kinds:
+        _import(kind)
+    if not start_iter:
+        (Path(cfg.OUTPUT_DIR) / TRACKER_FILE).unlink(missing_ok=True)
+    return [kind(cfg, start_iter) for kind in kinds]
 
 
-def _import(module: str, package: str):
+def _import(kind: type[_Tracker]):
     try:
-        return import_module(module)
-    except ImportError:
-        raise UsageError(
-            f"SOLVER.TRACKERS {module} needs: pip install {package} (or 'ghm_d2[trackers]')"
-        ) from None
+        return import_module(kind.name)
+    except ImportError as error:
+        remedy = f"pip install {kind.package} (or 'ghm_d2[trackers]')"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == kind.name
+        reason = "" if missing else f" again, as it cannot be imported: {error}"
+        raise UsageError(f"SOLVER.TRACKERS {kind.name} needs: {remedy}{reason}") from None
 
 
 def _read_ids(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from ghm_d2.register import register_all
 from ghm_d2.training.precise_bn import SeededPreciseBN
 from ghm_d2.training.prepare import prepare
+from ghm_d2.training.train import train
 
 
 def test_statistics_are_computed_anew_and_the_rest_is_left_alone(tiny, digits_folder, tmp_path):
@@ -41,3 +42,10 @@ def test_statistics_are_computed_anew_and_the_rest_is_left_alone(tiny, digits_fo
     mean = next(name for name in changed if name.endswith("running_mean"))
     assert torch.equal(again[mean], first[mean]) and not torch.equal(other[mean], first[mean])
     assert len(get_bn_modules(model)) > 0 and all(m.momentum != 1 for m in get_bn_modules(model))
+
+
+def test_a_model_whose_batch_norm_is_fixed_trains_on(tiny, digits_folder, tmp_path):
+    words = [*tiny, "TEST.PRECISE_BN.ENABLED", "True", "TEST.EVAL_PERIOD", "2"]
+    source = "quick/retinanet_ghm.yaml"
+    cfg = prepare(source, words, dataset=digits_folder, device="cpu", seed=1, output=tmp_path)
+    assert train(cfg, "digits")[0].status == "finished"

@@ -83,6 +83,50 @@ def test_what_is_unknown_or_not_installed_is_told(cfg, monkeypatch):
         trackers_of(cfg)
 
 
+class Refusal(Exception):
+    """What stands for MLflow's exception."""
+
+
+def mlflow_with(start_run) -> SimpleNamespace:
+    names = ("set_experiment", "set_tag", "log_text", "log_metrics", "end_run")
+    does_nothing = {name: lambda *_, **__: None for name in names}
+    return SimpleNamespace(MlflowException=Refusal, start_run=start_run, **does_nothing)
+
+
+def test_a_resumed_run_goes_on_in_the_entries_of_two_trackers(cfg, monkeypatch):
+    begun = []
+
+    def begin(kind, given):
+        begun.append((kind, given))
+        return given or f"{kind}{len(begun)}"
+
+    def init(**options):
+        return SimpleNamespace(
+            id=begin("w", options["id"]), log=lambda *_, **__: None, finish=lambda: None
+        )
+
+    def start_run(run_id, run_name):
+        return SimpleNamespace(info=SimpleNamespace(run_id=begin("m", run_id)))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow_with(start_run))
+    cfg.SOLVER.TRACKERS = ("wandb", "mlflow")
+    log(cfg, 0, 2)
+    log(cfg, 2, 3)
+    log(cfg, 0, 1)  # a run begun anew has entries of its own
+    assert begun == [("w", None), ("m", None), ("w", "w1"), ("m", "m2"), ("w", None), ("m", None)]
+
+
+def test_a_server_that_refuses_is_an_error_of_one_line(cfg, monkeypatch):
+    def start_run(**_):
+        raise Refusal("no database here\nand a long explanation")
+
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow_with(start_run))
+    cfg.SOLVER.TRACKERS = ("mlflow",)
+    with pytest.raises(UsageError, match=r"MLflow: no database here; MLFLOW_TRACKING_URI"):
+        trackers_of(cfg)
+
+
 def test_any_tracker_is_an_event_writer(cfg, monkeypatch):
     """With a package that stands for MLflow: what a training gives it, and in which order."""
     calls = []
@@ -93,6 +137,7 @@ def test_any_tracker_is_an_event_writer(cfg, monkeypatch):
     entry = SimpleNamespace(info=SimpleNamespace(run_id="a1"))
     names = ("set_experiment", "set_tag", "log_text", "log_metrics", "end_run")
     fake = SimpleNamespace(start_run=note("start_run", entry), **{n: note(n) for n in names})
+    fake.MlflowException = Refusal
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     cfg.SOLVER.TRACKERS = ("mlflow",)
     log(cfg, 0, 2)
