@@ -23,12 +23,12 @@ class BuildKernels(build_ext):
     """Builds without OpenMP where the compiler has none."""
 
     def build_extension(self, extension):
-        # on macOS never with it: two copies of its library, torch's and another, end the process
+        # on macOS never with it: two copies of its library, torch's and another, crash the process
         if sys.platform != "darwin":
             try:
                 return self._build(extension, OPENMP)
             except (CompileError, LinkError) as error:
-                print(f"{extension.name} is built without OpenMP: {error}")
+                print(f"{extension.name} could not be built with OpenMP, trying without: {error}")
         return self._build(extension, NO_OPENMP)
 
     def _build(self, extension, flags):

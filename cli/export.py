@@ -40,8 +40,9 @@ def export(
 
     It takes one image (3, height, width) of any size and gives boxes, scores and classes after
     NMS, and masks of Mask R-CNN; the thresholds are those of the configuration. With --batch it
-    takes (n, 3, height, width) and gives as many rows for each image, and num_detections. Class
-    names, channel order and resizing are in the file, as JSON under the name ghm_d2.json.
+    takes (n, 3, height, width); each output then has n as its first axis and is padded to
+    TEST.DETECTIONS_PER_IMAGE, and num_detections counts what is not padding. Class names, channel
+    order and resizing are in the file, as JSON under the name ghm_d2.json.
     """
     kind = {"batch": batch, "half": half}
     with user_errors():

@@ -77,8 +77,8 @@ def train(
         bool,
         typer.Option(
             "--auto-batch",
-            help="Find the largest batch that the GPU's memory holds, and scale learning rate and "
-            "schedule with it.",
+            help="Find the largest batch that the GPU's memory holds and that leaves 1,000 "
+            "iterations; scale learning rate and schedule with it.",
         ),
     ] = False,
     num_gpus: NumGPUs = 1,
@@ -168,7 +168,8 @@ def _train(
             cfg = prepare(source, overrides, resume=resume, **options)
             cfg, scaling = scale_to_group(cfg, resume)
             if auto_batch:
-                cfg, scaling = fit_batch(cfg, shown)
+                cfg, fitted = fit_batch(cfg, shown)
+                scaling = "; ".join(line for line in (scaling, fitted) if line)
             how = {"resume": resume, "overwrite": overwrite, "profiled": profiled}
             record, evaluation = _run(cfg, scaling, shown, held, **how)
         if rank() > 0:

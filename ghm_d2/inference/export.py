@@ -124,6 +124,7 @@ def describe(model: nn.Module, cfg, *, batch: bool = False, half: bool = False) 
             "dtype": "float32",
             "format": cfg.INPUT.FORMAT,
             "range": [0, 255],
+            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),  # what to pad images of a batch with
         },
         "resize": {key: cfg.INPUT[key] for key in sizes},
         "size_divisibility": model.backbone.size_divisibility,  # the graph pads to it

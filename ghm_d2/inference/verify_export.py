@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor
 
@@ -129,7 +128,7 @@ def compare(
     """
     total, compared, apart = 0, 0, []
     tolerance, (most, threshold) = tolerance_of(model, half), limits(model)
-    images = _one_size(images) if batch else images
+    images = _one_size(images, model.pixel_mean) if batch else images
     found_by_file = _in_batches(run, images) if batch else map(run, images)
     for image in progress.track(images, "checking", len(images)):
         expected, found = detections_of(model, image)[:3], next(found_by_file)[:3]
@@ -142,10 +141,13 @@ def compare(
     return Agreement(len(images), total, compared, *largest, tolerance)
 
 
-def _one_size(images: Sequence[Tensor]) -> list[Tensor]:
-    """Images (3, H, W), zeros added at the right and at the bottom."""
-    height, width = (max(image.shape[i] for image in images) for i in (1, 2))
-    return [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in images]
+def _one_size(images: Sequence[Tensor], pixel_mean: Tensor) -> list[Tensor]:
+    """Return images (3, H, W) of one size, `pixel_mean` added at the right and at the bottom."""
+    size = [max(image.shape[i] for image in images) for i in (1, 2)]
+    padded = [pixel_mean.to(image).reshape(3, 1, 1).repeat(1, *size) for image in images]
+    for whole, image in zip(padded, images, strict=True):
+        whole[:, : image.shape[1], : image.shape[2]] = image
+    return padded
 
 
 def _in_batches(run: Callable, images: Sequence[Tensor]) -> Iterator[Detections]:

@@ -14,18 +14,19 @@ from ghm_d2.progress import Progress
 from ghm_d2.training.prepare import batch_changes
 from ghm_d2.training.train import set_up
 
-FILLED = 0.85  # share of the memory that a trial may take: other batches have more objects
+FILLED = 0.85  # share of the free memory that a trial may take: other batches have more objects
 FEWEST_ITERATIONS = 1000  # a schedule is not shortened below this
 _STEPS = 3  # of a trial; the optimizer makes its state in the first
 
 
 def fit_batch(cfg, progress: Progress) -> tuple[CfgNode, str]:
-    """`cfg` with the largest batch that fits into the GPU's memory, and a line that says so.
+    """Return `cfg` with the largest batch that fits into the GPU's memory, and a line that says so.
 
-    The batch is SOLVER.ACCUMULATE times a power of two. Each is tried by a few training steps at
-    the largest size of INPUT.MIN_SIZE_TRAIN. The schedule keeps the number of images that it sees,
-    but at least FEWEST_ITERATIONS. The learning rate is scaled with the batch (arXiv 1706.02677,
-    section 2.1), that of ADAMW with its square root (arXiv 2205.10287).
+    The configured batch is doubled, or halved, as far as that goes. Each is tried by a few training
+    steps at the largest size of INPUT.MIN_SIZE_TRAIN. The schedule keeps the number of images that
+    it sees; no batch is raised so far that fewer than FEWEST_ITERATIONS are left. The learning rate
+    is scaled with the batch (arXiv 1706.02677, section 2.1), that of ADAMW with its square root
+    (arXiv 2205.10287).
 
     Args:
         cfg: from `prepare`; it is not changed.
@@ -43,49 +44,73 @@ def fit_batch(cfg, progress: Progress) -> tuple[CfgNode, str]:
             "--auto-batch is for one process: run it on one GPU, stop, and set "
             "SOLVER.IMS_PER_BATCH to what it found times the number of GPUs"
         )
+    torch.cuda.init()
     solver = cfg.SOLVER
-    most = solver.IMS_PER_BATCH * solver.MAX_ITER / FEWEST_ITERATIONS
-    best, share, size = 0, 0.0, solver.ACCUMULATE
-    while size <= max(most, solver.ACCUMULATE):
-        progress.message(f"trying a batch of {size}")
-        if (taken := _share_of_memory(cfg, size)) > FILLED:
-            break
-        best, share, size = size, taken, 2 * size
-    if not best:
+    batch, share = _largest(cfg, progress)
+    if not batch:
         raise UsageError(
-            f"a batch of {size} does not fit into the GPU's memory: lower INPUT.MIN_SIZE_TRAIN and "
-            "INPUT.MAX_SIZE_TRAIN, or set SOLVER.AMP.ENABLED True"
+            f"a batch of {solver.ACCUMULATE} does not fit into the GPU's memory: lower "
+            "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN, or set SOLVER.AMP.ENABLED True"
         )
-    scaled = _scaled(cfg, best)
-    changes = batch_changes(solver, scaled.SOLVER)
-    return scaled, f"a batch of {best} takes {share:.0%} of the GPU's memory: {changes}"
+    scaled = _scaled(cfg, batch)
+    line = f"a batch of {batch} takes {share:.0%} of the GPU's memory"
+    if batch != solver.IMS_PER_BATCH:
+        line += f": {batch_changes(solver, scaled.SOLVER)}"
+    if batch >= solver.IMS_PER_BATCH and _too_few_iterations(cfg, 2 * batch):
+        line += f"; a larger one would leave fewer than {FEWEST_ITERATIONS:,} iterations"
+    return scaled, line
+
+
+def _largest(cfg, progress: Progress) -> tuple[int, float]:
+    """Return the largest batch that fits, 0 for none, and the share of the memory it takes."""
+
+    def tried(batch: int) -> float:
+        progress.message(f"trying a batch of {batch}")
+        return _share_of_memory(cfg, batch)
+
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    while batch and (share := tried(batch)) > FILLED:
+        batch = batch // 2 // parts * parts
+    if batch < cfg.SOLVER.IMS_PER_BATCH:
+        return batch, share
+    while not _too_few_iterations(cfg, 2 * batch) and (more := tried(2 * batch)) <= FILLED:
+        batch, share = 2 * batch, more
+    return batch, share
+
+
+def _too_few_iterations(cfg, batch: int) -> bool:
+    return FEWEST_ITERATIONS * batch > cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
 
 
 def _share_of_memory(cfg, batch: int) -> float:
-    """The share of the GPU's memory that training on `batch` images takes; infinite if too much."""
+    """Return the share of the GPU's free memory that training on `batch` images takes.
+
+    It is infinite where the memory does not suffice.
+    """
     device = torch.device(cfg.MODEL.DEVICE)
     torch.cuda.reset_peak_memory_stats(device)
+    available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
         _train_a_little(cfg, batch)
+        return torch.cuda.max_memory_reserved(device) / available
     except torch.OutOfMemoryError:
         return math.inf
     finally:
         gc.collect()
-    peak = torch.cuda.max_memory_reserved(device)
-    torch.cuda.empty_cache()
-    return peak / torch.cuda.mem_get_info(device)[1]
+        torch.cuda.empty_cache()
 
 
 def _train_a_little(cfg, batch: int) -> None:
-    """Train as `train` does, in memory alone."""
+    """Make a few steps as `train` does, in memory alone."""
     trial = cfg.clone()
     trial.defrost()
     trial.SOLVER.IMS_PER_BATCH = batch
     trial.DATALOADER.NUM_WORKERS = 0
-    trial.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),)
+    trial.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),) * 2  # "range" takes two
     trial.SOLVER.ON_DIVERGENCE = "skip"
     trainer, _, _ = set_up(trial, False, Progress())
     trainer.detector.train()
+    trainer.ratio_period = 1  # those steps take the most memory
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(_STEPS):
             trainer.run_step()
@@ -93,7 +118,7 @@ def _train_a_little(cfg, batch: int) -> None:
 
 
 def _scaled(cfg, batch: int) -> CfgNode:
-    """`cfg` with that batch, its learning rate, schedule and periods scaled by Detectron2."""
+    """Return `cfg` with that batch; Detectron2 scales learning rate, schedule and periods."""
     scaled = cfg.clone()
     scaled.defrost()
     scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH
@@ -102,6 +127,7 @@ def _scaled(cfg, batch: int) -> CfgNode:
     solver.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if solver.OPTIMIZER == "ADAMW":
         solver.BASE_LR = cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH)
+    # periods may be rounded to 0, which is an error for checkpoints, and no evaluation at all
     solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD)
     scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
     return scaled

@@ -73,7 +73,8 @@ def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
     handles = [module.register_forward_hook(check(name)) for name, module in leaves]
     state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages are restored below
     try:
-        with EventStorage(0), alone():
+        # a compiled network would be compiled anew around each hook
+        with EventStorage(0), alone(), torch.compiler.set_stance("force_eager"):
             model(batch)
     except (RuntimeError, AssertionError, FloatingPointError, ValueError):
         pass  # NaN inputs may stop a later module; the hooks have seen enough

@@ -191,7 +191,8 @@ def speed_up(model: nn.Module, cfg) -> nn.Module:
     if cfg.MODEL.COMPILE:
         for name in _COMPILED:
             if (part := getattr(model, name, None)) is not None:
-                part.compile(dynamic=True)  # the kernels do not depend on what came before
+                # one code for all sizes, so that a resumed run has the same
+                part.compile(dynamic=True)
     return model
 
 
