@@ -36,8 +36,8 @@ What = Annotated[
     typer.Argument(
         metavar="WHAT...",
         help="claim, density, losses, imbalance, regression, two-stage vs one-stage, backbones, "
-        "systems, noise, noise-kinds, batch-size; or A.yaml vs B.yaml (vs C.yaml ...); or folders "
-        "of data sets, A vs B.",
+        "systems, noise, noise-kinds, batch-size, additions; or A.yaml vs B.yaml (vs C.yaml ...); "
+        "or folders of data sets, A vs B.",
     ),
 ]
 Budget = Annotated[

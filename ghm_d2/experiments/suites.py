@@ -27,6 +27,7 @@ SUITES = (
     "noise",
     "noise-kinds",
     "batch-size",
+    "additions",
 )
 _FOLDER = Path(__file__).parent / "suites"
 DATA_CONFIG = "quick/retinanet_ghm.yaml"  # what is trained where data sets are compared
