@@ -103,7 +103,7 @@ def _example(cfg) -> Tensor:
 
 
 def describe(model: nn.Module, cfg, *, batch: bool = False, half: bool = False) -> dict:
-    """What somebody who has only the file must know to run it; arguments as of `export`."""
+    """Return what somebody who has only the file must know to run it; arguments as of `export`."""
     sizes = ("RESIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
     images = ["batch"] if batch else []
     many = [*images, cfg.TEST.DETECTIONS_PER_IMAGE] if batch else ["n"]  # detections

@@ -20,7 +20,7 @@ Padded = tuple[Tensor, Tensor, Tensor]  # boxes (N, D, 4), scores (N, D), classe
 
 
 def detect(model: nn.Module, images: Tensor) -> Padded:
-    """The detections of `images` (N, 3, H, W), 0 to 255, after NMS, best first.
+    """Return the detections of `images` (N, 3, H, W), 0 to 255, after NMS, best first.
 
     Returns:
         boxes (N, D, 4), XYXY in px, scores (N, D) and classes (N, D). D is the model's
@@ -36,7 +36,7 @@ def detect(model: nn.Module, images: Tensor) -> Padded:
 
 
 def _candidates(model, anchors: list[Tensor], predictions) -> tuple[Tensor, Tensor, Tensor]:
-    """What goes into NMS: scores (N, C), classes (N, C) and boxes (N, C, 4)."""
+    """Return what goes into NMS: scores (N, C), classes (N, C) and boxes (N, C, 4)."""
     best_of = _best_of_level
     if isinstance(model, GHMSSD):
         best_of, anchors = _best_of_classes, [torch.cat(anchors)]
@@ -80,7 +80,7 @@ def _best_of_level(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best_of_classes(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_best_of_level`, of each class."""
+    """Return the same as `_best_of_level`, with the best of each class."""
     best, index = scores.topk(_at_most(scores.shape[1], most), dim=1)
     classes = torch.arange(scores.shape[-1], device=scores.device).expand_as(index)
     return best.flatten(1), classes.flatten(1), index.flatten(1)

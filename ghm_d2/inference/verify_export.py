@@ -23,7 +23,7 @@ AT_ONCE = 3  # images that a file for a batch gets at once; the trace saw two
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a file's detections may be from PyTorch's."""
+    """The largest differences from PyTorch that a file's detections may have."""
 
     px: float
     score: float
@@ -58,14 +58,14 @@ class Agreement:
 
     @property
     def holds(self) -> bool | None:
-        """Whether nothing but rounding sets the two apart; None where nothing was compared."""
+        """True where nothing but rounding sets the two apart; None where nothing was compared."""
         if not self.compared and not self.px:  # px is infinite where the file alone has some
             return None
         return self.px <= self.tolerance.px and self.score <= self.tolerance.score
 
 
 def can_run(form: str) -> bool:
-    """Whether what runs files of this format is installed."""
+    """Return whether what runs files of this format is installed."""
     return form != "onnx" or find_spec("onnxruntime") is not None
 
 
@@ -88,7 +88,7 @@ def load_exported(data: bytes, form: str) -> Callable[[Tensor], tuple[Tensor, ..
 
 
 def check_images(cfg, count: int) -> tuple[str, list[Tensor]]:
-    """Where they come from, and `count` images (3, H, W) of 0 to 255, resized, float32.
+    """Return the images' source, and `count` images (3, H, W) of 0 to 255, resized, float32.
 
     They are the first ones of DATASETS.TEST; noise of several sizes where there is no such data.
     """
@@ -122,7 +122,7 @@ def compare(
     batch: bool = False,
     half: bool = False,
 ) -> Agreement:
-    """How far `run` is from `model`, which is in evaluation mode, on images (3, H, W), float32.
+    """Compare `run` with `model`, in evaluation mode, on images (3, H, W), float32.
 
     `batch` and `half` are as in `export`; for a batch, images are padded to one size.
     """
@@ -168,7 +168,7 @@ def limits(model) -> tuple[int, float]:
 def differences(
     expected: Detections, found: Detections, least: float = -math.inf
 ) -> tuple[float, float]:
-    """Of boxes in px and of scores, the largest between a detection and the nearest of its class.
+    """Return the largest distances, in px and in score, of a detection to the nearest of its class.
 
     Infinite where a detection has no such counterpart. The order does not count, since rounding
     decides that of equal scores. A detection counts if its score is above `least`.

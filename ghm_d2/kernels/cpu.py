@@ -50,7 +50,7 @@ class _Job(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the C library was built and loads."""
+    """Return whether the C library was built and loads."""
     return _library() is not None
 
 
@@ -151,7 +151,7 @@ def _call(name: str, pred, target, valid, i: int, **fields) -> None:
 
 
 def _options(kind: str, mu: Tensor | None, bins: int, num_regions: int, alpha: float, gamma: float):
-    """What the C functions of these samples begin with, and their options."""
+    """Return how the names of these samples' C functions begin, and their options."""
     name = "focal" if alpha >= 0 or gamma > 0 else kind
     options = {"bins": bins, "regions": num_regions, "gamma": gamma}
     options["others"], options["targets"] = (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
@@ -168,7 +168,7 @@ def _num_parts(x: Tensor) -> int:
 
 
 def _forked() -> bool:
-    """Whether this process is a fork of another, whose threads of OpenMP it does not have."""
+    """Return whether this process is a fork, which lacks the OpenMP threads of its parent."""
     return os.getpid() != _PROCESS
 
 

@@ -1,4 +1,4 @@
-"""What GHM-C and GHM-R share: count samples, add up over processes, weigh the losses."""
+"""The base of GHM-C and GHM-R: count samples, add up over processes, weigh the losses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -56,7 +56,7 @@ class CountedLoss(Count):
 
 
 class HarmonizedLoss(nn.Module):
-    """What GHM-C and GHM-R share: count samples by gradient norm, then weigh them.
+    """The base of GHM-C and GHM-R: count samples by gradient norm, then weigh them.
 
     `levels` does both. `begin` only counts, for losses that share an all-reduce with others:
 

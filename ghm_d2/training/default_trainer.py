@@ -64,17 +64,17 @@ class GHMDefaultTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg, model):
-        """By SOLVER.OPTIMIZER and SOLVER.CLIP_GRADIENTS."""
+        """Build the optimizer that SOLVER.OPTIMIZER and SOLVER.CLIP_GRADIENTS name."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """With INPUT.RESIZE and INPUT.AUGMENTATION."""
+        """Build the loader of training, with INPUT.RESIZE and INPUT.AUGMENTATION."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """With INPUT.RESIZE; an image that cannot be read raises DataError."""
+        """Build the loader of an evaluation; an image that cannot be read raises DataError."""
         mapper = GHMDatasetMapper(cfg, False)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=mapper, collate_fn=raise_on_bad_image

@@ -1,4 +1,4 @@
-"""Where NaN or infinity first appeared in a training that diverged."""
+"""The module of a network in which NaN or infinity first appeared, when training diverged."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def diverged(
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether all parameters and buffers of `model` are finite."""
+    """Return whether all parameters and buffers of `model` are finite."""
     tensors = model.state_dict().values()
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 

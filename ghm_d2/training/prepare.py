@@ -1,4 +1,4 @@
-"""From a configuration's name and a data set to a checked, resolved `cfg`: one way for all."""
+"""The one way from a configuration's name and a data set to a checked, resolved `cfg`."""
 
 import random
 import re

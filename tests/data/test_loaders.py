@@ -97,7 +97,7 @@ def test_polygons_and_rles_become_masks_that_follow_the_image(tmp_path):
 @pytest.mark.parametrize("augmentation", ["", "ssd", "yolo"])
 @pytest.mark.parametrize("masks", [False, True])
 def test_boxes_without_area_or_outside_are_left_out(tmp_path, augmentation, masks):
-    """As by Detectron2's mapper: of COCO's box without height, of one outside, and of a crowd."""
+    """Detectron2's mapper leaves out the same: boxes without height, outside, of a crowd."""
     file = tmp_path / "image.png"
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file)
     flat = [6.65, 8.33, 7.68, 8.33, 7.68, 8.33, 6.65, 8.33]
