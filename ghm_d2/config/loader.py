@@ -11,8 +11,10 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +164,27 @@ def _read_with_base(file: Path, read: list[Path], seen: tuple[Path, ...]) -> dic
         raise UsageError(f"{file}: a configuration is a mapping of keys to values")
     if size > _MOST_VALUES:
         raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
-    bases = loaded.pop(BASE_KEY, None) or []
+    bases = loaded.get(BASE_KEY) or []
     values: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
         beside = file.parent / os.path.expanduser(str(base))
         base_file = beside if beside.is_file() else find_config(str(base))
         values |= _read_with_base(base_file, read, (*seen, file))
-    return values | flatten(loaded)
+    return values | flatten({key: value for key, value in loaded.items() if key != BASE_KEY})
 
 
 def _parse(file: Path):
-    text = file.read_text(encoding="utf-8")
     zoo = _model_zoo_configs()
+    of_detectron2 = zoo is not None and file.is_relative_to(zoo.resolve())
+    return _parse_text(file.read_text(encoding="utf-8"), of_detectron2)
+
+
+@lru_cache(maxsize=64)  # a comparison reads the same few files hundreds of times
+def _parse_text(text: str, of_detectron2: bool):
     try:
         return yaml.safe_load(text)
     except yaml.constructor.ConstructorError:
-        if zoo and file.is_relative_to(zoo.resolve()):
+        if of_detectron2:
             return yaml.unsafe_load(text)  # Base-RetinaNet.yaml computes its anchors
         raise
 
@@ -195,8 +202,9 @@ def _count(node, known: dict[int, int]) -> int:
 def _merge(cfg, values: dict[str, Any]) -> None:
     """Merge values by dotted key, in place; what they may not be stands at `load_config`."""
     known = flatten(cfg)
+    groups = {group for key in known for group in accumulate(key.split(".")[:-1], "{}.{}".format)}
     for key, value in values.items():
-        if any(k.startswith(f"{key}.") for k in known):
+        if key in groups:
             if value == {}:  # a group of which the file sets no key
                 continue
             raise UsageError(f"{_shown(key)} is a group of keys, not a value")
