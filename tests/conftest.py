@@ -28,7 +28,7 @@ def pytest_configure(config):
 # a detector of seconds: random weights, images of 64 px, four iterations
 TINY = (
     "MODEL.TIMM.PRETRAINED ''",
-    "MODEL.TIMM.NAME mobilenetv3_small_050",
+    "MODEL.TIMM.NAME test_efficientnet",
     "MODEL.FPN.OUT_CHANNELS 16",
     "MODEL.RETINANET.NUM_CONVS 1",
     "MODEL.RETINANET.SCORE_THRESH_TEST 0.001",

@@ -13,8 +13,8 @@ import pytest
 
 LOSSES = ("losses", "--side", "focal + SL1", "--side", "GHM-C + SL1 (robust)")
 # long enough to be killed on the way
-LONGER = ("--set", "SOLVER.MAX_ITER", "60", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
-LONGER += ("--set", "TEST.EVAL_PERIOD", "30")
+LONGER = ("--set", "SOLVER.MAX_ITER", "40", "--set", "SOLVER.CHECKPOINT_PERIOD", "10")
+LONGER += ("--set", "TEST.EVAL_PERIOD", "20")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed(killed):
     iterations = [json.loads(line)["iteration"] for line in log.splitlines()]
     assert iterations == sorted(iterations)
     record = table(killed)[1]["record"]
-    assert record["status"] == "finished" and record["iterations"] == 60
+    assert record["status"] == "finished" and record["iterations"] == 40
     said = (killed / table(killed)[1]["folder"] / "log.txt").read_text()
     assert re.search(r"resuming after [1-9]\d* iterations", said)
 

@@ -13,7 +13,7 @@ from traps import Case
 
 CONFIG = "quick/retinanet_focal.yaml"
 TINY = {
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+    "MODEL.TIMM.NAME": "test_efficientnet",
     "MODEL.TIMM.PRETRAINED": "",
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.RETINANET.NUM_CONVS": 1,

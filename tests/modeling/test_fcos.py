@@ -346,7 +346,7 @@ def test_a_box_of_one_pixel_is_learnt_or_left_out(reg):
 def test_on_a_timm_backbone():
     keys = {
         "MODEL.BACKBONE.NAME": "build_ghm_timm_fpn_backbone",
-        "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+        "MODEL.TIMM.NAME": "test_efficientnet",
         "MODEL.FPN.OUT_CHANNELS": "48",  # no multiple of group norm's 32
     }
     model = ghm_fcos("ghm_c", keys=keys)

@@ -18,7 +18,7 @@ DETECTORS = ("RETINANET", "FCOS", "SSD", "YOLOV3")
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.TIMM.PRETRAINED": "",
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+    "MODEL.TIMM.NAME": "test_efficientnet",
     "MODEL.FPN.OUT_CHANNELS": "16",
     "MODEL.RETINANET.NUM_CONVS": "1",
     "MODEL.FCOS.NUM_CONVS": "1",

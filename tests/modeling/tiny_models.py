@@ -1,9 +1,13 @@
 """Detectors of Detectron2's model zoo, made so small that a step takes a fraction of a second."""
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
 
 from ghm_d2.config import load_config
 from ghm_d2.register import register_all
@@ -15,8 +19,7 @@ TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.PIXEL_STD": "[57.4, 57.1, 58.4]",
     "MODEL.BACKBONE.FREEZE_AT": "5",  # only FPN and heads are trained
-    "MODEL.RESNETS.DEPTH": "18",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
+    "MODEL.BACKBONE.NAME": "build_tiny_fpn_backbone",
     "MODEL.FPN.OUT_CHANNELS": "32",
     "MODEL.ANCHOR_GENERATOR.SIZES": "[[8], [16], [32], [64], [128]]",
     "MODEL.RETINANET.NUM_CLASSES": str(CLASSES),
@@ -36,7 +39,7 @@ TINY = {
 QUICK_TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.TIMM.PRETRAINED": "",
-    "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+    "MODEL.TIMM.NAME": "test_efficientnet",
     "MODEL.FPN.OUT_CHANNELS": "16",
     "MODEL.SSD.EXTRA_CHANNELS": "16",
     "MODEL.SSD.HEAD_CHANNELS": "16",
@@ -46,6 +49,45 @@ FILES = {
     "GeneralizedRCNN": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
 }
 GHM_RCNN = {"MODEL.ROI_HEADS.NAME": "GHMROIHeads", "MODEL.PROPOSAL_GENERATOR.NAME": "GHMRPN"}
+
+
+class TinyBackbone(Backbone):
+    """A convolution a stage, with the names and strides of a ResNet's."""
+
+    CHANNELS = 16
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, self.CHANNELS, 7, stride=4, padding=3)
+        self.stages = nn.ModuleList(
+            nn.Conv2d(self.CHANNELS, self.CHANNELS, 3, stride=stride, padding=1)
+            for stride in (1, 2, 2, 2)
+        )
+        for conv in (self.stem, *self.stages):
+            c2_msra_fill(conv)  # activations as large as those of the images
+
+    def forward(self, x):
+        x = self.stem(x)
+        features = {}
+        for number, stage in enumerate(self.stages, start=2):
+            features[f"res{number}"] = x = stage(x).relu()
+        return features
+
+    def output_shape(self):
+        return {
+            f"res{number}": ShapeSpec(channels=self.CHANNELS, stride=2**number)
+            for number in range(2, 6)
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_tiny_fpn_backbone(cfg, input_shape):
+    """The pyramid of Detectron2's RetinaNet, or of its R-CNNs where that takes res2."""
+    out = cfg.MODEL.FPN.OUT_CHANNELS
+    two_stage = "res2" in cfg.MODEL.FPN.IN_FEATURES
+    top = LastLevelMaxPool() if two_stage else LastLevelP6P7(TinyBackbone.CHANNELS, out, "res5")
+    bottom_up = TinyBackbone().requires_grad_(cfg.MODEL.BACKBONE.FREEZE_AT == 0)
+    return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, out, top_block=top)
 
 
 def build(file: str, keys=()):

@@ -83,7 +83,8 @@ def batch() -> list[dict]:
 @pytest.mark.parametrize(("name", "kind"), SYSTEMS.items())
 def test_each_loss_reaches_what_it_trains(name, kind):
     register_all()
-    words = ["MODEL.DEVICE", "cpu"]
+    words = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "test_efficientnet"]
+    words += ["MODEL.TIMM.PRETRAINED", "", "MODEL.TIMM.FREEZE_BN", "False"]
     torch.manual_seed(0)
     model = build_model(load_config(f"quick/{name}.yaml", words)).train()
     with EventStorage():

@@ -24,7 +24,6 @@ SYSTEMS = (
     "fcos",
     "fcos_ghm_c",
 )
-IN_SECONDS = ("retinanet_ghm", "yolov3_ghm", "faster_rcnn_ghm_r")
 SHORT = {
     "SOLVER.MAX_ITER": 120,
     "SOLVER.WARMUP_ITERS": 20,
@@ -74,7 +73,6 @@ def test_eight_pictures_are_learnt(ghm, pictures, tmp_path, name):
     assert_learns(ghm, name, data, tmp_path / "run", SHORT)
 
 
-@pytest.mark.parametrize("name", IN_SECONDS)
-def test_four_small_pictures_are_learnt(ghm, pictures, tmp_path, name):
+def test_four_small_pictures_are_learnt(ghm, pictures, tmp_path):
     data = pictures(4, image_size=(96, 128), side=(24, 64))
-    assert_learns(ghm, name, data, tmp_path / "run", SHORT | SHORTER)
+    assert_learns(ghm, "retinanet_ghm", data, tmp_path / "run", SHORT | SHORTER)

@@ -64,6 +64,7 @@ def test_parameters(name):
     assert sum(p.numel() for p in built(name).parameters()) == expected
 
 
+@pytest.mark.slow  # seconds each, for networks that Detectron2 builds
 @pytest.mark.parametrize(
     ("name", "billions"),
     [("coco/retinanet_R_50_FPN_1x.yaml", 146), ("coco/faster_rcnn_R_50_FPN_1x.yaml", 117)],

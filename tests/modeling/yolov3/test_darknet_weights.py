@@ -252,7 +252,7 @@ def test_another_number_of_classes(model, tmp_path):
         (
             {
                 "MODEL.BACKBONE.NAME": "build_ghm_timm_backbone",
-                "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+                "MODEL.TIMM.NAME": "test_efficientnet",
             },
             "build_ghm_darknet_backbone",
         ),

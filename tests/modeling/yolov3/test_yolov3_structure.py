@@ -144,7 +144,7 @@ def test_other_numbers_of_levels():
 def test_a_timm_backbone():
     keys = {
         "MODEL.BACKBONE.NAME": "build_ghm_timm_backbone",
-        "MODEL.TIMM.NAME": "mobilenetv3_small_050",
+        "MODEL.TIMM.NAME": "test_efficientnet",
     }
     backbone = build_backbone(config(keys))
     assert backbone.size_divisibility == 32
