@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ghm_d2.kernels import triton_samples
+from ghm_d2.kernels.gpu import samples
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CAPABILITIES = (80, 90)
@@ -45,7 +45,7 @@ PASSES = {
 
 def compile_kernel(name: str, capability: int):
     """Compile a kernel for GPUs of a compute capability; the result has its machine code."""
-    kernel = getattr(triton_samples, name)
+    kernel = getattr(samples, name)
     tensors, constants = PASSES[name]
     signature = dict.fromkeys(kernel.arg_names, "constexpr") | tensors
     source = ASTSource(kernel, signature, constants)

@@ -147,7 +147,7 @@ def _detectron2(folder: Path):
 
 
 def _ghm(folder: Path):
-    from ghm_d2.data.loaders import build_train_loader
+    from ghm_d2.data.loading.loaders import build_train_loader
     from ghm_d2.training.prepare import prepare
 
     def load():

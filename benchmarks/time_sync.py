@@ -16,8 +16,8 @@ import torch.distributed as dist
 from measure import environment, figures, write_result
 from torch.utils.benchmark import Measurement, Timer
 
-from ghm_d2.losses import sync
-from ghm_d2.losses.sync import Count, sum_up
+from ghm_d2.losses.density import sync
+from ghm_d2.losses.density.sync import Count, sum_up
 from ghm_d2.training.distributed import process_group
 
 SHAPES = ((), (5, 30), (5, 10))

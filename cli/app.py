@@ -2,10 +2,10 @@
 
 import typer
 
-from . import data
-from ._options import PASS_UNKNOWN
+from .common.options import PASS_UNKNOWN
 from .compare import CompareCommand, compare
 from .configs import configs
+from .data.commands import app as data_app
 from .doctor import doctor
 from .eval import evaluate
 from .export import export
@@ -49,7 +49,7 @@ app.command(
 app.command("report", epilog="Example: ghm report runs")(report)
 app.command("configs", epilog="Example: ghm configs")(configs)
 app.command("doctor", epilog="Example: ghm doctor")(doctor)
-app.add_typer(data.app, name="data")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from typer.core import TyperCommand
 
 from ghm_d2.errors import UsageError
 
-from ._console import emit, err, out, user_errors
-from ._options import OF_DATA, Dataset, Json, check_overrides, make_folder
+from .common.console import emit, err, out, user_errors
+from .common.options import OF_DATA, Dataset, Json, check_overrides, make_folder
 
 
 class CompareCommand(TyperCommand):
@@ -140,7 +140,7 @@ def compare(
         check_overrides(overrides, SEED="--seeds", **OF_DATA)
         make_folder(output)
 
-        from ._logs import quiet
+        from .common.logs import quiet
 
         quiet()
         from ghm_d2.experiments.compare import Request
@@ -200,10 +200,10 @@ def _compare(
     """
     from ghm_d2.experiments.compare import compare, make_plan
     from ghm_d2.experiments.launch import SubmititLauncher
-    from ghm_d2.reports.power import PlannedPower, read_spread
     from ghm_d2.reports.report import is_decided
+    from ghm_d2.reports.statistics.power import PlannedPower, read_spread
 
-    from ._progress import progress
+    from .common.progress import progress
 
     with progress() as shown:
         plan = make_plan(request, shown)
@@ -222,7 +222,7 @@ def _compare(
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     with progress() as shown:
         folder = compare(request, start, shown, None if all_seeds else is_decided)
-    from ghm_d2.reports.write import write_report
+    from ghm_d2.reports.page.write import write_report
 
     from .report import show_report
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import emit, out, tell, user_errors
-from ._options import Json
+from .common.console import emit, out, tell, user_errors
+from .common.options import Json
 
 HEADERS = ("Configuration", "Method", "Network", "Params, M", "GFLOPs", "Published", "Here")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import typer
 
-from ._console import emit, err, out, user_errors
-from ._options import Json
+from .common.console import emit, err, out, user_errors
+from .common.options import Json
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTRON2_SOURCE = "git+https://github.com/facebookresearch/detectron2.git"

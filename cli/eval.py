@@ -10,9 +10,9 @@ import typer
 from ghm_d2.errors import RunError, UsageError
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
-from ._console import emit, out, show_error, tell, user_errors
-from ._group import Group, launch, rank
-from ._options import (
+from .common.console import emit, out, show_error, tell, user_errors
+from .common.group import Group, launch, rank
+from .common.options import (
     Dataset,
     Device,
     Json,
@@ -76,15 +76,15 @@ class _Done:
 
 def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | None:
     """Evaluate on each data set; returns None on ranks other than 0."""
-    from ._logs import quiet
-    from ._progress import progress
+    from .common.logs import quiet
+    from .common.progress import progress
 
     quiet()  # before anything that warns is imported
     from ghm_d2.data.catalog import data_label
     from ghm_d2.data.registered import has_annotations, set_name
     from ghm_d2.describe import describe_run, peak_memory_mb
-    from ghm_d2.inference.evaluate import evaluate
-    from ghm_d2.inference.expected import check_expected
+    from ghm_d2.inference.evaluation.evaluate import evaluate
+    from ghm_d2.inference.evaluation.expected import check_expected
     from ghm_d2.inference.load import config_source, folder_of, load_detector
     from ghm_d2.training.distributed import lost_peers, process_group
     from ghm_d2.training.prepare import pick_device, prepare_evaluation
@@ -126,9 +126,9 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
     """
     from ghm_d2.data.registered import set_name
     from ghm_d2.files import write_json
+    from ghm_d2.inference.evaluation.results_file import submission_hint, write_results
     from ghm_d2.inference.load import folder_of
     from ghm_d2.inference.predict import draw_beside_truth
-    from ghm_d2.inference.results_file import submission_hint, write_results
 
     done = _Done(record, set_name(next(iter(found))))
     for number, (name, result) in enumerate(found.items()):

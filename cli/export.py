@@ -10,8 +10,8 @@ import typer
 
 from ghm_d2.errors import UsageError
 
-from ._console import emit, err, tell, user_errors
-from ._options import Json, Overrides
+from .common.console import emit, err, tell, user_errors
+from .common.options import Json, Overrides
 
 
 def export(
@@ -50,15 +50,15 @@ def export(
 
 
 def _export(weights, overrides, form, kind, output, config, check, as_json) -> None:
-    from ._logs import quiet
+    from .common.logs import quiet
 
     quiet()  # before anything that warns is imported
     from ghm_d2.files import write_atomically
-    from ghm_d2.inference.export import SUFFIXES, check_format, describe, export
+    from ghm_d2.inference.exporting.export import SUFFIXES, check_format, describe, export
     from ghm_d2.inference.load import config_source, folder_of, load_detector
     from ghm_d2.training.prepare import prepare_detector
 
-    from ._progress import progress
+    from .common.progress import progress
 
     check_format(form, kind["half"])
     cfg = prepare_detector(config_source(weights, config), overrides, device="cpu")
@@ -87,8 +87,8 @@ def _export(weights, overrides, form, kind, output, config, check, as_json) -> N
 
 def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown):
     """An `Agreement` and where its images come from; (None, "") where nothing is checked."""
-    from ghm_d2.inference.export import INSTALL
-    from ghm_d2.inference.verify_export import can_run, check_images, compare, load_exported
+    from ghm_d2.inference.exporting.export import INSTALL
+    from ghm_d2.inference.exporting.verify import can_run, check_images, compare, load_exported
 
     if not count:
         return None, ""

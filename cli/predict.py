@@ -8,8 +8,8 @@ import typer
 from ghm_d2.errors import UsageError
 from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stems
 
-from ._console import emit, tell, user_errors
-from ._options import Device, Json, make_folder
+from .common.console import emit, tell, user_errors
+from .common.options import Device, Json, make_folder
 
 
 def predict(
@@ -77,13 +77,13 @@ def _predict(sources, weights, config, output: Path, pictures: bool, formats, op
     from ghm_d2.inference.sources import find_sources
 
     files, videos = find_sources(sources)
-    from ._logs import quiet
+    from .common.logs import quiet
 
     quiet()  # before anything that warns is imported
     from ghm_d2.inference.predict import draw_detections, predict
     from ghm_d2.inference.video import predict_video
 
-    from ._progress import progress
+    from .common.progress import progress
 
     make_folder(output)
     detect, names = _predictor(weights, config, **options)

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from ghm_d2.errors import UsageError
 
-from ._console import emit, out, tell, user_errors
-from ._options import Json, make_folder
+from .common.console import emit, out, tell, user_errors
+from .common.options import Json, make_folder
 
 TABLE_WIDTH = 150  # characters; in less the names break into syllables
 
@@ -53,7 +53,7 @@ def report(
 
 
 def _markdown(folder: Path, comparisons: list[Path]) -> str:
-    from ghm_d2.reports.document import markdown_table
+    from ghm_d2.reports.page.document import markdown_table
     from ghm_d2.reports.report import by_data, overview, read_report
     from ghm_d2.reports.study import find_records, is_comparison
     from ghm_d2.reports.tables import runs_table
@@ -67,11 +67,11 @@ def _markdown(folder: Path, comparisons: list[Path]) -> str:
 
 
 def _write_all(folder: Path, comparisons: list[Path], as_json: bool) -> None:
+    from ghm_d2.reports.page.write import write_overview, write_report
     from ghm_d2.reports.report import by_data, overview
     from ghm_d2.reports.tables import terminal_table
-    from ghm_d2.reports.write import write_overview, write_report
 
-    from ._progress import progress
+    from .common.progress import progress
 
     with progress() as shown:
         tracked = shown.track(comparisons, "writing reports", len(comparisons))
@@ -96,7 +96,7 @@ def _write(folder: Path, output: Path | None, as_json: bool) -> None:
     if as_json and records is not None and output is None:
         emit(records, as_json=True, human=None)
         return
-    from ghm_d2.reports.write import write_report  # imports matplotlib
+    from ghm_d2.reports.page.write import write_report  # imports matplotlib
 
     if output is not None:
         make_folder(output)

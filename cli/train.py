@@ -22,9 +22,9 @@ from ghm_d2.run_folder import (
     WRITTEN_BY_TRAINING,
 )
 
-from ._console import emit, out, show_error, tell, user_errors
-from ._group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
-from ._options import (
+from .common.console import emit, out, show_error, tell, user_errors
+from .common.group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
+from .common.options import (
     Dataset,
     Device,
     Json,
@@ -150,8 +150,8 @@ def _train(
     Args:
         options: dataset, device, seed and output, as for `prepare`.
     """
-    from ._logs import quiet
-    from ._progress import progress
+    from .common.logs import quiet
+    from .common.progress import progress
 
     quiet()  # before anything that warns is imported
     from ghm_d2.inference.predict import draw_beside_truth
@@ -188,7 +188,7 @@ def _run(cfg, scaling: str, shown, held: ExitStack, *, resume, overwrite, profil
     from ghm_d2.locks import training_in
     from ghm_d2.training.train import train
 
-    from ._logs import log_to
+    from .common.logs import log_to
 
     folder = Path(cfg.OUTPUT_DIR)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ghm_d2.config import get_cfg, merge_overrides
-from ghm_d2.reports.document import escape
+from ghm_d2.reports.page.document import escape
 from ghm_d2.reports.report import read_report
 from ghm_d2.reports.study import find_comparisons
 

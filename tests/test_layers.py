@@ -55,7 +55,7 @@ LIGHT_LAYERS = {"reports", "records", "files", "errors", "version", "configs", "
 
 
 def layer(module: str) -> str:
-    """ "losses" of "ghm_d2.losses.density"; the package itself holds the version."""
+    """ "losses" of "ghm_d2.losses.ghm_c"; the package itself holds the version."""
     return module.split(".")[1] if "." in module else "version"
 
 
@@ -156,13 +156,13 @@ def test_the_walk_sees_the_project():
     ("file", "line"),
     [
         ("ghm_d2/kernels/reference.py", "import ghm_d2.losses.reduce"),
-        ("ghm_d2/losses/density.py", "from ghm_d2.modeling import retinanet"),
-        ("ghm_d2/losses/density.py", "from ..modeling.rpn import GHMRPN"),
+        ("ghm_d2/losses/density/gradient_density.py", "from ghm_d2.modeling import retinanet"),
+        ("ghm_d2/losses/density/gradient_density.py", "from ..modeling.rpn import GHMRPN"),
         ("ghm_d2/modeling/rpn.py", "from ghm_d2.data.digits import draw"),
         ("ghm_d2/modeling/rpn.py", "from ghm_d2 import register"),
         ("ghm_d2/data/digits/draw.py", "from ghm_d2.modeling import rpn"),
         ("ghm_d2/data/masks.py", "from ..training import trainer"),
-        ("ghm_d2/training/hooks.py", "from ghm_d2.cli._console import out"),
+        ("ghm_d2/training/hooks.py", "from ghm_d2.cli.common.console import out"),
         ("ghm_d2/training/hooks.py", "from ghm_d2.reports import tables"),
         ("ghm_d2/training/hooks.py", "importlib.import_module('ghm_d2.reports.tables')"),
         ("ghm_d2/reports/tables.py", "import torch.nn"),

@@ -67,7 +67,7 @@ def picture(cfg):
     import torch
     from detectron2.data.transforms import AugInput, AugmentationList
 
-    from ghm_d2.data.augment import build_augmentations
+    from ghm_d2.data.loading.augment import build_augmentations
 
     grey = AugInput(np.full((*PICTURE, 3), 127, np.uint8))
     AugmentationList(build_augmentations(cfg, False))(grey)

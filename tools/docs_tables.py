@@ -9,7 +9,7 @@ A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMA
   whose path stands in the place of a command;
 - `keys GROUP`: the configuration keys that the function `_add_GROUP` of ghm_d2/config/keys.py adds,
   with the comments that stand there;
-- `simulation`: what benchmarks/simulate_verdicts.py found;
+- `simulation`: what tools/simulate_verdicts.py found;
 - `noise weights`: what benchmarks/noise_weights.py found.
 """
 
@@ -92,7 +92,7 @@ def simulation_table() -> str:
 
 def noise_weights_table() -> str:
     """Return what a spoilt box weighs against a clean one, a column for each number of images."""
-    from ghm_d2.reports.statistics import estimate
+    from ghm_d2.reports.statistics.estimates import estimate
 
     file = ROOT / "results" / "noise" / "by_batch.json"
     found = json.loads(file.read_text(encoding="utf-8"))["results"]

@@ -31,15 +31,15 @@ from ghm_d2.analysis.samples import (
 )
 from ghm_d2.data.registered import category_ids, is_lvis
 from ghm_d2.files import write_atomically, write_text
-from ghm_d2.inference.bootstrap import image_bootstrap
-from ghm_d2.inference.confusion import (
+from ghm_d2.inference.evaluation.bootstrap import image_bootstrap
+from ghm_d2.inference.evaluation.confusion import (
     IOU,
     ImageErrors,
     best_detections,
     confuse,
     worst_images,
 )
-from ghm_d2.inference.evaluate import Evaluation, evaluate
+from ghm_d2.inference.evaluation.evaluate import Evaluation, evaluate
 from ghm_d2.inference.predict import sheet_beside_truth
 from ghm_d2.progress import Progress
 from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE

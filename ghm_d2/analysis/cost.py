@@ -16,7 +16,7 @@ from ghm_d2.analysis.samples import (
     training_copy,
     training_items,
 )
-from ghm_d2.data.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.data.loading.loaders import build_test_loader, raise_on_bad_image
 
 _WARM_UP, _REPEATS = 3, 5  # fvcore's focal loss is compiled in its first runs
 

@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ghm_d2.data.digits.noise import KINDS
-from ghm_d2.data.loaders import GHMDatasetMapper, raise_on_bad_image
+from ghm_d2.data.loading.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GHMR, GradientDensity, bce_loss, softmax_ce_loss

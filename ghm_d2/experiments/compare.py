@@ -38,7 +38,7 @@ from ghm_d2.records import (
     Trial,
 )
 from ghm_d2.run_folder import LOCK_FILE, LOG_FILE, METRICS_FILE
-from ghm_d2.training.trackers import GROUP
+from ghm_d2.training.metrics.trackers import GROUP
 
 POLL_SECONDS = 1.0
 

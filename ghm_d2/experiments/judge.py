@@ -13,7 +13,7 @@ from ghm_d2.data.holdout import write_fold
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.compare import run_all
 from ghm_d2.experiments.plan import PlannedRun, absolute, make_run
-from ghm_d2.inference.evaluate import evaluate
+from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.inference.load import config_source, load_detector
 from ghm_d2.progress import Progress
 from ghm_d2.records import TABLE_FILE, RunsTable

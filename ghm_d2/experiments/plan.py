@@ -24,8 +24,8 @@ from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
 from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
+from ghm_d2.training.metrics.timing import time_steps
 from ghm_d2.training.prepare import prepare
-from ghm_d2.training.timing import time_steps
 
 QUICK_ITERATIONS = 300
 # digits that no setting of a loss was chosen on: those of seed 0 are for development

@@ -11,13 +11,13 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from ghm_d2.data.augment import build_augmentations
 from ghm_d2.data.images import read_image
+from ghm_d2.data.loading.augment import build_augmentations
 from ghm_d2.data.registered import category_ids
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.errors import DataError
 from ghm_d2.inference.augmented import with_augmentation
-from ghm_d2.inference.confusion import best_detections
+from ghm_d2.inference.evaluation.confusion import best_detections
 from ghm_d2.inference.formats import Found
 from ghm_d2.progress import Progress
 

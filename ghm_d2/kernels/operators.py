@@ -7,7 +7,7 @@
     ghm_d2::size_counts  the histogram of |pred - target|
     ghm_d2::quantile     a quantile of such sizes, from the average of their histograms
 
-Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`triton_ghm`).
+Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`gpu.ghm`).
 Losses are differentiated by `loss_of`; the operators themselves have no derivative.
 """
 
@@ -63,12 +63,12 @@ def backend_name(device_type: str) -> str:
 
 
 def triton_backend() -> ModuleType | None:
-    """`triton_ghm` where Triton is installed and can run."""
+    """`gpu.ghm` where Triton is installed and can run."""
     if find_spec("triton") is None:
         return None
-    from ghm_d2.kernels import triton_ghm
+    from ghm_d2.kernels.gpu import ghm
 
-    return triton_ghm if triton_ghm.available() else None
+    return ghm if ghm.available() else None
 
 
 def _run(name: str, device_type: str, *args):

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ghm_d2 import kernels
 from ghm_d2.kernels import DeltaSamples
-from ghm_d2.losses.density import is_recomputing
+from ghm_d2.losses.density.gradient_density import is_recomputing
+from ghm_d2.losses.density.quantile import MovingQuantile
 from ghm_d2.losses.harmonized import CountedLoss, HarmonizedLoss
-from ghm_d2.losses.quantile import MovingQuantile
 from ghm_d2.losses.reduce import check_range
 
 

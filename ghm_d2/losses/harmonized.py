@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
-from ghm_d2.losses.density import GradientDensity, is_recomputing
+from ghm_d2.losses.density.gradient_density import GradientDensity, is_recomputing
+from ghm_d2.losses.density.sync import Count, sum_up
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range
-from ghm_d2.losses.sync import Count, sum_up
 
 
 class CountedLoss(Count):

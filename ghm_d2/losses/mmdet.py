@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ghm_d2 import losses
+from ghm_d2.losses.density.state import CountState
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice
-from ghm_d2.losses.state import CountState
 
 
 class _MMDetGHM(CountState):

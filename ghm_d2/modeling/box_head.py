@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss, softmax_ce_loss
-from ghm_d2.losses.sync import sum_up
+from ghm_d2.losses.density.sync import sum_up
 from ghm_d2.modeling.build_losses import class_weights, ghm_modules
 from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type, used_module
 from ghm_d2.modeling.retinanet import REG_LOSSES

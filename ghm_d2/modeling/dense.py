@@ -24,8 +24,8 @@ from ghm_d2.losses import (
     quality_focal_loss,
     varifocal_loss,
 )
+from ghm_d2.losses.density.sync import Count
 from ghm_d2.losses.harmonized import CountedLoss
-from ghm_d2.losses.sync import Count
 from ghm_d2.modeling.loss_choice import LossChoice
 
 QUALITY_LOSSES = {"qfl": quality_focal_loss, "vfl": varifocal_loss}

@@ -16,8 +16,9 @@ from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import asl1_loss
-from ghm_d2.losses.sync import sum_up, world_size
+from ghm_d2.losses.density.sync import sum_up, world_size
 from ghm_d2.modeling.atss import label_by_atss
+from ghm_d2.modeling.backbones.top_block import fit_top_block
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import (
     BufferedNormalizer,
@@ -27,7 +28,6 @@ from ghm_d2.modeling.dense import (
     count_foreground,
 )
 from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
-from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "qfl", "vfl", "ghm_c")

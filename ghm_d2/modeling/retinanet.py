@@ -6,8 +6,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from torch import nn
 
-from ghm_d2.losses.sync import sum_up, world_size
+from ghm_d2.losses.density.sync import sum_up, world_size
 from ghm_d2.modeling.atss import label_by_atss
+from ghm_d2.modeling.backbones.top_block import fit_top_block
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import (
     BufferedNormalizer,
@@ -20,7 +21,6 @@ from ghm_d2.modeling.dense import (
 )
 from ghm_d2.modeling.labels import box_levels, label_anchors
 from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
-from ghm_d2.modeling.top_block import fit_top_block
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ohem", "qfl", "vfl", "ghm_c")

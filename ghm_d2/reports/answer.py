@@ -3,8 +3,8 @@
 from ghm_d2.records import Comparison
 from ghm_d2.reports.results import Difference
 from ghm_d2.reports.runs import DIVERGED, SeedRun, SideRuns
-from ghm_d2.reports.statistics import Estimate
-from ghm_d2.reports.verdicts import (
+from ghm_d2.reports.statistics.estimates import Estimate
+from ghm_d2.reports.statistics.verdicts import (
     ENOUGH_SEEDS,
     HIGHER,
     LOWER,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ghm_d2.records import RunRecord
-from ghm_d2.reports.document import Best, Table
+from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.runs import SideRuns
-from ghm_d2.reports.statistics import Estimate, estimate
+from ghm_d2.reports.statistics.estimates import Estimate, estimate
 
 MOST_COLUMNS = 8  # classes that have a column each; more are grouped in thirds
 GROUPS = ("rare", "common", "frequent")

@@ -1,6 +1,6 @@
 """AP of each side in each condition, such as 20 % noise, for suites that repeat their sides."""
 
-from ghm_d2.reports.document import Table
+from ghm_d2.reports.page.document import Table
 from ghm_d2.reports.results import Row
 from ghm_d2.reports.tables import ap_cells
 

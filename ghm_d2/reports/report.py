@@ -5,15 +5,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ghm_d2.reports import document as documents
 from ghm_d2.reports import tables
 from ghm_d2.reports.answer import answer, failure, outcome
 from ghm_d2.reports.conditions import conditions_table
-from ghm_d2.reports.document import Table
+from ghm_d2.reports.page import document as documents
+from ghm_d2.reports.page.document import Table
 from ghm_d2.reports.results import Difference, NoiseRow, Row, differences_of, noise_of, row_of
 from ghm_d2.reports.runs import checked
-from ghm_d2.reports.statistics import Estimate
-from ghm_d2.reports.steadiness import steadiness
+from ghm_d2.reports.statistics.estimates import Estimate
+from ghm_d2.reports.statistics.steadiness import steadiness
 from ghm_d2.reports.study import Study, read_study
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, Pair, RunRecord, SetFigures
 from ghm_d2.reports.published import Published, published_for
 from ghm_d2.reports.runs import SideRuns, part
-from ghm_d2.reports.statistics import Estimate, estimate
+from ghm_d2.reports.statistics.estimates import Estimate, estimate
+from ghm_d2.reports.statistics.verdicts import Contrast, Verdict, judge
 from ghm_d2.reports.study import Study
-from ghm_d2.reports.verdicts import Contrast, Verdict, judge
 
 # what is wrong with spoilt annotations, and whose gradient is weighed; keys as in analysis.json
 NOISE_WORDS = {"class": "wrong class", "shift": "shifted box"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import RunRecord
-from ghm_d2.reports.statistics import Replicates, Scores
+from ghm_d2.reports.statistics.estimates import Replicates, Scores
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE, WORST_FILE
 
 FINISHED, DIVERGED, NOT_DONE = "finished", "diverged", "not done"

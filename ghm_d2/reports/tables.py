@@ -9,10 +9,10 @@ from rich.markup import escape
 from ghm_d2.errors import printable
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, Trial
 from ghm_d2.reports.answer import confidence, interval, p_value, signed
-from ghm_d2.reports.document import Best, Table
+from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
 from ghm_d2.reports.runs import SideRuns
-from ghm_d2.reports.statistics import Estimate
+from ghm_d2.reports.statistics.estimates import Estimate
 
 HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min", "Run")

@@ -7,7 +7,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 
 from ghm_d2.config import check_config
-from ghm_d2.data.loaders import GHMDatasetMapper, build_train_loader, raise_on_bad_image
+from ghm_d2.data.loading.loaders import GHMDatasetMapper, build_train_loader, raise_on_bad_image
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.prepare import choose_seed, scale_to_group, speed_up

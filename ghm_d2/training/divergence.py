@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ghm_d2.errors import DivergedError
-from ghm_d2.losses.sync import alone
+from ghm_d2.losses.density.sync import alone
 
 REMEDY = (
     "try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, "

@@ -13,7 +13,7 @@ from ghm_d2.progress import Progress
 from ghm_d2.run_folder import BEST_WEIGHTS, CHECKPOINTS
 from ghm_d2.training.distributed import same_for_all
 from ghm_d2.training.divergence import REMEDY, is_finite
-from ghm_d2.training.writers import SMOOTHING_WINDOW, WALL_CLOCK
+from ghm_d2.training.metrics.writers import SMOOTHING_WINDOW, WALL_CLOCK
 
 
 class LossHistory(HookBase):

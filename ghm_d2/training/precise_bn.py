@@ -5,7 +5,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from fvcore.nn.precise_bn import get_bn_modules
 
-from ghm_d2.data.loaders import build_train_loader, raise_on_bad_image, take_faults
+from ghm_d2.data.loading.loaders import build_train_loader, raise_on_bad_image, take_faults
 
 
 class SeededPreciseBN(hooks.PreciseBN):

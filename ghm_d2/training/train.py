@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from ghm_d2.config import config_text
-from ghm_d2.data.loaders import build_train_loader
+from ghm_d2.data.loading.loaders import build_train_loader
 from ghm_d2.data.registered import has_annotations, set_name
 from ghm_d2.describe import describe_run, peak_memory_mb
 from ghm_d2.errors import (
@@ -24,9 +24,9 @@ from ghm_d2.errors import (
     WeightsError,
 )
 from ghm_d2.files import write_text
-from ghm_d2.inference.evaluate import Evaluation, evaluate
-from ghm_d2.inference.expected import check_expected
-from ghm_d2.inference.results_file import keep_detections, submission_hint, write_results
+from ghm_d2.inference.evaluation.evaluate import Evaluation, evaluate
+from ghm_d2.inference.evaluation.expected import check_expected
+from ghm_d2.inference.evaluation.results_file import keep_detections, submission_hint, write_results
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.progress import Progress
@@ -49,7 +49,6 @@ from ghm_d2.run_folder import (
 from ghm_d2.training.averaging import AveragedWeights
 from ghm_d2.training.distributed import lost_peers, share_statistics, take_weights_of_first
 from ghm_d2.training.divergence import is_finite
-from ghm_d2.training.gradient_ratio import PERIOD
 from ghm_d2.training.hooks import (
     BestCheckpoint,
     EarlyStop,
@@ -59,14 +58,11 @@ from ghm_d2.training.hooks import (
     StoppedEarly,
     WholeRunsEvalHook,
 )
-from ghm_d2.training.optimizer import build_optimizer
-from ghm_d2.training.precise_bn import SeededPreciseBN
-from ghm_d2.training.prepare import config_errors, speed_up
-from ghm_d2.training.profiling import ProfileHook
-from ghm_d2.training.second_half import gradient_ratio, weight_variation
-from ghm_d2.training.trackers import trackers_of
-from ghm_d2.training.trainer import GHMTrainer
-from ghm_d2.training.writers import (
+from ghm_d2.training.metrics.gradient_ratio import PERIOD
+from ghm_d2.training.metrics.profiling import ProfileHook
+from ghm_d2.training.metrics.second_half import gradient_ratio, weight_variation
+from ghm_d2.training.metrics.trackers import trackers_of
+from ghm_d2.training.metrics.writers import (
     DensityLog,
     EventsWriter,
     MetricsWriter,
@@ -74,6 +70,10 @@ from ghm_d2.training.writers import (
     WholeStepsWriter,
     drop_lines_from,
 )
+from ghm_d2.training.optimizer import build_optimizer
+from ghm_d2.training.precise_bn import SeededPreciseBN
+from ghm_d2.training.prepare import config_errors, speed_up
+from ghm_d2.training.trainer import GHMTrainer
 
 
 def train(

@@ -13,14 +13,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.nn.parallel import DistributedDataParallel
 
-from ghm_d2.data.loaders import raise_on_bad_image, take_faults
+from ghm_d2.data.loading.loaders import raise_on_bad_image, take_faults
 from ghm_d2.errors import DataError, DivergedError
 from ghm_d2.files import finite_or_none
 from ghm_d2.training.distributed import parallel, sum_over_ranks
 from ghm_d2.training.divergence import diverged, first_nonfinite_output
-from ghm_d2.training.gradient_ratio import GRADIENT_RATIO, shared_features, squared_norms
-from ghm_d2.training.profiling import part as profiled
-from ghm_d2.training.writers import append_lines
+from ghm_d2.training.metrics.gradient_ratio import GRADIENT_RATIO, shared_features, squared_norms
+from ghm_d2.training.metrics.profiling import part as profiled
+from ghm_d2.training.metrics.writers import append_lines
 
 _NORMS = 100  # the last gradient norms that a report of divergence shows
 

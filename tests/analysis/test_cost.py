@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ghm_d2.analysis.cost import gflops, loss_ms, measure
-from ghm_d2.data.loaders import build_test_loader
+from ghm_d2.data.loading.loaders import build_test_loader
 
 
 def products(model, batch) -> float:

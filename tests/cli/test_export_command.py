@@ -121,7 +121,7 @@ def test_without_onnxruntime_it_writes_and_says_so(weights, tmp_path, capfd, mon
 
 
 def test_a_file_that_differs_ends_with_1(weights, tmp_path, capfd, monkeypatch):
-    from ghm_d2.inference import verify_export as exported
+    from ghm_d2.inference.exporting import verify as exported
 
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     monkeypatch.setattr(exported, "load_exported", lambda *_: lambda image: nothing)

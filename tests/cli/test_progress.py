@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghm_d2.cli import _progress
+from ghm_d2.cli.common import progress as _progress
 
 
 @pytest.fixture

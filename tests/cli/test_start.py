@@ -7,7 +7,7 @@ import sys
 import pytest
 import typer
 
-from ghm_d2.cli._console import user_errors
+from ghm_d2.cli.common.console import user_errors
 
 HEAVY = {"torch", "torchvision", "detectron2", "fvcore", "timm", "matplotlib", "sklearn", "scipy"}
 

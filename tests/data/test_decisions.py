@@ -8,8 +8,8 @@ import pytest
 from ghm_d2.analysis.suspect_files import write_coco, write_table, write_tasks
 from ghm_d2.analysis.suspects import Suspect
 from ghm_d2.data.catalog import locate
-from ghm_d2.data.clean import clean
-from ghm_d2.data.decisions import read_decisions
+from ghm_d2.data.cleaning.clean import clean
+from ghm_d2.data.cleaning.decisions import read_decisions
 from ghm_d2.errors import DataError, UsageError
 
 SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]

@@ -20,7 +20,7 @@ from ghm_d2.experiments.launch import (
 from ghm_d2.experiments.plan import make_run
 from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord, RunsTable
-from ghm_d2.training.timing import time_steps
+from ghm_d2.training.metrics.timing import time_steps
 
 
 @pytest.fixture

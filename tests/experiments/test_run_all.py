@@ -18,7 +18,7 @@ from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
 from ghm_d2.progress import Progress
 from ghm_d2.records import Comparison, Pair, RunRecord, RunsTable, Trial
 from ghm_d2.run_folder import LOG_FILE
-from ghm_d2.training.trackers import GROUP
+from ghm_d2.training.metrics.trackers import GROUP
 
 GHM_C, GHM = "GHM-C (robust)", "GHM-C + SL1 (robust)"
 

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ghm_d2.inference.bootstrap import weighted_ap
+from ghm_d2.inference.evaluation.bootstrap import weighted_ap
 
 CLASSES, IMAGES = 3, 12
 

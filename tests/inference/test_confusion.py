@@ -3,7 +3,7 @@
 import pytest
 from detectron2.structures import BoxMode
 
-from ghm_d2.inference.confusion import best_detections, confuse, worst_images
+from ghm_d2.inference.evaluation.confusion import best_detections, confuse, worst_images
 
 CAT, DOG, BACKGROUND = 0, 1, 2
 CLASSES = {7: CAT, 9: DOG}  # category ids as in a COCO JSON

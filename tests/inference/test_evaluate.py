@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ghm_d2.config import load_config
 from ghm_d2.data.catalog import apply_to_config
-from ghm_d2.inference.evaluate import evaluate
+from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.progress import Progress
 from ghm_d2.records import AP_COLUMNS
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from ghm_d2.errors import UsageError
-from ghm_d2.inference import export as export_module
-from ghm_d2.inference.export import METADATA, describe, detections_of, export
-from ghm_d2.inference.verify_export import (
+from ghm_d2.inference.exporting import export as export_module
+from ghm_d2.inference.exporting.export import METADATA, describe, detections_of, export
+from ghm_d2.inference.exporting.verify import (
     check_images,
     compare,
     differences,

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from ghm_d2.config import load_config
 from ghm_d2.data.catalog import validate
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.inference.evaluate import evaluate
+from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.progress import Progress
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS
 

@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ghm_d2.inference.results_file import submission_hint, write_results
+from ghm_d2.inference.evaluation.results_file import submission_hint, write_results
 
 
 def rle() -> dict:

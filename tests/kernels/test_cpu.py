@@ -1,79 +1,18 @@
-"""The C backend against plain PyTorch, and what happens where it is not there."""
+"""The C backend against plain PyTorch."""
 
 import functools
 import math
-import os
-import shutil
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from measure import peak_bytes
+from backends import LOSSES, TOLERANCE, assert_backends_agree, batch, needs_library
 
-from ghm_d2 import kernels
 from ghm_d2.kernels import cpu
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, bce_loss, focal_loss
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS, SCOPES
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 DTYPES = list(TOLERANCE)
-LOSSES = {"sigmoid": GHMC, "softmax": SoftmaxGHMC, "asl1": GHMR}
-
-needs_library = pytest.mark.skipif(not cpu.available(), reason="the C library is not built")
-
-
-@pytest.fixture
-def library(monkeypatch):
-    """Puts another result in the place of the loaded library, until the test ends."""
-    return lambda found: monkeypatch.setattr(cpu, "_library", lambda: found)
-
-
-def batch(samples, rows, columns, dtype=torch.float32, seed=0, spread=4.0):
-    """Tensors of one level: predictions first, with labels or valid masks of every sort."""
-    random = torch.Generator().manual_seed(seed)
-    pred = spread * torch.randn(rows, columns, generator=random, dtype=dtype)
-    if samples == "asl1":
-        target = torch.randn(rows, columns, generator=random, dtype=dtype)
-        valid = torch.rand(rows, columns, generator=random) < 0.8
-        return [pred, torch.where(valid, target, math.nan), valid]
-    classes = columns - (samples == "softmax")
-    return [pred, torch.randint(-1, classes + 1, (rows,), generator=random)]
-
-
-def run(samples, kernel, levels, steps=2, make=None, **options):
-    """Losses, gradients and moving average after some steps on the same levels."""
-    module = (make or LOSSES[samples])(kernel=kernel, **options)
-    if levels[0][0].dtype == torch.float64:
-        module.double()
-    for _ in range(steps):
-        leaves = [level[0].detach().requires_grad_() for level in levels]
-        others = [level[1:] for level in levels]
-        if samples == "softmax":
-            losses = [module(leaves[0], *others[0])]
-        else:
-            losses = module.levels(leaves, *zip(*others, strict=True))
-        gradients = torch.autograd.grad(sum(losses), leaves)
-    return losses, gradients, module.density.ema
-
-
-def assert_backends_agree(samples, levels, **options):
-    tolerance = TOLERANCE[levels[0][0].dtype]
-    mine, expected = (run(samples, kernel, levels, **options) for kernel in ("c", "torch"))
-    for a, b in zip(mine[0], expected[0], strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-12)
-    for a, b in zip(mine[1], expected[1], strict=True):
-        largest = b.abs().max().item() if b.numel() else 0.0
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest)
-    torch.testing.assert_close(mine[2], expected[2], rtol=1e-6, atol=0)
-
-
-def test_the_library_is_built_where_a_compiler_is():
-    if shutil.which("cc") and sys.platform == "linux":
-        assert cpu.available()
 
 
 @needs_library
@@ -142,49 +81,6 @@ def test_backends_agree_on_tensors_that_are_not_contiguous(samples, layout):
 
 
 @needs_library
-@pytest.mark.parametrize("samples", LOSSES)
-def test_threads_share_the_rows(samples):
-    """Enough of them that more than one thread works; the counts are the same to the last."""
-    level = batch(samples, 40_001, 8, torch.float64)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            results.append(run(samples, "c", [level]))
-    finally:
-        torch.set_num_threads(before)
-    (one, one_gradient, one_ema), (three, three_gradient, three_ema) = results
-    torch.testing.assert_close(one, three, rtol=1e-12, atol=0)
-    assert torch.equal(one_gradient[0], three_gradient[0])
-    assert torch.equal(one_ema, three_ema)
-
-
-@needs_library
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("cc") or sys.platform == "win32", reason="no compiler")
-def test_threads_without_openmp_give_the_same(tmp_path, monkeypatch):
-    """As on macOS, whose compiler has none."""
-    folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
-    built = tmp_path / ("_cpu" + cpu.EXTENSION_SUFFIXES[0])
-    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread"]
-    command = ["cc", "-shared", "-fPIC", *flags, str(folder / "cpu.c"), "-o", str(built), "-lm"]
-    subprocess.run(command, check=True, timeout=300)
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
-        other = load()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for samples in LOSSES:
-        level = batch(samples, 40_001, 8)
-        expected = run(samples, "c", [level])
-        with monkeypatch.context() as patch:
-            patch.setattr(cpu, "_library", lambda: other)
-            losses, gradients, ema = run(samples, "c", [level])
-        assert torch.equal(losses[0], expected[0][0]) and torch.equal(ema, expected[2])
-        assert torch.equal(gradients[0], expected[1][0])
-
-
-@needs_library
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("samples", LOSSES)
 def test_what_is_not_finite_gives_nan_and_is_counted(samples, bad):
@@ -243,16 +139,6 @@ def test_gradcheck(loss):
 
 
 @needs_library
-@pytest.mark.parametrize("samples", ["sigmoid", "softmax"])
-def test_no_memory_beyond_the_gradient_is_taken(samples):
-    logits, labels = batch(samples, 5_000, 80)
-    module, leaf = LOSSES[samples](kernel="c"), logits.requires_grad_()
-    peak = peak_bytes(lambda: torch.autograd.grad(module(leaf, labels), leaf), leaf.device)
-    assert peak <= 1.05 * leaf.nbytes
-    assert peak_bytes(lambda: module(leaf.detach(), labels), leaf.device) <= 0.05 * leaf.nbytes
-
-
-@needs_library
 def test_a_graph_may_be_walked_twice_and_what_it_needs_not_changed():
     logits, labels = batch("sigmoid", 20, 3)
     leaf = logits.requires_grad_()
@@ -287,39 +173,6 @@ def test_densities_agree(scope, normalizer, ema_init, momentum, library):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=0)
         library(built)
         torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("samples", LOSSES)
-def test_without_the_library_plain_pytorch_does_it(samples, library):
-    level = batch(samples, 100, 4)
-    expected = run(samples, "torch", [level])
-    library(None)
-    mine = run(samples, "auto", [level])
-    assert torch.equal(mine[0][0], expected[0][0]) and torch.equal(mine[1][0], expected[1][0])
-    with pytest.raises(RuntimeError, match="ghm doctor"):
-        run(samples, "c", [level])
-
-
-@needs_library
-def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
-    """Nor is one that does not load."""
-    name = "_cpu" + cpu.EXTENSION_SUFFIXES[0]
-    folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
-    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
-    shutil.copy(folder / name, tmp_path)
-    for source in folder.glob("cpu*.[ch]"):
-        shutil.copy(source, tmp_path)
-    assert load() is not None
-    with (tmp_path / "cpu_threads.h").open("a") as source:
-        source.write("/* */")
-    with pytest.warns(UserWarning, match=r"built from another source"):
-        assert load() is None
-    # another file, since the first is loaded
-    (tmp_path / "other").mkdir()
-    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "other" / "cpu.py"))
-    (tmp_path / "other" / name).write_text("no library")
-    with pytest.warns(UserWarning, match="install ghm_d2 again"):
-        assert load() is None
 
 
 def test_tensors_that_do_not_belong_together_are_refused():
@@ -429,44 +282,3 @@ def test_labels_beyond_the_classes_read_nothing_beyond():
     assert torch.equal(GHMC()(logits, labels), GHMC()(logits, background))
     assert torch.equal(focal_loss(logits, labels), focal_loss(logits, background))
     assert SoftmaxGHMC()(logits, labels).isfinite()
-
-
-@needs_library
-def test_threads_of_the_caller_do_not_disturb_each_other():
-    level = batch("sigmoid", 30_000, 8)
-    expected = run("sigmoid", "c", [level], steps=1)
-    results = []
-    callers = [
-        threading.Thread(target=lambda: results.append(run("sigmoid", "c", [level], steps=1)))
-        for _ in range(4)
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert all(torch.equal(r[1][0], expected[1][0]) for r in results) and len(results) == 4
-
-
-@needs_library
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_child_can_use_it_too():
-    """As workers of a data loader are forked; in a process of its own, since pytest is not."""
-    script = """
-import os, torch
-torch.set_num_threads(2)
-from ghm_d2.losses import GHMC
-x, y = torch.randn(40_000, 8), torch.zeros(40_000, dtype=torch.int64)
-GHMC(kernel="c")(x, y)
-child = os.fork()
-if child == 0:
-    GHMC(kernel="c")(x, y)
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
-
-
-def test_the_kernel_is_named(library):
-    assert kernels.name_for(torch.device("meta")) == "torch"
-    library(None)
-    assert kernels.name_for(torch.device("cpu")) == "torch"

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from backends import LOSSES, batch, needs_library, run
 from measure import peak_bytes
-from test_cpu import LOSSES, batch, needs_library, run
 
 from ghm_d2.kernels import operators
 from ghm_d2.losses import GHMR, bce_loss, focal_loss

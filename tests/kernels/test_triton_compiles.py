@@ -53,7 +53,7 @@ class Compile:
 def compiled(tmp_path, monkeypatch):
     """`triton_ghm` as it would be on a GPU, with `Compile` for its kernels."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = importlib.import_module("ghm_d2.kernels.triton_ghm")
+    module = importlib.import_module("ghm_d2.kernels.gpu.ghm")
     monkeypatch.setattr(module, "_most_programs", lambda device: 4)
     for name, kernel in list(vars(module).items()):
         if name.endswith("_kernel"):

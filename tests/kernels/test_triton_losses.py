@@ -22,7 +22,7 @@ from triton_interpreter import (
 
 from ghm_d2 import losses
 from ghm_d2.kernels import operators, reference
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, GradientDensity
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS, GradientDensity
 
 pytestmark = quiet
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")

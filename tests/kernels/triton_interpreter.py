@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghm_d2 import kernels
-from ghm_d2.kernels import operators, reference
+from ghm_d2.kernels import gpu, operators, reference
 
 # before the kernels are, so that other tests find a Triton that compiles
 triton = pytest.importorskip("triton", reason="no Triton for this platform")
@@ -25,16 +24,16 @@ quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interp
 
 
 def _load():
-    """`triton_ghm`; without a GPU a copy that Triton interprets, which no other test sees."""
+    """`gpu.ghm`; without a GPU a copy that Triton interprets, which no other test sees."""
     if CUDA:
-        return importlib.import_module("ghm_d2.kernels.triton_ghm")
+        return importlib.import_module("ghm_d2.kernels.gpu.ghm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for path in Path(kernels.__file__).parent.glob("triton_*.py"):
-            patch.setattr(kernels, path.stem, None, raising=False)
-            patch.setitem(sys.modules, f"ghm_d2.kernels.{path.stem}", None)
-            del sys.modules[f"ghm_d2.kernels.{path.stem}"]
-        return importlib.import_module("ghm_d2.kernels.triton_ghm")
+        for path in Path(gpu.__file__).parent.glob("[!_]*.py"):
+            patch.setattr(gpu, path.stem, None, raising=False)
+            patch.setitem(sys.modules, f"ghm_d2.kernels.gpu.{path.stem}", None)
+            del sys.modules[f"ghm_d2.kernels.gpu.{path.stem}"]
+        return importlib.import_module("ghm_d2.kernels.gpu.ghm")
 
 
 T = _load()

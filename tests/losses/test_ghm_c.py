@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_route import never_waiting
-from loss_oracles import Density, assert_oracle, harmonized, sigmoid_samples, softmax_samples
+from loss_oracles import (
+    CLASSES,
+    Density,
+    assert_oracle,
+    batch,
+    columns,
+    harmonized,
+    sigmoid_samples,
+    softmax_samples,
+)
 
 from ghm_d2.losses import (
     GHMC,
@@ -14,22 +23,10 @@ from ghm_d2.losses import (
     bce_loss,
     softmax_ce_loss,
 )
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS, SCOPES
 
 KINDS = [GHMC, SoftmaxGHMC]
-CLASSES = 4
 SIZES = (40, 12, 3)  # rows of three feature levels
-
-
-def columns(kind):
-    return CLASSES + (kind is SoftmaxGHMC)
-
-
-def batch(kind, rows, generator, dtype=torch.float64, spread=3.0):
-    """Logits, and labels of every sort: classes, background and ignored."""
-    logits = spread * torch.randn(rows, columns(kind), generator=generator, dtype=dtype)
-    labels = torch.randint(-1, CLASSES + 1, (rows,), generator=generator)
-    return logits.requires_grad_(), labels
 
 
 def plain(kind, logits, labels):

@@ -8,7 +8,7 @@ from device_route import never_waiting
 from loss_oracles import Density, asl1_samples, assert_oracle, harmonized
 
 from ghm_d2.losses import GHMR, asl1_loss
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS, SCOPES
 
 MU = 0.02
 SIZES = (20, 6, 2)  # boxes of three feature levels

@@ -22,7 +22,7 @@ from ghm_d2.losses import (
     ohem_loss,
     softmax_ce_loss,
 )
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS, SCOPES
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS, SCOPES
 
 DTYPES = {
     torch.float64: 1e-6,  # the moving average is in float32

@@ -10,7 +10,7 @@ from loss_oracles import Density, assert_oracle, harmonized, sigmoid_samples
 from ghm_d2.config import get_cfg, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR, GradientDensity, SoftmaxGHMC, asl1_loss
-from ghm_d2.losses.density import EMA_INITS, NORMALIZERS
+from ghm_d2.losses.density.gradient_density import EMA_INITS, NORMALIZERS
 from ghm_d2.modeling.build_losses import build_ghm_c, build_ghm_r, build_softmax_ghm_c
 
 K = 4

@@ -27,7 +27,7 @@ from torchvision.ops import (
 from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss
-from ghm_d2.losses.density import SCOPES
+from ghm_d2.losses.density.gradient_density import SCOPES
 from ghm_d2.modeling.fcos import CLS_LOSSES, GHMFCOS, REG_LOSSES
 from ghm_d2.register import register_all
 

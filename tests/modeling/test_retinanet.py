@@ -23,7 +23,7 @@ from tiny_models import (
 from ghm_d2.errors import UsageError
 from ghm_d2.kernels import operators
 from ghm_d2.losses import GHMC, GHMR, asl1_loss, bce_loss, exact_ghm_c_loss, ohem_loss
-from ghm_d2.losses.density import SCOPES
+from ghm_d2.losses.density.gradient_density import SCOPES
 from ghm_d2.modeling.labels import box_levels
 from ghm_d2.modeling.retinanet import CLS_LOSSES, REG_LOSSES
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from made_comparison import AP, HOSTILE, PAIRS, build
 
+from ghm_d2.reports.page.write import write_report
 from ghm_d2.reports.report import Report
-from ghm_d2.reports.write import write_report
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from made_comparison import AP, FOCAL, GHM, GHM_R, PAIRS, SL1, write_run
 
 from ghm_d2.records import Pair
-from ghm_d2.reports.document import Best
+from ghm_d2.reports.page.document import Best
 from ghm_d2.reports.report import by_data, is_decided, overview, read_report
 
 ONE_PAIR = PAIRS[:1]

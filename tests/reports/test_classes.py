@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ghm_d2.records import RunRecord
 from ghm_d2.reports.classes import classes_table
-from ghm_d2.reports.document import Best
+from ghm_d2.reports.page.document import Best
 from ghm_d2.reports.runs import SeedRun, SideRuns
 
 

@@ -1,7 +1,7 @@
 """A suite that repeats its sides in several conditions is shown by condition."""
 
-from ghm_d2.reports.contents import document_of
-from ghm_d2.reports.document import Best, Picture
+from ghm_d2.reports.page.contents import document_of
+from ghm_d2.reports.page.document import Best, Picture
 from ghm_d2.reports.report import read_report
 
 NOISE = {

@@ -7,9 +7,9 @@ from made_comparison import FOCAL, GHM, SMALL, SMALL_PAIRS, text_of
 
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.records import Comparison, Pair
+from ghm_d2.reports.page.write import write_report
 from ghm_d2.reports.report import read_report
-from ghm_d2.reports.verdicts import NO_SEED
-from ghm_d2.reports.write import write_report
+from ghm_d2.reports.statistics.verdicts import NO_SEED
 
 
 @pytest.mark.parametrize(

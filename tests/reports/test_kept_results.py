@@ -8,9 +8,9 @@ from made_comparison import AP, FOCAL, GHM, PAIRS, write_run
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import Comparison
+from ghm_d2.reports.page.write import write_report
 from ghm_d2.reports.report import read_report
 from ghm_d2.reports.study import find_records
-from ghm_d2.reports.write import write_report
 
 
 def keep(root, folder) -> None:

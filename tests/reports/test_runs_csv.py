@@ -6,9 +6,9 @@ import io
 from made_comparison import FOCAL, GHM, GHM_R, NETWORK, SL1, write_run
 
 from ghm_d2.records import AP_COLUMNS, RunRecord
-from ghm_d2.reports.document import Best
+from ghm_d2.reports.page.document import Best
+from ghm_d2.reports.page.write import runs_csv
 from ghm_d2.reports.report import read_report
-from ghm_d2.reports.write import runs_csv
 
 
 def test_runs_csv_has_a_row_a_planned_run(comparison):

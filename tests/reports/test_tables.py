@@ -6,9 +6,9 @@ import pytest
 
 from ghm_d2.errors import DataError
 from ghm_d2.records import RunRecord, SetFigures, Trial
-from ghm_d2.reports.document import markdown_table
-from ghm_d2.reports.learning_speed import speed_table
+from ghm_d2.reports.page.document import markdown_table
 from ghm_d2.reports.runs import SeedRun, SideRuns
+from ghm_d2.reports.statistics.learning_speed import speed_table
 from ghm_d2.reports.study import find_records
 from ghm_d2.reports.tables import (
     RUN_HEADERS,

@@ -18,8 +18,8 @@ from made_comparison import (
 )
 
 from ghm_d2.records import Comparison, Schedule, Trial
+from ghm_d2.reports.page.write import write_report
 from ghm_d2.reports.report import read_report
-from ghm_d2.reports.write import write_report
 
 FIGURES = {
     "differences.png",

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from ghm_d2.config import add_ghm_config, config_text, find_config, list_configs, load_config
 from ghm_d2.data.catalog import apply_to_config
-from ghm_d2.data.loaders import GHMDatasetMapper
+from ghm_d2.data.loading.loaders import GHMDatasetMapper
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.progress import Progress
 from ghm_d2.register import register_all

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ghm_d2.errors import UsageError
-from ghm_d2.inference.evaluate import evaluate
+from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.records import RunRecord
 from ghm_d2.training import train as training
 from ghm_d2.training.prepare import prepare

@@ -9,7 +9,7 @@ from torch import nn
 
 from ghm_d2.config import load_config
 from ghm_d2.register import register_all
-from ghm_d2.training.gradient_ratio import shared_features, squared_norms
+from ghm_d2.training.metrics.gradient_ratio import shared_features, squared_norms
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.trainer import GHMTrainer
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ghm_d2.progress import Progress
+from ghm_d2.training.metrics.profiling import PARTS
 from ghm_d2.training.prepare import prepare
-from ghm_d2.training.profiling import PARTS
 from ghm_d2.training.train import train
 
 

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from ghm_d2.config import check_config, load_config
 from ghm_d2.errors import UsageError
-from ghm_d2.training.trackers import GROUP, trackers_of
+from ghm_d2.training.metrics.trackers import GROUP, trackers_of
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from ghm_d2.describe import describe_run, device_name, experiment_hash
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.training.hooks import BestCheckpoint, LossHistory
+from ghm_d2.training.metrics.writers import MetricsWriter
 from ghm_d2.training.optimizer import build_optimizer
 from ghm_d2.training.trainer import GHMTrainer
-from ghm_d2.training.writers import MetricsWriter
 
 
 class Quadratic(nn.Module):

@@ -10,8 +10,8 @@ from detectron2.utils.events import EventStorage
 
 from ghm_d2.errors import OutputError
 from ghm_d2.losses import GHMC, GHMR
-from ghm_d2.training.second_half import weight_variation
-from ghm_d2.training.writers import DensityLog, EventsWriter
+from ghm_d2.training.metrics.second_half import weight_variation
+from ghm_d2.training.metrics.writers import DensityLog, EventsWriter
 
 
 def test_events_that_cannot_be_written_are_an_output_error(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from torch import Tensor, nn
 
 from ghm_d2.errors import WeightsError, printable
-from ghm_d2.modeling.top_block import PlainP6P7
+from ghm_d2.modeling.backbones.top_block import PlainP6P7
 
 _RETINANET = "bbox_head.retina_cls.weight"
 _MMDET = ("neck.lateral_convs.", "neck.fpn_convs.", "bbox_head.", "rpn_head.rpn_", "roi_head.")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.freeze import freeze_batch_norm
+from ghm_d2.modeling.backbones.freeze import freeze_batch_norm
 
 FINEST_OUTPUT = 3  # "res3", of stride 8
 

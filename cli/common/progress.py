@@ -1,0 +1,124 @@
+"""Progress on stderr: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.markup import escape
+
+from ghm_d2.errors import printable
+from ghm_d2.progress import Progress
+
+from .console import err
+from .group import rank
+
+PLAIN_SECONDS = 10  # between two plain lines
+
+
+@contextmanager
+def progress():
+    """A `Progress` that suits where stderr goes; of a group only the first process speaks."""
+    if rank() > 0:
+        yield Progress()
+        return
+    if not err.is_terminal:
+        yield PlainProgress()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichBar
+    from rich.table import Column
+
+    bar = RichBar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        # the one column that gives way on a narrow terminal
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
+        console=err,
+        transient=True,
+        expand=True,
+    )
+    with bar:
+        yield LiveProgress(bar)
+
+
+class LiveProgress(Progress):
+    """A live display on a terminal."""
+
+    def __init__(self, bar):
+        self._bar = bar
+        self._training = None
+
+    def step(self, iteration, max_iter, scalars):
+        if self._training is None:
+            self._training = self._bar.add_task("training", total=max_iter, figures="")
+        elif iteration < self._bar.tasks[self._training].completed:  # another count has begun
+            self._bar.reset(self._training)
+        self._bar.update(
+            self._training, completed=iteration, total=max_iter, figures=figures(scalars)
+        )
+
+    def track(self, items, description, total):
+        task = self._bar.add_task(escape(description), total=total, figures="")
+        for item in items:
+            yield item
+            self._bar.advance(task)
+        self._bar.remove_task(task)
+
+    def message(self, text):
+        self._bar.console.print(printable(text), markup=False)
+
+
+class PlainProgress(Progress):
+    """Plain lines in a file or a pipe."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+        self._start = None
+        self._latest = 0
+
+    def step(self, iteration, max_iter, scalars):
+        if self._start is None or iteration < self._latest:  # another count has begun
+            self._start = (time.monotonic(), iteration - 1)
+        self._latest = iteration
+        if self._due() or iteration == max_iter:
+            since, first = self._start
+            left = (time.monotonic() - since) / (iteration - first) * (max_iter - iteration)
+            eta = timedelta(seconds=round(left))
+            self.message(f"iteration {iteration}/{max_iter}  ETA {eta}  {figures(scalars)}")
+
+    def track(self, items, description, total):
+        start = time.monotonic()
+        for done, item in enumerate(items):
+            if done and self._due():
+                left = (time.monotonic() - start) / done * (total - done)
+                eta = timedelta(seconds=round(left))
+                self.message(f"{description}: {done}/{total}  ETA {eta}")
+            yield item
+
+    def message(self, text):
+        err.print(printable(text), markup=False, highlight=False)
+
+    def _due(self) -> bool:
+        if time.monotonic() - self._last < PLAIN_SECONDS:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+def figures(scalars: dict[str, float]) -> str:
+    """The total loss, seconds an iteration, memory, learning rate, and each loss, in a line.
+
+    A narrow terminal cuts it off at the end.
+    """
+    shown = {
+        "total_loss": "loss {:.3f}",
+        "time": "{:.3f} s/iter",
+        "memory_mb": "{:.0f} MB",
+        "lr": "lr {:.1e}",
+    }
+    parts = [text.format(scalars[name]) for name, text in shown.items() if name in scalars]
+    losses = (name for name in sorted(scalars) if name.startswith("loss_"))
+    return "  ".join([*parts, *(f"{name} {scalars[name]:.3f}" for name in losses)])

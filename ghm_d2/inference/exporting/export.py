@@ -1,0 +1,269 @@
+"""A trained detector as one file that runs without Detectron2 and this project: ONNX, TorchScript.
+
+Both are traced (`torch.onnx.export` with dynamo=False): `torch.export` cannot follow Detectron2's
+padding, whose size depends on the picture's.
+"""
+
+import copy
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ghm_d2.config.detectors import detector_name, with_masks
+from ghm_d2.errors import UsageError
+from ghm_d2.inference.exporting.dense import ONE_STAGE, detect
+from ghm_d2.inference.load import class_names
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # of each format's files
+METADATA = "ghm_d2.json"  # the key in ONNX's metadata, and TorchScript's extra file
+INPUT, BATCH_INPUT = "image", "images"
+INSTALL = "pip install 'ghm_d2[export]'"
+OPSET = 17
+
+
+def check_format(form: str, half: bool = False) -> None:
+    """Raises: UsageError for an unknown format, a missing package, or float16 in TorchScript."""
+    if form not in SUFFIXES:
+        raise UsageError(f"--format is one of {', '.join(SUFFIXES)}, not {form!r}")
+    if half and form != "onnx":
+        raise UsageError(
+            "--half needs --format onnx: a TorchScript file runs on the CPU it was traced on, "
+            "where float16 is slower than float32"
+        )
+    if form == "onnx":
+        try:
+            import onnx  # noqa: F401
+        except ImportError:
+            raise UsageError(f"--format onnx needs the package onnx: {INSTALL}") from None
+
+
+def export(model: nn.Module, cfg, form: str, *, batch: bool = False, half: bool = False) -> bytes:
+    """The file of `model`, in evaluation mode and on a CPU, in the format "onnx" or "torchscript".
+
+    Its graph takes one image, (3, H, W) of any height and width, in INPUT.FORMAT, of 0 to 255 and
+    resized as `ghm predict` does; it scales values and pads by itself. ONNX takes float32,
+    TorchScript uint8 too. It gives, best first and after NMS, boxes (n, 4), XYXY in px of that
+    image, scores (n,) in [0, 1] and classes (n,), int64; of Mask R-CNN masks too, (n, 1, 28, 28)
+    probabilities within the box. `describe` is in the file, as JSON.
+
+    Thresholds are those of `model`. NMS shifts the classes apart and takes them together, as
+    torchvision does up to 1000 boxes; it takes more of them class by class, so that float32's
+    rounding can decide otherwise there where boxes are thousands of px large.
+
+    Args:
+        batch: the graph takes images (N, 3, H, W) of one size, of any N, and gives boxes
+            (N, D, 4), scores (N, D), classes (N, D) and num_detections (N,), int64. D is
+            TEST.DETECTIONS_PER_IMAGE; after an image's last detection come zeros, and class -1.
+        half: weights and network are float16; inputs, outputs and the decoding of boxes float32.
+
+    Raises:
+        UsageError: an unknown format, `onnx` is not installed, a detector that is not known, a
+            batch for a two-stage one, or `half` for TorchScript.
+    """
+    check_format(form, half)
+    if not isinstance(model, (*ONE_STAGE, GeneralizedRCNN)):
+        raise UsageError(
+            f"{detector_name(cfg)} ({cfg.MODEL.META_ARCHITECTURE}) cannot be exported: RetinaNet, "
+            "YOLOv3, SSD, DSSD, FCOS, Faster R-CNN and Mask R-CNN can"
+        )
+    if batch and isinstance(model, GeneralizedRCNN):
+        raise UsageError(
+            f"--batch is for one-stage detectors, not {detector_name(cfg)}, whose second stage "
+            "runs on each image's own proposals; leave it out and run the file once an image"
+        )
+    about, example = describe(model, cfg, batch=batch, half=half), _example(cfg)
+    if half:  # PyTorch's float16 is slow on a CPU
+        example = example[:, :128, :160]
+    if batch:  # of two images: an axis of length 1 would be traced as one to broadcast
+        example = torch.stack([example, example.flip(-1)])
+    module = _Graph(_halved(model) if half else model, batch)
+    write = _onnx if form == "onnx" else _torchscript
+    with torch.no_grad(), warnings.catch_warnings(), _traceable(module.model):
+        warnings.simplefilter("ignore")  # of the tracer, on Python numbers that do not vary
+        return write(module.eval(), example, about)
+
+
+def example_size(cfg) -> tuple[int, int]:
+    """Height and width in px of a picture as INPUT.* resizes it."""
+    height = cfg.INPUT.MIN_SIZE_TEST or 256  # 0 stands for "as it is"
+    return height, height if cfg.INPUT.RESIZE == "square" else height * 5 // 4
+
+
+def _example(cfg) -> Tensor:
+    generator = torch.Generator().manual_seed(0)  # the same file for the same weights
+    return torch.randint(0, 256, (3, *example_size(cfg)), generator=generator).float()
+
+
+def describe(model: nn.Module, cfg, *, batch: bool = False, half: bool = False) -> dict:
+    """Return what somebody who has only the file must know to run it; arguments as of `export`."""
+    sizes = ("RESIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
+    images = ["batch"] if batch else []
+    many = [*images, cfg.TEST.DETECTIONS_PER_IMAGE] if batch else ["n"]  # detections
+    outputs = [
+        {"name": "boxes", "shape": [*many, 4], "dtype": "float32", "format": "XYXY in px"},
+        {"name": "scores", "shape": many, "dtype": "float32"},
+        {"name": "classes", "shape": many, "dtype": "int64"},
+    ]
+    outputs += [_MASKS] if with_masks(cfg) else []
+    outputs += [{"name": "num_detections", "shape": images, "dtype": "int64"}] if batch else []
+    return {
+        "detector": detector_name(cfg),
+        "class_names": class_names(cfg),
+        "precision": "float16" if half else "float32",  # of the network alone
+        "input": {
+            "name": BATCH_INPUT if batch else INPUT,
+            "shape": [*images, 3, "height", "width"],
+            "dtype": "float32",
+            "format": cfg.INPUT.FORMAT,
+            "range": [0, 255],
+            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),  # what to pad images of a batch with
+        },
+        "resize": {key: cfg.INPUT[key] for key in sizes},
+        "size_divisibility": model.backbone.size_divisibility,  # the graph pads to it
+        "outputs": outputs,
+    }
+
+
+_MASKS = {
+    "name": "masks",
+    "shape": ["n", 1, 28, 28],
+    "dtype": "float32",
+    "format": "probabilities within the box, to be resized to it",
+}
+
+
+def detections_of(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    """Boxes, scores and classes, and the masks in their boxes where there are some."""
+    if isinstance(model, GeneralizedRCNN):
+        found = model.inference([{"image": image}], do_postprocess=False)[0]
+    else:
+        found = model([{"image": image}])[0]["instances"]
+    masks = (found.pred_masks,) if found.has("pred_masks") else ()
+    return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks
+
+
+class _Graph(nn.Module):
+    """Tensors in the place of Detectron2's dicts and `Instances`: the inputs of `export`'s graph,
+    and its outputs.
+    """
+
+    def __init__(self, model: nn.Module, batch: bool):
+        super().__init__()
+        self.model, self.batch = model, batch
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.model, GeneralizedRCNN):
+            return detections_of(self.model, images)
+        boxes, scores, classes = detect(self.model, images if self.batch else images[None])
+        found = scores > 0
+        if self.batch:
+            return boxes, scores, classes, found.sum(1)
+        return boxes[found], scores[found], classes[found]
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    """A copy whose layers are float16, between inputs and outputs of float32.
+
+    Float32 stay the box predictor and the mask head of two-stage detectors, whose inputs are
+    float32 and which are small.
+    """
+    model = copy.deepcopy(model)
+    if isinstance(model, GeneralizedRCNN):
+        parts = [model.backbone, model.proposal_generator.rpn_head, model.roi_heads.box_head]
+    else:
+        parts = [model.backbone, model.head]
+    for part in parts:
+        part.half()
+        part.register_forward_pre_hook(lambda _, inputs: _cast(inputs, torch.float16))
+        part.register_forward_hook(lambda _, _inputs, outputs: _cast(outputs, torch.float32))
+    return model
+
+
+def _cast(x, dtype: torch.dtype):
+    """A tensor, or a dict, list or tuple of what `_cast` takes."""
+    if isinstance(x, dict):
+        return {key: _cast(value, dtype) for key, value in x.items()}
+    return x.to(dtype) if isinstance(x, Tensor) else type(x)(_cast(value, dtype) for value in x)
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """A two-stage `model` without those methods whose trace would hold for the example alone."""
+    replaced = []
+    if isinstance(model, GeneralizedRCNN):
+        heads = model.roi_heads
+        predictor = heads.box_predictor
+        replaced += [(predictor, "predict_boxes", _boxes_of_one)]
+        replaced += [(predictor, "predict_probs", _probabilities_of_one)]
+        replaced += [(heads.mask_head, "forward", _masks_of_one)] if heads.mask_on else []
+    for module, name, method in replaced:
+        setattr(module, name, MethodType(method, module))
+    try:
+        yield
+    finally:
+        for module, name, _ in replaced:
+            delattr(module, name)
+
+
+# Detectron2's split what they predict by the number of each image's proposals, a Python number
+def _boxes_of_one(self, predictions, proposals) -> list[Tensor]:
+    """`FastRCNNOutputLayers.predict_boxes` of one image."""
+    _, deltas = predictions
+    return [self.box2box_transform.apply_deltas(deltas, proposals[0].proposal_boxes.tensor)]
+
+
+def _probabilities_of_one(self, predictions, _proposals) -> list[Tensor]:
+    """`FastRCNNOutputLayers.predict_probs` of one image."""
+    scores, _ = predictions
+    return [scores.sigmoid() if getattr(self, "use_sigmoid_ce", False) else scores.softmax(-1)]
+
+
+def _masks_of_one(self, features: Tensor, instances: list[Instances]) -> list[Instances]:
+    """A mask head's `forward` in evaluation, of one image."""
+    logits = self.layers(features)
+    if logits.shape[1] > 1:  # else one mask for all classes
+        index = instances[0].pred_classes.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
+        logits = logits.gather(1, index)
+    instances[0].pred_masks = logits.sigmoid()
+    return instances
+
+
+def _torchscript(module: nn.Module, example: Tensor, about: dict) -> bytes:
+    file = io.BytesIO()
+    traced = torch.jit.trace(module, example, check_trace=False)
+    torch.jit.save(traced, file, _extra_files={METADATA: json.dumps(about)})
+    return file.getvalue()
+
+
+def _onnx(module: nn.Module, example: Tensor, about: dict) -> bytes:
+    import onnx
+
+    file, tensors = io.BytesIO(), [about["input"], *about["outputs"]]
+    torch.onnx.export(
+        module,
+        (example,),
+        file,
+        dynamo=False,
+        input_names=[about["input"]["name"]],
+        output_names=[output["name"] for output in about["outputs"]],
+        dynamic_axes={
+            x["name"]: {i: n for i, n in enumerate(x["shape"]) if isinstance(n, str)}
+            for x in tensors
+        },
+        opset_version=OPSET,
+    )
+    proto = onnx.load_model_from_string(file.getvalue())
+    for value, output in zip(proto.graph.output, about["outputs"], strict=True):
+        for dim, n in zip(value.type.tensor_type.shape.dim, output["shape"], strict=True):
+            if isinstance(n, int):  # the exporter does not always know it
+                dim.dim_value = n
+    onnx.helper.set_model_props(proto, {METADATA: json.dumps(about)})
+    return proto.SerializeToString()

@@ -1,0 +1,202 @@
+"""An exported detector beside the one it was made from."""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from torch import Tensor
+
+from ghm_d2.data.catalog import apply_to_config
+from ghm_d2.data.loading.loaders import build_test_loader, raise_on_bad_image
+from ghm_d2.errors import DataError, UsageError
+from ghm_d2.inference.exporting.export import detections_of, example_size
+from ghm_d2.progress import Progress
+
+Detections = tuple[Tensor, Tensor, Tensor]  # boxes (n, 4), scores (n,), classes (n,)
+AT_ONCE = 3  # images that a file for a batch gets at once; the trace saw two
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest differences from PyTorch that a file's detections may have."""
+
+    px: float
+    score: float
+    left_out: float  # the share of the detections, those that differ most, that does not count
+
+
+def tolerance_of(model, half: bool = False) -> Tolerance:
+    """Far above rounding, and far below what matters to a detection.
+
+    Rounding decides which of two boxes with nearly the same score NMS keeps. In float32 that
+    happens to the many proposals of two-stage detectors alone.
+    """
+    if half:
+        return Tolerance(px=1.0, score=0.01, left_out=0.05)
+    return Tolerance(0.1, 1e-3, left_out=0.02 if isinstance(model, GeneralizedRCNN) else 0.0)
+
+
+@dataclass
+class Agreement:
+    """The largest differences from PyTorch, over the detections of all images.
+
+    See `differences`; those of detections at the threshold, or at the end of a full list, are left
+    out, and `tolerance.left_out` of the others, those that differ most.
+    """
+
+    images: int
+    detections: int  # of PyTorch
+    compared: int  # of these, those that are not left out
+    px: float
+    score: float
+    tolerance: Tolerance
+
+    @property
+    def holds(self) -> bool | None:
+        """True where nothing but rounding sets the two apart; None where nothing was compared."""
+        if not self.compared and not self.px:  # px is infinite where the file alone has some
+            return None
+        return self.px <= self.tolerance.px and self.score <= self.tolerance.score
+
+
+def can_run(form: str) -> bool:
+    """Return whether what runs files of this format is installed."""
+    return form != "onnx" or find_spec("onnxruntime") is not None
+
+
+def load_exported(data: bytes, form: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function from the file's input, float32, to its outputs, that runs it on the CPU."""
+    if form == "torchscript":
+        import torchvision  # noqa: F401  the operator nms is its
+
+        return torch.jit.load(io.BytesIO(data), map_location="cpu")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(x) for x in session.run(None, {name: images.numpy()}))
+
+    return run
+
+
+def check_images(cfg, count: int) -> tuple[str, list[Tensor]]:
+    """Return the images' source, and `count` images (3, H, W) of 0 to 255, resized, float32.
+
+    They are the first ones of DATASETS.TEST; noise of several sizes where there is no such data.
+    """
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    try:
+        apply_to_config(cfg, need_train=False)
+        name = cfg.DATASETS.TEST[0]
+        batches = islice(build_test_loader(cfg, name), count)
+        return name, [raise_on_bad_image(batch)[0]["image"].float() for batch in batches]
+    except (UsageError, DataError, OSError):  # Detectron2's loaders let the last one through
+        return "noise", noise(cfg, count)
+
+
+def noise(cfg, count: int) -> list[Tensor]:
+    """Images (3, H, W), float32; all of one size where INPUT.RESIZE is "square"."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = example_size(cfg)
+    step = 0 if cfg.INPUT.RESIZE == "square" else 17
+    sizes = [(height, width + step * (i % 8)) for i in range(count)]
+    return [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
+
+
+@torch.no_grad()
+def compare(
+    model,
+    run: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Sequence[Tensor],
+    progress: Progress,
+    *,
+    batch: bool = False,
+    half: bool = False,
+) -> Agreement:
+    """Compare `run` with `model`, in evaluation mode, on images (3, H, W), float32.
+
+    `batch` and `half` are as in `export`; for a batch, images are padded to one size.
+    """
+    total, compared, apart = 0, 0, []
+    tolerance, (most, threshold) = tolerance_of(model, half), limits(model)
+    images = _one_size(images, model.pixel_mean) if batch else images
+    found_by_file = _in_batches(run, images) if batch else map(run, images)
+    for image in progress.track(images, "checking", len(images)):
+        expected, found = detections_of(model, image)[:3], next(found_by_file)[:3]
+        full = [s.min().item() for _, s, _ in (expected, found) if 0 < most <= len(s)]
+        least = max([threshold, *full]) + tolerance.score
+        apart.append(_distances(expected, found, least))
+        total += len(expected[1])
+        compared += int((expected[1] > least).sum())
+    largest = _largest(torch.cat(apart), tolerance.left_out)
+    return Agreement(len(images), total, compared, *largest, tolerance)
+
+
+def _one_size(images: Sequence[Tensor], pixel_mean: Tensor) -> list[Tensor]:
+    """Return images (3, H, W) of one size, `pixel_mean` added at the right and at the bottom."""
+    size = [max(image.shape[i] for image in images) for i in (1, 2)]
+    padded = [pixel_mean.to(image).reshape(3, 1, 1).repeat(1, *size) for image in images]
+    for whole, image in zip(padded, images, strict=True):
+        whole[:, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def _in_batches(run: Callable, images: Sequence[Tensor]) -> Iterator[Detections]:
+    """The detections of each image, without their padding, from a file for a batch."""
+    for start in range(0, len(images), AT_ONCE):
+        for *padded, count in zip(*run(torch.stack(images[start : start + AT_ONCE])), strict=True):
+            yield tuple(x[:count] for x in padded)
+
+
+def limits(model) -> tuple[int, float]:
+    """The most detections of an image, and the least score of one."""
+    if isinstance(model, GeneralizedRCNN):
+        predictor = model.roi_heads.box_predictor
+        return predictor.test_topk_per_image, predictor.test_score_thresh
+    return model.max_detections_per_image, model.test_score_thresh
+
+
+def differences(
+    expected: Detections, found: Detections, least: float = -math.inf
+) -> tuple[float, float]:
+    """Return the largest distances, in px and in score, of a detection to the nearest of its class.
+
+    Infinite where a detection has no such counterpart. The order does not count, since rounding
+    decides that of equal scores. A detection counts if its score is above `least`.
+    """
+    return _largest(_distances(expected, found, least))
+
+
+def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
+    """(n, 2): of each detection of either side that counts, px and score to the nearest."""
+    px = (expected[0][:, None] - found[0]).abs().amax(-1)
+    score = (expected[1][:, None] - found[1]).abs()
+    other = expected[2][:, None] != found[2]
+    px, score = px.masked_fill(other, math.inf), score.masked_fill(other, math.inf)
+    rows = [px.new_zeros(0, 2)]
+    for here, x, y in (expected, px, score), (found, px.T, score.T):
+        counts = here[1] > least
+        if not x.shape[1]:
+            rows.append(px.new_full((int(counts.sum()), 2), math.inf))
+            continue
+        nearest = torch.maximum(x, y)[counts].argmin(1, keepdim=True)
+        rows.append(torch.cat([z[counts].gather(1, nearest) for z in (x, y)], dim=1))
+    return torch.cat(rows)
+
+
+def _largest(distances: Tensor, left_out: float = 0.0) -> tuple[float, float]:
+    """The largest px and score of all but a share of the detections."""
+    if not len(distances):
+        return 0.0, 0.0
+    order = distances.amax(1).argsort()
+    kept = distances[order[: len(order) - int(left_out * len(order))]]
+    return kept[:, 0].max().item(), kept[:, 1].max().item()

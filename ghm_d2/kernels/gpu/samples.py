@@ -1,0 +1,269 @@
+"""The device code of the losses in `ghm.py`: one sample, a block of samples, and the passes.
+
+`_block` gives the unit region, loss l and gradient of a block of samples; a kernel counts the
+first, adds up the second by weights, or writes the third. Tensors are contiguous.
+"""
+
+import triton
+import triton.language as tl
+
+# --- one sample ---
+
+
+@triton.jit
+def _load(address, mask):
+    x = tl.load(address, mask, other=0)
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def _nan_unless_finite(x):
+    return tl.where(tl.abs(x) < float("inf"), x, float("nan"))
+
+
+@triton.jit
+def _logistic(s):
+    """softplus(s), sigmoid(s) and sigmoid(-s), each accurate relative to its value."""
+    e = tl.exp(-tl.abs(s))
+    # log(1 + e) = 2 artanh(z), z in [0, 1/3], since 1 + e would lose what a small e holds
+    z = e / (2 + e)
+    series = tl.zeros_like(z)
+    if z.dtype == tl.float64:
+        for k in tl.static_range(17):
+            series = series * (z * z) + 1.0 / (33 - 2 * k)
+    else:
+        for k in tl.static_range(8):
+            series = series * (z * z) + 1.0 / (15 - 2 * k)
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    negative = s < 0
+    softplus = tl.maximum(s, 0) + 2 * z * series
+    return softplus, tl.where(negative, smaller, larger), tl.where(negative, larger, smaller)
+
+
+@triton.jit
+def _sigmoid_sample(x, own, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """l, g = |p - t| and dl/dx, where `own` is t: focal loss, which is cross entropy without
+    its factors (ALPHA < 0, GAMMA = 0)."""
+    # with s = x for t = 0 and s = -x for t = 1, BCE is softplus(s) and |p - t| is sigmoid(s)
+    s = _nan_unless_finite(tl.where(own, -x, x))
+    loss, g, rest = _logistic(s)
+    slope = g
+    if GAMMA > 0:
+        factor = g * g
+        if GAMMA != 2:
+            factor = tl.exp(GAMMA * (s - loss))  # g^GAMMA, as log(g) = s - softplus(s)
+        slope = factor * (GAMMA * rest * loss + g)
+        loss = factor * loss
+    if ALPHA >= 0:
+        alpha, others = tl.full((1,), ALPHA, s.dtype), tl.full((1,), 1 - ALPHA, s.dtype)
+        factor = tl.where(own, alpha, others)
+        loss, slope = factor * loss, factor * slope
+    return loss, g, tl.where(own, -slope, slope)
+
+
+@triton.jit
+def _asl1_sample(d, mu):
+    """l (equation 9) and dl/dd, whose size is g."""
+    d = _nan_unless_finite(d)
+    size, mu = tl.abs(d), mu.to(d.dtype)
+    ratio = tl.minimum(size, mu) / tl.maximum(size, mu)
+    root = tl.maximum(size, mu) * tl.sqrt(1 + ratio * ratio)  # d * d may overflow
+    return d * (d / (root + mu)), d / root
+
+
+@triton.jit
+def _unit_region(g, valid, BINS: tl.constexpr):
+    """floor(g * M), the last one closed (section 3.3); the first for NaN, M where not valid."""
+    scaled = tl.where(g == g, g * BINS, 0)  # NaN is no integer in particular
+    return tl.where(valid, tl.minimum(scaled.to(tl.int32), BINS - 1), BINS)
+
+
+# --- a block of samples: offset and presence of its elements; unit region, l and gradient ---
+
+
+@triton.jit
+def _block(
+    block, x, target, valid, mu, numel, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Also the column of each sample. Of a softmax, a sample is a row of elements."""
+    if KIND == "softmax":
+        offset, inside, region, loss, slope = _softmax_block(
+            block, x, target, numel, COLUMNS, BINS, BLOCK, WIDTH
+        )
+        column = region * 0
+    elif KIND == "sigmoid":
+        offset, inside, column, region, loss, slope = _sigmoid_block(
+            block, x, target, numel, COLUMNS, BINS, ALPHA, GAMMA, BLOCK
+        )
+    else:
+        offset, inside, counted, d = _differences(block, x, target, valid, numel, BLOCK)
+        loss, slope = _asl1_sample(d, tl.load(mu))
+        region = _unit_region(tl.abs(slope), counted, BINS)
+        column = region * 0
+    return offset, inside, column, region, loss, slope
+
+
+@triton.jit
+def _sigmoid_block(
+    block, logits, labels, numel, COLUMNS: tl.constexpr, BINS: tl.constexpr,
+    ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = block * BLOCK
+    offset = first + tl.arange(0, BLOCK)
+    inside = offset < numel
+    row = first // COLUMNS
+    # only scalars are divided in 64 bits
+    within = (first - row * COLUMNS).to(tl.int32) + tl.arange(0, BLOCK)
+    label = tl.load(labels + (row + within // COLUMNS), inside, other=-1)
+    column = within % COLUMNS
+    own = column == label
+    loss, g, slope = _sigmoid_sample(_load(logits + offset, inside), own, ALPHA, GAMMA)
+    return offset, inside, column, _unit_region(g, label >= 0, BINS), loss, slope
+
+
+@triton.jit
+def _differences(block, pred, target, valid, numel, BLOCK: tl.constexpr):
+    """Offset and presence of a block of coordinates, which of them count, and pred - target."""
+    offset = block * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < numel
+    counted = tl.load(valid + offset, inside, other=0) != 0
+    return offset, inside, counted, _load(pred + offset, inside) - _load(target + offset, inside)
+
+
+@triton.jit
+def _softmax_block(
+    block, logits, labels, rows, COLUMNS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Unit region and l are those of rows, the others those of logits."""
+    row, column = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDTH)[None, :]
+    label = tl.load(labels + row, row < rows, other=-1)
+    own = column == tl.minimum(label, COLUMNS - 1)[:, None]
+    offset = row[:, None] * COLUMNS + column
+    inside = (row < rows)[:, None] & (column < COLUMNS)
+    x = _load(logits + offset, inside)
+    finite = x < float("inf")  # -inf is a probability of 0
+    x = tl.where(finite, x, 0)
+    # With s the log-sum-exp of the other logits minus the label's own, l is softplus(s) and
+    # 1 - p_y sigmoid(s): nothing cancels, however sure the row is.
+    others = tl.where(inside & ~own, x, -float("inf"))
+    top = tl.max(others, axis=1)
+    e = tl.where(others > -float("inf"), tl.exp(others - top[:, None]), 0)
+    total = tl.sum(e, axis=1)  # at least 1, or 0 where there is no other class
+    own_x = tl.sum(tl.where(own, x, 0), axis=1)
+    s = top - own_x + tl.log(total)
+    # no other class: a loss of 0, unless there is no class at all
+    s = tl.where(total > 0, s, tl.where(own_x > -float("inf"), -1e9, float("nan")))
+    s = tl.where(tl.min(finite.to(tl.int32), axis=1) > 0, s, float("nan"))
+    loss, g, _ = _logistic(s)
+    slope = g[:, None] * tl.where(own, -1, e / total[:, None])
+    return offset, inside, _unit_region(g, label >= 0, BINS), loss, slope
+
+
+# --- kernels: a limited number of programs count and add up, one a block writes the gradient ---
+
+
+@triton.jit
+def count_kernel(
+    counts, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Adds to counts (BINS,)."""
+    slot = tl.arange(0, SLOTS)
+    found = tl.zeros((SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        _, _, _, region, _, _ = _block(
+            block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, -1.0, 0.0, BLOCK, WIDTH
+        )
+        if KIND == "softmax":  # some Tritons count twice what a reduction left
+            found += tl.sum((region[:, None] == slot[None, :]).to(tl.int32), axis=0)
+        else:
+            found += tl.histogram(region, SLOTS)
+    # integers: the same sum in any order
+    tl.atomic_add(counts + slot, found, slot < BINS)
+
+
+@triton.jit
+def count_by_class_kernel(
+    counts, logits, labels, rows, blocks, COLUMNS: tl.constexpr, BINS: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Adds to counts (COLUMNS, BINS); a program handles CLASSES columns."""
+    column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
+    slot = tl.arange(0, CLASSES * SLOTS)
+    found = tl.zeros((CLASSES * SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        row = block * ROWS + tl.arange(0, ROWS)
+        label = tl.load(labels + row, row < rows, other=-1)[:, None]
+        inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
+        x = _load(logits + row[:, None] * COLUMNS + column[None, :], inside)
+        _, g, _ = _sigmoid_sample(x, column[None, :] == label, -1.0, 0.0)
+        region = _unit_region(g, inside & (label >= 0), BINS)
+        region += tl.arange(0, CLASSES)[None, :] * SLOTS
+        found += tl.histogram(tl.reshape(region, (ROWS * CLASSES,)), CLASSES * SLOTS)
+    of, region = tl.program_id(1) * CLASSES + slot // SLOTS, slot % SLOTS
+    tl.atomic_add(counts + of * BINS + region, found, (of < COLUMNS) & (region < BINS))
+
+
+@triton.jit
+def total_kernel(
+    sums, weights, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The sum of weights[region] * l over each program's samples."""
+    found = tl.zeros((1,), tl.float64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        _, _, column, region, loss, _ = _block(
+            block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
+        )
+        weight = _weight(weights, column, region, BINS, BY_CLASS).to(loss.dtype)
+        found += tl.sum(tl.where(region < BINS, weight * loss, 0), axis=0)
+    tl.store(sums + tl.program_id(0) + tl.arange(0, 1), found)
+
+
+@triton.jit
+def gradient_kernel(
+    gradient, weights, scale, x, target, valid, mu, numel, KIND: tl.constexpr,
+    COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr,
+    GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    offset, inside, column, region, _, slope = _block(
+        block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
+    )
+    weight = _weight(weights, column, region, BINS, BY_CLASS) * tl.load(scale).to(tl.float64)
+    if KIND == "softmax":
+        weight, region = weight[:, None], region[:, None]
+    # of an ignored sample, the slope may be NaN
+    value = tl.where(region < BINS, weight.to(slope.dtype) * slope, 0)
+    tl.store(gradient + offset, value, inside)
+
+
+@triton.jit
+def _weight(weights, column, region, BINS: tl.constexpr, BY_CLASS: tl.constexpr):
+    index = region
+    if BY_CLASS:
+        index += column * BINS
+    return tl.load(weights + index, region < BINS, other=0)
+
+
+@triton.jit
+def size_counts_kernel(
+    counts, pred, target, valid, numel, blocks, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr,
+    LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Adds to counts (BINS,)."""
+    found = tl.zeros((SLOTS,), tl.int64)
+    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+        _, _, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
+        size = tl.abs(d)
+        slot = (tl.log2(size) - LOWEST) * PER_OCTAVE
+        slot = tl.minimum(tl.maximum(slot, 0), BINS - 1).to(tl.int32)
+        slot = tl.where(counted & (size < float("inf")), slot, BINS)
+        found += tl.histogram(slot, SLOTS)
+    tl.atomic_add(counts + tl.arange(0, SLOTS), found, tl.arange(0, SLOTS) < BINS)

@@ -1,0 +1,133 @@
+"""The difference that a number of seeds can show, and the seeds that a difference needs."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from scipy.special import nctdtr, stdtrit
+
+from ghm_d2.errors import DataError
+from ghm_d2.reports.runs import SideRuns
+from ghm_d2.reports.statistics.estimates import ALPHA, Effect, Error, paired_effect
+from ghm_d2.reports.statistics.verdicts import spending
+from ghm_d2.reports.study import read_study
+
+POWER = 0.8
+MOST_SEEDS = 100
+EXPECTED = 2.0  # a difference of AP that people hope for
+# Where nothing was measured, in AP: the median standard deviation of a run over 26 configurations
+# on BCCD at 300 iterations; and a rough value of what 60 to 100 test images leave in a difference
+ASSUMED_SD, ASSUMED_IMAGE_SE, ASSUMED_IMAGES = 0.9, 0.3, 60
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The chance in a paired difference of AP. source: where it is known from.
+
+    sd: standard deviation over seeds. image_se: what the test images, so many, leave in the mean
+    difference however many seeds there are.
+    """
+
+    sd: float
+    image_se: float
+    images: int
+    source: str
+
+    def power(self, difference: float, seeds: int, alpha: float = ALPHA) -> float:
+        """The probability that a test at alpha finds a true difference; `seeds` is 2 or more."""
+        se = self.sd / math.sqrt(seeds)
+        images = Error(self.image_se, self.image_se**4 / max(1, self.images - 1))
+        error = Effect(seeds, 0.0, Error(se, se**4 / (seeds - 1)), images).error
+        if error is None or error.se == 0:
+            return float(difference != 0)
+        limit = stdtrit(error.df, 1 - alpha / 2)
+        return float(1 - nctdtr(error.df, abs(difference) / error.se, limit))
+
+    def detectable(self, seeds: int, alpha: float = ALPHA) -> float | None:
+        """The difference that the seeds find with 80 % power; None for one seed."""
+        if seeds < 2:
+            return None
+        low, high = 0.0, 100.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            if self.power(middle, seeds, alpha) < POWER:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def seeds_for(self, difference: float) -> int | None:
+        """The fewest seeds that find a difference with 80 % power at 5 %; None for over 100."""
+        counts = range(2, MOST_SEEDS + 1)
+        return next((n for n in counts if self.power(difference, n) >= POWER), None)
+
+
+def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[int]) -> Spread:
+    """The spread that finished runs below `folder` had on these data with so many iterations.
+
+    Where there are none with several seeds, or without replicates, what is assumed.
+    """
+    try:
+        sides = [s for s in read_study(folder).sides if _is_like(s, datasets, iterations)]
+    except DataError:
+        sides = []
+    scores = [side.scores for side in sides]
+    values = [list(found.ap.values()) for found in scores if len(found.ap) > 1]
+    df = sum(len(found) - 1 for found in values)
+    sd = ASSUMED_SD
+    source = "assumed, since no two finished runs differ in their seeds alone"
+    if df > 1:
+        sd = math.sqrt(sum(float(np.var(found)) * len(found) for found in values) / df)
+        source = f"of {df + len(values)} finished runs on these data"
+    effects = [paired_effect(a, b) for a, b in combinations(scores, 2)]
+    errors = [effect.images.se for effect in effects if effect.images]
+    images = [r.images for found in scores for r in found.replicates.values()] or [ASSUMED_IMAGES]
+    image_se = math.sqrt(np.mean(np.square(errors))) if errors else ASSUMED_IMAGE_SE
+    return Spread(math.sqrt(2) * sd, image_se, images[0], source)
+
+
+def _is_like(side: SideRuns, datasets: Collection[str], iterations: Collection[int]) -> bool:
+    found = [run.record for run in side.finished if run.record]
+    return any(r.dataset in datasets and r.iterations in iterations for r in found)
+
+
+@dataclass(frozen=True)
+class PlannedPower:
+    """The difference of its primary pair that the seeds of a plan can show."""
+
+    spread: Spread
+    seeds: int
+    margin: float
+    looks: Sequence[int] = ()
+
+    def as_dict(self) -> dict:
+        """Return the figures of the plan's JSON; differences and standard deviations are in AP."""
+        alpha = spending([look for look in self.looks if look < self.seeds], self.seeds)[-1]
+        return {
+            "detectable": self.spread.detectable(self.seeds, alpha),
+            "sd": self.spread.sd,
+            "image_se": self.spread.image_se,
+            "source": self.spread.source,
+            "seeds_for": {
+                f"{wanted:g}": self.spread.seeds_for(wanted)
+                for wanted in sorted({self.margin, EXPECTED})
+            },
+        }
+
+    def __str__(self) -> str:
+        found = self.as_dict()
+        needs = " and ".join(
+            f"{wanted} AP would need {count or f'more than {MOST_SEEDS}'}"
+            for wanted, count in found["seeds_for"].items()
+        )
+        text = "one seed shows no difference"
+        if found["detectable"] is not None:
+            text = f"{self.seeds} seeds find a difference of {found['detectable']:.1f} AP"
+        return (
+            f"Power: {text} in 4 of 5 cases; {needs} seeds. (Standard deviation of a difference "
+            f"between seeds {found['sd']:.2f} AP, {found['source']}; standard error from the test "
+            f"images {found['image_se']:.2f} AP.)"
+        )

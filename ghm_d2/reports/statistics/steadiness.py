@@ -1,0 +1,39 @@
+"""The course of each side's training: balance of gradients, variation of weights and of loss."""
+
+from ghm_d2.reports.figures.training import kind_of
+from ghm_d2.reports.page.document import Table
+from ghm_d2.reports.runs import SideRuns
+from ghm_d2.reports.statistics.estimates import Estimate, estimate
+
+RATIO, LOSS = "grad_ratio_cls_box", "loss_variation"  # fields of a run's record
+HEADERS = {RATIO: "Gradient, classes / boxes", LOSS: "Variation of loss_cls"}
+
+
+def steadiness(side: SideRuns) -> dict[str, Estimate]:
+    """Estimate over the seeds that finished; a GHM loss's weights by its name, such as "GHM-C"."""
+    records = [run.record for run in side.finished if run.record]
+    densities = dict.fromkeys(name for record in records for name in record.weight_variation)
+    weights = {
+        "".join(kind_of(f"{name}.density")): estimate(r.weight_variation.get(name) for r in records)
+        for name in densities
+    }
+    ratio, loss = (estimate(getattr(r, field) for r in records) for field in (RATIO, LOSS))
+    return {RATIO: ratio, **weights, LOSS: loss}
+
+
+def steadiness_table(sides: list[SideRuns]) -> Table:
+    """A row a side; no rows where no run has a figure."""
+    found = {side.name: steadiness(side) for side in sides}
+    names = {name for values in found.values() for name, value in values.items() if value.n}
+    weights = sorted(names - HEADERS.keys())
+    columns = [name for name in (RATIO, *weights, LOSS) if name in names]
+    headers = [HEADERS.get(name, f"Variation of weights, {name}") for name in columns]
+    rows = [(side, *(_cell(values.get(c)) for c in columns)) for side, values in found.items()]
+    return Table(("Method", *headers), rows if columns else [])
+
+
+def _cell(value: Estimate | None) -> str:
+    if value is None or value.mean is None:
+        return "-"
+    text = f"{value.mean:.3g}"
+    return text if value.half_width is None else f"{text} ± {value.half_width:.2g}"
