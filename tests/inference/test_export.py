@@ -74,8 +74,21 @@ def built(detector, digits_folder):
     return build
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", LOW)
+def in_both_forms(*names: str) -> list:
+    """Each detector in each form; TorchScript is slow but for RetinaNet, since ONNX is made from
+    the same trace with more steps."""
+    return [
+        pytest.param(
+            name,
+            form,
+            marks=[] if form == "onnx" or name == "retinanet_ghm" else [pytest.mark.slow],
+        )
+        for name in names
+        for form in ("onnx", "torchscript")
+    ]
+
+
+@pytest.mark.parametrize(("name", "form"), in_both_forms(*LOW))
 def test_the_file_finds_what_pytorch_finds(built, pictures, name, form):
     cfg, model = built(name)
     run = load_exported(export(model, cfg, form), form)
@@ -88,8 +101,7 @@ def test_the_file_finds_what_pytorch_finds(built, pictures, name, form):
     assert (scores.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", ["retinanet_ghm", "fcos", "yolov3", "dssd"])
+@pytest.mark.parametrize(("name", "form"), in_both_forms("retinanet_ghm", "fcos", "yolov3", "dssd"))
 def test_a_batch_has_the_detections_of_each_image(built, pictures, name, form):
     """Three images at once, then one; the trace saw two, of another size."""
     cfg, model = built(name)
@@ -279,8 +291,7 @@ def test_masks_are_exported_too(built, pictures, form):
         torch.testing.assert_close(found[3], expected[3], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
-@pytest.mark.parametrize("name", ["faster_rcnn_ghm_r", "mask_rcnn"])
+@pytest.mark.parametrize(("name", "form"), in_both_forms("faster_rcnn_ghm_r", "mask_rcnn"))
 def test_two_stages_may_find_nothing(built, pictures, monkeypatch, name, form):
     cfg, model = built(name)
     scores = [detections_of(model, picture)[1].max().item() for picture in pictures[:2]]
