@@ -112,5 +112,5 @@ def test_reports_are_of_the_records(folder):
 
 def test_what_was_measured_with_a_configuration_is_in_results():
     catalog = json.loads((ROOT / "configs" / "catalog.json").read_text(encoding="utf-8"))
-    measured = load_tool("describe_configs").measured_ap(ROOT / "results" / "comparisons")
+    measured = load_tool("describe_configs").measured_ap(ROOT / "results")
     assert {name: row["measured"] for name, row in catalog.items() if row["measured"]} == measured

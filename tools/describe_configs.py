@@ -6,7 +6,7 @@
 
 Run it after adding a configuration or changing what one builds, and commit the file. It records
 each one's method, network, schedule, parameters, and GFLOPs of a picture of 640 x 480 px sized as
-the configuration says; for a side of a comparison `systems` in results/comparisons, its measured
+the configuration says; for a side of a comparison `systems` in results, its measured
 AP.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[""])
     wanted = tuple(parser.parse_args().names)
     known = json.loads(CATALOG.read_text(encoding="utf-8")) if CATALOG.is_file() else {}
-    measured, catalog = measured_ap(ROOT / "results" / "comparisons"), {}
+    measured, catalog = measured_ap(ROOT / "results"), {}
     for name in list_configs():
         row = describe(name) if name.startswith(wanted) or name not in known else known[name]
         catalog[name] = row | {"measured": measured.get(name, [])}
