@@ -1,9 +1,9 @@
-"""Finds likely wrong annotations, by the detections of a model that has not seen them.
+"""Finds annotations that are likely wrong, with detections of a model that has not seen them.
 
-The *norm* of an annotation is how strongly it contradicts the model, from 0 to 1, as the gradient
-norm g of GHM (Li, Liu, Wang, arXiv 1811.05181, section 3) is that of a sample. Small objects have
-large norms although their annotations are right; so a norm counts by its density, that of the norms
-of annotations of the same size: its *tail* is the share of them that have a smaller one.
+The *norm* of an annotation, from 0 to 1, measures how strongly it contradicts the model, like the
+gradient norm g of a sample in GHM (Li, Liu, Wang, arXiv 1811.05181, section 3). Small objects have
+large norms even if their annotations are right. A norm is therefore compared with those of
+annotations of about the same size: its *tail* is the share of them with a smaller norm.
 """
 
 import heapq
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask
 
-MATCH = 0.5  # IoU from which a detection is of an annotation's object
-NEAR = 0.1  # IoU from which it may be, and the annotation's box is off
-NEIGHBOURS = 200  # annotations of about the same size that one is compared with
+MATCH = 0.5  # IoU from which a detection shows an annotation's object
+NEAR = 0.1  # IoU from which it may show that object, with the annotation's box off
+NEIGHBOURS = 200  # number of annotations of about the same size to compare with
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,13 @@ class Suspect:
     """An annotation that may be wrong, or a detection where one may be missing.
 
     Attributes:
-        image_id: of the data set.
-        annotation: in COCO's format; None where one may be missing.
-        kind: "class" (it is another one), "box" (it is off), "extra" (there is no such object) or
+        image_id: the image's id in the data set.
+        annotation: in COCO's format; None for one that may be missing.
+        kind: "class" (it is wrong), "box" (it is off), "extra" (there is no such object) or
             "missing" (an object has no annotation).
-        score: in [0, 1]; of two annotations, or of two missing ones, the higher one is the more
-            suspect.
-        proposal: the detection that speaks against it, in COCO's result format; None where nothing
-            was detected.
+        score: in [0, 1], higher is more suspect. Annotations and missing ones cannot be compared.
+        proposal: the detection that contradicts the annotation, in COCO's result format; None if
+            nothing was detected.
     """
 
     image_id: int | str
@@ -42,15 +41,15 @@ class Suspect:
 
 @dataclass
 class Evidence:
-    """The evidence of detections for and against annotations: an entry each, of all images.
+    """The detections for and against the annotations of all images, one list entry per annotation.
 
     Attributes:
-        area: of its box in px^2.
-        support: the highest score of its class at an IoU of 0.5 or more; 0 for none.
-        other: likewise, of all other classes.
-        overlap: the IoU with the detection of its class that has the largest score times IoU, of
-            those with an IoU of 0.1 or more that are not another annotation's; 0 for none.
-        rivals, places: the detections of `other` and `overlap`; None for none.
+        area: of the annotation's box in px^2.
+        support: the highest score of its class at an IoU of 0.5 or more; 0 if there is none.
+        other: the same for all other classes.
+        overlap: the IoU with the best detection of its class, by score times IoU, among those with
+            an IoU of 0.1 or more that belong to no other annotation; 0 if there is none.
+        rivals, places: the detections behind `other` and `overlap`; None if there is none.
     """
 
     annotations: list[dict] = field(default_factory=list)
@@ -62,7 +61,7 @@ class Evidence:
     places: list[dict | None] = field(default_factory=list)
 
     def add(self, annotations: Sequence[dict], detections: Sequence[dict]) -> None:
-        """Take in the annotations of an image, none a crowd, and its detections, best first."""
+        """Add an image's annotations, without crowds, and its detections, best first."""
         overlaps = box_iou(annotations, detections)
         scores = np.array([d["score"] for d in detections])
         classes = np.array([d["category_id"] for d in detections])
@@ -72,7 +71,7 @@ class Evidence:
             elsewhere = claimed.any(0) & ~there
             rival = _first(there & ~own)
             near = own & (overlaps[row] >= NEAR) & ~elsewhere
-            # the surest would be a neighbour without an annotation, the nearest a guess
+            # by score alone it could be an unannotated neighbour, by IoU alone a weak guess
             place = _first(near, scores * overlaps[row])
             self.annotations.append(annotation)
             self.area.append(annotation["bbox"][2] * annotation["bbox"][3])
@@ -85,9 +84,9 @@ class Evidence:
     def norms(self) -> dict[str, np.ndarray]:
         """Return how strongly each annotation contradicts the model: arrays (A,) in [0, 1].
 
-        "class": 1 - the support of its class, GHM-C's norm of a foreground sample. "other": the
-        score of another class, times its share. "box": 1 - its IoU with what was detected.
-        "extra": 1 - the support of any class.
+        "class": 1 - `support`, GHM-C's norm of a foreground sample. "other": `other` times its
+        share of `support` + `other`. "box": 1 - `overlap`. "extra": 1 - the larger one of `support`
+        and `other`.
         """
         support, other = np.array(self.support), np.array(self.other)
         share = other / np.maximum(support + other, 1e-9)
@@ -99,7 +98,7 @@ class Evidence:
         }
 
     def kinds(self) -> list[str]:
-        """The error of each annotation, if it has one: "class", "box" or "extra"."""
+        """Return the kind of error that each annotation would have: "class", "box" or "extra"."""
         rows = zip(self.support, self.other, self.places, strict=True)
         return ["class" if o > s else "box" if place else "extra" for s, o, place in rows]
 
@@ -115,12 +114,12 @@ def box_iou(annotations: Sequence[dict], detections: Sequence[dict]) -> np.ndarr
 
 
 def tails(norms: np.ndarray, area: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """The share of annotations of about the same size with a smaller norm, ties by half: (A,).
+    """Return the share of annotations of about the same size with a smaller norm; ties count half.
 
     Args:
-        norms: (A,).
+        norms: (A,), the shape of the result.
         area: (A,) in px^2.
-        neighbours: how many annotations are compared, around each in the order of size.
+        neighbours: number of annotations to compare with, around each one in the order of size.
     """
     order = np.argsort(area, kind="stable")
     ordered, found = norms[order], np.empty(len(norms))
@@ -133,7 +132,7 @@ def tails(norms: np.ndarray, area: np.ndarray, neighbours: int = NEIGHBOURS) -> 
 
 
 def _by_tail(evidence: Evidence) -> np.ndarray:
-    """Return 1 minus the product of the tails beyond the norms "class", and "box" or "other"."""
+    """Return 1 - (1 - t) (1 - u): t is the tail of "class", u the larger of "box" and "other"."""
     norms, area = evidence.norms(), np.array(evidence.area)
     by_norm = {name: tails(norms[name], area) for name in ("class", "box", "other")}
     either = np.maximum(by_norm["box"], by_norm["other"])
@@ -141,13 +140,13 @@ def _by_tail(evidence: Evidence) -> np.ndarray:
 
 
 def _by_loss(evidence: Evidence) -> np.ndarray:
-    """Return the cross entropy of the annotated class plus 1 - IoU, the loss of the box."""
+    """Return 1 - exp(-l), l the cross entropy of the annotated class plus the box's 1 - IoU."""
     support = np.maximum(np.array(evidence.support), 1e-2)
-    return -np.log(support) + evidence.norms()["box"]
+    return 1 - support * np.exp(-evidence.norms()["box"])
 
 
 def _by_inverse_density(evidence: Evidence) -> np.ndarray:
-    """The norm of the class over the density of such norms, GHM's 1 / R(g), in 10 regions."""
+    """Return the norm "class" over its density, as GHM's 1 / R(g), in 10 regions by 3 sizes."""
     norms, area = evidence.norms()["class"], np.array(evidence.area)
     region = np.minimum((norms * 10).astype(int), 9)
     sizes = np.argsort(np.argsort(area)) * 3 // max(1, len(area))
@@ -156,7 +155,7 @@ def _by_inverse_density(evidence: Evidence) -> np.ndarray:
     return norms / counts[sizes, region]
 
 
-# What makes an annotation suspect: (A,), higher is more suspect
+# Ways to score annotations: each returns (A,), higher is more suspect
 SCORES: dict[str, Callable[[Evidence], np.ndarray]] = {
     "tail": _by_tail,
     "norm": lambda evidence: evidence.norms()["class"],
@@ -167,7 +166,7 @@ SCORES: dict[str, Callable[[Evidence], np.ndarray]] = {
 
 
 def kind_scores(evidence: Evidence) -> dict[str, np.ndarray]:
-    """A score of each kind of error alone, (A,) in [0, 1], by tails."""
+    """Return a score for each kind of error alone, (A,) in [0, 1], from the tails."""
     area, has_place = np.array(evidence.area), np.array(evidence.overlap) > 0
     by_norm = {name: tails(norm, area) for name, norm in evidence.norms().items()}
     return {
@@ -178,15 +177,15 @@ def kind_scores(evidence: Evidence) -> dict[str, np.ndarray]:
 
 
 def missing(annotations: Sequence[dict], detections: Sequence[dict]) -> list[tuple[dict, float]]:
-    """Detections of an image that no annotation explains, and how suspect each is, in [0, 1].
+    """Return an image's detections that no annotation explains, with their suspicion in [0, 1].
 
-    A detection is explained by an annotation that it overlaps by 0.5, or by 0.1 if it is of the
-    same class and surer than all that overlap the annotation by 0.5: then the box is off. Of what
-    is left those that overlap a better one by 0.5 are out, of whatever class, and the score falls
-    with the overlap o with any annotation, as (1 - o)^4.
+    An annotation explains detections from an IoU of 0.5. An IoU of 0.1 suffices if the classes are
+    equal and no detection with an IoU of 0.5 has an equal or higher score: the box is then off.
+    A detection with an IoU of 0.5 to a better one of any class is dropped. The suspicion is the
+    score times (1 - o)^4, with o the largest IoU with an annotation.
 
     Args:
-        annotations: crowds too, within which nothing is missing.
+        annotations: including crowds, within which nothing is missing.
         detections: in COCO's result format, best first.
     """
     scores = np.array([d["score"] for d in detections])
@@ -225,13 +224,13 @@ def find_suspects(
     most: int | None = None,
     score: str = "tail",
 ) -> tuple[list[Suspect], list[Suspect]]:
-    """Return all annotations, and detections that may be missing ones; the most suspect first.
+    """Return all annotations, and detections whose annotation may be missing, most suspect first.
 
     Args:
         images: annotations of an image in COCO's format (crowds are not judged), and detections
-            in COCO's result format by a model that has not seen them; both with the same ids.
-        most: of the missing ones, so many are kept.
-        score: of SCORES.
+            in COCO's result format by a model that has not seen it; both with the same ids.
+        most: how many of the missing ones to keep; None keeps all.
+        score: a name in SCORES.
     """
     evidence = Evidence()
     found = _missing_of(images, evidence)

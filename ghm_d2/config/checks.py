@@ -1,4 +1,4 @@
-"""Checks of a complete configuration: ranges, and loss types that their detector would ignore."""
+"""Checks of a complete configuration: ranges, and loss types that the detector would ignore."""
 
 from ghm_d2.config.detectors import LOSS_GROUPS, TWO_STAGE
 from ghm_d2.config.renamed import current_name
@@ -7,8 +7,8 @@ from ghm_d2.errors import UsageError
 TRACKERS = ("wandb", "mlflow")
 _BOX_LOSSES = ("asl1", "ghm_r")
 _CLASS_LOSSES = ("ce", "ohem", "qfl", "vfl", "ghm_c")
-# Loss types that Detectron2's own classes do not know: (group of MODEL, key, these types, the key
-# of MODEL that chooses a class, the class that reads them)
+# Values that Detectron2's own classes do not know: (group of MODEL, key, values, the key of MODEL
+# that chooses the class, the class that reads them)
 _READERS = [
     ("RETINANET", "CLS_LOSS_TYPE", _CLASS_LOSSES, "META_ARCHITECTURE", "GHMRetinaNet"),
     ("RETINANET", "ASSIGNMENT", ("atss",), "META_ARCHITECTURE", "GHMRetinaNet"),
@@ -44,7 +44,7 @@ _RANGES = (
     ),
     ("at least 4", lambda x: x >= 4, ("MODEL.SSD.EXTRA_CHANNELS",)),
     ("0 or at least 4", lambda x: x == 0 or x >= 4, ("MODEL.SSD.HEAD_CHANNELS",)),
-    ("between 0 and 1", lambda x: 0 < x < 1, ("MODEL.SSD.PRIOR_PROB", "MODEL.FCOS.PRIOR_PROB")),
+    ("above 0 and below 1", lambda x: 0 < x < 1, ("MODEL.SSD.PRIOR_PROB", "MODEL.FCOS.PRIOR_PROB")),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("MODEL.SSD.IOU_THRESHOLD",)),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("MODEL.YOLOV3.IGNORE_IOU",)),
 )
@@ -56,11 +56,11 @@ _CHOICES = {
 
 
 def check_config(cfg) -> None:
-    """Find what would fail late or be ignored.
+    """Refuse values that would fail late or be ignored.
 
     Raises:
-        UsageError: a value out of range, or one of our loss types for a class that does not
-            read it.
+        UsageError: a value out of range, one of our loss types for a class that does not read it,
+            or keys that exclude each other.
     """
     for words, holds, keys in _RANGES:
         for key in keys:
@@ -93,7 +93,7 @@ def check_config(cfg) -> None:
 
 def _check_readers(model) -> None:
     two_stage = model.META_ARCHITECTURE == TWO_STAGE
-    # one stage may carry the settings of two and the other way round, as bases do
+    # base files set keys of both one-stage and two-stage detectors: only those in use count
     read = {"RETINANET": not two_stage, "ROI_BOX_HEAD": two_stage, "RPN": two_stage}
     for group, key, types, reader, needed in _READERS:
         value, found = model[group][key], current_name(f"MODEL.{reader}", _get(model, reader))

@@ -1,7 +1,7 @@
-"""Registers a name or a folder in Detectron2's catalog, and sets what the data decide in `cfg`.
+"""Registers data sets in Detectron2's catalog, and sets the keys of `cfg` that depend on the data.
 
-A folder's split is registered under the path of its JSON file, which is a name that another
-process can resolve again: a saved configuration stays usable.
+A folder's split is registered under the path of its JSON file. Another process can resolve this
+name again, so a saved configuration stays usable.
 """
 
 import difflib
@@ -25,24 +25,25 @@ from ghm_d2.errors import DataError, UsageError
 logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
-# Annotation fields that Detectron2's loader would leave behind: experiments on noise need this one.
+GENERATED = (DIGITS, *(f"{DIGITS}_{split}" for split in digits.SPLITS))
+# Annotation fields that Detectron2's loader keeps only if asked: experiments on noise need this.
 _EXTRA_KEYS = ["noise"]
 
 
 def resolve(name_or_folder: str, split: str) -> str:
-    """The name in Detectron2's DatasetCatalog for a split ("train", "val" or "test").
+    """Return the name in Detectron2's DatasetCatalog for a split ("train", "val" or "test").
 
     name_or_folder: a registered name ("coco_2017_val"), the common part of such names
-    ("coco_2017", "digits"), a folder with SPLIT.json, or such a JSON file. Names come before
-    folders; `./digits` is a folder in any case. `digits` is generated on first use, and a folder
-    registered, with its classes; repeating a call changes nothing.
+    ("coco_2017", "digits"), a folder with SPLIT.json, or such a JSON file. A registered name takes
+    precedence over a folder; `./digits` is always a folder. `digits` is generated on first use. A
+    folder is registered with its classes. Repeating a call changes nothing.
     Raises: UsageError for an unknown name, DataError for a folder without that split or with a
     malformed JSON.
     """
     from detectron2.data import DatasetCatalog
 
     name = str(name_or_folder)
-    if name in (DIGITS, *(f"{DIGITS}_{s}" for s in digits.SPLITS)):
+    if name in GENERATED:
         return _resolve_digits(name, split)
     if name in DatasetCatalog:
         return name
@@ -57,28 +58,27 @@ def resolve(name_or_folder: str, split: str) -> str:
 
 
 def is_registered(name: str) -> bool:
-    """Return whether `resolve` takes `name` for a registered data set, even if a folder has it."""
+    """Return whether `resolve` reads `name` as a registered data set, even if a folder has it."""
     from detectron2.data import DatasetCatalog
 
     names = {name, *(f"{name}_{split}" for split in SPLITS)}
-    return name == DIGITS or name.startswith(f"{DIGITS}_") or bool(names & {*DatasetCatalog.list()})
+    return name in GENERATED or bool(names & {*DatasetCatalog.list()})
 
 
 def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True) -> None:
     """Resolve the data sets of a Detectron2 `CfgNode`, and set the number of classes, in place.
 
-    Where the classes are the ten digits, INPUT.RANDOM_FLIP becomes "none", and the copies of
-    TEST.AUG are not mirrored.
+    If the classes are the ten digits, INPUT.RANDOM_FLIP becomes "none", and the copies of TEST.AUG
+    are not mirrored.
 
-    dataset: a name or folder as for `resolve`: its train split becomes DATASETS.TRAIN and its val
-    split DATASETS.TEST ("coco_2017_val" is taken as "coco_2017", unless need_train is False, when
-    the split that is named is the one to evaluate). Without it, each entry of
-    DATASETS.TRAIN and DATASETS.TEST may be a name or a folder. need_train: False leaves training
-    data alone, for evaluation where they may not exist; the classes must then be those of
-    DATASETS.CLASS_NAMES, if it is set.
-    Raises: as `resolve`, UsageError where no data set is named, where two sets of DATASETS.TEST are
-    called alike or, of a detector with masks, INPUT.MASK_FORMAT is unknown, DataError where classes
-    differ, or where MODEL.MASK_ON needs masks that are not there.
+    dataset: a name or folder as for `resolve`. Its train split becomes DATASETS.TRAIN, its val
+    split DATASETS.TEST; "coco_2017_val" means "coco_2017", unless need_train is False: the named
+    split is then evaluated. Without `dataset`, each entry of DATASETS.TRAIN and DATASETS.TEST may
+    be a name or a folder. need_train: False ignores the training data, which an evaluation may
+    lack; the classes must then be those of DATASETS.CLASS_NAMES, if it is set.
+    Raises: as `resolve`; UsageError if no data set is named, if two sets of DATASETS.TEST have the
+    same name, or if a detector with masks has an unknown INPUT.MASK_FORMAT; DataError if classes
+    differ, or if MODEL.MASK_ON needs masks that are missing.
     """
     if dataset is not None:
         base = _without_split(dataset) if need_train else dataset
@@ -104,7 +104,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     cfg.DATASETS.CLASS_NAMES = tuple(classes)
     set_num_classes(cfg, len(classes))
     if tuple(classes) == digits.CLASSES:
-        cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is another thing than a digit
+        cfg.INPUT.RANDOM_FLIP = "none"  # a mirrored digit is a different symbol
         cfg.TEST.AUG.FLIP &= not cfg.TEST.AUG.ENABLED
     if with_masks(cfg):
         require_masks_of(cfg.DATASETS.TEST, cfg.INPUT.MASK_FORMAT, "evaluation")
@@ -113,25 +113,25 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
 
 
 def _require_distinct(labels: list[str]) -> None:
-    """Refuse names that occur twice: they tell the figures of several data sets apart."""
+    """Refuse names that occur twice: the results of each data set are listed under its name."""
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise UsageError(f"DATASETS.TEST holds {twice[0]} twice; rename the folder of one")
 
 
 def data_label(registered: str) -> str:
-    """A short name of the data: the folder's, or the registered name without its split."""
+    """Return a short name of the data: the folder's, or the registered name without its split."""
     if registered.endswith(".json"):
         return Path(registered).parent.name
     return re.sub(r"_(train|val|test)$", "", registered)
 
 
 def classes_of(name: str) -> list[str]:
-    """The class names of a registered data set, in the order of the model's outputs."""
+    """Return the class names of a registered data set, in the order of the model's outputs."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes is None:  # a data set that tells them only once it is loaded
+    if classes is None:  # some data sets set them only when they are loaded
         DatasetCatalog.get(name)
         classes = MetadataCatalog.get(name).get("thing_classes")
     if not classes:
@@ -155,7 +155,7 @@ def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:
 
 
 def digits_folder(spec: digits.DigitsSpec | None = None) -> Path:
-    """The folder of the generated data set, which is made if it is not there.
+    """Return the folder of the generated data set, and generate it if it is missing.
 
     It lies under $DETECTRON2_DATASETS, or else under the user's cache folder, and its name holds
     the specification's hash. Safe for several processes at once.
@@ -226,8 +226,8 @@ def _register(name: str, json_file: Path) -> str:
 def _load(name: str, json_file: str, root: str) -> list[dict]:
     from detectron2.data.datasets import load_coco_json
 
-    # Detectron2's loader fails on bad input by assertion or KeyError, naming no file.
-    validate(name, "evaluation")  # which needs less: whoever trains has validated before
+    # Detectron2's loader fails on bad input with an assertion or KeyError that names no file.
+    validate(name, "evaluation")  # needs less; a training has validated before
     with collector_off():
         return load_coco_json(json_file, root, name, extra_annotation_keys=_EXTRA_KEYS)
 

@@ -1,4 +1,4 @@
-"""COCO JSON, shared by all modules here: reading files, names and boxes that may be hostile."""
+"""Reads COCO JSON whose names and boxes may be hostile; shared by all modules here."""
 
 import gc
 import json
@@ -15,7 +15,7 @@ import msgspec
 from ghm_d2.errors import DataError
 
 SPLITS = ("train", "val", "test")
-_SIMPLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file's name as most are
+_SIMPLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # most file names match this
 
 
 def load_json(path: str | Path) -> Any:
@@ -26,9 +26,9 @@ def load_json(path: str | Path) -> Any:
 def load_outline(data: bytes, path: str | Path) -> Any:
     """Parse a COCO JSON that may be large, for checks alone; raises as `load_json`.
 
-    Of images and annotations it keeps the fields that have a meaning, and a segmentation as its
-    text: `masks.decoded` parses it. That takes an eighth of the time and the memory. A JSON that
-    has another form is parsed as by `load_json`.
+    It keeps only the known fields of images and annotations, and leaves a segmentation as text,
+    which `masks.decoded` parses. This takes an eighth of the time and the memory. A JSON of another
+    form is parsed as by `load_json`.
     """
     try:
         return _OUTLINE.decode(data)
@@ -67,7 +67,7 @@ _OUTLINE = msgspec.json.Decoder(_Outline)
 
 @contextmanager
 def collector_off():
-    """Stop Python's garbage collector, which would go through all parsed objects again and again.
+    """Switch off Python's garbage collector: it would scan all parsed objects again and again.
 
     Parsed JSON has no cycles for it to find.
     """
@@ -81,7 +81,7 @@ def collector_off():
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file. Raises DataError where it cannot be read."""
+    """Return the content of a file. Raises DataError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -102,7 +102,7 @@ def _parse(text: bytes, path: str | Path) -> Any:
 def write_json(path: str | Path, value: Any) -> None:
     """Write compact JSON; the same value gives the same bytes.
 
-    Raises: DataError where the value has NaN, or text that cannot be encoded.
+    Raises: DataError if the value has NaN or infinities, or text that cannot be encoded.
     """
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
@@ -113,7 +113,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def by_image(entries: Iterable[dict]) -> dict[Any, list[dict]]:
-    """Return annotations, or detections, by the id of their image."""
+    """Group annotations, or detections, by the id of their image."""
     found: dict[Any, list[dict]] = {}
     for entry in entries:
         found.setdefault(entry["image_id"], []).append(entry)
@@ -127,10 +127,10 @@ def image_root(folder: str | Path) -> Path:
 
 
 def is_plain(text: str) -> bool:
-    """Return whether a text can be encoded, and printed in one line as what it looks like.
+    """Return whether a text can be encoded, and printed on one line.
 
-    Control characters, ends of lines and surrogates (how Python shows a file name that is not
-    UTF-8) are what is not plain; the spaces and joiners that people's file names have are.
+    Control characters, line ends and surrogates (Python's form of file names that are not UTF-8)
+    are not plain. The spaces and joiners that occur in people's file names are.
     """
     return text.isprintable() or not any(
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text
@@ -138,7 +138,7 @@ def is_plain(text: str) -> bool:
 
 
 def image_name(image: dict) -> Any:
-    """The `file_name` of an image; in LVIS it is the end of an address, as for Detectron2."""
+    """Return an image's `file_name`; for LVIS the end of its `coco_url`, as in Detectron2."""
     address = image.get("coco_url")
     if isinstance(address, str) and ("file_name" not in image or "neg_category_ids" in image):
         return "/".join(address.split("/")[-2:])
@@ -146,7 +146,7 @@ def image_name(image: dict) -> Any:
 
 
 def safe_name(name: Any, where: str) -> str:
-    """A relative image name in POSIX form. Raises DataError if it would leave its folder.
+    """Return a relative image name in POSIX form. Raises DataError if it would leave its folder.
 
     Backslashes count as separators: data sets written on Windows have them.
     """
@@ -161,11 +161,12 @@ def safe_name(name: Any, where: str) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a parsed JSON value is a number of a size that pixels have.
+    """Return whether a parsed JSON value is a number between -1e9 and 1e9, ample for pixels.
 
-    It is compared rather than converted, since an integer of a thousand digits has no float.
+    The value is compared and not converted, because an integer of a thousand digits has no float.
     """
-    return isinstance(value, int | float) and -1e9 < value < 1e9
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -1e9 < value < 1e9
 
 
 def box_fault(box: Any) -> str | None:
@@ -182,7 +183,7 @@ def box_fault(box: Any) -> str | None:
 
 
 def is_empty(box: Any) -> bool:
-    """Return whether a box with a fault has no width or no height, and no other fault."""
+    """Return whether the only fault of a faulty box is that its width or height is 0."""
     return (
         isinstance(box, list | tuple)
         and len(box) == 4
@@ -192,7 +193,7 @@ def is_empty(box: Any) -> bool:
 
 
 def iou(a: list[float], b: list[float]) -> float:
-    """Intersection over union of two [x, y, w, h] boxes."""
+    """Return the intersection over union of two [x, y, w, h] boxes."""
     w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if w <= 0 or h <= 0:
@@ -201,14 +202,14 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def clipped(box: list[float], width: float, height: float) -> list[float] | None:
-    """The part of an [x, y, w, h] box that is in the image; None where there is none."""
+    """Return the part of an [x, y, w, h] box inside the image, or None if there is none."""
     x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
     x1, y1 = min(box[0] + box[2], width), min(box[1] + box[3], height)
     return [x0, y0, x1 - x0, y1 - y0] if x1 > x0 and y1 > y0 else None
 
 
 def outside(box: list[float], width: float, height: float) -> float:
-    """Return how far an [x, y, w, h] box leaves the image, in px; infinity if it is all outside."""
+    """Return by how many px an [x, y, w, h] box leaves the image; infinity if wholly outside."""
     x, y, w, h = box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return math.inf
@@ -216,10 +217,10 @@ def outside(box: list[float], width: float, height: float) -> float:
 
 
 def hashable(value: Any) -> Any:
-    """Return a key that can be looked up in a dict, whatever value stood in the file."""
+    """Return a dict key for any parsed JSON value: its `repr`, unless it is a number or text."""
     return value if isinstance(value, int | float | str) else repr(value)
 
 
 def show_box(box) -> str:
-    """A box as people read it: four short numbers."""
+    """Format a box for messages, as four short numbers."""
     return "[" + ", ".join(f"{v:.6g}" if is_finite(v) else f"{v!r:.12}" for v in box) + "]"

@@ -1,4 +1,4 @@
-"""Writing a data set folder: whole or not at all, and never over somebody's files."""
+"""Writes a data set folder whole or not at all, and never over somebody else's files."""
 
 import os
 import shutil
@@ -12,24 +12,23 @@ from ghm_d2.errors import DataError, UsageError
 
 IMPORT_REPORT, MAKE_REPORT = "import_report.json", "make_report.json"
 CLEAN_REPORT = "clean_report.json"
-_REPORTS = {IMPORT_REPORT, MAKE_REPORT, CLEAN_REPORT}
-_OURS = {f"{split}.json" for split in SPLITS} | {"images"} | _REPORTS
+REPORTS = {IMPORT_REPORT, MAKE_REPORT, CLEAN_REPORT}
+_OURS = {f"{split}.json" for split in SPLITS} | {"images"} | REPORTS
 
 
 @contextmanager
 def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`, which takes its place when the body succeeds.
+    """Yield an empty folder beside `folder`, which replaces `folder` when the body succeeds.
 
-    Raises: UsageError where `folder` is not empty and `overwrite` is False, or where it holds
-    anything that `ghm data make`, `import` or `clean` did not write; DataError where it cannot be
-    written.
+    Raises: UsageError if `folder` is not empty and `overwrite` is False, or if it holds anything
+    that `ghm data make`, `import` or `clean` did not write; DataError if it cannot be written.
     """
     folder = Path(folder).absolute()
     _refuse_foreign(folder, overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp's is private, an ordinary folder's is not
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private, unlike mkdir
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
@@ -58,7 +57,7 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
     if content and not overwrite:
         raise UsageError(f"{folder}: is not empty; choose another folder or pass --overwrite")
     foreign = sorted(content - _OURS)
-    if content and (foreign or not content & _REPORTS):
+    if content and (foreign or not content & REPORTS):
         held = f"holds {foreign[0]}" if foreign else "was not written by ghm"
         raise UsageError(f"{folder}: {held}, so --overwrite will not delete it; choose another")
 

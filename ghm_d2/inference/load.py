@@ -1,4 +1,4 @@
-"""A trained detector from its weights: the configuration is found beside them."""
+"""Loads a trained detector from its weights and the configuration beside them."""
 
 import logging
 from pathlib import Path
@@ -13,14 +13,14 @@ from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import CONFIG_FILE
 
-ZOO = "zoo:"  # before the name of a model of Detectron2's zoo
+ZOO = "zoo:"  # the prefix of a model's name in Detectron2's zoo
 
 
 def config_source(weights: Path, config: str | None) -> str:
-    """The name of the configuration that `weights` were trained with.
+    """Return the file or the name of the configuration that `weights` were trained with.
 
     Args:
-        weights: a file; or "zoo:NAME" of Detectron2's model zoo, such as
+        weights: a file; or "zoo:NAME" for Detectron2's model zoo, such as
             "zoo:COCO-Detection/retinanet_R_50_FPN_1x", whose configuration has the same name.
         config: a YAML file, or the name of a shipped one; None takes config.yaml beside `weights`.
 
@@ -39,12 +39,12 @@ def config_source(weights: Path, config: str | None) -> str:
 
 
 def folder_of(weights: Path) -> Path:
-    """The folder for what is written about weights: their own; for the model zoo's, this one."""
+    """Return the folder for output about `weights`: theirs, or the current one for "zoo:NAME"."""
     return Path() if str(weights).startswith(ZOO) else weights.parent
 
 
 def class_names(cfg) -> list[str]:
-    """Names of the training data's classes; else of DATASETS.TEST's, if known; else numbers."""
+    """Return the classes' names in the training data, else in DATASETS.TEST, else numbers."""
     known, number = MetadataCatalog.list(), num_classes(cfg)
     candidates = [cfg.DATASETS.CLASS_NAMES]
     for data in cfg.DATASETS.TEST:
@@ -55,20 +55,20 @@ def class_names(cfg) -> list[str]:
 
 
 def zoo_name(weights: Path) -> str:
-    """The configuration that "zoo:NAME" names."""
+    """Return the name of the configuration for "zoo:NAME"."""
     return f"{str(weights).removeprefix(ZOO).removesuffix('.yaml')}.yaml"
 
 
 def load_detector(cfg, weights: Path):
-    """The model of `cfg` with `weights`, a file or "zoo:NAME", in evaluation mode.
+    """Return the model of `cfg` with `weights`, a file or "zoo:NAME", in evaluation mode.
 
     Raises:
-        WeightsError: they cannot be read, or lack a tensor of the model.
+        WeightsError: the weights cannot be read, or lack a tensor of the model.
     """
     register_all()
     cfg = cfg.clone()
-    cfg.MODEL.TIMM.PRETRAINED = ""  # the weights bring the backbone's
-    cfg.MODEL.GHM.KERNEL = "auto"  # no loss is computed, and training's may not be here
+    cfg.MODEL.TIMM.PRETRAINED = ""  # `weights` include the backbone's
+    cfg.MODEL.GHM.KERNEL = "auto"  # no loss is computed, and the configured kernel may be missing
     model = build_model(cfg)
     checkpointer = GHMCheckpointer(model)
     source = zoo_name(weights) if str(weights).startswith(ZOO) else str(weights)
@@ -76,13 +76,14 @@ def load_detector(cfg, weights: Path):
     report = checkpointer.report
     if report.origin:
         logging.getLogger("ghm_d2").warning(report.origin)
-    # without the losses' state a detector detects as well
+    # detection does not need the losses' state
     densities = [n for n, m in model.named_modules() if isinstance(m, GradientDensity)]
     excused = ("loss_normalizer", *(f"{name}." for name in densities))
     wrong = [*report.missing, *(name for name, *_ in report.mismatched)]
     if bad := [name for name in wrong if not name.startswith(excused)]:
+        more = f"and {len(bad) - 1} more tensors are" if len(bad) > 1 else "is"
         raise WeightsError(
-            f"{weights}: not of this configuration's model: {bad[0]} and {len(bad) - 1} more "
-            "tensors are missing or of another shape"
+            f"{weights}: not of this configuration's model: {bad[0]} {more} missing or of another "
+            "shape"
         )
     return model.eval()

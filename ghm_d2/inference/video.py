@@ -1,4 +1,4 @@
-"""Videos with what was found drawn into each frame, by PyAV."""
+"""Detects objects in videos and draws them into each frame, with PyAV."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ghm_d2.errors import DataError, UsageError
 from ghm_d2.inference.formats import Found
 from ghm_d2.progress import Progress
 
-CODECS = ("libx264", "mpeg4")  # the first that this PyAV was built with
+CODECS = ("libx264", "mpeg4")  # the first one that PyAV has is used
 
 
 def predict_video(
@@ -22,10 +22,10 @@ def predict_video(
         detect: a `Predictor` or a `SlicedPredictor`.
 
     Returns:
-        a `Found` a frame, whose file is "FILE#NUMBER", counted from 0.
+        one `Found` per frame; its file is "FILE#NUMBER", counted from 0.
 
     Raises:
-        UsageError: PyAV is not installed.
+        UsageError: PyAV is not installed, or has no encoder for videos.
         DataError: the video cannot be read.
     """
     try:
@@ -58,8 +58,10 @@ def predict_video(
 
 
 def _stream(av, target, source):
-    """A stream of the source's size and rate; its sides are even, as the codecs want them."""
-    codec = next(name for name in CODECS if name in av.codecs_available)
+    """Add a stream of the source's size and rate, with even sides, as the codecs require."""
+    codec = next((name for name in CODECS if name in av.codecs_available), None)
+    if codec is None:
+        raise UsageError(f"PyAV here can write no video: it has none of {', '.join(CODECS)}")
     drawn = target.add_stream(codec, rate=source.average_rate or 25)
     drawn.width, drawn.height = (max(2, side - side % 2) for side in (source.width, source.height))
     drawn.pix_fmt = "yuv420p"

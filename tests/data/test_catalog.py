@@ -11,6 +11,7 @@ from ghm_d2.config import get_cfg
 from ghm_d2.data import catalog
 from ghm_d2.data.catalog import apply_to_config, locate, resolve
 from ghm_d2.errors import DataError, UsageError
+from ghm_d2.experiments.plan import absolute
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -42,6 +43,14 @@ def test_a_relative_folder_and_its_json_are_the_same_data_set(build, tmp_path, m
     build.data(tmp_path / "d")
     monkeypatch.chdir(tmp_path)
     assert resolve("d", "val") == resolve("d/val.json", "train") == str(tmp_path / "d/val.json")
+
+
+def test_a_folder_may_be_named_like_digits(build, tmp_path, monkeypatch):
+    """A run in another folder is then told its absolute path."""
+    build.data(tmp_path / "digits_noisy")
+    monkeypatch.chdir(tmp_path)
+    assert catalog.is_registered("digits_train") and not catalog.is_registered("digits_noisy")
+    assert absolute("digits_noisy") == str(tmp_path / "digits_noisy")
 
 
 def test_digits_are_generated_once_and_by_hash(tmp_path):

@@ -120,7 +120,8 @@ def test_how_fast_a_side_learns():
     """By AP at evaluations after 100 and 200 of 200 iterations."""
 
     def side(name, *curves, diverged=0):
-        runs = [SeedRun(9, Path(name), record(status="diverged"))] * diverged
+        once = {METRICS_FILE: [{"iteration": 99, "bbox/AP": 45}]}
+        runs = [SeedRun(9, Path(name), record(status="diverged"), once)] * diverged
         for seed, curve in enumerate(curves):
             steps = zip((99, 200), curve, strict=True)
             rows = [{"iteration": i, "bbox/AP": ap} for i, ap in steps]

@@ -1,15 +1,15 @@
-"""The files of a folder, listed once; what systems leave about is passed over."""
+"""Lists the files of a folder once, without those that operating systems add."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghm_d2.data.images import SUFFIXES
-from ghm_d2.data.output import IMPORT_REPORT, MAKE_REPORT
+from ghm_d2.data.output import REPORTS
 from ghm_d2.errors import DataError
 
 MOST_FILES = 5_000_000
-_ELSEWHERE = "__MACOSX"  # what macOS puts into archives: files of the same names, not images
+_ELSEWHERE = "__MACOSX"  # macOS adds it to archives: files with the same names that are not images
 
 
 @dataclass
@@ -29,16 +29,17 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """List `root`: no hidden files and folders, no `__MACOSX`, no earlier output of `ghm data`.
+    """List `root` without hidden files and folders, `__MACOSX`, and earlier output of `ghm data`.
 
-    Links to folders are followed, each folder once. Pipes, devices and links to nothing are left
-    out, but for images, of which each is named later. Raises: DataError above MOST_FILES files.
+    Links to folders are followed, each folder once. Pipes, devices and broken links are left out,
+    except those named like images, which are reported later.
+    Raises: DataError above MOST_FILES files.
     """
     files: list[str] = []
     seen: set[tuple[int, int]] = set()
     for folder, below, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        ours = folder != str(root) and {IMPORT_REPORT, MAKE_REPORT} & set(names)
+        ours = folder != str(root) and REPORTS & set(names)
         if (status.st_dev, status.st_ino) in seen or ours:
             below.clear()
             continue

@@ -1,4 +1,4 @@
-"""Weights at an address: fetched into Detectron2's cache, or a line on how to put them there."""
+"""Fetch weights into Detectron2's cache, or say how to put them there without a network."""
 
 import logging
 import os
@@ -18,21 +18,21 @@ from ghm_d2.files import content_hash
 
 _OF_ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 _HASH = re.compile(r"_([0-9a-f]{6})\.pkl$")
-_PATIENCE = 20  # seconds that a server may say nothing
+_PATIENCE = 20  # seconds that a server may stay silent
 
 
 def fetch(path: str) -> str:
-    """The local file that `path` names, downloaded if it is an address and not in the cache.
+    """Return the local file that `path` names; download an address that is not in the cache.
 
     Args:
         path: a file; an address (http(s)://, detectron2://, catalog://); or a configuration of
-            Detectron2's model zoo, such as "COCO-Detection/retinanet_R_50_FPN_1x.yaml", whose
-            trained weights are meant.
+            Detectron2's model zoo, such as "COCO-Detection/retinanet_R_50_FPN_1x.yaml", for its
+            trained weights.
 
     Raises:
-        WeightsError: there is no such file, or it cannot be had; then the message has the address
-            and where Detectron2 looks for a copy. Or it is not the file that its name promises:
-            the zoo's end in the first six digits of their MD5 (Detectron2's MODEL_ZOO.md).
+        WeightsError: the file does not exist or cannot be fetched; then the message says where to
+            get it and where Detectron2 looks for a copy. Or a file of the zoo does not match its
+            name, which ends in the first six digits of its MD5 (Detectron2's MODEL_ZOO.md).
     """
     address = path
     if path.endswith(".yaml") and not os.path.exists(path):
@@ -43,7 +43,7 @@ def fetch(path: str) -> str:
     try:
         with _impatient():
             local = PathManager.get_local_path(address)
-    except Exception as error:  # each kind of address has errors of its own
+    except Exception as error:  # each kind of address raises its own errors
         reason = f"{path} cannot be fetched ({type(error).__name__}: {error})"
         raise WeightsError(f"{reason}; {_remedy(address)}") from None
     if not os.path.isfile(local):
@@ -55,11 +55,11 @@ def fetch(path: str) -> str:
 
 
 def _remedy(address: str) -> str:
-    """Return advice on how to do without the network here."""
+    """Return advice on how to provide the weights without a network."""
     by_hand = "set MODEL.WEIGHTS to a file that is here"
     try:
         url = _web_address(address)
-    except (RuntimeError, KeyError):  # of the catalog: an unknown name
+    except (RuntimeError, KeyError):  # the catalog does not know the name
         return by_hand
     parts = urlparse(url)
     if parts.scheme not in ("http", "https"):
@@ -80,15 +80,15 @@ def _web_address(address: str) -> str:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Limit the time of iopath's download, which a dropped connection holds for minutes.
+    """Limit the wait of iopath's download, which a dropped connection blocks for minutes.
 
-    It logs a failure too, which is ours to tell.
+    iopath's own log of a failure is disabled, because our error reports it.
     """
     before, logger = socket.getdefaulttimeout(), logging.getLogger("iopath.common.download")
+    disabled, logger.disabled = logger.disabled, True
     socket.setdefaulttimeout(_PATIENCE)
-    logger.disabled = True
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-        logger.disabled = False
+        logger.disabled = disabled

@@ -1,4 +1,4 @@
-"""The speed at which each side learns: iterations until AP reaches a share of a final one."""
+"""The speed at which each side learns: iterations until AP reaches a share of a final AP."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ SHARES = (0.8, 0.9)
 def iterations_to(run: SeedRun, ap: float) -> float | None:
     """Iterations until an evaluation first reaches `ap`, linear between evaluations and from 0.
 
-    None where none does, or `ap` is not above 0.
+    None if no evaluation does, or if `ap` is not above 0.
     """
     steps, values = run.curve("bbox/AP")
     points = [(0, 0.0), *zip(steps, values, strict=True)]
@@ -23,7 +23,7 @@ def iterations_to(run: SeedRun, ap: float) -> float | None:
 
 
 def speed_table(sides: list[SideRuns]) -> Table:
-    """A row a side whose runs were evaluated in the course of their training; maybe none."""
+    """One row per side whose runs were also evaluated during training; possibly no rows."""
     finals = [estimate(side.values("AP").values()).mean for side in sides]
     best = max((ap for ap in finals if ap is not None), default=None)
     shares = [f"{100 * share:.0f} % of" for share in SHARES]
@@ -37,9 +37,10 @@ def speed_table(sides: list[SideRuns]) -> Table:
 
 
 def _cells(side: SideRuns, best: float | None) -> list[str]:
-    """A cell a share of `best`, or of each run's own final AP; no diverged run reaches one."""
+    """One cell per share of `best`, or of each run's own final AP, which is 0 if it diverged."""
     finals = side.values("AP")
-    runs = [(run, best or finals[run.seed]) for run in side.runs if run.seed in finals]
+    goals = {seed: best if best and final else final for seed, final in finals.items()}
+    runs = [(run, goals[run.seed]) for run in side.runs if run.seed in goals]
     return [_cell([iterations_to(run, share * ap) for run, ap in runs]) for share in SHARES]
 
 

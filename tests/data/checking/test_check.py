@@ -38,6 +38,7 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
         ({"bbox": [3, 4, 1.03, 0.0]}, "empty-box", "warning", "leaves it out"),
         ({"bbox": [3, 4, float("nan"), 10]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, float("inf"), 10]}, "bad-box", "error", "not finite"),
+        ({"bbox": [3, 4, True, True]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, 5]}, "bad-box", "error", "not four numbers"),
         ({"bbox": None}, "bad-box", "error", "not four numbers"),
         ({"bbox": [60, 4, 20, 10]}, "outside", "warning", "by 16 px outside the image of 64 x 48"),

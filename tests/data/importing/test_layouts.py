@@ -215,7 +215,9 @@ LAYOUTS = {
         files_of("", ".txt", LABELS)
         | {"classes.txt": "cat\ndog\n", "._a.txt": b"\0\5", "__MACOSX/._a.jpg": b"\0"}
         | pictures(*(f"{s}.JPG" for s in "abcd"))
-        | {"Thumbs.db": b"\0", ".DS_Store": b"\0"},
+        | {"Thumbs.db": b"\0", ".DS_Store": b"\0"}
+        | {"cleaned/clean_report.json": "{}", "cleaned/e.txt": LABEL}  # as `ghm data clean` leaves
+        | pictures("cleaned/e.jpg"),
         *("yolo", {"train": (3, 4), "val": (1, 0)}, ["cat", "dog"]),
         ["1 images have no label file: taken as background"],
     ),
