@@ -1,12 +1,12 @@
 """The inner loops of the losses: count samples by gradient norm, then weigh them.
 
-`reference` defines what is computed, in plain PyTorch; the operators of `operators` do the same
-faster where there is a backend for the device. They read the logits once forward; backward they
-read them again and write the gradient. That is enough, because
+`reference` defines the computation in plain PyTorch. `operators` does the same faster on devices
+with a backend. Forward it reads the logits once on CPUs and twice on GPUs; backward it reads them
+again and writes the gradient. This is enough, because the loss
 
     L = sum_k w_k sum_{i in region k} l_i        (w_k = 1 / (n S_k): paper, equation 8)
 
-needs only the counts and the sums of losses of the unit regions.
+needs only the count and the sum of losses of each unit region.
 """
 
 import functools
@@ -49,11 +49,11 @@ class Counted:
     """Samples counted by unit region, ready to be weighed.
 
     Attributes:
-        counts: (L, regions) int64, of each level.
-        total: from weights of that shape, constants for the gradient, to the loss, a scalar that
-            is differentiable: sum_i weights[region of i] * l_i.
-        sums: from the same to that sum of each level.
-        each: from the same to the terms of that sum, a tensor a level; 0 where not valid.
+        counts: (L, regions) int64, one row per level.
+        total: returns the loss, a differentiable scalar, for weights of that shape, which are
+            constants for the gradient: sum_i weights[region of i] * l_i.
+        sums: returns this sum for each level.
+        each: returns the terms of this sum, one tensor per level; 0 where not valid.
     """
 
     counts: Tensor
@@ -73,17 +73,17 @@ def counted(
     """Count samples by gradient norm.
 
     Args:
-        samples: what a sample is.
-        levels: its tensors, of each level. The first is differentiated.
-        bins: number of unit regions; by class, of each class.
-        weights: of each level, a factor on each loss, whose samples count where it is above 0.
-        kernel: one of `KERNELS`; "auto" is the compiled one where there is one for the device.
-            Plain PyTorch does what compiled ones do not: `weights`, targets that are no labels or
-            need a gradient.
+        samples: the kind of sample.
+        levels: the tensors of each level. The first is differentiated.
+        bins: number of unit regions; with `samples.by_class`, for each class.
+        weights: for each level, a factor on each loss; samples are counted if it is above 0.
+        kernel: one of `KERNELS`; "auto" is the compiled kernel of the device, if there is one. It
+            is plain PyTorch for `weights`, targets in place of labels, and targets that need a
+            gradient, which compiled kernels do not support.
 
     Raises:
-        ValueError: an unknown kernel; tensors whose shapes or devices do not belong together.
-        RuntimeError: a kernel that is not there, or does not do that.
+        ValueError: an unknown kernel; tensors whose shapes or devices do not match.
+        RuntimeError: the kernel is not available, or does not support these inputs.
     """
     checked = [samples.check(*tensors) for tensors in levels]
     by_reference = functools.partial(_count_by_reference, samples, checked, bins, weights)
@@ -99,7 +99,7 @@ def counted(
 
 @torch.no_grad()
 def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> Tensor:
-    """`reference.size_counts` of all levels' (pred, target, valid), added up."""
+    """Add up `reference.size_counts` over all levels, each (pred, target, valid)."""
     checked = [check_deltas(*tensors) for tensors in levels]
     if not _all_compiled(kernel, checked):
         return torch.stack([reference.size_counts(*tensors) for tensors in checked]).sum(0)
@@ -109,7 +109,7 @@ def size_counts(levels: Sequence[Sequence[Tensor]], *, kernel: str = "auto") -> 
 
 @torch.no_grad()
 def quantile(histogram: Tensor, quantile: float, start: float, *, kernel: str = "auto") -> Tensor:
-    """`reference.quantile`, on CPUs in one call instead of twenty small ones."""
+    """`reference.quantile`; on CPUs it takes one call instead of twenty small ones."""
     usual = histogram.dtype == wide(histogram.dtype) and histogram.is_contiguous()
     if compiled(kernel, histogram.device) and usual:
         return operators.quantile(histogram, quantile, start)
@@ -126,10 +126,10 @@ def update_density(
     kernel: str = "auto",
     **options,
 ) -> Tensor:
-    """`reference.update_density`; `ema`, `num_updates` and `ema_foreground` are moved on in place.
+    """`reference.update_density`; `ema`, `num_updates` and `ema_foreground` are updated in place.
 
     Raises:
-        RuntimeError: a kernel that is not there; tensors on several devices.
+        RuntimeError: the kernel is not available; the tensors are on several devices.
     """
     state = ema, num_updates, ema_foreground
     arguments = counts.long(), foreground.long(), *state
@@ -149,16 +149,16 @@ def update_density(
 
 
 def name_for(device: torch.device) -> str:
-    """Which kernel "auto" is on a device."""
+    """Return the name of the kernel that "auto" selects on a device."""
     return operators.backend_name(device.type)
 
 
 def compiled(kernel: str, device: torch.device) -> bool:
-    """Whether a compiled kernel runs on a device: False where plain PyTorch does.
+    """Return whether a compiled kernel runs on a device; False means plain PyTorch.
 
     Raises:
         ValueError: an unknown kernel.
-        RuntimeError: a kernel that is not there, or not for this device.
+        RuntimeError: the kernel is not available for this device.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
@@ -169,10 +169,10 @@ def compiled(kernel: str, device: torch.device) -> bool:
 
 
 def _all_compiled(kernel: str, levels, samples: Samples | None = None, weights=None) -> bool:
-    """Whether compiled kernels do all levels; RuntimeError where they are asked for and do not."""
+    """Return whether compiled kernels run all levels; RuntimeError if a requested one cannot."""
     found = [compiled(kernel, device) for device in {x.device for x, *_ in levels}]
     targets = [t for _, *others in levels for t in others]
-    dense = samples is not None and samples.mu is None and targets[0].dim() > 1
+    dense = samples is not None and samples.mu is None and any(t.dim() > 1 for t in targets)
     able = not (dense or weights or any(t.requires_grad for t in targets))
     if kernel in ("c", "triton") and not able:
         raise RuntimeError(
@@ -190,7 +190,7 @@ def _count_by_reference(
     for i, tensors in enumerate(levels):
         loss, norm, valid = samples.plain(*map(upcast, tensors))
         if weights:
-            weight = weights[i]  # of the losses, or of their rows: (N, 1)
+            weight = weights[i]  # one per loss, or (N, 1): one per row
             loss, valid = torch.where(weight > 0, loss * weight, 0), valid & (weight > 0)
         losses.append(loss)
         index.append(reference.unit_regions(norm, valid, bins, samples.by_class))

@@ -1,9 +1,9 @@
-"""The backend for CPUs, in C (`cpu.c`): one read of the logits forward, one read and one write
-backward, from integer labels, with no temporary larger than the gradient.
+"""The backend for CPUs, in C (`cpu.c`).
 
-It computes in float32 or float64; half precision is read and written a block at a time. The
-library is built when the project is installed, where a C compiler is; `available` says whether
-it was.
+Forward it reads the logits once; backward it reads them once and writes the gradient. Labels stay
+integers, and no temporary is larger than the gradient. It computes in float32 or float64, and
+converts half precision a block at a time. The library is built with the project if there is a C
+compiler; `available` returns whether it was.
 """
 
 import ctypes
@@ -21,21 +21,21 @@ from torch import Tensor
 from ghm_d2.kernels.reference import SIZE_SLOTS, wide
 
 NAME = "c"
-# the C functions that read tensors of these types; float32 and float64 are what they compute in
+# suffix of the C functions for each dtype: "_f" computes in float32, "_d" in float64
 _SUFFIXES = {torch.float32: "_f", torch.float64: "_d", torch.bfloat16: "_f", torch.float16: "_f"}
 _FORMATS = {torch.bfloat16: 1, torch.float16: 2}
 _KINDS = ("sigmoid", "softmax", "asl1", "focal")
 _PASSES = [f"{kind}_{of}" for kind in _KINDS for of in ("regions", "grad")] + ["asl1_sizes"]
-# of the other C functions: p pointer, l int64, i int32, d double
+# argument types of the other C functions: p pointer, l int64, i int32, d double
 _ARGUMENTS = {"quantile": "pdd", "density": "pllppppddiiiiidp"}
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
 _NORMALIZERS = {"valid_bins": 0, "bins": 1, "weights": 2}
 _PROCESS = os.getpid()
-_ALONE = 1 << 16  # elements that are no work for more than one thread
+_ALONE = 1 << 16  # the least number of elements for a thread
 
 
 class _Job(ctypes.Structure):
-    """`job` of cpu.c, where the fields are described."""
+    """The struct `job` of cpu.c, which describes the fields."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "target", "valid")),
@@ -55,13 +55,13 @@ def available() -> bool:
 
 
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
-    """Counts (L, regions) int64 and sums of plain losses (L, regions) float64 of unit regions.
+    """Return the int64 counts and the float64 sums of plain losses of unit regions: (L, regions).
 
     Args:
-        kind: of `samples.Samples`, whose other fields are `mu` (0-dim) to `gamma`.
-        pred, target: a tensor a level: logits and labels, or deltas.
-        valid: of deltas, bool; empty where all are valid.
-        bins: unit regions of a class.
+        kind, mu, by_class, alpha, gamma: fields of `samples.Samples`; mu is 0-dim.
+        pred, target: one tensor per level: logits and labels, or deltas.
+        valid: bool masks of deltas, one per level; empty if all are valid.
+        bins: number of unit regions; with `by_class`, for each class.
     """
     num_regions = bins * pred[0].shape[1] if by_class else bins
     counts = torch.empty(len(pred), num_regions, dtype=torch.int64)
@@ -75,7 +75,7 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
 
 
 def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor) -> Tensor:
-    """sum_i weights[region of i] * l_i of all levels, 0-dim float64; arguments of `gradient`."""
+    """sum_i weights[region of i] * l_i of all levels, 0-dim float64; arguments as in `gradient`."""
     _, losses = regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma)
     return torch.dot(weights.reshape(-1), losses.reshape(-1))
 
@@ -83,11 +83,11 @@ def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: 
 def gradient(
     kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
-    """scale * weights[region] * dl/dx of each sample, of the shape and dtype of each `pred`.
+    """scale * weights[region] * dl/dx of each sample, in the shape and dtype of each `pred`.
 
     Args:
         weights: (L, regions) float64.
-        scale: 0-dim. The others are as of `regions`.
+        scale: 0-dim. The other arguments are as in `regions`.
     """
     weights, found = weights.double().contiguous(), []
     to_weights, num_regions = weights.data_ptr(), weights.shape[1]
@@ -105,7 +105,7 @@ def density(
     counts, foreground, ema, num_updates, ema_foreground, momentum, prior, own, normalizer,
     ema_init, training, factor,
 ) -> Tensor:  # fmt: skip
-    """`reference.update_density`, whose arguments these are; its state is contiguous."""
+    """`reference.update_density` with the same arguments; the buffers must be contiguous."""
     weights = torch.empty(counts.shape, dtype=torch.float64)
     counts, foreground = counts.contiguous(), foreground.contiguous()
     levels, bins = counts.shape
@@ -119,7 +119,7 @@ def density(
 
 
 def size_counts(pred, target, valid) -> Tensor:
-    """`reference.size_counts` of all levels, added up."""
+    """`reference.size_counts`, added up over all levels."""
     counts = torch.zeros(SIZE_SLOTS, dtype=torch.int64)
     for i in range(len(pred)):
         _call("asl1_sizes", pred, target, valid, i, parts=1, counts=counts.data_ptr())
@@ -127,13 +127,13 @@ def size_counts(pred, target, valid) -> Tensor:
 
 
 def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
-    """`reference.quantile`, whose arguments these are."""
+    """`reference.quantile` with the same arguments."""
     function = _functions()["quantile", histogram.dtype]
     return histogram.new_full((), function(histogram.data_ptr(), quantile, start))
 
 
 def _call(name: str, pred, target, valid, i: int, **fields) -> None:
-    """Run a C function on a level; `fields` are those of its `_Job` that are not the level's."""
+    """Run a C function on level `i`; `fields` are the other fields of its `_Job`."""
     x, y = pred[i], target[i]
     if x.dtype not in _SUFFIXES:
         x = x.float()
@@ -151,7 +151,7 @@ def _call(name: str, pred, target, valid, i: int, **fields) -> None:
 
 
 def _options(kind: str, mu: Tensor | None, bins: int, num_regions: int, alpha: float, gamma: float):
-    """Return how the names of these samples' C functions begin, and their options."""
+    """Return the name prefix of the C functions for these samples, and their options."""
     name = "focal" if alpha >= 0 or gamma > 0 else kind
     options = {"bins": bins, "regions": num_regions, "gamma": gamma}
     options["others"], options["targets"] = (1 - alpha, alpha) if alpha >= 0 else (1.0, 1.0)
@@ -173,7 +173,7 @@ def _forked() -> bool:
 
 
 def _functions() -> dict[tuple[str, torch.dtype], Callable]:
-    """The C functions by name and precision."""
+    """Return the C functions by name and dtype."""
     functions = _library()
     if functions is None:
         raise RuntimeError("the C library was not built; see ghm doctor")
@@ -183,7 +183,7 @@ def _functions() -> dict[tuple[str, torch.dtype], Callable]:
 @functools.cache
 def _library() -> dict[tuple[str, torch.dtype], Callable] | None:
     path = Path(__file__).with_name("_cpu" + EXTENSION_SUFFIXES[0])
-    sources = sorted(path.parent.glob("cpu*.[ch]"))  # none in a wheel
+    sources = sorted(path.parent.glob("cpu*.[ch]"))  # a wheel has none
     if not path.exists():
         return None
     try:

@@ -1,14 +1,14 @@
 """The kernels as PyTorch operators, which torch.compile, torch.export and profilers see.
 
-    ghm_d2::regions      samples by unit region, of all feature levels, and their sums of losses
+    ghm_d2::regions      counts and sums of losses by unit region, for all feature levels
     ghm_d2::total        the loss, given a weight for each unit region
     ghm_d2::gradient     the gradient, given a weight for each unit region
-    ghm_d2::density      from counts to weights; updates the moving averages that it is given
+    ghm_d2::density      the weights, given the counts; updates the moving averages in place
     ghm_d2::size_counts  the histogram of |pred - target|
-    ghm_d2::quantile     a quantile of such sizes, from the average of their histograms
+    ghm_d2::quantile     a quantile of |pred - target|, given an average of such histograms
 
-Each runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs (`gpu.ghm`).
-Losses are differentiated by `loss_of`; the operators themselves have no derivative.
+Each operator runs the backend of its tensors' device: C on CPUs (`cpu`), Triton on GPUs
+(`gpu.ghm`). `loss_of` is differentiable; the operators themselves have no derivative.
 """
 
 import functools
@@ -43,12 +43,12 @@ SCHEMAS = {
 }
 
 
-# by type of device; Triton's comes when CUDA is first used
+# by device type; the Triton backend is added when CUDA is first used
 backends: dict[str, ModuleType | None] = {"cpu": cpu}
 
 
 def backend_of(device_type: str) -> ModuleType | None:
-    """The module with the kernels for a type of device; None where it has none."""
+    """Return the module with the kernels for a device type; None if there is none."""
     if device_type == "cuda" and "cuda" not in backends:
         backends["cuda"] = triton_backend()
     backend = backends.get(device_type)
@@ -57,13 +57,13 @@ def backend_of(device_type: str) -> ModuleType | None:
 
 @torch.compiler.assume_constant_result
 def backend_name(device_type: str) -> str:
-    """The kernel that runs on a type of device; "torch" where it has none."""
+    """Return the name of the kernel for a device type; "torch" if there is none."""
     backend = backend_of(device_type)
     return "torch" if backend is None else backend.NAME
 
 
 def triton_backend() -> ModuleType | None:
-    """`gpu.ghm` where Triton is installed and can run."""
+    """Return `gpu.ghm` if Triton is installed and can run, else None."""
     if find_spec("triton") is None:
         return None
     from ghm_d2.kernels.gpu import ghm
@@ -82,7 +82,7 @@ def _regions_fake(kind, pred, target, valid, mu, bins, by_class, alpha, gamma):
     regions = bins * pred[0].shape[1] if by_class else bins
     shape = len(pred), regions
     counts = pred[0].new_empty(shape, dtype=torch.int64)
-    if pred[0].device.type != "cpu":  # Triton's kernels have no sums
+    if pred[0].device.type != "cpu":  # the Triton backend returns no sums of losses
         shape = len(pred), 0
     return counts, pred[0].new_empty(shape, dtype=torch.float64)
 
@@ -140,8 +140,8 @@ def loss_of(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
     """sum_k weights_k losses_k over all levels: a scalar, differentiable with respect to `pred`.
 
     Args:
-        arguments: as of `sample_arguments`.
-        losses: those of `regions`, (L, regions); or (L, 0), where it has none.
+        arguments: the result of `sample_arguments`.
+        losses: the sums from `regions`, (L, regions); or (L, 0) if it returns none.
         weights: (L, regions), constants for the gradient.
     """
     kind, pred, target, valid, mu, *others = arguments
@@ -159,7 +159,7 @@ def _value(arguments: tuple, losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
-    """The loss of each level; arguments as of `loss_of`."""
+    """Return the loss of each level; arguments as in `loss_of`."""
     kind, *lists = arguments[:4]
     found = []
     for i in range(len(losses)):
@@ -170,9 +170,9 @@ def sums(arguments: tuple, losses: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 class _Total(Function):
-    """`_value`, with the gradient of the sum that it is."""
+    """`_value` with its gradient with respect to `pred`."""
 
-    # PyTorch's form with setup_context takes 25 us more of each call
+    # PyTorch's form with setup_context takes 25 us more per call
     @staticmethod
     def forward(ctx, options, losses, weights, mu, *tensors):
         ctx.options = options
@@ -190,14 +190,14 @@ class _Total(Function):
 
 
 def _arguments(options: tuple, mu: Tensor | None, tensors: Sequence[Tensor]) -> tuple:
-    """The arguments as `sample_arguments` gave them, from the tensors that `_Total` has."""
+    """Rebuild the result of `sample_arguments` from the tensors that `_Total` saved."""
     kind, n, others = options
     tensors = list(tensors)
     return kind, tensors[:n], tensors[n : 2 * n], tensors[2 * n :], mu, *others
 
 
 class _Gradient(Function):
-    """The gradient where somebody may differentiate it: an error, since it would be a constant."""
+    """The gradient, with an error if it is differentiated, because it would be a constant."""
 
     @staticmethod
     def forward(ctx, arguments, *pred):

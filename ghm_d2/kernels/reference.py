@@ -1,12 +1,12 @@
-"""GHM in plain PyTorch, on any device: the definition that faster kernels are held to.
+"""GHM in plain PyTorch, on any device: the definition that faster kernels must match.
 
-Each kind of loss reduces to three tensors of one shape: `loss`, the plain loss l of each sample
-(differentiable); `norm`, its gradient norm g in [0, 1] (detached); and `valid`, a mask. Two
-steps are common: `unit_regions` and `histogram` count samples by gradient norm, and
-`harmonized_losses` weighs them. None of them waits for the device or loops over unit regions.
+Each kind of loss gives three tensors of the same shape: `loss`, the plain loss l of each sample
+(differentiable); `norm`, its gradient norm g in [0, 1] (detached); and `valid`, a mask. The next
+steps are the same for all: `unit_regions` and `histogram` count samples by gradient norm, and
+`harmonized_losses` weighs them. No step waits for the device or loops over unit regions.
 
-A logit or delta that is not finite makes its sample's loss NaN, and never an index fault. In a
-softmax -inf stands for a probability of 0, as in `F.cross_entropy`.
+A NaN or infinite logit or delta makes the loss of its sample NaN, and never an index out of bounds.
+In a softmax, -inf is a probability of 0, as in `F.cross_entropy`.
 """
 
 import math
@@ -20,7 +20,7 @@ SLOTS_PER_OCTAVE, LOWEST_OCTAVE, SIZE_SLOTS = 4, -16, 128
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision; others as they are (so that gradcheck works)."""
+    """Return float32 for half precision, and other dtypes unchanged (so that gradcheck works)."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -30,12 +30,12 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """float64, which MPS does not have."""
+    """Return float64, or float32 on MPS, which does not support float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_tensor(x: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor of no dimensions on the device of `like`; a tensor as it is."""
+    """Return a number as a 0-dim tensor on the device of `like`, and a tensor unchanged."""
     # new_tensor would wait for the device
     return x if isinstance(x, Tensor) else like.new_full((), x, dtype=dtype)
 
@@ -54,7 +54,7 @@ def sigmoid_samples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     signed = _signed_logits(logits, labels)
     # With s = x for t = 0 and s = -x for t = 1, BCE(x, t) = softplus(s) and |p - t| = sigmoid(s).
     signed = _nan_unless_finite(torch.where(valid, signed, 0))
-    # 40: where log(1 + e^s) is s in float64 too; the default, 20, is float32's
+    # above 40, log(1 + e^s) is s in float64 too; the default, 20, is for float32
     return F.softplus(signed, threshold=40), signed.detach().sigmoid(), valid
 
 
@@ -68,7 +68,7 @@ def dense_sigmoid_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 
 
 def _signed_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """`logits` (N, K) with the sign of each row's entry at its class turned."""
+    """Return `logits` (N, K) with the entry at the class of each row negated."""
     classes = logits.shape[1]
     if not logits.numel():
         return logits
@@ -111,9 +111,9 @@ def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor | None, mu: float |
     """Authentic smooth L1 of each coordinate (paper, equation 9); g = |d| / sqrt(d^2 + mu^2).
 
     Args:
-        pred, target: of one shape, floating point. Targets of invalid samples may be anything.
-        valid: bool, of that shape; None: all are.
-        mu: > 0, in the unit of `pred`; a number, or a tensor of no dimensions on its device.
+        pred, target: floating point, same shape. Targets of invalid samples may be anything.
+        valid: bool, of that shape; None: all are valid.
+        mu: > 0, in the unit of `pred`; a number, or a 0-dim tensor on its device.
 
     Returns:
         loss, norm, valid: of that shape.
@@ -123,19 +123,19 @@ def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor | None, mu: float |
     d = _nan_unless_finite(torch.where(valid, pred - target, 0))
     mu = as_tensor(mu, d, d.dtype).to(d.dtype)
     root = torch.hypot(d, mu)
-    # d^2 / (root + mu) = root - mu, without its cancellation near 0 or overflow far from it
+    # d^2 / (root + mu) = root - mu, without cancellation near 0 or overflow for a large d
     return d * (d / (root + mu)), (d / root).abs().detach(), valid
 
 
 def size_counts(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """How many |pred - target| lie in each slot of their logarithm: (SIZE_SLOTS,) int64.
+    """Return the histogram of log2 |pred - target|: (SIZE_SLOTS,) int64.
 
-    Slot k holds sizes in [2^(LOWEST_OCTAVE + k / SLOTS_PER_OCTAVE), that of the next slot); the
-    first and the last hold what lies beyond them. Invalid ones and those that are not finite are
-    not counted.
+    Slot k counts sizes from 2^(LOWEST_OCTAVE + k / SLOTS_PER_OCTAVE) up to the start of slot k + 1.
+    The first and last slots also count the sizes beyond them. Invalid samples, and sizes that are
+    NaN or infinite, are not counted.
 
     Args:
-        pred, target, valid: as of `asl1_samples`.
+        pred, target, valid: as in `asl1_samples`.
     """
     size = (upcast(pred) - upcast(target)).detach().abs()
     slot = ((size.log2() - LOWEST_OCTAVE) * SLOTS_PER_OCTAVE).clamp(0, SIZE_SLOTS - 1)
@@ -146,18 +146,18 @@ def size_counts(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Te
 
 @torch.no_grad()
 def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
-    """The quantile of sizes, 0-dim, from averages of `size_counts`.
+    """Return a quantile of sizes, 0-dim, interpolated within a slot.
 
     Args:
-        histogram: (SIZE_SLOTS,) floating point. Within a slot it is interpolated.
+        histogram: (SIZE_SLOTS,) floating point, an average of `size_counts`.
         quantile: in (0, 1).
-        start: what it is where the histogram is empty.
+        start: the result if the histogram is empty.
     """
     # not cumsum, which has no deterministic form for CUDA
     cumulative = histogram.expand(SIZE_SLOTS, -1).tril().sum(1)
     total = cumulative[-1]
     slot = (cumulative < quantile * total).sum().clamp(max=SIZE_SLOTS - 1)
-    # an index of no dimensions would wait for the device
+    # indexing with a 0-dim tensor would wait for the device
     inside, up_to = (x.gather(0, slot[None])[0] for x in (histogram, cumulative))
     part = 1 - (up_to - quantile * total) / inside.clamp(min=1e-30)
     octave = LOWEST_OCTAVE + (slot + part.clamp(0, 1)) / SLOTS_PER_OCTAVE
@@ -169,12 +169,12 @@ def _nan_unless_finite(x: Tensor) -> Tensor:
 
 
 def unit_regions(norm: Tensor, valid: Tensor, bins: int, by_class: bool = False) -> Tensor:
-    """The unit region of each sample: floor(g * M), the last one closed; past them where invalid.
+    """Return each sample's unit region: floor(g * M), the last one closed; past all if invalid.
 
     Args:
         norm: gradient norms in [0, 1]; NaN lands in some region.
         valid: bool, of the same shape.
-        by_class: each column of (N, K) has its own M regions, one column's after another's.
+        by_class: each column of (N, K) has its own M regions; those of column j start at j * M.
 
     Returns:
         int64, of the same shape, in 0..bins, or 0..bins * K by class.
@@ -187,7 +187,7 @@ def unit_regions(norm: Tensor, valid: Tensor, bins: int, by_class: bool = False)
 
 
 def histogram(index: Tensor, bins: int) -> Tensor:
-    """How many samples each unit region holds: (bins,) int64."""
+    """Return the number of samples in each unit region: (bins,) int64."""
     index = index.flatten()
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=bins + 1)[:bins]
@@ -201,7 +201,7 @@ def _histogram_on_device(index: Tensor, bins: int) -> Tensor:
 
 
 def harmonized_losses(loss: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """weights[index_i] * loss_i of each sample, 0 where it is not valid.
+    """Return weights[index_i] * loss_i of each sample, 0 where it is not valid.
 
     Args:
         loss: plain losses, any shape.
@@ -228,16 +228,16 @@ def update_density(
     training: bool,
     factor: float,
 ) -> Tensor:
-    """The weight beta / N of a sample in each unit region (paper, section 3.3), in float64.
+    """Return the weight beta / N of a sample in each unit region (paper, section 3.3).
 
     Args:
-        counts: (L, bins) int64, samples by feature level, or class, and unit region.
-        foreground: int64, foreground samples: 0-dim, or (L,) if `own`; not read without a prior.
-        ema, num_updates, ema_foreground: (rows, bins) twice, and (2,) or (rows, 2); buffers of
-            `losses.density.GradientDensity`, moved on in place if `training`.
-        own: each row of the counts has its own row of them; else all update the first in turn.
+        counts: (L, bins) int64, samples by feature level (or class) and unit region.
+        foreground: int64, number of foreground samples: 0-dim, or (L,) if `own`; for the prior.
+        ema, num_updates, ema_foreground: the buffers of `GradientDensity`: (rows, bins),
+            (rows, bins), and (2,) or (rows, 2). They are updated in place if `training`.
+        own: each row of the counts has its own row of buffers; else all update row 0 in turn.
         momentum, prior, normalizer, ema_init: arguments of `GradientDensity`.
-        factor: on the weights.
+        factor: a factor on the weights.
 
     Returns:
         (L, bins) float64; 0 where there is no sample.
@@ -248,8 +248,9 @@ def update_density(
     if momentum > 0:
         rows = slice(len(counts)) if own else 0
         average, times, found = ema[rows].to(exact), num_updates[rows], []
-        for row in [new] if own else new:  # with `own` all at once
+        for row in [new] if own else new:  # with `own`, all rows at once
             if training:
+                # without a prior, an average near 0 would give an unlimited weight
                 moves = torch.ones_like(row) if prior else row > 0
                 average, times = _moved(average, times, row, moves, momentum, ema_init)
             smooth = average
@@ -273,7 +274,7 @@ def update_density(
 
 
 def _moved(average, times, new, moves, momentum: float, ema_init: str) -> tuple[Tensor, Tensor]:
-    """The average after `new` where it `moves`, and how often it has moved."""
+    """Return the average, updated with `new` where `moves`, and the number of its updates."""
     moved = momentum * average + (1 - momentum) * new
     if ema_init == "first":
         moved = torch.where(times == 0, new, moved)
@@ -289,10 +290,10 @@ def prior_count(
     ema_init: str,
     training: bool,
 ) -> Tensor:
-    """c: `prior` times the average of the foreground samples, at least `prior`.
+    """Return c: `prior` times the average number of foreground samples, at least `prior`.
 
-    Arguments as of `update_density`; of the averages of the samples and of 1, in the last
-    dimension of `ema_foreground`, the second is what debiasing divides by.
+    Arguments as in `update_density`. The last dimension of `ema_foreground` holds the averages of
+    the number of foreground samples and of 1; debiasing divides by the second.
     """
     new = foreground.to(exact_dtype(foreground.device))
     if momentum > 0:

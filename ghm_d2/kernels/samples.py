@@ -1,4 +1,4 @@
-"""The kinds of samples: their tensors in a level, and their arguments of the operators."""
+"""The kinds of samples: the tensors of a level, and the arguments for the operators."""
 
 from dataclasses import dataclass
 
@@ -21,31 +21,31 @@ class Samples:
     gamma: float = 0.0
 
     def check(self, *level: Tensor) -> Level:
-        """The tensors of a level as the kernels take them.
+        """Return the tensors of a level as the kernels take them.
 
         Raises:
-            ValueError: shapes, devices or types do not belong together.
+            ValueError: shapes, devices or dtypes do not match.
         """
         return _check_logits(*level)
 
     def plain(self, *level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, gradient norm and validity of each sample, in plain PyTorch."""
+        """Return loss, gradient norm and validity of each sample, in plain PyTorch."""
         raise NotImplementedError
 
     def num_regions(self, pred: Tensor, bins: int) -> int:
-        """Unit regions of all classes."""
+        """Return the number of unit regions of all classes."""
         return bins * pred.shape[1] if self.by_class else bins
 
 
 @dataclass(frozen=True)
 class SigmoidSamples(Samples):
-    """(anchor, class) pairs of logits (N, K) and labels (N,), or targets (N, K), which are plain
-    PyTorch: `reference.sigmoid_samples` and `dense_sigmoid_samples`.
+    """(anchor, class) pairs of logits (N, K) with labels (N,): `reference.sigmoid_samples`; or with
+    targets (N, K), in plain PyTorch only: `reference.dense_sigmoid_samples`.
 
     Args:
-        by_class: K * bins regions, those of class j from j * bins on.
-        alpha, gamma: of focal loss, which only compiled kernels compute; without them it is
-            cross entropy.
+        by_class: use K * bins regions; those of class j start at j * bins.
+        alpha, gamma: parameters of focal loss, which only compiled kernels compute; the defaults
+            give cross entropy.
     """
 
     kind = "sigmoid"
@@ -61,8 +61,8 @@ class SigmoidSamples(Samples):
 
 @dataclass(frozen=True)
 class SoftmaxSamples(Samples):
-    """Rows of logits (N, K + 1) with labels (N,), or targets (N, K + 1), which are plain PyTorch:
-    `reference.softmax_samples` and `dense_softmax_samples`.
+    """Rows of logits (N, K + 1) with labels (N,): `reference.softmax_samples`; or with targets
+    (N, K + 1), in plain PyTorch only: `reference.dense_softmax_samples`.
     """
 
     kind = "softmax"
@@ -77,10 +77,10 @@ class SoftmaxSamples(Samples):
 class DeltaSamples(Samples):
     """Coordinates of predicted and true deltas, (N, 4) each: `reference.asl1_samples`.
 
-    A level has a mask of that shape too, or, in all levels, none: all are valid then.
+    Each level has a mask of that shape too. If no level has one, all coordinates are valid.
 
     Args:
-        mu: of ASL1; a number, or a tensor of no dimensions.
+        mu: parameter of ASL1; a number, or a 0-dim tensor.
     """
 
     kind = "asl1"
@@ -104,13 +104,13 @@ def _check_logits(logits: Tensor, labels: Tensor) -> Level:
 
 
 def check_deltas(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Level:
-    """`DeltaSamples.check`, for those who want the deltas alone."""
+    """`DeltaSamples.check` as a function."""
     _check_shape("targets", target, pred, pred.shape)
     if valid is not None:
         _check_shape("valid", valid, pred, pred.shape)
     if not target.is_floating_point():
         target = target.to(wide(pred.dtype))
-    elif target.dtype == torch.float64:  # more precision than the prediction's is not lost
+    elif target.dtype == torch.float64:  # keep the precision of the target
         pred = pred.double()
     level = pred, target
     return level if valid is None else (*level, valid.bool())

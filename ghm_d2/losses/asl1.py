@@ -10,11 +10,11 @@ from ghm_d2.losses.reduce import check_range, reduce_loss
 def asl1_loss(pred: Tensor, target: Tensor, mu: float = 0.02, reduction: str = "none") -> Tensor:
     """ASL1(d) = sqrt(d^2 + mu^2) - mu, with d = pred - target.
 
-    Quadratic, d^2 / (2 mu), for |d| much smaller than mu, and |d| - mu beyond; unlike smooth
-    L1 it has derivatives of every order, and its gradient norm tells outliers apart.
+    The loss is about d^2 / (2 mu) for |d| much smaller than mu, and |d| - mu for |d| much larger.
+    Unlike smooth L1 it has derivatives of every order, and its gradient norm tells outliers apart.
 
     Args:
-        pred, target: of one shape.
+        pred, target: tensors of the same shape.
         mu: > 0, in the unit of `pred`.
         reduction: "none", "mean" or "sum".
 

@@ -1,7 +1,7 @@
-"""The losses GHM is compared with, from integer labels: 0..K-1 a class, K background, -1 ignored.
+"""The baseline losses; integer labels are 0..K-1 for a class, K for background, -1 for ignored.
 
-Shapes, targets, weights and labels are those of `GHMC.forward`, which says what is taken. Focal
-loss without a kernel, and smooth L1, give the numbers of fvcore's, which Detectron2 uses.
+`GHMC.forward` describes the shapes, targets, weights and labels. Focal loss in plain PyTorch and
+smooth L1 give the same numbers as fvcore's losses, which Detectron2 uses.
 """
 
 import torch
@@ -25,15 +25,15 @@ def bce_loss(
     check_labels: bool = False,
     kernel: str = "auto",
 ) -> Tensor:
-    """Binary cross entropy; ignored samples are 0, and not counted in the mean.
+    """Binary cross entropy; ignored samples have loss 0 and do not count in the mean.
 
     Args:
-        logits, labels, weight, ignore_index, check_labels: as of `GHMC`.
-        reduction: "mean", "sum", or "none": of the shape of `logits`.
+        logits, labels, weight, ignore_index, check_labels: as in `GHMC`.
+        reduction: "mean", "sum", or "none", which keeps the shape of `logits`.
         kernel: one of `kernels.KERNELS`.
 
     Raises:
-        ValueError: an unknown reduction; otherwise as `GHMC`.
+        ValueError: an unknown reduction, or inputs that `GHMC` rejects.
     """
     rows = as_rows(logits, labels, weight, ignore_index=ignore_index, check_labels=check_labels)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -51,9 +51,9 @@ def softmax_ce_loss(
     check_labels: bool = False,
     kernel: str = "auto",
 ) -> Tensor:
-    """Cross entropy of (N, K + 1) logits; ignored rows are 0, and not counted in the mean.
+    """Cross entropy of (N, K + 1) logits; ignored rows have loss 0 and do not count in the mean.
 
-    Arguments and errors raised as of `bce_loss`; with "none" it is of the shape of labels.
+    Arguments and errors are as in `bce_loss`; "none" keeps the shape of the labels.
     """
     rows = as_rows(
         logits,
@@ -82,9 +82,9 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss (Lin et al., arXiv 1708.02002, equation 5).
 
-    The mean is over the samples that are not ignored. alpha < 0 means no such factor.
+    The mean is over the samples that are not ignored. alpha < 0 leaves out the alpha factor.
 
-    Arguments and errors raised as of `bce_loss`.
+    The other arguments and the errors are as in `bce_loss`.
     """
     rows = as_rows(logits, labels, weight, ignore_index=ignore_index, check_labels=check_labels)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -94,7 +94,10 @@ def focal_loss(
         samples = SigmoidSamples(alpha=float(alpha), gamma=float(gamma))
         return _reduced(samples, rows, None, reduction, kernel)
     if kernel not in ("auto", "torch"):
-        raise RuntimeError(f"the kernel {kernel!r} takes labels and no weights: leave it at auto")
+        raise RuntimeError(
+            f"the kernel {kernel!r} takes labels, no weights, gamma from 0, and no reduction none: "
+            "leave it at auto"
+        )
     dense = labels
     if labels.dim() == 1:
         one_hot = F.one_hot(labels.clamp(0, classes), classes + 1)[:, :-1]
@@ -111,7 +114,7 @@ def focal_loss(
 def _reduced(
     samples: Samples, rows: Rows, weight: Tensor | None, reduction: str, kernel: str
 ) -> Tensor:
-    """The loss without a density: one unit region for all samples."""
+    """Return the loss without a density, with one unit region for all samples."""
     weights = None if weight is None else [weight]
     kernel = "torch" if reduction == "none" and kernel == "auto" else kernel
     tensors = rows.logits, rows.target
@@ -123,7 +126,7 @@ def _reduced(
 
 
 def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Of each element; its roundings are those of fvcore."""
+    """Return the focal loss of each element, rounded as in fvcore."""
     ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = torch.sigmoid(logits)
     p_of_target = p * target + (1 - p) * (1 - target)
@@ -134,11 +137,11 @@ def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor
 def ohem_loss(
     logits: Tensor, labels: Tensor, negative_ratio: float = 3.0, *, weight: Tensor | None = None
 ) -> Tensor:
-    """Online hard example mining (Shrivastava et al., arXiv 1604.03540) over anchors: a sum.
+    """Online hard example mining (Shrivastava et al., arXiv 1604.03540) over anchors, summed.
 
-    The binary cross entropy of all foreground anchors, and of the background anchors with the
-    largest losses, `negative_ratio` of them for each foreground anchor (at least that many),
-    as SSD mines them. Of several processes each mines its own anchors.
+    The sum of the binary cross entropy over all foreground anchors and the background anchors with
+    the largest losses: `negative_ratio` for each foreground anchor, as in SSD, and at least
+    `negative_ratio` in total. Each process mines its own anchors.
 
     Args:
         logits: (N, K).
@@ -150,7 +153,7 @@ def ohem_loss(
     classes = logits.shape[1]
     per_anchor = bce_loss(logits, labels, reduction="none", weight=weight).sum(1)
     foreground = (labels >= 0) & (labels < classes)
-    background = labels == classes
+    background = labels >= classes
     hardness = torch.where(background, per_anchor.detach(), -1)
     rank = hardness.argsort(descending=True).argsort()
     kept = background & (rank < negative_ratio * foreground.sum().clamp(min=1))
@@ -216,7 +219,7 @@ class SmoothL1(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         distance = torch.abs(upcast(pred) - upcast(target))
-        if self.beta < 1e-5:  # the other branch would divide by it
+        if self.beta < 1e-5:  # the other branch would divide by beta
             return reduce_loss(distance, self.reduction)
         inside, outside = 0.5 * distance**2 / self.beta, distance - 0.5 * self.beta
         return reduce_loss(torch.where(distance < self.beta, inside, outside), self.reduction)

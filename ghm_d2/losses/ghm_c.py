@@ -13,7 +13,7 @@ from ghm_d2.losses.inputs import Rows, as_rows
 
 class _GHMC(HarmonizedLoss):
     ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "prior": 3.0}
-    SOFTMAX: ClassVar[bool]  # whether the last column of the logits is background
+    SOFTMAX: ClassVar[bool]  # True if the last column of the logits is background
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class _GHMC(HarmonizedLoss):
         labels: Sequence[Tensor],
         weight: Sequence[Tensor] | None = None,
     ) -> CountedLoss:
-        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        """Count the samples of several feature levels; arguments as in `forward`, one per level."""
         of_levels: Sequence[Tensor | None] = weight or [None] * len(logits)
         rows = [self._rows(*level) for level in zip(logits, labels, of_levels, strict=True)]
         weights = [w for r in rows if (w := self._weight(r)) is not None] or None
@@ -60,7 +60,7 @@ class _GHMC(HarmonizedLoss):
         return rows.weight_of_rows() if self.SOFTMAX else rows.weight
 
     def _foreground(self, rows: Sequence[Rows]) -> dict[str, Tensor]:
-        """How many rows have a class that is not background, 0-dim or (K,), for the prior."""
+        """Return the number of foreground rows for the prior: 0-dim, or (K,) by class."""
         if not self.density.prior:
             return {}
         classes = rows[0].logits.shape[1] - self.SOFTMAX
@@ -74,13 +74,13 @@ class GHMC(_GHMC):
     With bins=1 and momentum=0 it is exactly the mean binary cross entropy.
 
     Args:
-        bins, momentum: published as 30 and 0.75 for COCO.
-        ignore_index: a label that is ignored, as negative ones are.
-        check_labels: raise ValueError at a label beyond K; it waits for the device. Without it a
-            label beyond K is background.
-        **options: `loss_weight`, `reduction` and `GradientDensity`'s options; its prior is of the
-            rows with a class. With `num_classes=K` each class has its own density, and prior by
-            its own rows.
+        bins, momentum: the published values for COCO are 30 and 0.75.
+        ignore_index: a label that is ignored, besides the negative ones.
+        check_labels: raise ValueError for a label outside [-1, K]; this waits for the device. If
+            False, a label above K counts as background.
+        **options: `loss_weight`, `reduction` and the options of `GradientDensity`. The prior counts
+            the rows with a class. With `num_classes=K` each class has its own density, and a prior
+            that counts its own rows.
     """
 
     SOFTMAX = False
@@ -91,15 +91,15 @@ class GHMC(_GHMC):
         Args:
             logits: (N, K); (N,) of one class; or (N, K, d1, ...).
             labels: (N,) or (N, d1, ...): 0..K-1 a class, K background, negative ignored.
-                Or targets of the shape of `logits`, in [0, 1], negative ignored: plain PyTorch.
-            weight: a factor on each loss, of the shape of `logits` or labels; a sample that weighs
-                0 is not counted. Plain PyTorch computes it.
+                Or targets in [0, 1] in the shape of `logits`, negative ignored; plain PyTorch only.
+            weight: a factor on each loss, in the shape of `logits` or labels; plain PyTorch only.
+                A sample with weight 0 is not counted.
 
         Returns:
-            a scalar; of the shape of `logits` with reduction "none".
+            a scalar; with reduction "none", the losses in the shape of `logits`.
 
         Raises:
-            ValueError: shapes that do not belong together; a label out of range, if checked.
+            ValueError: shapes do not match; a label is out of range, if checked.
         """
         rows = self._rows(logits, labels, weight)
         tensors = rows.logits, rows.target
@@ -108,16 +108,16 @@ class GHMC(_GHMC):
 
 
 class SoftmaxGHMC(_GHMC):
-    """GHM-C over a softmax: a sample is one row, its gradient norm 1 - p_y.
+    """GHM-C over a softmax: a sample is one row, and its gradient norm is 1 - p_y.
 
     With bins=1 and momentum=0 it is exactly the mean cross entropy.
 
     Args:
-        bins, momentum, **options: as of `GHMC`; its prior is of the rows with a class other than
-            background, the last.
+        bins, momentum, **options: as in `GHMC`; the prior counts the rows with a class other than
+            the last, which is background.
 
     Raises:
-        ValueError: an argument out of its range; `num_classes`, which is of sigmoids.
+        ValueError: an argument is out of range; `num_classes` above 1, which needs sigmoids.
     """
 
     SOFTMAX = True
@@ -132,12 +132,12 @@ class SoftmaxGHMC(_GHMC):
 
         Args:
             logits: (N, K + 1) or (N, K + 1, d1, ...).
-            labels: (N,) or (N, d1, ...): 0..K, negative ignored. Or probabilities of the
-                shape of `logits`, whose gradient norm is half the L1 norm of p - t.
-            weight: a factor on each loss, of the shape of labels; else as of `GHMC`.
+            labels: (N,) or (N, d1, ...): 0..K, negative ignored. Or probabilities t in the
+                shape of `logits`; the gradient norm is then half the L1 norm of p - t.
+            weight: a factor on each loss, in the shape of labels; otherwise as in `GHMC`.
 
         Returns:
-            a scalar; of the shape of labels with reduction "none".
+            a scalar; with reduction "none", the losses in the shape of labels.
         """
         rows = self._rows(logits, labels, weight)
         tensors, weight = (rows.logits, rows.target), self._weight(rows)
@@ -149,14 +149,14 @@ def ghm_c_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, **o
     """`GHMC` without a moving average: the density is that of this call's samples.
 
     Args:
-        logits, labels, weight: as of `GHMC.forward`.
-        **options: arguments of `GHMC` without `momentum`.
+        logits, labels, weight: as in `GHMC.forward`.
+        **options: arguments of `GHMC` except `momentum`.
     """
     return GHMC(momentum=0.0, **options)(logits, labels, weight)
 
 
 def _count_foreground(targets: Sequence[Tensor], classes: int, by_class: bool) -> Tensor:
-    """The rows with a class that is not background, 0-dim or (K,), of labels or dense targets."""
+    """Return the number of foreground rows of labels or dense targets: 0-dim, or (K,) by class."""
     if targets[0].dim() > 1:
         hits = torch.cat([t[:, :classes] > 0.5 for t in targets])
         return hits.sum(0) if by_class else hits.any(1).sum()

@@ -20,12 +20,12 @@ class GHMR(HarmonizedLoss):
     With bins=1 and momentum=0 it is exactly the mean ASL1.
 
     Args:
-        mu: of ASL1, > 0, in the unit of the deltas.
-        bins, momentum: published as 10 and 0.7 for COCO.
-        mu_quantile: 0: mu is fixed. In (0, 1): mu follows the data, as this quantile of |d| over
-            the batches before (by `momentum`), and the argument `mu` is that of the first batch.
-        **options: `loss_weight` and `GradientDensity`'s options; its prior is of the valid
-            coordinates.
+        mu: parameter of ASL1, > 0, in the unit of the deltas.
+        bins, momentum: the published values for COCO are 10 and 0.7.
+        mu_quantile: 0: mu is fixed. In (0, 1): mu is this quantile of |d| over the previous
+            batches, averaged with `momentum`; the argument `mu` is used for the first batch.
+        **options: `loss_weight`, `reduction` and the options of `GradientDensity`. The prior counts
+            the valid coordinates.
     """
 
     ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "mu_quantile": 0.5}
@@ -47,7 +47,7 @@ class GHMR(HarmonizedLoss):
 
     @property
     def mu(self) -> float | Tensor:
-        """mu of the next batch: the number that it is fixed at, or a 0-dim tensor."""
+        """mu of the next batch: the fixed number, or a 0-dim tensor that follows the data."""
         return self.sizes(self.density.kernel) if self.sizes.quantile else self._mu
 
     def forward(
@@ -61,13 +61,13 @@ class GHMR(HarmonizedLoss):
 
         Args:
             pred, target: (..., 4) deltas.
-            valid: (..., 4) or (...,) bool, all where None. The target of an invalid sample may be
-                anything, NaN included.
-            weight: a factor on each loss, of the shape of `valid`; a sample that weighs 0 is not
-                counted. Plain PyTorch computes it.
+            valid: (..., 4) or (...,) bool; None: all are valid. The target of an invalid sample
+                may be anything, including NaN.
+            weight: a factor on each loss, in the shape of `valid`; plain PyTorch only. A sample
+                with weight 0 is not counted.
 
         Returns:
-            a scalar; of the shape of `pred` with reduction "none".
+            a scalar; with reduction "none", the losses in the shape of `pred`.
         """
         if weight is not None:
             weight = _expanded(weight, pred)
@@ -84,13 +84,13 @@ class GHMR(HarmonizedLoss):
         target: Sequence[Tensor],
         valid: Sequence[Tensor] | None = None,
     ) -> CountedLoss:
-        """Count the samples of several feature levels; arguments as in `forward`, a level each."""
+        """Count the samples of several feature levels; arguments as in `forward`, one per level."""
         levels = _as_rows(pred, target, valid)
         samples, others = self._samples(levels)
         return self._begin(samples, levels, None, **others)
 
     def _samples(self, levels: list[list[Tensor]]) -> tuple[DeltaSamples, dict[str, Tensor]]:
-        """What a sample is, and the counts that mu is to follow."""
+        """Return the kind of sample, and the counts from which mu is updated."""
         if not self.sizes.quantile:
             return DeltaSamples(self._mu), {}
         mu = self._last_mu if is_recomputing() else self.mu
@@ -118,14 +118,14 @@ def ghm_r_loss(
     """`GHMR` without a moving average: the density is that of this call's samples.
 
     Args:
-        pred, target, valid, weight: as of `GHMR.forward`.
-        **options: arguments of `GHMR` without `momentum` and `mu_quantile`.
+        pred, target, valid, weight: as in `GHMR.forward`.
+        **options: arguments of `GHMR` except `momentum` and `mu_quantile`.
     """
     return GHMR(momentum=0.0, **options)(pred, target, valid, weight)
 
 
 def _as_rows(pred, target, valid) -> list[list[Tensor]]:
-    """(N, 4) each, of every level; without a mask where all are valid."""
+    """Reshape the tensors of each level to (N, 4); a level has no mask if `valid` is None."""
     levels = [[p, t] for p, t in zip(pred, target, strict=True)]
     if valid is not None:
         masks = [_expanded(v, p).bool() for p, v in zip(pred, valid, strict=True)]

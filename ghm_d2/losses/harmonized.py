@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
@@ -12,15 +13,15 @@ from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range
 
 
 class CountedLoss(Count):
-    """A GHM loss whose samples are counted, and are to be weighed when `sum_up` is done with it.
+    """A GHM loss with counted samples, which are weighed after `sum_up` has added up the counts.
 
     Several losses of a step can thus share one all-reduce.
 
     Args:
-        counted: the samples.
-        weigh: from the number of processes and `values`, added up, as keywords, to their weights.
+        counted: the counted samples.
+        weigh: maps the number of processes and, as keywords, the summed `values` to the weights.
         values: int64 tensors by name; their shapes are the same in all processes.
-        sync, group: as of `Count`.
+        sync, group: as in `Count`.
     """
 
     def __init__(
@@ -36,18 +37,18 @@ class CountedLoss(Count):
         self._weigh: Callable[..., Tensor] | None = weigh
 
     def losses(self) -> list[Tensor]:
-        """The loss of each level, a scalar each, by the weights of `weights`."""
+        """Return the loss of each level, a scalar, with the weights that `weights` returns."""
         return self._counted.sums(self.weights())
 
     def total(self) -> Tensor:
-        """The sum of `losses`; faster than they are."""
+        """Return the sum of `losses`; faster than adding them up."""
         return self._counted.total(self.weights())
 
     def weights(self) -> Tensor:
-        """The weight beta / N of a sample in each unit region. Moves the averages on.
+        """Return the weight beta / N of a sample in each unit region, and update the averages.
 
         Raises:
-            RuntimeError: a second call, which would move them on twice.
+            RuntimeError: a second call, which would update the averages twice.
         """
         if self._weigh is None:
             raise RuntimeError("this loss was computed before: begin() counts anew for each step")
@@ -64,13 +65,13 @@ class HarmonizedLoss(nn.Module):
         sum_up(cls, box)
         loss = cls.total() + box.total()
 
-    Both are the mean over the samples, whatever `reduction` is.
+    Both ways give the mean over the samples, whatever `reduction` is.
 
     Args:
         loss_weight: factor on the loss, > 0.
-        reduction: "mean" over the samples, the paper's L; "sum"; or "none", beta_i l_i of each
-            sample, 0 where it is ignored.
-        density: `GradientDensity`'s arguments; those that are out of range raise ValueError.
+        reduction: "mean" over the samples, the paper's L; "sum"; or "none", the loss
+            beta_i l_i of each sample, which is 0 for an ignored one.
+        density: arguments of `GradientDensity`, which raises ValueError if one is out of range.
     """
 
     ROBUST: ClassVar[dict[str, Any]] = {
@@ -85,21 +86,22 @@ class HarmonizedLoss(nn.Module):
         check_range("loss_weight", loss_weight, 0)
         check_choice("reduction", reduction, REDUCTIONS)
         self.loss_weight, self.reduction = float(loss_weight), reduction
+        self._number: Tensor | float = 0.0  # samples of the last call over all processes, by these
         self.density = GradientDensity(**density)
 
     @classmethod
     def robust(cls, **options):
-        """The robust form, which bounds what rare samples weigh: `options` over `ROBUST`."""
+        """Return the robust form, which limits the weight of rare samples: `ROBUST` and options."""
         return cls(**{**cls.ROBUST, **options})
 
     def levels(self, *tensors) -> list[Tensor]:
-        """The losses of several feature levels, to be added up; arguments as in `begin`."""
+        """Return the losses of several feature levels, to be added up; arguments as in `begin`."""
         counted = self.begin(*tensors)
         sum_up(counted)
         return counted.losses()
 
     def begin(self, *tensors) -> CountedLoss:
-        """Count the samples of several feature levels, of each loss's own arguments."""
+        """Count the samples of several feature levels; the arguments depend on the loss."""
         raise NotImplementedError
 
     def _begin(
@@ -109,7 +111,7 @@ class HarmonizedLoss(nn.Module):
         weights: Sequence[Tensor] | None = None,
         **others: Tensor,
     ) -> CountedLoss:
-        """Arguments as of `kernels.counted`; `others` are more counts, for `_weights`."""
+        """Count as `kernels.counted` does; `others` are more counts, for `_weights`."""
         bins, kernel = self.density.bins, self.density.kernel
         counted = kernels.counted(samples, levels, bins, weights, kernel=kernel)
         return self._counted_loss(counted, others)
@@ -121,17 +123,20 @@ class HarmonizedLoss(nn.Module):
         weight: Tensor | None,
         **others: Tensor,
     ) -> Tensor:
-        """The loss of one set of samples as `reduction` says: a scalar, or one for each sample."""
+        """Return the reduced loss of one set of samples: a scalar, or a loss for each sample."""
         weights = None if weight is None else [weight]
-        # of each sample: counted as it will be weighed, since another kernel rounds otherwise
+        # plain PyTorch weighs each sample, so it counts them too: other kernels round differently
         kernel = "torch" if self.reduction == "none" else self.density.kernel
         counted = kernels.counted(samples, [tensors], self.density.bins, weights, kernel=kernel)
         loss = self._counted_loss(counted, others)
         sum_up(loss)
         if self.reduction == "mean":
             return loss.total()
-        number = loss.value.sum() / loss.world
-        beta = loss.weights() * number  # the weights are beta / N, and grow with the processes
+        # a recomputed loss has the counts of this process alone
+        number = self._number if is_recomputing() else loss.value.sum() / loss.world
+        if not torch.compiler.is_compiling():
+            self._number = number
+        beta = loss.weights() * number  # the weights are beta / N times the number of processes
         return counted.total(beta) if self.reduction == "sum" else counted.each(beta)[0]
 
     def _counted_loss(self, counted: kernels.Counted, others: Mapping[str, Tensor]) -> CountedLoss:

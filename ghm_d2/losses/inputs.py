@@ -1,4 +1,4 @@
-"""Logits and targets in the shapes that people have them, as rows of anchors or pixels."""
+"""Convert logits and targets of all supported shapes to rows of anchors or pixels."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from ghm_d2.kernels.reference import wide
 
 @dataclass(frozen=True)
 class Rows:
-    """The inputs of a classification loss, a row for each anchor or pixel.
+    """The inputs of a classification loss, one row per anchor or pixel.
 
     Attributes:
         logits: (M, C).
         target: (M,) int64 labels, negative where ignored; or (M, C), a target for each logit.
-        weight: (M, C) or (M, 1), of each loss; None: all are 1.
-        shape: of the logits as they were given.
+        weight: (M, C) or (M, 1), a factor on each loss; None: all are 1.
+        shape: the original shape of the logits.
     """
 
     logits: Tensor
@@ -25,20 +25,20 @@ class Rows:
     shape: torch.Size
 
     def weight_of_rows(self) -> Tensor | None:
-        """`weight`, (M,), of a loss for each row; ValueError where it is one for each logit."""
+        """Return `weight` as (M,); ValueError if it has a value for each logit."""
         if self.weight is not None and self.weight.shape[1] != 1:
             raise ValueError(f"weights have the shape of labels, not {tuple(self.shape)}")
         return None if self.weight is None else self.weight[:, 0]
 
     def like_logits(self, values: Tensor) -> Tensor:
-        """(M, C) values in the shape of the logits as they were given."""
+        """Return (M, C) values in the original shape of the logits."""
         if len(self.shape) < 3:
             return values.view(self.shape)
         rows = self.shape[:1] + self.shape[2:]
         return values.view(*rows, self.shape[1]).movedim(-1, 1)
 
     def like_labels(self, values: Tensor) -> Tensor:
-        """(M,) values in the shape of the labels: that of the logits without the class."""
+        """Return (M,) values in the shape of the labels, which lacks the logits' class axis."""
         return values.view(self.shape[:1] + self.shape[2:])
 
 
@@ -55,16 +55,16 @@ def as_rows(
 
     Args:
         logits: (N,), (N, C) or (N, C, d1, ...).
-        target: labels, integers of shape (N,) or (N, d1, ...), negative where ignored; or of the
-            shape of `logits`, probabilities, or any type with 0 and 1, negative where ignored.
-        weight: at least 0, of the shape of `logits` or of labels. What weighs 0 is ignored.
-        background: whether the label C is known, besides 0..C-1.
-        ignore_index: a label that is ignored too, such as 255.
-        check_labels: raise an error at a label that is not known, nor -1, nor `ignore_index`; waits
-            for the device.
+        target: integer labels of shape (N,) or (N, d1, ...); or, in the shape of `logits`,
+            probabilities, or 0 and 1 of any dtype. Negative ones are ignored.
+        weight: at least 0, in the shape of `logits` or of labels. Samples with 0 are ignored.
+        background: whether C is a valid label, besides 0..C-1.
+        ignore_index: another label that is ignored, such as 255.
+        check_labels: raise ValueError for a label that is not valid, -1 or `ignore_index`; this
+            waits for the device.
 
     Raises:
-        ValueError: shapes that do not belong together; a label out of range, if it is checked.
+        ValueError: shapes or devices do not match; a label is out of range, if checked.
     """
     shape, dense = logits.shape, target.shape == logits.shape
     if not dense and (len(shape) < 2 or target.shape != shape[:1] + shape[2:]):

@@ -1,8 +1,8 @@
-"""GHM-C and GHM-R with the arguments, defaults and state of mmdetection's (its 3.3.0).
+"""GHM-C and GHM-R with the arguments, defaults and state of mmdetection 3.3.0.
 
-Replace `from mmdet.models.losses import GHMC, GHMR` by the same from `ghm_d2.losses.mmdet`;
-checkpoints go both ways. As there, each process has its own density, and averages move on in
-evaluation too. `docs/coming-from.md` says what else differs from `ghm_d2.losses`.
+Replace `from mmdet.models.losses import GHMC, GHMR` by the same import from `ghm_d2.losses.mmdet`.
+Checkpoints load in both directions. Each process has its own density, and evaluation updates the
+averages too, like in mmdetection. `docs/coming-from.md` lists the other differences.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ghm_d2.losses.reduce import REDUCTIONS, check_choice
 
 
 class _MMDetGHM(CountState):
-    """The moving average is mmdetection's buffer `acc_sum`, which the loss works in."""
+    """A GHM loss whose moving average is the buffer `acc_sum`, as in mmdetection."""
 
     acc_sum: Tensor
     edges: Tensor
@@ -22,7 +22,7 @@ class _MMDetGHM(CountState):
 
     def __init__(self, loss: losses.GHMC | losses.GHMR, last_edge: float):
         super().__init__()
-        object.__setattr__(self, "_loss", loss)  # no submodule: its buffers are this module's
+        object.__setattr__(self, "_loss", loss)  # not a submodule: its buffers are this module's
         self.loss_weight, self.reduction = loss.loss_weight, loss.reduction
         edges = torch.arange(self.bins + 1).float() / self.bins
         edges[-1] = last_edge  # the last region is closed
@@ -37,7 +37,7 @@ class _MMDetGHM(CountState):
 
     @property
     def momentum(self) -> float:
-        """Of the moving average."""
+        """Momentum of the moving average."""
         return self._loss.density.momentum
 
     def reset_parameters(self) -> None:
@@ -49,7 +49,7 @@ class _MMDetGHM(CountState):
         loss, density = self._loss, self._loss.density
         density.ema = self.acc_sum[None] if self.momentum > 0 else self.edges[None, :-1]
         density.num_updates = (density.ema > 0).long()
-        density.ema_foreground = density.ema[0, :2]  # which is not read
+        density.ema_foreground = density.ema[0, :2]  # not read without a prior
         loss.loss_weight = self.loss_weight
         loss.reduction = self.reduction if reduction is None else reduction
         check_choice("reduction_override", loss.reduction, REDUCTIONS)
@@ -60,12 +60,12 @@ class GHMC(_MMDetGHM):
     """mmdetection's GHM-C, over sigmoids.
 
     Args:
-        bins, momentum, loss_weight: as of `ghm_d2.losses.GHMC`.
-        use_sigmoid: True; there is no other form.
+        bins, momentum, loss_weight: as in `ghm_d2.losses.GHMC`.
+        use_sigmoid: must be True.
         reduction: "mean", "sum" or "none".
 
     Raises:
-        NotImplementedError: without `use_sigmoid`.
+        NotImplementedError: `use_sigmoid` is False.
         ValueError: an argument out of its range.
     """
 
@@ -91,13 +91,13 @@ class GHMC(_MMDetGHM):
         reduction_override: str | None = None,
         **_,
     ) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Args:
             pred: (N, K) logits.
             target: (N,) labels, 0..K-1 a class and K background; or (N, K) of 0 and 1.
-            label_weight: (N,) or (N, K); 0 where ignored, and no factor elsewhere.
-            reduction_override: instead of `reduction`.
+            label_weight: (N,) or (N, K); 0: ignored; above 0: used, without a factor on the loss.
+            reduction_override: used instead of `reduction`.
         """
         valid = label_weight > 0
         if target.dim() == pred.dim():
@@ -113,7 +113,7 @@ class GHMR(_MMDetGHM):
     """mmdetection's GHM-R.
 
     Args:
-        mu, bins, momentum, loss_weight: as of `ghm_d2.losses.GHMR`.
+        mu, bins, momentum, loss_weight: as in `ghm_d2.losses.GHMR`.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -142,12 +142,12 @@ class GHMR(_MMDetGHM):
         avg_factor: float | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Args:
             pred, target: (N, 4) deltas.
-            label_weight: (N, 4); 0 where ignored, and no factor elsewhere.
+            label_weight: (N, 4); 0: ignored; above 0: used, without a factor on the loss.
             avg_factor: not used, as in mmdetection.
-            reduction_override: instead of `reduction`.
+            reduction_override: used instead of `reduction`.
         """
         return self._run(reduction_override, pred, target, label_weight > 0)

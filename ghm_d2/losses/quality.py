@@ -1,7 +1,7 @@
-"""Quality focal and varifocal loss: the target of a class is how well the box fits, an IoU.
+"""Quality focal loss and varifocal loss: the target of a class is the IoU of the box.
 
-Of Li et al., "Generalized Focal Loss", arXiv 2006.04388, equation 2; and Zhang et al.,
-"VarifocalNet", arXiv 2008.13367, equation 2. Both over sigmoids, in plain PyTorch.
+Sources: Li et al., "Generalized Focal Loss", arXiv 2006.04388, equation 2; and Zhang et al.,
+"VarifocalNet", arXiv 2008.13367, equation 2. Both losses use sigmoids, in plain PyTorch.
 """
 
 import torch
@@ -21,21 +21,21 @@ def quality_focal_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """|y - p|^beta BCE(p, y), where y is the box's quality at its class and 0 elsewhere.
+    """|y - p|^beta BCE(p, y), where y is the quality of the box at its class and 0 elsewhere.
 
     Args:
         logits: (N, K).
         labels: (N,) int64: 0..K-1 a class, K background, negative ignored.
-        quality: (N,) in [0, 1], of rows with a class; what others hold is not read.
-        beta: the paper's, at least 0.
+        quality: (N,), in [0, 1] for rows with a class; the values of other rows have no effect.
+        beta: the exponent, beta in the paper; at least 0.
         reduction: "mean" over the samples that are not ignored, "sum" or "none" (N, K).
         weight: (N,), a factor on the losses of each row.
 
     Returns:
-        float32 for half precision.
+        the loss, in float32 for half precision.
 
     Raises:
-        ValueError: an unknown reduction, or tensors of other shapes.
+        ValueError: an unknown reduction, or tensors of the wrong shape.
     """
     x, target, valid = _samples(logits, labels, quality)
     loss = (target - x.sigmoid()).abs() ** beta * _bce(x, target)
@@ -54,8 +54,8 @@ def varifocal_loss(
 ) -> Tensor:
     """q BCE(p, q) where the target q is a box's quality, and alpha p^gamma BCE(p, 0) elsewhere.
 
-    Arguments, result and errors as of `quality_focal_loss`. alpha, gamma: the paper's. A box of
-    quality 0 counts as background, as in the authors' code.
+    alpha and gamma are those of the paper. The other arguments, the result and the errors are as in
+    `quality_focal_loss`. A box of quality 0 counts as background, as in the authors' code.
     """
     x, target, valid = _samples(logits, labels, quality)
     factor = torch.where(target > 0, target, alpha * x.sigmoid() ** gamma)
@@ -63,7 +63,7 @@ def varifocal_loss(
 
 
 def _samples(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits that are 0 where ignored, a target for each, and which count: (N, K)."""
+    """Return logits (0 where ignored), their targets and a mask of valid ones, each (N, K)."""
     if logits.dim() != 2 or {labels.shape, quality.shape} != {logits.shape[:1]}:
         raise ValueError(
             f"logits are (N, K), labels and quality (N,), not {tuple(logits.shape)}, "

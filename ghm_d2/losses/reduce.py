@@ -1,4 +1,4 @@
-"""What every loss here does with reductions and with arguments."""
+"""Reductions and argument checks that the losses share."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -12,7 +12,7 @@ def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
     """Apply "none", "mean" or "sum". The mean of nothing is 0 and keeps the graph.
 
     Raises:
-        ValueError: another reduction.
+        ValueError: an unknown reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none":
@@ -29,7 +29,7 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 def check_range(name: str, value, low, high=None, *, integer: bool = False) -> None:
     """Raise ValueError unless low <= value < high (low < value for a float without `high`).
 
-    NumPy's scalars are numbers too.
+    NumPy scalars are accepted too.
     """
     if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise ValueError(f"{name} is {'an integer' if integer else 'a number'}, not {value!r}")

@@ -94,7 +94,7 @@ def naive_ohem(logits, labels, ratio):
         )
         if 0 <= label < CLASSES:
             total, foreground = total + loss, foreground + 1
-        elif label == CLASSES:
+        elif label >= CLASSES:
             background.append(loss)
     kept = math.ceil(ratio * max(foreground, 1))
     return total + sum(sorted(background, reverse=True)[:kept])
@@ -105,7 +105,7 @@ def naive_ohem(logits, labels, ratio):
 def test_ohem_is_its_definition(ratio, foreground):
     logits, labels = batch(rows=80)
     labels[:foreground] = 1
-    labels[foreground:70] = CLASSES
+    labels[foreground:65], labels[65:70] = CLASSES, CLASSES + 3  # both are background
     labels[70:] = -1
     with torch.no_grad():
         logits[: foreground // 2] *= -10  # harder than any background, and no reason to keep less

@@ -1,6 +1,6 @@
-"""The weights of unit regions as a Triton kernel: `losses.density.GradientDensity` in one launch.
+"""The weights of unit regions as a Triton kernel: `reference.update_density` in one launch.
 
-A few hundred numbers at most: what it saves are the launches of some twenty operations.
+It computes a few hundred numbers at most, and saves the launches of about twenty operations.
 """
 
 import triton
@@ -12,7 +12,7 @@ def _prior_count(
     foreground, ema_foreground, moving, MOMENTUM: tl.constexpr, PRIOR: tl.constexpr,
     EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
 ):  # fmt: skip
-    """c of this program, from averages of the foreground samples and of 1, which it moves on."""
+    """Return c for this row, and update the averages of the foreground samples and of 1."""
     row = tl.program_id(0) + tl.arange(0, 1)
     first = 2 * row
     number = tl.load(foreground + row).to(tl.float64)
@@ -39,11 +39,11 @@ def density_kernel(
     PRIOR: tl.constexpr, NORMALIZER: tl.constexpr, EMA_INIT: tl.constexpr, TRAINING: tl.constexpr,
     FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """A program updates one row of the average with LEVELS rows of counts in turn."""
+    """Each program updates one row of the average with LEVELS rows of counts in turn."""
     row, slot = tl.program_id(0), tl.arange(0, SLOTS)
     inside = slot < BINS
     state = row * BINS + slot
-    # written out, a number would be a float32
+    # a literal would be a float32
     moving = tl.full((1,), 1 - MOMENTUM, tl.float64)
     factor = tl.full((1,), FACTOR, tl.float64)
     average = tl.load(ema + state, inside, other=0).to(tl.float64)

@@ -1,13 +1,13 @@
 """GHM's sums and gradients as Triton kernels: the backend for CUDA.
 
 A loss reads its inputs three times. `regions` counts samples by unit region, and the density turns
-counts into weights; `total` adds up the weighed losses; `gradient` writes the gradient. Nothing of
-the size of contiguous inputs is kept in between, and nothing waits for the device.
+counts into weights; `total` adds up the weighed losses; `gradient` writes the gradient. If the
+inputs are contiguous, no tensor of their size is kept in between. Nothing waits for the device.
 
-The arithmetic is float32, or float64 where an input is. Sums of losses are float64 and, without
-atomic operations, the same in every run; counts are integers. A logit or delta that is not finite
-makes its sample's loss and its gradient NaN, and never an index fault; in an ignored sample it does
-nothing.
+The arithmetic is float32, or float64 for float64 inputs. Sums of losses are float64 and the same in
+every run, because they use no atomic operations; counts are integers. A NaN or infinite logit or
+delta makes the loss and the gradient of its sample NaN, and never an index out of bounds; in an
+ignored sample it has no effect.
 
 This module needs the package `triton`, which some platforms lack: import it only where
 `importlib.util.find_spec("triton")` finds one. On CPU tensors the kernels run in Triton's
@@ -37,18 +37,18 @@ from ghm_d2.kernels.reference import LOWEST_OCTAVE, SIZE_SLOTS, SLOTS_PER_OCTAVE
 
 NAME = "triton"
 BLOCK = 1024  # samples that a program handles at a time
-TILE = 2048  # logits of a softmax that a program handles at a time, or one row
-COUNTERS = 512  # of the classes that a program counts
-PROGRAMS_PER_MULTIPROCESSOR = 12  # that count or add up: a multiple of the few that run at once
+TILE = 2048  # softmax logits that a program handles at a time; at least one row
+COUNTERS = 512  # counters of a program that counts by class
+PROGRAMS_PER_MULTIPROCESSOR = 12  # for counts and sums; a multiple of the few that run at once
 
 
 def available() -> bool:
-    """Whether the kernels can run: on CUDA, or anywhere in Triton's interpreter."""
+    """Return whether the kernels can run: on CUDA, or anywhere in Triton's interpreter."""
     return interpreted() or torch.cuda.is_available()
 
 
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
-    """Counts (L, regions) int64, as `cpu.regions`; and (L, 0): `total` computes the losses."""
+    """Return counts like `cpu.regions`, and an empty (L, 0): `total` computes the losses."""
     num_regions = bins * pred[0].shape[1] if by_class else bins
     counts = pred[0].new_zeros((len(pred), num_regions), dtype=torch.int64)
     for out, tensors in zip(counts, _levels(pred, target, valid, mu), strict=True):
@@ -65,7 +65,7 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
 def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor) -> Tensor:
     """sum_i weights[region of i] * l_i over all levels, 0-dim float64.
 
-    Arguments as of `gradient`.
+    The arguments are as in `gradient`.
     """
     most = _most_programs(pred[0].device)
     sums = pred[0].new_zeros((len(pred), most), dtype=torch.float64)
@@ -80,9 +80,9 @@ def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: 
 def gradient(
     kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
-    """scale * weights[region] * dl/dx of each sample; arguments as of `cpu.gradient`."""
+    """scale * weights[region] * dl/dx of each sample; arguments as in `cpu.gradient`."""
     found = []
-    # floats, since 2 and 2.0 would be compiled apart
+    # floats, since 2 and 2.0 would be compiled separately
     options = {"BINS": bins, "BY_CLASS": by_class, "ALPHA": float(alpha), "GAMMA": float(gamma)}
     levels = _levels(pred, target, valid, mu)
     for w, tensors in zip(weights.contiguous(), levels, strict=True):
@@ -95,7 +95,7 @@ def gradient(
 
 
 def size_counts(pred, target, valid) -> Tensor:
-    """`reference.size_counts` of all levels."""
+    """`reference.size_counts`, added up over all levels."""
     counts = pred[0].new_zeros(SIZE_SLOTS, dtype=torch.int64)
     options = {"BINS": SIZE_SLOTS, "SLOTS": _slots(SIZE_SLOTS), "BLOCK": BLOCK}
     scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE}
@@ -107,7 +107,7 @@ def size_counts(pred, target, valid) -> Tensor:
 
 
 def quantile(histogram: Tensor, quantile: float, start: float) -> Tensor:
-    """`reference.quantile`: of 128 numbers, which are no work for a kernel."""
+    """`reference.quantile`; its 128 numbers need no kernel."""
     return reference.quantile(histogram, quantile, start)
 
 
@@ -115,7 +115,7 @@ def density(
     counts, foreground, ema, num_updates, ema_foreground, momentum, prior, own, normalizer,
     ema_init, training, factor,
 ) -> Tensor:  # fmt: skip
-    """`reference.update_density` in one launch; its state is contiguous."""
+    """`reference.update_density` in one launch; the buffers must be contiguous."""
     levels, bins = counts.shape
     programs = levels if own else 1
     weights = torch.empty(levels, bins, dtype=torch.float64, device=ema.device)
@@ -129,9 +129,9 @@ def density(
 
 
 def _levels(pred, target, valid, mu) -> list[tuple[Tensor, ...]]:
-    """The tensors that kernels take of each level: pred, target, valid and mu, contiguous.
+    """Return pred, target, valid and mu of each level, contiguous, for the kernels.
 
-    What a kind of sample does not have is another tensor, which is not read.
+    A kind of sample without valid or mu gets another tensor in its place, which is not read.
     """
     if mu is not None and not valid:
         valid = [torch.ones_like(x, dtype=torch.bool) for x in pred]
@@ -140,7 +140,7 @@ def _levels(pred, target, valid, mu) -> list[tuple[Tensor, ...]]:
 
 
 def _samples(kind: str, x: Tensor) -> tuple[int, dict[str, Any]]:
-    """The number of samples, and how a program goes through them."""
+    """Return the number of samples, and the options for their blocks."""
     columns = x.shape[1]
     if kind != "softmax":
         return x.numel(), {"KIND": kind, "COLUMNS": columns, "WIDTH": 1, "BLOCK": BLOCK}
@@ -168,12 +168,12 @@ def _count_by_class(counts: Tensor, logits: Tensor, labels: Tensor, bins: int) -
 
 
 def _slots(bins: int) -> int:
-    """Counters for so many regions and what is ignored: a power of two."""
+    """Return the number of counters, a power of two, for the regions and the ignored samples."""
     return triton.next_power_of_2(bins + 1)
 
 
 def _launch_few(kernel, out, *arguments, **options) -> None:
-    """Launch no more programs than run at once, each of which goes through many blocks."""
+    """Launch at most `_most_programs` programs, each of which processes many blocks."""
     blocks = triton.cdiv(arguments[-1], options["BLOCK"])
     programs = min(blocks, _most_programs(out.device))
     _launch(kernel, (programs,), out, *arguments, blocks, **options)
@@ -188,11 +188,11 @@ def _launch(kernel, grid, out, *arguments, **options) -> None:
 @functools.cache
 def _most_programs(device):
     if interpreted():
-        return 2  # so that tests meet more than one
+        return 2  # so that tests run more than one program
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return PROGRAMS_PER_MULTIPROCESSOR * processors
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
+    """Return whether Triton's interpreter runs the kernels, on CPU tensors too."""
     return not isinstance(density_kernel, triton.JITFunction)

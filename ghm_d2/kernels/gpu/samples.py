@@ -1,7 +1,7 @@
 """The device code of the losses in `ghm.py`: one sample, a block of samples, and the passes.
 
-`_block` gives the unit region, loss l and gradient of a block of samples; a kernel counts the
-first, adds up the second by weights, or writes the third. Tensors are contiguous.
+`_block` gives the unit region, loss l and gradient of each sample in a block. The kernels count the
+regions, add up the weighed losses, or write the gradients. Tensors are contiguous.
 """
 
 import triton
@@ -27,7 +27,7 @@ def _nan_unless_finite(x):
 def _logistic(s):
     """softplus(s), sigmoid(s) and sigmoid(-s), each accurate relative to its value."""
     e = tl.exp(-tl.abs(s))
-    # log(1 + e) = 2 artanh(z), z in [0, 1/3], since 1 + e would lose what a small e holds
+    # log(1 + e) = 2 artanh(z), z in [0, 1/3], since 1 + e would round a small e away
     z = e / (2 + e)
     series = tl.zeros_like(z)
     if z.dtype == tl.float64:
@@ -44,8 +44,8 @@ def _logistic(s):
 
 @triton.jit
 def _sigmoid_sample(x, own, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """l, g = |p - t| and dl/dx, where `own` is t: focal loss, which is cross entropy without
-    its factors (ALPHA < 0, GAMMA = 0)."""
+    """Return l, g = |p - t| and dl/dx of focal loss, where `own` is t; ALPHA < 0 and GAMMA = 0
+    make it cross entropy."""
     # with s = x for t = 0 and s = -x for t = 1, BCE is softplus(s) and |p - t| is sigmoid(s)
     s = _nan_unless_finite(tl.where(own, -x, x))
     loss, g, rest = _logistic(s)
@@ -65,7 +65,7 @@ def _sigmoid_sample(x, own, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 
 @triton.jit
 def _asl1_sample(d, mu):
-    """l (equation 9) and dl/dd, whose size is g."""
+    """Return l (equation 9) and dl/dd, whose absolute value is g."""
     d = _nan_unless_finite(d)
     size, mu = tl.abs(d), mu.to(d.dtype)
     ratio = tl.minimum(size, mu) / tl.maximum(size, mu)
@@ -75,12 +75,12 @@ def _asl1_sample(d, mu):
 
 @triton.jit
 def _unit_region(g, valid, BINS: tl.constexpr):
-    """floor(g * M), the last one closed (section 3.3); the first for NaN, M where not valid."""
-    scaled = tl.where(g == g, g * BINS, 0)  # NaN is no integer in particular
+    """floor(g * M), the last region closed (section 3.3); 0 for NaN, and M where not valid."""
+    scaled = tl.where(g == g, g * BINS, 0)  # NaN has no defined integer value
     return tl.where(valid, tl.minimum(scaled.to(tl.int32), BINS - 1), BINS)
 
 
-# --- a block of samples: offset and presence of its elements; unit region, l and gradient ---
+# --- a block of samples: offset and mask of its elements; unit region, l and gradient ---
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _block(
     BINS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Also the column of each sample. Of a softmax, a sample is a row of elements."""
+    """Return the column of each sample too. A softmax sample is a row of elements."""
     if KIND == "softmax":
         offset, inside, region, loss, slope = _softmax_block(
             block, x, target, numel, COLUMNS, BINS, BLOCK, WIDTH
@@ -127,7 +127,7 @@ def _sigmoid_block(
 
 @triton.jit
 def _differences(block, pred, target, valid, numel, BLOCK: tl.constexpr):
-    """Offset and presence of a block of coordinates, which of them count, and pred - target."""
+    """Return offset and mask of a block of coordinates, their validity, and pred - target."""
     offset = block * BLOCK + tl.arange(0, BLOCK)
     inside = offset < numel
     counted = tl.load(valid + offset, inside, other=0) != 0
@@ -139,7 +139,7 @@ def _softmax_block(
     block, logits, labels, rows, COLUMNS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Unit region and l are those of rows, the others those of logits."""
+    """Unit region and l are per row, the other results per logit."""
     row, column = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDTH)[None, :]
     label = tl.load(labels + row, row < rows, other=-1)
     own = column == tl.minimum(label, COLUMNS - 1)[:, None]
@@ -148,15 +148,15 @@ def _softmax_block(
     x = _load(logits + offset, inside)
     finite = x < float("inf")  # -inf is a probability of 0
     x = tl.where(finite, x, 0)
-    # With s the log-sum-exp of the other logits minus the label's own, l is softplus(s) and
-    # 1 - p_y sigmoid(s): nothing cancels, however sure the row is.
+    # Let s be the log-sum-exp of the other logits minus the label's logit. Then l = softplus(s)
+    # and 1 - p_y = sigmoid(s), without cancellation even if p_y is near 1.
     others = tl.where(inside & ~own, x, -float("inf"))
     top = tl.max(others, axis=1)
     e = tl.where(others > -float("inf"), tl.exp(others - top[:, None]), 0)
-    total = tl.sum(e, axis=1)  # at least 1, or 0 where there is no other class
+    total = tl.sum(e, axis=1)  # at least 1, or 0 if there is no other class
     own_x = tl.sum(tl.where(own, x, 0), axis=1)
     s = top - own_x + tl.log(total)
-    # no other class: a loss of 0, unless there is no class at all
+    # without another class the loss is 0, or NaN if the label's logit is -inf too
     s = tl.where(total > 0, s, tl.where(own_x > -float("inf"), -1e9, float("nan")))
     s = tl.where(tl.min(finite.to(tl.int32), axis=1) > 0, s, float("nan"))
     loss, g, _ = _logistic(s)
@@ -164,7 +164,7 @@ def _softmax_block(
     return offset, inside, _unit_region(g, label >= 0, BINS), loss, slope
 
 
-# --- kernels: a limited number of programs count and add up, one a block writes the gradient ---
+# --- kernels: a few programs count or add up many blocks; one per block writes the gradient ---
 
 
 @triton.jit
@@ -179,7 +179,7 @@ def count_kernel(
         _, _, _, region, _, _ = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, -1.0, 0.0, BLOCK, WIDTH
         )
-        if KIND == "softmax":  # some Tritons count twice what a reduction left
+        if KIND == "softmax":  # some Triton versions count the result of a reduction twice
             found += tl.sum((region[:, None] == slot[None, :]).to(tl.int32), axis=0)
         else:
             found += tl.histogram(region, SLOTS)
@@ -215,7 +215,7 @@ def total_kernel(
     BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The sum of weights[region] * l over each program's samples."""
+    """Store the sum of weights[region] * l over the samples of each program."""
     found = tl.zeros((1,), tl.float64)
     for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
         _, _, column, region, loss, _ = _block(
@@ -239,7 +239,7 @@ def gradient_kernel(
     weight = _weight(weights, column, region, BINS, BY_CLASS) * tl.load(scale).to(tl.float64)
     if KIND == "softmax":
         weight, region = weight[:, None], region[:, None]
-    # of an ignored sample, the slope may be NaN
+    # the slope of an ignored sample may be NaN
     value = tl.where(region < BINS, weight.to(slope.dtype) * slope, 0)
     tl.store(gradient + offset, value, inside)
 

@@ -1,4 +1,4 @@
-"""GHM-C with the exact density, the yardstick for unit regions (paper, section 3.2)."""
+"""GHM-C with the exact density, a reference for unit regions (paper, section 3.2)."""
 
 from collections.abc import Sequence
 
@@ -14,48 +14,48 @@ from ghm_d2.losses.reduce import check_choice, check_range
 def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
     """GD(g) of each sample by the definition (paper, equations 5-7), in O(N log N).
 
-    The number of samples with a gradient norm in [g - epsilon/2, g + epsilon/2), divided by
-    the length of the part of that interval inside [0, 1].
+    GD(g) is the number of samples with a gradient norm in [g - epsilon/2, g + epsilon/2),
+    divided by the length of the part of that interval inside [0, 1].
 
     Args:
         norm: gradient norms in [0, 1], any shape.
         epsilon: length of the interval, in (0, 1].
 
     Returns:
-        of the shape of `norm`, all positive.
+        the densities in the shape of `norm`, all positive.
 
     Raises:
         ValueError: epsilon out of range.
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon lies in (0, 1], not {epsilon}")
-    # in float64, where even a small epsilon moves the interval's ends away from g
+    # float64, so that even a small epsilon moves the ends of the interval away from g
     exact = norm.contiguous().to(reference.exact_dtype(norm.device))
     ordered = exact.flatten().sort().values
     low, high = exact - epsilon / 2, exact + epsilon / 2
-    # side "left" on both: low <= x < high
+    # the default side, "left", counts low <= x < high
     count = torch.searchsorted(ordered, high) - torch.searchsorted(ordered, low)
-    # below float64's spacing the interval is empty; a sample is in its own one
+    # if epsilon is below float64's spacing the interval is empty, but a sample counts itself
     return (count.clamp(min=1) / _length(low, high, epsilon)).to(norm.dtype)
 
 
 def _length(low: Tensor, high: Tensor, epsilon: float) -> Tensor:
-    """Of the interval's part inside [0, 1], from what lies outside: nothing cancels."""
+    """Length of the interval inside [0, 1]; subtracting the parts outside avoids cancellation."""
     return epsilon - (high - 1).clamp(min=0) - (-low).clamp(min=0)
 
 
 def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """GHM-C with the exact density (paper, equation 8 with 5-7): the yardstick for `GHMC`.
+    """GHM-C with the exact density (paper, equation 8 with 5-7), a reference for `GHMC`.
 
-    Unlike `GHMC`, it takes the valid samples out of the batch, which waits for the device.
+    Unlike `GHMC`, it selects the valid samples by a mask, which waits for the device.
 
     Args:
         logits: (N, K).
         labels: (N,) int64; 0..K-1 a class, K background, -1 ignored.
-        epsilon: length of the region around each gradient norm; 1 / M compares with M bins.
+        epsilon: length of the region around each gradient norm; 1 / M to compare with M bins.
 
     Returns:
-        a scalar, 0 with a graph where no anchor is valid.
+        a scalar; if no anchor is valid, a 0 that has a gradient.
 
     Raises:
         ValueError: epsilon out of range.
@@ -66,14 +66,14 @@ def exact_ghm_c_loss(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
 
 
 class ExactGHMC(nn.Module):
-    """`exact_ghm_c_loss` in `GHMC`'s place: neither unit regions nor a moving average.
+    """`exact_ghm_c_loss` as a replacement for `GHMC`: no unit regions and no moving average.
 
-    Of several processes each has the density of its own samples.
+    Each process uses the density of its own samples.
 
     Args:
         epsilon: length of the region around each gradient norm.
         loss_weight: factor on the loss, > 0.
-        scope: "level": a density a feature level; "batch": one over all.
+        scope: "level": one density per feature level; "batch": one density over all levels.
 
     Raises:
         ValueError: an argument out of its range.
@@ -90,7 +90,7 @@ class ExactGHMC(nn.Module):
         return self.begin(logits, labels).losses()
 
     def begin(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> CountedLoss:
-        """As `GHMC.begin`, of a loss that has nothing to add up."""
+        """Like `GHMC.begin`, with no counts to add up over processes."""
         none = labels[0].new_empty(0)
 
         def sums(_: Tensor) -> list[Tensor]:

@@ -20,10 +20,10 @@ _recomputing = False
 
 @contextmanager
 def recomputing() -> Iterator[None]:
-    """Within it GHM losses weigh as in their last call, and no average moves on.
+    """Make GHM losses reuse the weights of their last call, without an update of the averages.
 
-    For activation checkpointing, which computes a loss twice. Not for compiled code, which keeps
-    no weights.
+    It is for activation checkpointing, which computes a loss twice. Compiled code cannot use it,
+    because it keeps no weights.
 
         checkpoint(f, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputing()))
     """
@@ -36,50 +36,50 @@ def recomputing() -> Iterator[None]:
 
 
 def is_recomputing() -> bool:
-    """Whether this is within `recomputing`."""
+    """Return whether the caller is within `recomputing`."""
     return _recomputing
 
 
 class GradientDensity(CountState):
-    """Turns the counts R_k of unit regions into the weight of a sample in each.
+    """Computes the weight of a sample in each unit region from the counts R_k of the regions.
 
-    With S_k = momentum * S_k + (1 - momentum) * R_k for the regions that hold a sample (the
-    others keep S_k), a sample in region k weighs beta / N = 1 / (n * S_k), where n counts the
-    regions that hold a sample. S is updated in training mode only.
+    Each region with a sample updates S_k = momentum * S_k + (1 - momentum) * R_k; the others keep
+    S_k. A sample in region k has the weight beta / N = 1 / (n * S_k), where n is the number of
+    regions with a sample. S is updated in training mode only.
 
-    With a prior each region also counts c samples that are not there, and a sample weighs
-    1 / (n * (S_k + c)). All regions' averages then move on, towards 0 in regions without a sample.
-    c is `prior` times the moving average of the number of foreground samples, at least `prior`.
+    A prior adds c samples to each region, so the weight is 1 / (n * (S_k + c)). All regions then
+    update their averages, which decay towards 0 in regions without a sample. c is `prior` times
+    the moving average of the number of foreground samples, and at least `prior`.
 
-    The rows of the counts are feature levels, or the one row of a loss without levels. With
-    several classes each has a density of its own, and the loss is the mean of theirs.
+    Each row of the counts is a feature level; a loss without levels has one row. With several
+    classes, each class has its own density, and the loss is the mean over the classes.
 
     Args:
         bins: number of unit regions M, at least 1.
         momentum: in [0, 1); 0 means S = R.
-        scope: "level": rows update one average in turn; "level_ema": each has its own;
-            "batch": the rows are one sample set.
-        normalizer: "valid_bins" divides by n, "bins" by M; "weights" by the sum of the samples'
-            1 / S_k, or 1 / (S_k + c), so that beta has mean 1.
-        ema_init: "zero"; "first" starts a region at its first count; "debias" divides S by
-            1 - momentum^t after t updates of the region. So too of the foreground samples.
-        prior: 0, or above 0 with scope "batch".
+        scope: "level": the rows update one average in turn; "level_ema": each row has its own
+            average; "batch": all rows are counted together.
+        normalizer: "valid_bins" divides by n, "bins" by M, and "weights" by the sum of 1 / S_k, or
+            1 / (S_k + c), over the samples, so that beta has mean 1.
+        ema_init: "zero" starts an average at 0, "first" at its first count; "debias" divides it by
+            1 - momentum^t after t updates. It applies to S and to the foreground average.
+        prior: 0 for none; above 0 it needs scope "batch".
         sync: add up the counts of all processes in training. The weights are then multiplied by
-            their number, since DistributedDataParallel averages the gradients. Without it each
-            process has an average of its own: tell DistributedDataParallel
-            broadcast_buffers=False, or it overwrites them with the first's.
-        process_group: whose counts are added up; None: of all processes.
-        num_levels: rows of the counts; needed for "level_ema" only.
-        num_classes: 1: one density for all samples; above 1 with scope "batch".
-        kernel: one of `kernels.KERNELS`, of this and of the loss that it belongs to.
+            the number of processes, since DistributedDataParallel averages the gradients. If
+            False, each process has its own averages: give DistributedDataParallel
+            broadcast_buffers=False, or it overwrites them with those of the first process.
+        process_group: the processes whose counts are added up; None: all processes.
+        num_levels: number of rows of the counts; needed for "level_ema" only.
+        num_classes: 1 for one density; above 1 for one per class, which needs scope "batch".
+        kernel: one of `kernels.KERNELS`, for this module and the loss that it belongs to.
 
     Attributes:
-        last_counts, last_weights: of the last call that was not compiled, for logging:
-            (rows, bins), a row a level or class, of all processes.
+        last_counts, last_weights: (rows, bins), one row per level or class, over all processes,
+            from the last call that was not compiled; for logging.
 
     Raises:
-        ValueError: an argument out of its range, naming both; a prior, or several classes, with
-            another scope.
+        ValueError: an argument is out of range (the message names both); a prior or several
+            classes with another scope than "batch".
     """
 
     ema: Tensor
@@ -125,7 +125,7 @@ class GradientDensity(CountState):
         rows = num_levels if scope == "level_ema" else num_classes
         self.add_counts("ema", rows, bins)
         self.add_counts("num_updates", rows, bins, dtype=torch.int64)
-        # averages of the number of foreground samples, and of 1: what debiasing divides by
+        # averages of the number of foreground samples and of 1; debiasing divides by the second
         self.add_counts("ema_foreground", *([num_classes] if num_classes > 1 else []), 2)
         self.last_counts: Tensor | None = None
         self.last_weights: Tensor | None = None
@@ -134,21 +134,21 @@ class GradientDensity(CountState):
     def forward(
         self, counts: Tensor, world: int | None = None, foreground: Tensor | None = None
     ) -> Tensor:
-        """Weights of a sample in each unit region.
+        """Return the weight of a sample in each unit region.
 
         Args:
-            counts: (L, bins) int64, samples by level and region; (L, C, bins) of several classes.
-            world: number of processes whose samples these are, added up already; None: they are
-                this process's, and are added up here where `sync` says so.
-            foreground: int64, 0-dim, or (C,) of several classes: how many samples are foreground,
-                for the prior; of as many processes as `counts`. None: all are.
+            counts: (L, bins) int64, samples by level and region; (L, C, bins) with C > 1 classes.
+            world: number of processes over which the counts are already added up; None: the counts
+                are those of this process, and `sync` decides whether they are added up here.
+            foreground: int64, 0-dim, or (C,) with C > 1 classes: number of foreground samples, for
+                the prior, over the same processes as `counts`. None: all are foreground.
 
         Returns:
-            of the shape of `counts`, float64; 0 where this batch has no sample.
+            float64 weights in the shape of `counts`; 0 where this batch has no sample.
 
         Raises:
-            ValueError: counts or foreground of another shape; more levels than
-                `num_levels`, where each has its own average.
+            ValueError: wrong shape of the counts or of foreground; more levels than
+                `num_levels` with scope "level_ema".
         """
         shape, inner = counts.shape, counts.shape[1:]
         counts = self._rows(counts.long())
@@ -183,7 +183,7 @@ class GradientDensity(CountState):
         return weights if weights.shape == shape else weights.view(-1, *inner).expand(shape)
 
     def _rows(self, counts: Tensor) -> Tensor:
-        """The counts (rows, bins) that move averages on; ValueError where they do not fit."""
+        """Return the counts (rows, bins) that update the averages; ValueError for a wrong shape."""
         inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
         if counts.shape[1:] != inner or counts.dim() < 2:
             wanted = ", ".join(map(str, inner))
@@ -196,9 +196,9 @@ class GradientDensity(CountState):
         return summed.view(-1, self.bins)
 
     def _foreground(self, counts: Tensor, foreground: Tensor | None) -> Tensor:
-        """The foreground samples of each row; ValueError where they do not fit."""
+        """Return the foreground samples of each row; ValueError for a wrong shape."""
         if not self.prior:
-            return counts  # which is not read
+            return counts  # not read without a prior
         if foreground is None:
             return counts.sum(1) if self.num_classes > 1 else counts.sum()
         wanted = self.ema_foreground.shape[:-1]
@@ -210,9 +210,9 @@ class GradientDensity(CountState):
 
     @property
     def prior_count(self) -> Tensor:
-        """c, the samples that the prior adds to each region: 0-dim, (C,) of several classes.
+        """c, the samples that the prior adds to each region: 0-dim, or (C,) with C > 1 classes.
 
-        It follows training; before any, and without a moving average, it is `prior`.
+        It changes during training. Before training, and without a moving average, it is `prior`.
         """
         none = torch.zeros_like(self.ema_foreground[..., 0])
         options = self.momentum, self.prior, self.ema_init, False

@@ -1,4 +1,4 @@
-"""A quantile of the sizes of numbers, over a moving average of many batches."""
+"""A quantile of absolute values, from a moving average over many batches."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,17 @@ from ghm_d2.losses.reduce import check_range
 
 
 class MovingQuantile(CountState):
-    """The quantile of sizes |d| from a moving average of their histogram over log2 |d|.
+    """A quantile of sizes |d|, from a moving average of the histogram of log2 |d|.
 
-    Within a slot, a quarter of an octave, it is interpolated. Nothing waits for the device.
+    It is interpolated within a slot, a quarter of an octave. Nothing waits for the device.
 
     Args:
-        quantile: in (0, 1); or 0, where the histogram is not used.
-        momentum: of the moving average, in [0, 1).
+        quantile: in (0, 1), or 0 if the histogram is not used.
+        momentum: momentum of the moving average, in [0, 1).
         start: the value before any size has been counted.
 
     Raises:
-        ValueError: the quantile out of its range.
+        ValueError: the quantile is out of range.
     """
 
     histogram: Tensor
@@ -34,10 +34,10 @@ class MovingQuantile(CountState):
 
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:
-        """Move the average on by `reference.size_counts`; a batch without sizes changes nothing."""
+        """Update the average with `reference.size_counts`; a batch without sizes has no effect."""
         step = counts.any() * (1 - self.momentum)
         self.histogram.lerp_(counts.to(self.histogram.dtype), step.to(self.histogram.dtype))
 
     def forward(self, kernel: str = "auto") -> Tensor:
-        """The quantile, 0-dim, by one of `kernels.KERNELS`."""
+        """Return the quantile, 0-dim, computed by one of `kernels.KERNELS`."""
         return kernels.quantile(self.histogram, self.quantile, self.start, kernel=kernel)

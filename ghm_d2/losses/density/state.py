@@ -1,4 +1,4 @@
-"""Modules whose state is averages of counts: kept in full precision and saved in checkpoints."""
+"""A base module for averages of counts, kept in full precision and saved in checkpoints."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from ghm_d2.kernels.reference import wide
 
 
 class CountState(nn.Module):
-    """A module whose floating-point buffers are float32 or wider, whatever the model is.
+    """A module whose floating-point buffers stay float32 or wider in a model of any dtype.
 
     Counts of millions do not fit half precision.
 
     Attributes:
-        unused: names of buffers that this configuration does not read. A checkpoint that lacks
-            them, such as one made before they existed, misses nothing.
+        unused: names of buffers that this configuration does not read. A checkpoint without
+            them, such as an older one, loads without missing keys.
     """
 
     unused: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class CountState(nn.Module):
         self.register_buffer(name, torch.zeros(shape, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Set all counts to 0, as after `to_empty` of a module that was built on "meta"."""
+        """Set all counts to 0, for example after `to_empty` of a module built on "meta"."""
         with torch.no_grad():
             for buffer in self.buffers(recurse=False):
                 buffer.zero_()
@@ -43,7 +43,7 @@ class CountState(nn.Module):
     ):
         for name, _ in self.named_buffers(recurse=False):
             saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor):  # load_state_dict(assign=True) takes it as it is
+            if isinstance(saved, Tensor):  # load_state_dict(assign=True) keeps the saved dtype
                 state_dict[prefix + name] = saved.to(wide(saved.dtype))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *args

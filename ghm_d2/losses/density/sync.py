@@ -1,11 +1,11 @@
-"""Counts added up over the processes of a training: one small all-reduce a step.
+"""Counts added up over the processes of a training run, in one small all-reduce per step.
 
-With them W processes, each with its part of a batch, train as one process with the whole batch.
-DistributedDataParallel averages the processes' gradients, so a process's loss is
+With these counts, W processes that each have a part of a batch train like one process with the
+whole batch. DistributedDataParallel averages the gradients, so the loss of a process is
 
-    W * (the sum over its own samples) / (what the whole batch says to divide by)
+    W * (the sum over its own samples) / (the divisor of the whole batch)
 
-and the mean of these losses is the loss of one process.
+and the mean of these losses is the loss of one process with the whole batch.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ _is_alone = False
 
 
 class Count:
-    """Integers of this process, which `sum_up` replaces by those of all processes.
+    """Counts of this process, which `sum_up` replaces by the sums over all processes.
 
     Args:
-        values: int64 tensors, of shapes that are the same in all processes.
-        sync: False: leave them as they are.
-        group: the processes; None: all.
+        values: int64 tensors, whose shapes are the same in all processes.
+        sync: False: `sum_up` leaves the values unchanged.
+        group: the process group; None: all processes.
 
     Attributes:
-        world: number of processes that are in `values`; 1 before `sum_up`.
+        world: number of processes that `values` are summed over; 1 before `sum_up`.
     """
 
     def __init__(self, *values: Tensor, sync: bool = True, group=None):
@@ -40,10 +40,10 @@ class Count:
 
 
 def sum_up(*counts: Count | None) -> None:
-    """Add each count up over its processes, in one all-reduce of all of a group together.
+    """Add up each count over its processes, in one all-reduce per process group.
 
-    All processes call it with the same counts, in the same order. Nothing is done for None, nor
-    where there is one process, nor within `alone`.
+    All processes must call it with the same counts in the same order. It skips None, and does
+    nothing if there is one process or within `alone`.
     """
     synced = [count for count in counts if count is not None and count.sync]
     for group in dict.fromkeys(count.group for count in synced):
@@ -63,7 +63,7 @@ def _sum_up(counts: list[Count], world: int, group) -> None:
 
 
 def world_size(group=None) -> int:
-    """Over how many processes `sum_up` adds: 1 where there is one, and within `alone`."""
+    """Return the number of processes that `sum_up` adds over, which is 1 within `alone`."""
     if _is_alone or not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size(group)
@@ -71,7 +71,7 @@ def world_size(group=None) -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this process's losses are its own: no other one need compute any."""
+    """Compute losses in this process alone: within it `sum_up` does nothing."""
     global _is_alone
     before, _is_alone = _is_alone, True
     try:

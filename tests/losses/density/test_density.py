@@ -342,6 +342,23 @@ def test_averages_of_several_precisions_are_no_work_for_the_kernel():
     assert density.ema_foreground.tolist() == [2.5, 0.5]
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_recomputing_is_of_the_whole_batch(reduction, monkeypatch):
+    """The samples of another process, whose counts are added up in the first call alone, count."""
+    import ghm_d2.losses.harmonized as harmonized
+
+    def with_another_process(count):
+        if count.sync:
+            count.values, count.world = tuple(3 * value for value in count.values), 2
+
+    monkeypatch.setattr(harmonized, "sum_up", with_another_process)
+    logits, labels = torch.randn(8, 2), torch.randint(-1, 3, (8,))
+    loss = GHMC.robust(num_classes=2, reduction=reduction)
+    first = loss(logits, labels)
+    with recomputing():
+        torch.testing.assert_close(loss(logits, labels), first)
+
+
 def test_recomputing_repeats_a_call_and_there_has_to_be_one():
     with recomputing(), pytest.raises(RuntimeError, match="repeats a call"):
         GHMC()(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
