@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks and times everything that needs a GPU, in about eight minutes on an H100.
+"""Checks and times everything that needs a GPU, in an estimated eight minutes on an H100.
 
     python benchmarks/gpu.py --output results/gpu
     python benchmarks/gpu.py --device cpu --tiny --output build/gpu   # only shows that it runs
 
-Each part is a process of its own with its own time limit, and leaves its JSON as soon as it is
-done: one that fails, hangs or cannot start leaves the others standing. Nothing is downloaded.
-summary.json has the outcome of all; the exit code is 1 only where every part failed.
+Each part is a process with its own time limit, and writes its JSON as soon as it is done. A part
+that fails, hangs or cannot start does not stop the others. Nothing is downloaded. summary.json has
+the outcome of all parts; the exit code is 1 only if no part passed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STEPS = ("--steps", "6")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
 TINY_STEP = ("--images", "2", "--size", "64", "64", "MODEL.TIMM.NAME", "mobilenetv3_small_050")
 TINY_LOSSES = ("--samples", "8000", "--boxes", "100", "--rounds", "1")
-# which GPU, if torch sees one; a process of its own, for the first use of CUDA may fail or hang
+# names the GPU that torch sees; in a separate process, since the first use of CUDA may fail or hang
 LOOK = """
 import json, torch
 has = torch.cuda.is_available()
@@ -43,10 +43,10 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu":
 
 @dataclass(frozen=True)
 class Part:
-    """Words after `python`, and the seconds they may take.
+    """A part: its words after `python`, and its time limit in seconds.
 
     Attributes:
-        writes: whether the words take `--output FILE`.
+        writes: True if the words take `--output FILE`.
     """
 
     name: str
@@ -87,7 +87,7 @@ _SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 def run(part: Part, args, limit: float) -> dict:
-    """Run one part and write its JSON; the outcome, without the measurements."""
+    """Run one part and write its JSON; return the outcome without the measurements."""
     file = args.output / f"{part.name}.json"
     file.unlink(missing_ok=True)
     words = list(part.words)
@@ -113,7 +113,7 @@ def run(part: Part, args, limit: float) -> dict:
 def _run_limited(command: list[str], limit: float) -> tuple[int | None, str]:
     """Run a command; return its exit code, None at the time limit, and what it printed."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": _threads()}
-    # a file, for whoever is left over would keep a pipe open, and us reading it
+    # into a file, since a process that is left over would keep a pipe open, and us waiting
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT,

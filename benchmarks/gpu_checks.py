@@ -1,9 +1,9 @@
-"""Checks for a GPU; each one is tried, whatever became of those before it.
+"""Checks for a GPU; each one runs, even if others before it failed.
 
     python benchmarks/gpu_checks.py --output checks.json
 
-The kernels agree with plain PyTorch; nothing waits for the device; a CUDA graph replays; a step in
-half precision is finite. On a CPU the checks that need CUDA are named as skipped.
+They check that the kernels agree with plain PyTorch, nothing waits for the device, CUDA graphs
+replay, and steps in half precision are finite. On a CPU, checks that need CUDA count as skipped.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class SkipError(Exception):
 
 
 def make_tensors(loss: str, rows: int, columns: int, dtype: torch.dtype, device) -> list[Tensor]:
-    """Inputs whose gradient norms are not so near a region's edge that rounding decides."""
+    """Inputs whose gradient norms are too far from a region's edge for rounding to matter."""
     random = torch.Generator().manual_seed(rows)
     region = torch.randint(BINS, (rows, columns), generator=random)
     g = (
@@ -58,7 +58,7 @@ def make_tensors(loss: str, rows: int, columns: int, dtype: torch.dtype, device)
 
 
 def make_loss(loss: str, kernel: str, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
-    """Computes the loss and, through a `grad_output` of 2, its gradient."""
+    """Return a function that computes the loss and its gradient, for a `grad_output` of 2."""
     made = attrgetter(loss.removesuffix(" by class"))(losses)
     if loss == BY_CLASS:
         made = partial(made, num_classes=tensors[0].shape[1])
@@ -78,7 +78,7 @@ def make_loss(loss: str, kernel: str, tensors: list[Tensor]) -> Callable[[], lis
 
 
 def parity(loss: str, dtype: str, args) -> None:
-    """The device's kernel gives what plain PyTorch does."""
+    """Check that the device's kernel agrees with plain PyTorch."""
     for shape in SHAPES:
         tensors = make_tensors(loss, *shape, getattr(torch, dtype), args.device)
         actual, expected = (make_loss(loss, kernel, tensors)() for kernel in ("auto", "torch"))
@@ -95,7 +95,7 @@ def loss_never_waits(loss: str, args) -> None:
 
 
 def retinanet_never_waits(side: str, args) -> None:
-    """Refuse any wait for the GPU from anchors and predictions to their gradient."""
+    """Check that nothing waits for the GPU, from anchors and predictions to their gradient."""
     trainer, given = _trainer(side, None, args), []
     model = trainer.detector
     own_labels, own_losses = model.label_anchors, model.losses
@@ -111,7 +111,7 @@ def retinanet_never_waits(side: str, args) -> None:
 
 
 def cuda_graph(loss: str, args) -> None:
-    """Forward and backward, captured once, replay on other numbers."""
+    """Check that forward and backward, captured once, replay on other inputs."""
     _need_cuda(args)
     tensors = make_tensors(loss, *SHAPES[1], torch.float32, args.device)
     run = make_loss(loss, "auto", tensors)
@@ -129,9 +129,9 @@ def cuda_graph(loss: str, args) -> None:
 
 
 def amp_step(side: str, dtype: str, args) -> None:
-    """Losses (the trainer raises otherwise) and weights stay finite."""
+    """Check that losses (the trainer raises otherwise) and weights stay finite."""
     if dtype == "float16":
-        _need_cuda(args)  # scaled losses are for GPUs
+        _need_cuda(args)  # loss scaling is for GPUs
     trainer = _trainer(side, dtype, args)
     for _ in range(3):
         time_steps.step(trainer)
@@ -161,12 +161,12 @@ def _need_cuda(args) -> None:
 
 
 def checks() -> Iterator[tuple[str, Callable]]:
-    """Name and function of `args` of every check."""
+    """The name of every check, and its function, which takes `args`."""
     for loss in (*LOSSES, *ROBUST):
         for dtype in TOLERANCES:
             yield f"parity of {loss}, {dtype}", partial(parity, loss, dtype)
         yield f"{loss} never waits", partial(loss_never_waits, loss)
-        if loss != "GHMR.robust":  # its mu moves on between capture and replay
+        if loss != "GHMR.robust":  # its mu changes between capture and replay
             yield f"{loss} in a CUDA graph", partial(cuda_graph, loss)
     for side in time_steps.SIDES:
         if "Detectron2" not in side:

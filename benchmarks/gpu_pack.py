@@ -3,8 +3,8 @@
 
     python benchmarks/gpu_pack.py
 
-That machine has Linux on x86_64, Python 3.12 and torch 2.11 with torchvision, triton, timm, typer
-and rich; the wheels here are the rest. There, in a copy of this repository with build/gpu-pack/:
+That machine must have Linux on x86_64, Python 3.12, and torch 2.11 with torchvision, triton, timm,
+typer and rich; the wheels hold the rest. Run there, in a copy of this repository with the pack:
 
     sh build/gpu-pack/install.sh
     python3 benchmarks/gpu.py
@@ -27,7 +27,7 @@ DOWNLOADED = (
     "pyyaml", "safetensors", "sortedcontainers", "tabulate", "termcolor", "tqdm", "yacs",
     "mmdet==3.3.0",  # its file of GHM losses is timed; the rest needs mmcv, and is not imported
 )  # fmt: skip
-# of pure Python, but on PyPI as sources alone
+# pure Python, but on PyPI only as sources
 BUILT = ("antlr4-python3-runtime", "fvcore", "iopath")
 INSTALL = """\
 #!/bin/sh
@@ -55,7 +55,7 @@ def download() -> None:
 
 
 def build() -> None:
-    """The wheels that have to be made here; none has compiled code."""
+    """Build the wheels that cannot be downloaded; none has compiled code."""
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(PACK), *BUILT)
     tool = ROOT / "tools" / "detectron2_wheel.py"
     subprocess.run([sys.executable, str(tool), "--wheel-dir", str(PACK)], check=True)
@@ -64,7 +64,7 @@ def build() -> None:
 
 
 def _sources(folder: Path) -> Path:
-    """The project without its C library, whose wheel would be of this Python alone."""
+    """Copy the project without its C library, with which the wheel would fit only this Python."""
     for name in ("ghm_d2", "cli", "configs"):
         ignored = shutil.ignore_patterns("__pycache__", "_cpu.*", "cpu*.[ch]")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)

@@ -2,10 +2,10 @@
 
     python benchmarks/machine_code.py
 
-Of each pass over sigmoids (80 classes, 30 unit regions) for two generations of GPUs: warp
-instructions a sample (those of the loop over blocks, or of the whole kernel where it has none),
-registers a thread, bytes of shared memory, and how many warps a multiprocessor can hold by its
-65,536 registers and 64 warps.
+It prints, for each pass over sigmoids (80 classes, 30 unit regions) and two generations of GPUs:
+warp instructions per sample (of the loop over blocks, or of the whole kernel without a loop),
+registers per thread, bytes of shared memory, and the number of warps that a multiprocessor with
+65,536 registers and at most 64 warps can hold.
 """
 
 import re
@@ -21,8 +21,8 @@ from ghm_d2.kernels.gpu import samples
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CAPABILITIES = (80, 90)
-WARPS = 4  # of a program
-SAMPLES = 1024  # that a program handles at a time
+WARPS = 4  # per program
+SAMPLES = 1024  # handled by a program at a time
 INPUTS = {"x": "*fp32", "target": "*i64", "valid": "*i64", "mu": "*i64", "numel": "i32"}
 SIGMOID = {"KIND": "sigmoid", "COLUMNS": 80, "BINS": 30, "BLOCK": SAMPLES, "WIDTH": 1}
 LOSS = {"BY_CLASS": False, "ALPHA": -1.0, "GAMMA": 0.0}
@@ -82,7 +82,7 @@ def main() -> None:
             cubin = result.asm["cubin"]
             a_sample = longest_loop(dump(cubin, "-sass")) * WARPS / SAMPLES
             registers = int(re.search(r"REG:(\d+)", dump(cubin, "-res-usage"))[1])
-            rounded = -(-registers // 8) * 8  # as they are given out
+            rounded = -(-registers // 8) * 8  # registers are allocated in groups of 8
             warps = min(65536 // (32 * rounded), 64) // WARPS * WARPS
             shared = result.metadata.shared
             print(f"{name:24} {capability:3} {a_sample:9.2f} {registers:10} {shared:7} {warps:6}")

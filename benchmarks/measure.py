@@ -23,11 +23,11 @@ def measure_in_turn(
 ) -> dict[str, Measurement]:
     """Time every run once in each round, in an order that is shuffled anew (seed 0).
 
-    A change of the machine's speed then meets all runs alike, and none always follows the same
-    other one. A run that is over too soon to be timed well is repeated within a round.
+    A change in the machine's speed then affects all runs alike, and no run always follows the same
+    other one. A run that is too short to be timed well is repeated within a round.
 
     Args:
-        seconds: a run that has taken so long sits out the rounds that are left.
+        seconds: a run that has taken this long in all skips the rounds that are left.
         warm_up: seconds of each run before the first round.
     """
     threads = torch.get_num_threads()  # a Timer's own default is one
@@ -54,8 +54,8 @@ def figures(measurement: Measurement) -> dict:
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most bytes that torch holds at one time during `run`, above those held at its start.
 
-    On a CPU summed over the allocations and releases that torch's profiler sees: memory that a
-    library takes from the system itself is not among them.
+    On a CPU it is the sum of the allocations and releases that torch's profiler sees, without the
+    memory that a library takes directly from the system.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -64,7 +64,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's notes on stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()

@@ -1,12 +1,12 @@
-"""Measures what a wrong annotation weighs, by the number of images whose samples share a density.
+"""Measures the weight of wrong annotations by the number of images that share a density.
 
     python benchmarks/noise_weights.py noise/runs/*/model_final.pth --images 2 4 8 16 32 64 \
         --output by_batch.json
 
-The weights are those of `ghm compare noise`. Nothing is trained: a trained model sees the same 400
-training images in batches of each size, its moving averages going on from where the training left
-them. A weight is the share that the anchors matched to such boxes have of the loss's gradient,
-over their share of the plain gradient (of cross entropy, of smooth L1).
+The checkpoints are those of `ghm compare noise`. Nothing is trained: each model sees the same 400
+training images in batches of each size, and its moving averages continue from the checkpoint. A
+weight is the share of the loss's gradient that the anchors matched to such boxes have, divided by
+their share of the plain gradient (that of cross entropy or smooth L1).
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def rows_of(weights: Path, images: list[int]) -> list[dict]:
-    """Return a row for each batch size and kind of noise; none where no annotation is wrong."""
+    """Return a row for each batch size and kind of noise; none if no annotation is wrong."""
     record, rows = RunRecord.read(weights.parent), []
     for batch in images:
         words = ("SOLVER.IMS_PER_BATCH", str(batch))
@@ -57,7 +57,7 @@ def rows_of(weights: Path, images: list[int]) -> list[dict]:
 
 
 def show(rows: list[dict]) -> None:
-    """Print the mean over the seeds of each ratio to a clean box's weight, on stderr."""
+    """Print on stderr the mean ratio of each weight to a clean box's weight, over the seeds."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["data"], row["method"], row["kind"], row["images"]].append(row)

@@ -1,7 +1,7 @@
-"""The losses that are timed: ours, and others' that do the same.
+"""The losses that are timed: ours, and those of other projects, the peers, that do the same.
 
-What a peer wants beside the integer labels that ours take (dense targets, weights) is made before
-the clock starts, which favours the peer. A peer that is not installed raises ImportError.
+Ours take integer labels. Dense targets and weights that a peer needs are made before the clock
+starts, which favours the peer. A peer that is not installed raises ImportError.
 """
 
 import sys
@@ -40,8 +40,8 @@ class Inputs:
 
     Attributes:
         x: a leaf: logits (N, K) over sigmoids, (N, K + 1) over a softmax, or (P, 4) deltas.
-        labels: (N,) int64, K the background; none is ignored, since others cannot say that.
-        target: (P, 4), of deltas.
+        labels: (N,) int64, K for background; none is ignored, which peers could not express.
+        target: (P, 4) deltas.
     """
 
     x: Tensor
@@ -50,7 +50,7 @@ class Inputs:
 
     @cached_property
     def one_hot(self) -> Tensor:
-        """The labels as (N, K) of the dtype of `x`, made when a peer first wants them."""
+        """The labels as (N, K) of the dtype of `x`, made when a peer first needs them."""
         rows = torch.nonzero(self.labels < self.x.shape[1]).squeeze(1)
         dense = torch.zeros_like(self.x, requires_grad=False)
         dense[rows, self.labels[rows]] = 1
@@ -109,7 +109,7 @@ def _asl1(inputs: Inputs) -> Loss:
 
 def _mmdet_ghm_c(inputs: Inputs) -> Loss:
     loss = load_mmdet_losses().GHMC(**_CLS).to(inputs.x.device)
-    # expanded from a weight an anchor, as mmdet does it itself
+    # expanded from one weight per anchor, as in mmdet itself
     weight = torch.ones(len(inputs.x), 1, device=inputs.x.device).expand(inputs.x.shape)
     return partial(loss, inputs.x, inputs.one_hot, weight)
 
@@ -141,10 +141,10 @@ def _torchvision_focal(inputs: Inputs) -> Loss:
 
 
 def load_mmdet_losses(name: str = "ghm_loss") -> ModuleType:
-    """mmdet's file of GHM losses, or another one of its losses, without the rest and without mmcv.
+    """Load mmdet's file of GHM losses, or of other losses, without the rest and without mmcv.
 
-    The file wants a registry and its neighbour utils.py only. The registry is a stand-in while
-    the file loads; afterwards `sys.modules` is as before.
+    The file needs only a registry and its neighbour utils.py. A stand-in replaces the registry
+    while the file loads; afterwards `sys.modules` is as before.
 
     Raises:
         ImportError: mmdet is not installed, or has no such file.
@@ -169,7 +169,7 @@ class _Registry:
 
 @contextmanager
 def _stand_ins(*names: str) -> Iterator[None]:
-    """Empty modules under `names`; what was there before comes back at the end."""
+    """Put empty modules under `names`; the modules from before come back at the end."""
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     sys.modules.update((name, ModuleType(name)) for name in names)
     try:
@@ -189,7 +189,7 @@ def _load(name: str, file: Path) -> ModuleType:
     return module
 
 
-# name: (kind of inputs, what makes the loss of some inputs)
+# name: (kind of inputs, builder of the loss on some inputs)
 PEERS: dict[str, tuple[str, Builder]] = {
     "GHM-C": ("sigmoid", _ghm_c(GHMC)),
     "mmdet GHM-C": ("sigmoid", _mmdet_ghm_c),

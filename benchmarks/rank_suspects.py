@@ -1,12 +1,12 @@
-"""Ranks scores by how well they find known errors, beside cleanlab's and hotcoco's.
+"""Compares how well our scores, cleanlab's and hotcoco's find known errors in annotations.
 
     python benchmarks/rank_suspects.py suspects/ --output found.json
     python benchmarks/rank_suspects.py suspects/ --clean clean.json --output found.json
 
-Folders are what `ghm data suspects` wrote, with folds. What is wrong is known from the annotations
-themselves (digits with noise: `noise`, `missing_annotations`), or from a second, clean JSON of the
-same images. All scores rank the same detections. The peers are used where they are installed
-(`pip install --no-deps cleanlab hotcoco`).
+The folders are those that `ghm data suspects` wrote, with folds. The errors are known from the
+annotations themselves (digits with noise: `noise`, `missing_annotations`), or from a second, clean
+JSON of the same images. All scores use the same detections. The peers are used if they are
+installed (`pip install --no-deps cleanlab hotcoco`).
 """
 
 import argparse
@@ -32,18 +32,18 @@ from ghm_d2.data.coco_json import by_image
 
 FIRST = (100, 500, 1000)
 OF_DIGITS = {"class": "class", "shift": "box", "none": ""}
-GOOD = 0.75  # IoU with the clean box from which a box is not off
+GOOD = 0.75  # least IoU of a good box with the clean one
 
 
 @dataclass
 class Image:
-    """An image with what was annotated, what was detected, and what is wrong.
+    """An image with its annotations, its detections, and the known errors.
 
     Attributes:
         annotations: in COCO's format.
         detections: in COCO's result format, best first.
-        errors: of each annotation: "class", "box", "extra", or "" for none.
-        missing: the annotations that are not there.
+        errors: one per annotation: "class", "box", "extra", or "" for none.
+        missing: the annotations that were left out.
     """
 
     annotations: list[dict]
@@ -84,7 +84,7 @@ def read_folder(folder: Path, clean: dict | None) -> list[Image]:
 
 
 def by_name(coco: dict) -> dict[str, list[dict]]:
-    """Annotations by the name of their image's file, each with its class's "name"."""
+    """Annotations by the file name of their image, each with its class's "name"."""
     names = {c["id"]: c["name"] for c in coco["categories"]}
     named = [a | {"name": names[a["category_id"]]} for a in coco["annotations"]]
     annotated = by_image(named)
@@ -92,13 +92,13 @@ def by_name(coco: dict) -> dict[str, list[dict]]:
 
 
 def with_ids(annotations: list[dict], names: dict[int, str]) -> list[dict]:
-    """The annotations with the category ids of another JSON, by the classes' names."""
+    """The annotations with another JSON's category ids for the same class names."""
     ids = {name: number for number, name in names.items()}
     return [a | {"category_id": ids[a["name"]]} for a in annotations]
 
 
 def compare_with_clean(image: Image, clean: list[dict]) -> None:
-    """Enter what is wrong: pairs are made from the highest IoU down, from 0.1 on."""
+    """Enter the errors of `image`: boxes are paired from the highest IoU down to 0.1."""
     overlaps = box_iou(image.annotations, clean)
     image.errors, left = ["extra"] * len(image.annotations), set(range(len(clean)))
     order = np.dstack(np.unravel_index(np.argsort(-overlaps, axis=None), overlaps.shape))[0]
@@ -133,7 +133,7 @@ def our_missing(images: list[Image]) -> list[tuple[int, dict, float]]:
 
 
 def confident_missing(images: list[Image]) -> list[tuple[int, dict, float]]:
-    """Detections that overlap no annotation by 0.5, by their score alone."""
+    """Detections with an IoU below 0.5 with every annotation, ranked by their score alone."""
     found = []
     for i, image in enumerate(images):
         free = (box_iou(image.annotations, image.detections) < MATCH).all(0)
@@ -143,7 +143,7 @@ def confident_missing(images: list[Image]) -> list[tuple[int, dict, float]]:
 
 
 def cleanlab_scores(images: list[Image]):
-    """ObjectLab (arXiv 2309.00832): its scores of boxes, and of what was overlooked."""
+    """cleanlab's ObjectLab (arXiv 2309.00832): its scores of boxes and of overlooked objects."""
     from cleanlab.object_detection import rank
 
     ids = sorted({e["category_id"] for x in images for e in (*x.annotations, *x.detections)})
@@ -160,7 +160,7 @@ def cleanlab_scores(images: list[Image]):
     ordered = [[d for c in ids for d in x.detections if d["category_id"] == c] for x in images]
     best = np.sort([d["score"] for detections in ordered for d in detections])[::-1]
     total, scores, found = sum(len(x.annotations) for x in images), {}, []
-    # its own thresholds are of a detector whose scores are probabilities
+    # its own thresholds are made for detectors whose scores are probabilities
     fitted = best[min(total, len(best)) - 1], best[min(total // 4, len(best) - 1)]
     for name, (low, high) in {"cleanlab": (0.5, 0.95), "cleanlab fitted": fitted}.items():
         own = {"labels": labels, "predictions": predictions}
@@ -176,7 +176,7 @@ def cleanlab_scores(images: list[Image]):
             for d, score in zip(*rows, strict=True)
             if not np.isnan(score)
         ]
-    return scores, found  # kinds, and what was overlooked, with fitted thresholds
+    return scores, found  # kinds and overlooked objects: with fitted thresholds
 
 
 def hotcoco_scores(images: list[Image]):
@@ -212,13 +212,13 @@ def hotcoco_scores(images: list[Image]):
 
 
 def corners(entry: dict) -> list[float]:
-    """Return [x0, y0, x1, y1] of COCO's box."""
+    """Return [x0, y0, x1, y1] of a COCO box."""
     x, y, width, height = entry["bbox"]
     return [x, y, x + width, y + height]
 
 
 def judge_annotations(scores: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """Average precision and AUROC of finding what is wrong, and the precision of the first."""
+    """Average precision and AUROC for finding errors, and the precision of the first ranks."""
     if not wrong.any() or wrong.all():
         return {}
     order = np.argsort(-scores, kind="stable")
@@ -227,7 +227,7 @@ def judge_annotations(scores: np.ndarray, wrong: np.ndarray) -> dict[str, float]
 
 
 def judge_missing(found: list[tuple[int, dict, float]], images: list[Image]) -> dict[str, float]:
-    """Figures as for annotations; a missing one is found once, by a detection of any class."""
+    """AP, precision and recall; a detection of any class finds a missing annotation, once."""
     total = sum(len(image.missing) for image in images)
     if not total:
         return {}
@@ -249,7 +249,7 @@ PEERS: dict[str, Callable] = {"cleanlab": cleanlab_scores, "hotcoco": hotcoco_sc
 
 
 def rank(images: list[Image]) -> dict:
-    """The figures of all scores; peers that are not installed are named."""
+    """The figures of all scores; "absent" names the peers that are not installed."""
     errors = np.array([e for image in images for e in image.errors])
     result: dict = {"images": len(images), "annotations": len(errors), "absent": []}
     result["errors"] = {k: int((errors == k).sum()) for k in ("class", "box", "extra")}

@@ -1,10 +1,10 @@
-"""Times the losses, forward and backward, beside others' implementations of them.
+"""Times the losses, forward and backward, beside other projects' implementations.
 
     python benchmarks/time_losses.py --output losses.json
     python benchmarks/time_losses.py --samples 1000000 10000000 100000000 --only GHM-C "torch BCE"
 
-A run goes from given logits (or deltas) and labels to the gradient. Memory is what torch holds at
-most during a run above what it held before: the gradient included, the inputs not.
+A run goes from given logits (or deltas) and labels to the gradient. Memory is the peak that torch
+holds during a run above its start, so it includes the gradient but not the inputs.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def _measure(runs: dict, samples: int, args) -> list[dict]:
 
 
 def show(result: dict) -> None:
-    """A table on stderr: milliseconds, and memory in units of the gradient's."""
+    """Print a table on stderr: milliseconds, and memory as a multiple of the gradient's."""
     for row in result["results"]:
         ms, iqr = 1000 * row["median"], 1000 * row["iqr"]
         memory = row["memory_bytes"] / row["gradient_bytes"]

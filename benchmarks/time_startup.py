@@ -1,11 +1,11 @@
-"""Times the start of a training on a data set of train2017's size, ours and Detectron2's own.
+"""Times the start of a training on a data set as large as train2017, in ghm_d2 and Detectron2.
 
     python benchmarks/time_startup.py make big
     python benchmarks/time_startup.py measure big --ranks 1 8
 
-The first line writes a folder with 118,287 images of one content and 860,001 annotations, 13 GB
-less than COCO itself. The second loads it in so many processes at once, up to where batches could
-be drawn: in Detectron2's way; in ours with nothing remembered; and in ours again.
+The first command writes a folder with 118,287 identical images and 860,001 annotations, 13 GB less
+than COCO itself. The second loads it in 1 and in 8 processes at once, up to where batches could be
+drawn: with Detectron2, with ghm_d2 and an empty cache, and with ghm_d2 again.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 IMAGES, ANNOTATIONS, SIDES = 118_287, 860_001, (640, 480)
-# COCO's: 80 of 1 to 90
+# COCO's 80 ids from 1 to 90
 CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-MOST_LINKS = 30_000  # a file system's limit on names of one file
+MOST_LINKS = 30_000  # to one file: file systems limit the number of hard links
 WAYS = ("detectron2", "first", "later")
 
 
@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def write(folder: Path, images: int) -> None:
-    """Write train.json and val.json, a hundredth of it, and the folder of images of both."""
+    """Write train.json, val.json (a hundredth of its size), and the folder of their images."""
     rng = np.random.default_rng(0)
     shapes = [_shape(rng) for _ in range(2000)]
     (folder / "images").mkdir(parents=True)

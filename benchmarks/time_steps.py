@@ -5,11 +5,11 @@
         --size 800 1333 --amp float16
     torchrun --standalone benchmarks/time_steps.py --sides GHM-C+GHM-R
 
-The sides differ in their losses alone, start from the same seed with random weights, and take the
-same random images in turn. A step is the trainer's own: copying the batch to the device, forward,
-backward, clipping, optimizer; no loading, evaluation or schedule. Started by torchrun, also as the
-only process, the model is in DistributedDataParallel. When the GPU's memory does not suffice, the
-batch is halved until it does.
+The sides differ only in their losses. All start with random weights from the same seed, and take
+the same random images in turn. A step is the trainer's own: copying the batch to the device,
+forward, backward, clipping, optimizer; no loading, evaluation or schedule. Under torchrun, even
+with a single process, the model is in DistributedDataParallel. A batch that does not fit into the
+GPU's memory is halved until it fits.
 """
 
 import argparse
@@ -40,10 +40,10 @@ SIDES = {
     "GHM-C+SL1": (CLS, "ghm_c", REG, "smooth_l1"),
     "GHM-C+GHM-R": (CLS, "ghm_c", REG, "ghm_r"),
 }
-# Random weights: nothing is downloaded; the rate is so small that no step can diverge, and pixels
-# of unit variance keep activations of float16 finite where batch norm is frozen.
+# Nothing is downloaded, as weights are random. The learning rate is so small that no step diverges.
+# Pixels of unit variance keep float16 activations finite where batch norm is frozen.
 FIXED = ("SOLVER.BASE_LR", "1e-9", "MODEL.PIXEL_STD", "(58.0, 58.0, 58.0)", "SEED", "0")
-OBJECTS = 7  # an image, as COCO has
+OBJECTS = 7  # per image, as in COCO
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
@@ -72,7 +72,7 @@ def benchmark(args: argparse.Namespace) -> dict:
             if images == 1:
                 raise
         images //= 2
-        gc.collect()  # the models of the try that failed
+        gc.collect()  # frees the models of the failed try
         torch.cuda.empty_cache()
     return {
         "what": "steps",
@@ -103,7 +103,7 @@ def _measure(args, images: int) -> list[dict]:
             "overrides": list(SIDES[name]),
             **figures(times[name]),
             "images_per_second": images / times[name].median,
-            "memory_bytes": memory[name],  # of a step, above weights and optimizer
+            "memory_bytes": memory[name],  # a step's peak, above weights and optimizer
             "last_losses": {k: v.latest() for k, v in trainers[name].storage.histories().items()},
         }
         for name in args.sides
@@ -111,7 +111,7 @@ def _measure(args, images: int) -> list[dict]:
 
 
 def make_trainer(args, images: int, side: str) -> GHMTrainer:
-    """A trainer of random weights and images; `step` lets it make a step."""
+    """A trainer with random weights and images; `step` makes a step with it."""
     overrides = [*FIXED, ARCH, "GHMRetinaNet", *SIDES[side], "MODEL.DEVICE", args.device]
     if args.amp:
         overrides += ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", args.amp]
@@ -122,7 +122,7 @@ def make_trainer(args, images: int, side: str) -> GHMTrainer:
     model = build_model(cfg).train()
     batches = [make_batch(images, *args.size, cfg.MODEL.RETINANET.NUM_CLASSES) for _ in range(2)]
     trainer = GHMTrainer(cfg, model, itertools.cycle(batches), build_optimizer(cfg, model))
-    if dist.is_initialized():  # the trainer has no use for it with one process
+    if dist.is_initialized():  # with one process the trainer would not wrap it
         wrap = torch.nn.parallel.DistributedDataParallel
         trainer.model = wrap(model, broadcast_buffers=False)
     # at 0, and multiples of 20, Detectron2 logs the foreground, for which it waits
@@ -148,14 +148,14 @@ def step(trainer: GHMTrainer) -> None:
     """One training step.
 
     Raises:
-        DivergedError: a loss is not finite.
+        DivergedError: a loss is NaN or infinite.
     """
     with trainer.storage:
         trainer.run_step()
 
 
 def show(result: dict) -> None:
-    """A table on stderr."""
+    """Print a table on stderr."""
     for row in result["results"]:
         line = (
             f"{row['name']:22} {1000 * row['median']:9.1f} ms a step (IQR {1000 * row['iqr']:.1f})"

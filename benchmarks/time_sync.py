@@ -1,10 +1,10 @@
-"""Times the one all-reduce of a training step against one for each of its counts.
+"""Times a training step's single all-reduce against one all-reduce for each of its counts.
 
     torchrun --nproc-per-node 2 benchmarks/time_sync.py --device cpu
 
-What is added up is RetinaNet's with GHM-C and GHM-R: five feature levels of 30 and of 10 unit
-regions, and the number of foreground anchors. NCCL on GPUs, one a process, else gloo. A single
-process would add nothing up; the backend is timed all the same.
+The counts are those of RetinaNet with GHM-C and GHM-R: five feature levels of 30 and of 10 unit
+regions, and the number of foreground anchors. NCCL is used on GPUs, one per process, else gloo. A
+single process would have nothing to add up, but the backend is timed all the same.
 """
 
 import argparse

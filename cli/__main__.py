@@ -1,10 +1,10 @@
-"""The entry of `ghm`: without the packages that it needs, one line says how to install them."""
+"""The entry point of `ghm`: if a package is missing, one line says how to install it."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; exit code 2 where a package of the extra `detectors` is missing."""
+    """Run the command line; exit with 2 if a package of the extra `detectors` is missing."""
     try:
         from .app import main as run
     except ModuleNotFoundError as error:

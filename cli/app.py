@@ -1,4 +1,4 @@
-"""The command `ghm`. Each subcommand imports what is heavy inside its body."""
+"""The command `ghm`. Each subcommand imports heavy modules inside its body."""
 
 import typer
 
@@ -53,5 +53,5 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """The console script's entry."""
+    """The console script's entry point."""
     app()

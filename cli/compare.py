@@ -16,9 +16,9 @@ from .common.options import OF_DATA, Dataset, Json, check_overrides, make_folder
 
 
 class CompareCommand(TyperCommand):
-    """Takes the two words of `--set KEY VALUE` as the one value that Typer's list options have.
+    """Joins the two words of `--set KEY VALUE` into the one value that a list option takes.
 
-    `--set KEY=VALUE` is one already.
+    `--set KEY=VALUE` needs no joining.
     """
 
     def parse_args(self, ctx, args):
@@ -36,42 +36,43 @@ What = Annotated[
     typer.Argument(
         metavar="WHAT...",
         help="claim, density, losses, imbalance, regression, two-stage vs one-stage, backbones, "
-        "systems, noise, noise-kinds, batch-size, additions; or A.yaml vs B.yaml (vs C.yaml ...); "
-        "or folders of data sets, A vs B.",
+        "systems, noise, noise-kinds, batch-size, additions; or configurations, A.yaml vs B.yaml "
+        "(vs C.yaml ...); or folders of data sets, FOLDER vs FOLDER.",
     ),
 ]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="quick: 300 iterations on two CPU cores; half or full: of the published schedule, "
-        "or of your configuration's. quick by default, full for your own configurations."
+        help="quick: mostly 300 iterations, for two CPU cores; half, full: half or all of the "
+        "published schedule, or of your configuration's. Default: quick, or full for your own "
+        "configurations."
     ),
 ]
 Search = Annotated[
     bool,
     typer.Option(
         "--search",
-        help="First find each side's learning rate and box loss weight, on a part of the training "
-        "split: up to eight trainings each.",
+        help="First search each side's learning rate and box loss weight, using only the training "
+        "split. This takes up to eight full trainings per side.",
     ),
 ]
 SearchOn = Annotated[
     list[str] | None,
     typer.Option(
         metavar="DATA",
-        help="Search on this data set's train and val instead, or with several on all of them "
-        "together; repeatable.",
+        help="Search on this data set's train and val splits instead. Repeatable: one setting is "
+        "chosen by the mean AP.",
     ),
 ]
 Settings = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Take the settings that a search chose: its comparison.json or folder."
+        metavar="FILE", help="Use the settings of an earlier search: its comparison.json or folder."
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY VALUE", help="An override for all sides; repeatable."),
+    typer.Option("--set", metavar="KEY VALUE", help="An override for all sides. Repeatable."),
 ]
 
 
@@ -80,25 +81,25 @@ def compare(
     dataset: Dataset = None,
     config: Annotated[
         str | None,
-        typer.Option(help="What FOLDER vs FOLDER trains; quick/retinanet_ghm.yaml by default."),
+        typer.Option(help="Configuration for FOLDER vs FOLDER; default quick/retinanet_ghm.yaml."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each side, with the seeds 1 to N.")
+        int, typer.Option(min=1, help="Number of runs per side, with seeds 1 to N.")
     ] = 6,
     margin: Annotated[
         float | None,
-        typer.Option(min=0, help="AP up to which sides are practically the same; 1 by default."),
+        typer.Option(min=0, help="Differences of AP up to this are practically none. Default: 1."),
     ] = None,
     looks: Annotated[
         list[int] | None,
         typer.Option(
             min=2,
-            help="A number of seeds with an early verdict, planned beforehand; where that decides "
-            "the primary pair, the comparison ends. Repeatable.",
+            help="Plan an early verdict after this number of seeds. If it decides the primary "
+            "pair, the comparison ends. Repeatable.",
         ),
     ] = None,
     all_seeds: Annotated[
-        bool, typer.Option("--all-seeds", help="Train all seeds even where a look has decided.")
+        bool, typer.Option("--all-seeds", help="Train all seeds even if a look has decided.")
     ] = False,
     budget: Budget = None,
     search: Search = False,
@@ -106,30 +107,30 @@ def compare(
     settings: Settings = None,
     set_: Set = None,
     side: Annotated[
-        list[str] | None, typer.Option(help="Only this side; repeatable. All by default.")
+        list[str] | None, typer.Option(help="Train only this side. Repeatable. Default: all.")
     ] = None,
     optional: Annotated[
-        bool, typer.Option("--optional", help="The optional sides too, such as GHM-C on the RPN.")
+        bool, typer.Option("--optional", help="Add the optional sides, such as GHM-C on the RPN.")
     ] = False,
     output: Annotated[
-        Path, typer.Option(help="Folder that all comparisons share: finished runs are reused.")
+        Path, typer.Option(help="Folder shared by all comparisons, to reuse finished runs.")
     ] = Path("comparisons"),
     device: Annotated[
         str,
         typer.Option(
-            help="auto, cpu, cuda or mps; cuda is all GPUs, cuda:0,cuda:2 are two of them."
+            help="auto, cpu, mps, cuda for all GPUs, or a list of some, such as cuda:0,cuda:2."
         ),
     ] = "auto",
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at once on each device; each needs its own memory.")
+        int, typer.Option(min=1, help="Runs at a time on each device; each needs its own memory.")
     ] = 1,
-    launcher: Annotated[str, typer.Option(help="local, or submitit: a Slurm job a run.")] = "local",
+    launcher: Annotated[str, typer.Option(help="local, or submitit for Slurm jobs.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the sides of a question with the same seeds, and report whether they differ.
+    """Train several configurations, the sides, with the same seeds; report whether AP differs.
 
-    Finished runs are never run again; what was cut off continues with the same command.
+    Finished runs are never repeated. After an interruption the same command continues.
     """
     with user_errors():
         _check_options(launcher, jobs, bool(settings), search or bool(search_on), looks, seeds)
@@ -146,7 +147,7 @@ def compare(
         from ghm_d2.experiments.compare import Request
         from ghm_d2.experiments.launch import LocalLauncher, find_devices
 
-        elsewhere = launcher == "submitit"  # where its jobs run; the plan is made here
+        elsewhere = launcher == "submitit"  # jobs run on other machines; the plan is made here
         devices = find_devices("auto" if elsewhere else device)
         start = None if elsewhere else LocalLauncher(devices, jobs)
         request = Request(
@@ -181,7 +182,7 @@ def _check_options(launcher: str, jobs: int, settings: bool, search: bool, looks
 
 
 def _choose_suite(words: list[str], budget: str, config, sides: list[str], optional: bool):
-    """Return the suite that the words name, with the chosen sides; tell which were left out."""
+    """Return the suite that the words name with the chosen sides; print which are left out."""
     from ghm_d2.experiments.suites import choose_sides, find_suite
 
     whole = find_suite(words, budget, config)
@@ -218,7 +219,7 @@ def _compare(
     if start is None:
         every = (*plan.trials, *plan.later, *plan.runs)
         longest = max(plan.seconds.get(run.key, 0) for run in every)
-        minutes = 60 + round(longest / 60 * 3)  # the limit of a job, not what it will take
+        minutes = 60 + round(longest / 60 * 3)  # a job's limit, far above the expected time
         start = SubmititLauncher(request.root / "submitit", minutes, job_device)
     with progress() as shown:
         folder = compare(request, start, shown, None if all_seeds else is_decided)

@@ -17,12 +17,12 @@ def configs(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the shipped configurations: what they train, what it costs, and what is known of it.
+    """List the shipped configurations with their cost and their AP.
 
-    GFLOPs are of a picture of 640 x 480 px, sized as the configuration says, a multiply-add being
-    one. Published is COCO AP of the same method, network and schedule (--json has the sources, and
-    what was published with other schedules); here, the AP that was measured with the configuration
-    as it is, on the data that are named.
+    GFLOPs are for one picture of 640 x 480 px, resized as configured; a multiply-add counts as one.
+    "Published" is the COCO AP of the same method, network and schedule; --json adds the sources and
+    results with other schedules. "Here" is the AP measured with the unchanged configuration on the
+    named data.
     """
     with user_errors():
         rows = _rows()

@@ -1,4 +1,4 @@
-"""ghm doctor: what is installed, what is missing, and the command that mends it."""
+"""ghm doctor: what is installed, what is missing, and the commands that fix it."""
 
 import importlib
 import importlib.metadata as metadata
@@ -39,7 +39,7 @@ class Finding:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what is installed, what is missing and the command that mends it."""
+    """Show what is installed, what is missing, and the commands that fix it."""
     with user_errors():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,7 +56,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Find Python, Detectron2, the kernels, and every package that ours requires."""
+    """Examine Python, Detectron2, the loss kernels, and every package that ghm_d2 requires."""
     lines = metadata.requires("ghm_d2")
     needed = [line for line in lines if "extra ==" not in line or 'extra == "detectors"' in line]
     packages = [look_up(line) for line in needed]
@@ -78,7 +78,7 @@ def check_python() -> Finding:
 
 
 def look_up(requirement: str) -> Finding:
-    """A package's version, as its metadata has it: the package need not import for that."""
+    """Examine a package's version in its metadata, which works even if it does not import."""
     name, minimum = re.match(r"([\w.-]+)(?:.*?>=\s*([\d.]+))?", requirement).groups()
     finding = Finding(name, version_of(name))
     command = pip("install", f"{name}>={minimum}" if minimum else name)
@@ -90,7 +90,7 @@ def look_up(requirement: str) -> Finding:
 
 
 def check_import(finding: Finding, module: str, mend: str) -> bool:
-    """Return whether `module` imports; if not, `finding` says why and what mends it."""
+    """Return whether `module` imports; if not, `finding` says why and how to fix it."""
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken native library raises OSError, RuntimeError, ...
@@ -118,7 +118,7 @@ def devices() -> str:
 
 
 def check_detectron2() -> Finding:
-    """Find Detectron2: any that imports will do; one that fails to is to be removed first."""
+    """Examine Detectron2: any version that imports will do; a broken one must be removed first."""
     finding = Finding("detectron2", version_of("detectron2"))
     tool = ROOT / "tools" / "detectron2_wheel.py"
     source = pip("install", "--no-build-isolation", DETECTRON2_SOURCE)
@@ -142,7 +142,7 @@ def check_detectron2() -> Finding:
 
 
 def check_kernels() -> Finding:
-    """Find the losses' backends: Triton on CUDA; on the CPU C, where it was compiled."""
+    """Examine the losses' backends: Triton on CUDA, and C on the CPU if it was compiled."""
     words = ["--editable", str(ROOT)] if (ROOT / "setup.py").is_file() else ["ghm_d2"]
     again = pip("install", "--no-deps", "--force-reinstall", *words)
     finding = Finding("loss kernels", None, needed=False)
@@ -181,7 +181,7 @@ def pip(*words: str) -> str:
 
 
 def show(findings: list[Finding]) -> None:
-    """The findings, then the commands, each on a line of its own to copy."""
+    """Print the findings, then the commands, one per line for copying."""
     for f in findings:
         line = f"{f.name:34}{f.version or '-':20}{f.status:10}{f.detail}".rstrip()
         out.print(line, markup=False, highlight=False, style="red" if f.fatal else None)

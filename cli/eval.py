@@ -29,14 +29,15 @@ def evaluate(
     weights: Annotated[Path, typer.Option(help="A checkpoint, such as runs/x/model_final.pth.")],
     overrides: Overrides = None,
     config: Annotated[
-        str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
+        str | None,
+        typer.Option(help="Configuration; needed if no config.yaml is beside the weights."),
     ] = None,
     dataset: Dataset = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the record, the detections and pictures. Results of a data set "
-            "without annotations go beside the weights by default, the rest nowhere."
+            help="Folder for the record, detections and pictures. By default none is written, but "
+            "results for a data set without annotations go beside the weights."
         ),
     ] = None,
     device: Device = "auto",
@@ -47,11 +48,11 @@ def evaluate(
 ) -> None:
     """Evaluate a trained detector with COCO's AP, on each data set of DATASETS.TEST.
 
-    Of a data set without annotations, such as coco_2017_test-dev, it writes the results file that
-    COCO's server takes; of LVIS it computes LVIS's AP.
+    For a data set without annotations, such as coco_2017_test-dev, it writes the results file for
+    COCO's server. On LVIS it computes LVIS's AP.
     """
     with user_errors():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C from the start on
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, from the start
         group = Group(num_gpus, num_machines, rdzv)
         if group.wanted:
             launch(group, show_error, "run the command again")
@@ -68,9 +69,9 @@ class _Done:
     """An evaluation's outcome; `results` has a line and files for each set without annotations."""
 
     record: object
-    name: str  # of the first data set
+    name: str  # the first data set's
     results: list[tuple[str, list[Path]]] = field(default_factory=list)
-    unexpected: Exception | None = None  # what TEST.EXPECTED_RESULTS says to these figures
+    unexpected: Exception | None = None  # set if the figures do not meet TEST.EXPECTED_RESULTS
     written: list[str] = field(default_factory=list)
 
 
@@ -122,7 +123,7 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
     """Write the files of an evaluation, and return its outcome.
 
     Args:
-        found: an `Evaluation` for each data set; those of the first lie in `output` itself.
+        found: an `Evaluation` by data set; the first one's files go into `output` itself.
     """
     from ghm_d2.data.registered import set_name
     from ghm_d2.files import write_json

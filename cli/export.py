@@ -19,30 +19,31 @@ def export(
     overrides: Overrides = None,
     form: Annotated[str, typer.Option("--format", help="onnx or torchscript.")] = "onnx",
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; by default beside the weights.")
+        Path | None, typer.Option(help="The file to write. Default: beside the weights.")
     ] = None,
     config: Annotated[
-        str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
+        str | None,
+        typer.Option(help="Configuration; needed if no config.yaml is beside the weights."),
     ] = None,
     batch: Annotated[
         bool,
-        typer.Option("--batch", help="Take any number of images of one size (one-stage only)."),
+        typer.Option("--batch", help="Accept batches of equally large images (one-stage only)."),
     ] = False,
     half: Annotated[
         bool, typer.Option("--half", help="Compute the network in float16 (ONNX only).")
     ] = False,
     check: Annotated[
-        int, typer.Option(min=0, help="Validation images to run beside PyTorch; 0 for none.")
+        int, typer.Option(min=0, help="Validation images for comparison with PyTorch; 0: none.")
     ] = 3,
     as_json: Json = False,
 ) -> None:
     """Write a trained detector as a file that runs without Detectron2 and ghm_d2.
 
-    It takes one image (3, height, width) of any size and gives boxes, scores and classes after
-    NMS, and masks of Mask R-CNN; the thresholds are those of the configuration. With --batch it
-    takes (n, 3, height, width); each output then has n as its first axis and is padded to
-    TEST.DETECTIONS_PER_IMAGE, and num_detections counts what is not padding. Class names, channel
-    order and resizing are in the file, as JSON under the name ghm_d2.json.
+    The file takes one image (3, height, width) of any size. It returns boxes, scores and classes
+    after NMS with the configured thresholds, and masks for Mask R-CNN. With --batch it takes (n, 3,
+    height, width); each output then has n as its first axis, padded to TEST.DETECTIONS_PER_IMAGE,
+    and num_detections counts the detections without padding. The file also holds class names,
+    channel order and resizing, as JSON named ghm_d2.json.
     """
     kind = {"batch": batch, "half": half}
     with user_errors():
@@ -86,7 +87,7 @@ def _export(weights, overrides, form, kind, output, config, check, as_json) -> N
 
 
 def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown):
-    """An `Agreement` and where its images come from; (None, "") where nothing is checked."""
+    """An `Agreement` and where its images come from; (None, "") if nothing is checked."""
     from ghm_d2.inference.exporting.export import INSTALL
     from ghm_d2.inference.exporting.verify import can_run, check_images, compare, load_exported
 

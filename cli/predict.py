@@ -27,21 +27,22 @@ def predict(
         ),
     ],
     config: Annotated[
-        str | None, typer.Option(help="Needed where no config.yaml lies beside the weights.")
+        str | None,
+        typer.Option(help="Configuration; needed if no config.yaml is beside the weights."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for pictures and files.")] = Path(
         "predictions"
     ),
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="The least score.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to keep.")] = 0.5,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help=f"A file for other tools: {', '.join(FORMATS)}; repeatable."),
+        typer.Option("--format", help=f"File for other tools: {', '.join(FORMATS)}. Repeatable."),
     ] = None,
     side: Annotated[
-        int, typer.Option("--slice", min=0, help="Look at slices of so many px too (needs sahi).")
+        int, typer.Option("--slice", min=0, help="Also detect on slices of N px (needs sahi).")
     ] = 0,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Look at resized and mirrored copies: TEST.AUG.")
+        bool, typer.Option("--tta", help="Also detect on resized and mirrored copies (TEST.AUG).")
     ] = False,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Draw a picture of each image.")
@@ -49,7 +50,7 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Detect objects in images and videos: pictures, files for other tools, --json for scripts."""
+    """Detect objects in images and videos; write pictures, videos and files for other tools."""
     with user_errors():
         unknown = [name for name in formats or () if name not in FORMATS]
         if unknown:
@@ -73,7 +74,7 @@ def predict(
 
 
 def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
-    """A `Found` of each image, then of each frame of the videos; the names of the classes."""
+    """A `Found` for each image, then for each video frame; and the names of the classes."""
     from ghm_d2.inference.sources import find_sources
 
     files, videos = find_sources(sources)

@@ -12,29 +12,29 @@ from ghm_d2.errors import UsageError
 from .common.console import emit, out, tell, user_errors
 from .common.options import Json, make_folder
 
-TABLE_WIDTH = 150  # characters; in less the names break into syllables
+TABLE_WIDTH = 150  # characters; narrower tables break names apart
 
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="A comparison's folder, or one with runs in it, however deep.")
+        Path, typer.Argument(help="A comparison's folder, or one with runs or comparisons in it.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write; a comparison's own folder, or FOLDER/report."),
+        typer.Option(help="Folder to write. Default: the comparison's, or FOLDER/report for runs."),
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table in Markdown and write nothing.")
+        bool, typer.Option("--markdown", help="Print the tables as Markdown, write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of a comparison, or of runs: report.html, report.md, runs.csv, pictures.
+    """Write the report of a comparison or of runs: report.html, report.md, runs.csv, pictures.
 
-    Of a folder with comparisons in it, the report of each, and one table and picture of all their
-    differences; for a comparison made on several data sets, a table of the AP of its sides too.
+    For a folder of comparisons, write each report, and show all their differences in one table and
+    one picture. A comparison made on several data sets also gets a table of its sides' AP.
 
-    With --json, a comparison's numbers and the files written; of runs, their records alone, and
-    nothing is written without --output.
+    --json prints a comparison's numbers and the files written. For runs it prints only their
+    records, and nothing is written without --output.
     """
     with user_errors():
         if markdown and (as_json or output is not None):
@@ -108,7 +108,7 @@ def _write(folder: Path, output: Path | None, as_json: bool) -> None:
 
 
 def show_report(report, as_json: bool) -> None:
-    """Print a comparison's `Report`: tables, answer, and where it was written; or all as JSON."""
+    """Print a comparison's `Report`: tables, answer and the file written; or all as JSON."""
     emit(report.to_json(), as_json=as_json, human=lambda: _show(report))
 
 
@@ -124,5 +124,5 @@ def _show(report) -> None:
 
 
 def _wide() -> Console:
-    # print() never goes beyond its console's own width
+    # print() never exceeds its console's own width
     return Console(width=max(out.width, TABLE_WIDTH), soft_wrap=True)

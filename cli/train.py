@@ -40,20 +40,22 @@ from .common.options import (
 def train(
     overrides: Overrides = None,
     config: Annotated[
-        str | None, typer.Option(help="A YAML file, or the name of a shipped one.")
+        str | None, typer.Option(help="A YAML file, or a shipped configuration's name.")
     ] = None,
     dataset: Dataset = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")
+        Path | None, typer.Option(help="Folder of the run. Default: runs/CONFIG.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the run that is in --output first.")
+        bool, typer.Option("--overwrite", help="First remove the run that is in --output.")
     ] = False,
     device: Device = "auto",
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**32 - 1, help="SEED; drawn and recorded if none is given."),
+        typer.Option(
+            min=0, max=2**32 - 1, help="Sets SEED; if neither is given, one is drawn and recorded."
+        ),
     ] = None,
     on_divergence: Annotated[
         str | None,
@@ -66,35 +68,35 @@ def train(
         bool | None,
         typer.Option(
             "--analyse/--no-analyse",
-            help="Write analysis.json, whose figures ghm report shows; by default where that "
-            "takes under 5 % of the training's time.",
+            help="Write analysis.json, from which ghm report draws figures. Default: if that "
+            "takes less than 5 % of the training time.",
         ),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Tell where the time of ten steps goes; trace.json.")
+        bool, typer.Option("--profile", help="Profile ten steps: print times, write trace.json.")
     ] = False,
     auto_batch: Annotated[
         bool,
         typer.Option(
             "--auto-batch",
-            help="Find the largest batch that the GPU's memory holds and that leaves 1,000 "
-            "iterations; scale learning rate and schedule with it.",
+            help="Find the largest batch that fits into GPU memory and leaves at least 1,000 "
+            "iterations; scale the learning rate and the schedule to it.",
         ),
     ] = False,
     num_gpus: NumGPUs = 1,
     num_machines: NumMachines = 1,
     rdzv: Rdzv = None,
     max_restarts: Annotated[
-        int, typer.Option(help="Times to go on from the last checkpoint when a process is killed.")
+        int, typer.Option(help="Times to restart from the last checkpoint if a process is killed.")
     ] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a detector, evaluate it, draw its detections, and analyse its gradients.
 
-    `torchrun --nproc-per-node N -m ghm_d2.cli train ...` does what --num-gpus N does.
+    --num-gpus N is the same as `torchrun --nproc-per-node N -m ghm_d2.cli train ...`.
     """
     with user_errors():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C from the start on
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, from the start
         group = Group(num_gpus, num_machines, rdzv, max_restarts)
         if group.wanted:
             launch(group, show_error)
@@ -176,7 +178,7 @@ def _train(
             return None
         # after the group has ended: nothing below waits for another rank
         draw_beside_truth(cfg.DATASETS.TEST[0], evaluation.detections, folder / PICTURE_FILE)
-        kept = (folder / ANALYSIS_FILE).is_file()  # of these weights, which trained no further
+        kept = (folder / ANALYSIS_FILE).is_file()  # from these weights: more training removes it
         if analyse or (analyse is None and not kept):
             _analyse(cfg, record, evaluation, analyse is True, shown)
     return record
@@ -211,7 +213,7 @@ def _run(cfg, scaling: str, shown, held: ExitStack, *, resume, overwrite, profil
 
 
 def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
-    """Analyse a finished run; unless asked for, only if that is quick, and no failure is raised."""
+    """Analyse a finished run; unless asked for, only if it is quick, and failures are logged."""
     from ghm_d2.analysis.after_training import LARGEST_SHARE, analyse_run, expected_analysis_seconds
 
     command = f"ghm train --resume --analyse --output {cfg.OUTPUT_DIR}"
@@ -269,7 +271,7 @@ def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse to write over what is in `folder`."""
+    """Refuse to overwrite the files in `folder`."""
     present = _find(folder, WRITTEN_BY_TRAINING)
     if present and not overwrite:
         raise UsageError(

@@ -39,7 +39,7 @@ REG_NAMES = {
 
 
 def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
-    """A record with everything that is known before the run starts."""
+    """Return a record with everything that is known before the run starts."""
     return RunRecord(
         method=method_name(cfg),
         network=network_name(cfg),
@@ -55,7 +55,7 @@ def describe_run(cfg, model: nn.Module, dataset: str) -> RunRecord:
 
 
 def schedule_of(cfg) -> Schedule:
-    """The schedule of SOLVER and INPUT; without steps where the learning rate has none."""
+    """Return the schedule in SOLVER and INPUT; `decay` is empty without learning rate steps."""
     solver = cfg.SOLVER
     by_steps = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
     steps = [step for step in solver.STEPS if step < solver.MAX_ITER] if by_steps else []
@@ -64,11 +64,11 @@ def schedule_of(cfg) -> Schedule:
 
 
 def experiment_hash(cfg) -> str:
-    """A short name of the experiment: not of where it runs or is told, its data lie, or its seed.
+    """Return a short hash that names the experiment.
 
-    Of the keys alone that differ from their defaults, so that a key added later with the old
-    behaviour as its default changes no name. Nor does a class that was given another name, or a
-    key of a GHM loss that the detector does not use.
+    Folder, seed, data sets, device, weights, trackers and kept checkpoints do not count. Only keys
+    that differ from their defaults do, so a key added later, with the old behaviour as its default,
+    changes no hash. Nor does a renamed class or a key of a GHM loss that the detector does not use.
     """
     plain = plain_config(cfg)
     use_first_names(plain)
@@ -95,7 +95,7 @@ def _drop_unused(ghm: dict, cfg) -> None:
 
 
 def _uses_ghm_c(cfg) -> bool:
-    """Return whether any classifier of the detector, that of objectness included, has GHM-C."""
+    """Return whether a classifier of the detector, including objectness, has GHM-C."""
     types = [loss_keys(cfg).CLS_LOSS_TYPE]
     if cfg.MODEL.META_ARCHITECTURE == TWO_STAGE:
         types.append(cfg.MODEL.RPN.CLS_LOSS_TYPE)
@@ -116,7 +116,7 @@ def _changed(values: dict, defaults: dict) -> dict:
 
 
 def method_name(cfg) -> str:
-    """Return the detector and its losses: "RetinaNet GHM-C + GHM-R (robust)" with a prior count."""
+    """Return the detector and its losses, such as "RetinaNet GHM-C + GHM-R (robust)"."""
     name, keys = detector_name(cfg), loss_keys(cfg)
     if keys is None:
         return name
@@ -128,9 +128,9 @@ def method_name(cfg) -> str:
 
 
 def _form(cfg) -> str:
-    """Name the GHM losses that have the robust form; "" if none has it."""
+    """Return " (robust)", with the loss's name if only one of two is robust; "" if none is."""
     ghm = cfg.MODEL.GHM
-    robust = []  # by GHM loss in use
+    robust = []  # (GHM loss in use, whether it is robust)
     if _uses_ghm_c(cfg):
         robust.append(("GHM-C", ghm.CLS.PRIOR > 0))
     if loss_keys(cfg).BBOX_REG_LOSS_TYPE == "ghm_r":
@@ -156,7 +156,7 @@ def network_name(cfg) -> str:
     """Return the network's name, such as "ResNeXt-101-32x8d-FPN"."""
     backbone = cfg.MODEL.BACKBONE.NAME
     if "darknet" in backbone:
-        # two convolutions a block and one more a stage, the stem, and its own classifier
+        # two convolutions per block, one more per stage, the stem and the classifier
         depths = cfg.MODEL.DARKNET.DEPTHS
         return f"DarkNet-{2 * sum(depths) + len(depths) + 2}"
     fpn = "-FPN" if "fpn" in backbone else ""
@@ -169,11 +169,11 @@ def network_name(cfg) -> str:
 
 
 def peak_memory_mb(device: str) -> float:
-    """Return the peak memory in MiB of the GPU, or without one of the process (resident set)."""
+    """Return the peak memory in MiB of the GPU, or of the process (resident set) on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux: what getrusage tells there includes the parent process's peak
+    if status.is_file():  # Linux, where getrusage includes the parent process's peak
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -181,7 +181,7 @@ def peak_memory_mb(device: str) -> float:
 
 
 def code_version() -> str:
-    """The version, and the commit in a checkout of the project."""
+    """Return the version and, in a checkout of the project, the commit."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return __version__
@@ -194,7 +194,7 @@ def code_version() -> str:
 
 
 def device_name(device: str) -> str:
-    """Return a record's name of the device: the GPU's, or the processor's kind and the threads."""
+    """Return the device's name: the GPU model, or the CPU architecture and number of threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"

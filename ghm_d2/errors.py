@@ -1,7 +1,7 @@
-"""Errors that a user can mend, each with the exit code the command line ends with.
+"""Errors that a user can fix, each with the exit code of the command line.
 
 The message is one line: what is wrong, where (file, key or value) and the remedy.
-Anything else that escapes is a fault of ours and ends with exit code 1.
+Any other exception that escapes is a bug in ghm_d2 and ends with exit code 1.
 """
 
 import errno
@@ -10,15 +10,15 @@ EXIT_INTERRUPTED = 130
 
 
 def printable(text: str) -> str:
-    """Return `text` with characters that steer a terminal, or turn its direction, escaped."""
+    """Escape unprintable characters in `text`: they can control a terminal or reverse its text."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class GHMError(Exception):
     """Base of the errors below; never raised itself.
 
-    Its text is one line whatever names stand in it, which strangers may have chosen: what would
-    end the line or steer a terminal is shown as an escape.
+    The text is always one line. Names in it may come from strangers, so characters that would end
+    the line or control a terminal are escaped.
     """
 
     exit_code = 1
@@ -28,11 +28,11 @@ class GHMError(Exception):
 
 
 class RunError(GHMError):
-    """A run, or a process that it needs, ended by a fault of ours or was killed."""
+    """A run, or a process that it needs, was killed or ended because of a bug."""
 
 
 class PeerError(RunError):
-    """The end of another process of the group, which has said why."""
+    """Another rank has ended and has reported why."""
 
 
 class UsageError(GHMError):
@@ -75,15 +75,15 @@ class DataError(GHMError):
 
 
 class WeightsError(GHMError):
-    """Weights that are missing, truncated, hostile or do not fit."""
+    """Weights that are missing, truncated or hostile, or that do not fit the model."""
 
     exit_code = 3
 
 
 class DivergedError(GHMError):
-    """A loss or gradient stopped being finite.
+    """A loss or gradient is NaN or infinite.
 
-    `what` says when and which, in brief; `report` is what is known, as plain data.
+    `what` says briefly which one and when; `report` has the details as plain data.
     """
 
     exit_code = 4

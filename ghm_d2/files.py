@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from ghm_d2.errors import OutputError
 
-_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # how the file ends that is being written
-_ABANDONED_AFTER = 3600  # seconds without a change: longer than a disk takes for any file
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # suffix of a file that is being written
+_ABANDONED_AFTER = 3600  # seconds without a change; no write takes as long
 
 
 def write_json(file: Path, value) -> None:
@@ -24,13 +24,13 @@ def write_json(file: Path, value) -> None:
 
     Raises:
         OutputError: the file cannot be written.
-        ValueError: it holds a NaN or an infinity, which JSON does not know.
+        ValueError: `value` holds a NaN or an infinity, which JSON lacks.
     """
     write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def content_hash(path: str | Path, algorithm: str = "sha256"):
-    """The hash, of hashlib, of a file's content, which is read piece by piece; raises OSError."""
+    """Return the hashlib hash of a file, which is read in blocks of 1 MiB; raises OSError."""
     content = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -39,25 +39,25 @@ def content_hash(path: str | Path, algorithm: str = "sha256"):
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return `value`, or None for NaN, which stands for "not defined" and which JSON lacks."""
+    """Return `value`, or None for NaN ("not defined") and infinities, which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 
 def spreadsheet_cell(value):
-    """A CSV file's value: a spreadsheet takes text that starts with = and so on for a formula."""
+    """Quote text for a CSV file if a spreadsheet would read it as a formula, such as "=A1"."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text`, whole or not at all; raises OutputError where it cannot be written."""
+    """Write `text`, whole or not at all; raises OutputError if the file cannot be written."""
     write_atomically(str(file), lambda out: out.write(text.encode()))
 
 
 def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace `path` by what `write` puts into the file given to it, or leave it as it was.
+    """Replace `path` by what `write` writes to the file it is given, or leave `path` unchanged.
 
-    The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
-    What a killed writer left in the folder goes with a later save.
+    The bytes reach the disk before the name does, so a power cut leaves the old file or the new
+    one. A later save into the folder removes the temporary file of a killed writer.
 
     Raises:
         OutputError: the file cannot be written.
@@ -71,7 +71,7 @@ def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
         _sync_folder(folder)
     except OSError as error:
         raise OutputError.of(path, error) from error
-    finally:  # after Ctrl-C too; the replacing has left nothing to remove
+    finally:  # after Ctrl-C too; after os.replace there is nothing to remove
         with suppress(OSError):
             os.unlink(unfinished)
 
@@ -92,7 +92,7 @@ def _write_to_disk(path: str, write: Callable[[BinaryIO], Any]) -> None:
 
 
 class _NotingFile:
-    """A file that notes a failed write, in whose place `torch.save` raises a RuntimeError."""
+    """A file that keeps the error of a failed write, which `torch.save` turns into RuntimeError."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -110,7 +110,7 @@ class _NotingFile:
 
 
 def _sync_folder(folder: str) -> None:
-    """Put the names of a folder's files on the disk."""
+    """Flush a folder's entries, the names of its files, to the disk."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -122,7 +122,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _remove_abandoned(folder: str) -> None:
-    with suppress(OSError):  # it is the save that matters
+    with suppress(OSError):  # a failed clean-up must not stop the save
         for entry in os.scandir(folder):
             oldest = time.time() - _ABANDONED_AFTER
             if _UNFINISHED.search(entry.name) and entry.stat().st_mtime < oldest:

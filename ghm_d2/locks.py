@@ -1,4 +1,4 @@
-"""Locks on files: all processes of a machine see them, and mostly those of others on a network."""
+"""File locks. All processes of a machine see them; most network file systems share them."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from ghm_d2.run_folder import LOCK_FILE
 
 
 def take(lock) -> bool:
-    """Lock a file, open for writing as network file systems want it, until it is closed.
+    """Lock `lock`, a file open for writing (network file systems need that), until it is closed.
 
     Returns:
-        False where somebody else has it.
+        False if another process has locked it.
 
     Raises:
-        UsageError: it is on a file system without locks.
+        UsageError: its file system has no locks.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,7 +32,7 @@ def take(lock) -> bool:
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, where its file system has locks.
+    """Hold the lock of a run's folder, if its file system has locks.
 
     Raises:
         UsageError: another process is training in it.
@@ -41,7 +41,7 @@ def training_in(folder: Path) -> Iterator[None]:
         try:
             free = take(lock)
         except UsageError:
-            free = True  # nobody can tell
+            free = True  # without locks nobody can tell
         if not free:
             raise UsageError(f"another process is training in {folder}; --output names another one")
         yield

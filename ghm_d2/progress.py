@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator
 
 
 class Progress:
-    """Says nothing; the command line's subclasses do."""
+    """Shows nothing; the command line's subclasses show the progress."""
 
     def step(self, iteration: int, max_iter: int, scalars: dict[str, float]) -> None:
-        """One training iteration is done: `scalars` holds losses, lr and seconds ("time")."""
+        """Show a finished training iteration; `scalars` holds losses, lr and seconds ("time")."""
 
     def track(self, items: Iterable, description: str, total: int) -> Iterator:
-        """Pass `items` on, counting them."""
+        """Yield `items`, showing how many of `total` are done."""
         yield from items
 
     def message(self, text: str) -> None:

@@ -17,31 +17,31 @@ from ghm_d2.run_folder import RUN_FILE
 COMPARISON_FILE = "comparison.json"
 TABLE_FILE = "runs.jsonl"  # a `RunsTable`
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-LVIS_COLUMNS = ("APr", "APc", "APf")  # of its rare, common and frequent classes
-# Limits of a stranger's file: it must not take all memory, and sums of its numbers must be finite
+LVIS_COLUMNS = ("APr", "APc", "APf")  # AP of the rare, common and frequent classes
+# Limits for untrusted files: they must not exhaust memory, and sums of numbers must stay finite
 _MOST_BYTES = 2**26
 _LARGEST = 10**15
 Int = Annotated[int, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 Float = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
-Number = Int | Float  # a whole number stays one
+Number = Int | Float  # a whole number stays an int
 _Record = TypeVar("_Record")
 
 
 @dataclass
 class Schedule:
-    """The length of a training and its images' sizes; a published figure belongs to a schedule."""
+    """The length and image sizes of a training; published APs hold for one schedule only."""
 
     iterations: Int
-    batch: Int  # images a step, of all processes together
+    batch: Int  # images per step over all ranks
     decay: list[Int]  # iterations at which the learning rate falls
     sizes: list[Int]  # lengths of an image's shorter side in training, px
 
 
 @dataclass
 class SetFigures:
-    """The figures of an evaluation on a data set after the first of DATASETS.TEST.
+    """The results on a data set after the first of DATASETS.TEST.
 
-    Figures are as in `RunRecord`.
+    The fields have the same meaning as in `RunRecord`.
     """
 
     dataset: str  # such as "coco_2017_val", or "my_folder/test"
@@ -53,10 +53,10 @@ class SetFigures:
 
 @dataclass
 class RunRecord:
-    """One training, or one evaluation, as tables and plots need it.
+    """One training, or one evaluation, with what tables and plots need.
 
-    AP figures are percentages, 0..100; None where they are not defined, such as APs on data
-    without a small box.
+    APs are percentages, 0..100, or None if they are not defined, such as APs on data without
+    small boxes.
     """
 
     method: str  # such as "RetinaNet GHM-C + GHM-R"
@@ -72,39 +72,39 @@ class RunRecord:
     parameters: Int = 0
     s_per_iter: Number | None = None  # median over the training's iterations
     ms_per_image: Number | None = None  # inference alone, without loading
-    peak_memory_mb: Number | None = None  # on the device; on a CPU of the whole process
+    peak_memory_mb: Number | None = None  # MiB on the GPU; on a CPU, of the whole process
     train_seconds: Number | None = None  # without evaluations
-    # keys AP_COLUMNS, of LVIS data LVIS_COLUMNS too; of the first data set of DATASETS.TEST
+    # box AP on the first data set of DATASETS.TEST: keys AP_COLUMNS, for LVIS also LVIS_COLUMNS
     metrics: dict[str, Number | None] = field(default_factory=dict)
     per_class: dict[str, Number | None] = field(default_factory=dict)  # AP by class name
-    # mask AP, keys as in `metrics`; empty for detectors without masks. `metrics` has box AP
+    # mask AP with the keys of `metrics`; empty for detectors without masks
     mask_metrics: dict[str, Number | None] = field(default_factory=dict)
-    # annotated objects that APs, APm and APl are of, by these names; crowds are not counted
+    # number of annotated objects, without crowds, in the sizes of "APs", "APm" and "APl"
     objects: dict[str, Int] = field(default_factory=dict)
-    # annotated objects of each class in the training data; of records of earlier versions, empty
+    # annotated objects of each class in the training data; empty in records of earlier versions
     train_objects: dict[str, Int] = field(default_factory=dict)
     best: dict[str, Number] = field(default_factory=dict)  # "AP" and "iteration" of model_best
     outcome: str = ""  # why a run did not finish: "diverged at iteration 312: ..."
     gflops: Number | None = None  # for one forward pass on one validation image (fvcore)
     loss_ms: Number | None = None  # the losses of one batch, forward and backward
     loss_variation: Number | None = None  # loss_cls: std / mean over the second half of training
-    # classification's gradient over the boxes', norms at the features that both read: the median
-    # over the second half of training; None where it was not measured
+    # gradient norm of the classification loss / that of the box loss, at the features that both
+    # read: median over the second half of training; None if it was not measured
     grad_ratio_cls_box: Number | None = None
-    # by GHM loss, such as "ghm_c": how much a sample's weight varies from batch to batch, as
-    # std / mean over the second half of training
+    # GHM loss, such as "ghm_c" -> how much a sample's weight varies from batch to batch: std / mean
+    # over the second half of training
     weight_variation: dict[str, Number] = field(default_factory=dict)
-    skipped_steps: Int = 0  # steps whose loss or gradient was not finite, and that were left out
+    skipped_steps: Int = 0  # steps skipped because a loss or gradient was NaN or infinite
     bad_images: Int = 0  # distinct training images that could not be read, and were replaced
-    world_size: Int = 1  # processes that trained together
-    # as configured; `iterations` says how many were done. None in records of earlier versions
+    world_size: Int = 1  # number of ranks
+    # the configured schedule; `iterations` counts those done. None in records of earlier versions
     schedule: Schedule | None = None
-    evaluated_on: str = ""  # the first data set of DATASETS.TEST, where there are others
+    evaluated_on: str = ""  # the first data set of DATASETS.TEST; "" if it is the only one
     other_sets: list[SetFigures] = field(default_factory=list)  # in the order of DATASETS.TEST
 
     @property
     def sets(self) -> list[SetFigures]:
-        """The figures on each data set; the first has no name where it is the only one."""
+        """The results on each data set; the first has no name if it is the only one."""
         figures = self.metrics, self.per_class, self.mask_metrics, self.objects
         first = SetFigures(self.evaluated_on, *figures)
         return [first, *self.other_sets]
@@ -115,10 +115,10 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """The record of the run in `folder`.
+        """Read the record of the run in `folder`.
 
         Raises:
-            DataError: there is none, or it is not one.
+            DataError: the file is missing or is not the record of a run.
         """
         file = Path(folder) / RUN_FILE
         if not os.path.lexists(file):
@@ -127,10 +127,10 @@ class RunRecord:
 
     @classmethod
     def of(cls, row: "TableRow", file: Path) -> "RunRecord":
-        """The record in a row of the `RunsTable` in `file`.
+        """Return the record in a row of the `RunsTable` in `file`.
 
         Raises:
-            DataError: it is not one.
+            DataError: the row has no valid record.
         """
         text, where = json.dumps(row["record"]).encode(), f"{file}: {row['folder']}"
         return _decode(cls, text, where, "the record of a run")
@@ -138,28 +138,28 @@ class RunRecord:
 
 @dataclass
 class ComparedSide:
-    """One side of a comparison: a configuration that is trained once a seed."""
+    """One side of a comparison: a configuration that is trained once per seed."""
 
     name: str  # such as "GHM-C + SL1"; unique in the comparison
     config: str
-    overrides: list[str] = field(default_factory=list)  # KEY VALUE in turn, the search's included
-    runs: list[str] = field(default_factory=list)  # a folder a seed, relative to the comparison's
-    settings_of: str = ""  # the side whose search chose the overrides, where it was not its own
+    overrides: list[str] = field(default_factory=list)  # KEY VALUE in turn, including the search's
+    runs: list[str] = field(default_factory=list)  # one folder a seed, relative to the comparison's
+    settings_of: str = ""  # the side whose search chose the overrides, if not this one
 
 
 @dataclass
 class Pair:
-    """A difference a comparison is about: `side` minus `reference`, by side names."""
+    """A difference that a comparison measures: `side` minus `reference`, both names of sides."""
 
     side: str
     reference: str
     question: str  # such as "GHM within the one-stage family"
-    primary: bool = False  # the one that is tested alone, named before anything was run
+    primary: bool = False  # the pair that is tested alone, named before any run
 
 
 @dataclass
 class Trial:
-    """One run of the search for a side's setting.
+    """One run of the search for a side's settings.
 
     Records of earlier versions have no `dataset`, `seed` and `iterations`.
     """
@@ -186,9 +186,9 @@ class Comparison:
     pairs: list[Pair]
     command: str = ""
     search: list[Trial] = field(default_factory=list)
-    margin: Number = 1.0  # differences of AP up to it are practically none
-    looks: list[Int] = field(default_factory=list)  # numbers of seeds with an earlier verdict
-    # numbers of seeds whose results were there to see before more were added, or before the plan
+    margin: Number = 1.0  # AP differences up to this one count as practically none
+    looks: list[Int] = field(default_factory=list)  # numbers of seeds with a planned early verdict
+    # numbers of seeds whose results were known before more seeds were added or the plan was made
     unplanned_looks: list[Int] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
@@ -197,10 +197,10 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> "Comparison":
-        """The comparison in `folder`, which may be its comparison.json too.
+        """Read the comparison in `folder`, which may also be the comparison.json itself.
 
         Raises:
-            DataError: there is none, or it is not one.
+            DataError: the file is missing or is not a comparison.
         """
         file = Path(folder)
         file = file if file.is_file() else file / COMPARISON_FILE
@@ -210,7 +210,7 @@ class Comparison:
 
 
 def _read(kind: type[_Record], file: Path, what: str) -> _Record:
-    """The record in `file`; `what` it should be is told where it is something else.
+    """Read the record in `file`; errors say `what` it should be.
 
     Raises:
         DataError: not a plain file, over 64 MiB, not JSON, a field that is missing, unknown or of
@@ -235,10 +235,10 @@ def _decode(kind: type[_Record], text: bytes, where: object, what: str) -> _Reco
 
 
 def _refuse_unknown(text: bytes | msgspec.Raw, record: object) -> None:
-    """Refuse fields of `text`, a later version's or another file's, that are not in `record`.
+    """Refuse fields of `text` that `record` lacks: a later version or another file wrote it.
 
     Raises:
-        ValueError: there is one, in the record itself or in one that it holds.
+        ValueError: there is such a field, in the record itself or in one that it holds.
     """
     if is_dataclass(record):
         known = vars(record)
@@ -255,8 +255,8 @@ def _refuse_unknown(text: bytes | msgspec.Raw, record: object) -> None:
 class TableRow(TypedDict):
     """A line of `RunsTable`: the run's key, its folder, and its RunRecord as a dict.
 
-    folder: relative to the table's. In older tables of `ghm compare`, the name alone of a folder
-    in runs/; it ends in the key.
+    folder: relative to the table's folder. In older tables of `ghm compare`, it is only the name
+    of a folder in runs/, which ends in the key.
     """
 
     key: str
@@ -268,11 +268,11 @@ _ROW = msgspec.json.Decoder(TableRow)
 
 
 class RunsTable:
-    """An append-only table of runs, a JSON object a line, that several processes may write."""
+    """An append-only table of runs, one JSON object per line; several processes may write to it."""
 
     def __init__(self, file: Path):
         self.file = Path(file)
-        self._seen: tuple[int, int, int] | None = None  # inode, size and time of what was read
+        self._seen: tuple[int, int, int] | None = None  # inode, size and time of the file when read
         self._rows: list[TableRow] = []
         self._latest: dict[str, TableRow] = {}
 
@@ -280,7 +280,7 @@ class RunsTable:
         """Add one row; it is on the disk when this returns.
 
         Raises:
-            OutputError: the file cannot be written; the rows before are whole.
+            OutputError: the file cannot be written; the earlier rows are intact.
         """
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
@@ -294,7 +294,7 @@ class RunsTable:
             fcntl.flock(table, fcntl.LOCK_EX)  # until it is closed
             if table.seek(0, os.SEEK_END):
                 table.seek(-1, os.SEEK_END)
-                if table.read() != b"\n":  # a writer was killed within its row
+                if table.read() != b"\n":  # a writer was killed in the middle of a row
                     line = b"\n" + line
             table.write(line)
             table.flush()
@@ -306,12 +306,12 @@ class RunsTable:
         return list(self._rows)
 
     def latest(self, key: str) -> TableRow | None:
-        """The last row of the run `key`, if there is one."""
+        """Return the last row of the run `key`, or None."""
         self._read()
         return self._latest.get(key)
 
     def _read(self) -> None:
-        """Decode the file where it has changed: a comparison asks for its runs every second."""
+        """Decode the file if it has changed: a comparison asks for its runs every second."""
         if not self.file.is_file():
             self._seen, self._rows, self._latest = None, [], {}
             return

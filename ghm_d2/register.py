@@ -24,7 +24,7 @@ def register_all() -> None:
 class _WithOldNames(dict):
     """The classes of a registry, which are also found under their old names.
 
-    An old name counts as free: another project may register it, and then has it.
+    An old name counts as free: if another project registers a class under it, that class is found.
     """
 
     def __init__(self, key: str, names: dict[str, str], classes: dict):
@@ -32,7 +32,7 @@ class _WithOldNames(dict):
         self._key, self._names = key, names
 
     def get(self, name, default=None):
-        """The class of this name, else the one that was called so before."""
+        """Return the class of this name, or else the class that used to have it."""
         if name in self._names and name not in self:
             tell_renamed(self._key, name, self._names[name])
             name = self._names[name]

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Writes configs/catalog.json, which `ghm configs` prints: what each shipped configuration is.
+"""Writes configs/catalog.json, the facts on each shipped configuration that `ghm configs` prints.
 
     python tools/describe_configs.py              # all; minutes, since the large ones are traced
-    python tools/describe_configs.py quick/ssd    # those whose name begins so
+    python tools/describe_configs.py quick/ssd    # names that begin like this
 
-Run it after adding a configuration or changing what one builds, and commit the file. It records
-each one's method, network, schedule, parameters, and GFLOPs of a picture of 640 x 480 px sized as
-the configuration says; for a side of a comparison `systems` in results, its measured
-AP.
+Run it after adding a configuration or changing what one builds, and commit the file. It records the
+method, network, schedule, number of parameters, and GFLOPs for a picture of 640 x 480 px that is
+resized as configured. Sides of the `systems` comparisons in results also get their measured AP.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def describe(name: str) -> dict:
 
 
 def picture(cfg):
-    """A grey picture, (3, H, W) uint8, sized as in a test."""
+    """A grey picture, (3, H, W) uint8, resized as in testing."""
     import numpy as np
     import torch
     from detectron2.data.transforms import AugInput, AugmentationList
@@ -75,7 +74,7 @@ def picture(cfg):
 
 
 def measured_ap(folder: Path) -> dict[str, list[dict]]:
-    """Return each configuration's mean AP and seeds in the comparisons `systems` in `folder`."""
+    """Return each configuration's mean AP and number of seeds in the `systems` comparisons."""
     from ghm_d2.reports.study import find_comparisons, read_study
 
     found: dict[str, list[dict]] = {}

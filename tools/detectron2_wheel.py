@@ -4,11 +4,11 @@
     python tools/detectron2_wheel.py                    into this interpreter's environment
     python tools/detectron2_wheel.py --wheel-dir DIR    leave the wheel in DIR, install nothing
 
-Detectron2 is on PyPI under no name of its own. The archive below carries the Python files of the
-upstream tag v0.6 without the C++ sources, which is all that RetinaNet, Faster R-CNN and Mask R-CNN
-need: RoIAlign and NMS come from torchvision. pip fetches it with its hash checked, detectron2.patch
-makes it run with today's libraries, and the result is a wheel named `detectron2`. A Detectron2 of
-your own, of whatever version, is left alone if it can be imported.
+Detectron2 itself is not on PyPI. The archive below holds the Python files of the upstream tag v0.6
+without the C++ sources. RetinaNet, Faster R-CNN and Mask R-CNN need no more, because RoIAlign and
+NMS come from torchvision. pip fetches the archive and checks its hash, detectron2.patch makes it
+run with today's libraries, and the result is a wheel named `detectron2`. Your own Detectron2, of
+any version, is left alone if it can be imported.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 ARCHIVE = "pb1-detectron2==0.6"
 ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 # pip 26.3 and newer refuse the archive, because its metadata names an optional dependency by URL.
-# An older pip fetches it, which is itself fetched for that and thrown away.
+# So an older pip is fetched, fetches the archive, and is thrown away.
 PIP = "pip==25.3"
 PIP_SHA256 = "9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd"
 PATCH = Path(__file__).with_name("detectron2.patch")
@@ -40,7 +40,7 @@ class BuildError(Exception):
 def installed() -> str | None:
     """Version and place of the Detectron2 that imports here, or None.
 
-    A fresh interpreter is asked, because importing Detectron2 imports torch too; it runs in this
+    A new interpreter imports it, because importing Detectron2 imports torch too. It runs in this
     folder, so that a folder named detectron2 in the current directory does not count.
     """
     code = "import detectron2 as d; print(d.__version__, 'in', d.__path__[0])"
@@ -94,7 +94,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     (tree,) = (path for path in folder.iterdir() if path.is_dir())
     for project in tree.glob("projects/*/*"):
         shutil.move(project, tree / "detectron2" / "projects" / project.name)
-    for name in ("setup.py", "setup.cfg"):  # they want the C++ sources
+    for name in ("setup.py", "setup.cfg"):  # they need the C++ sources
         (tree / name).unlink()
     return tree
 
@@ -103,7 +103,7 @@ def apply_patch(patch: str, tree: Path) -> None:
     """Apply a unified diff. Python does it, because a new machine may have neither patch nor git.
 
     Raises:
-        BuildError: a hunk does not stand in its file exactly where the diff says.
+        BuildError: a file does not match a hunk at the line that the diff states.
     """
     for part in re.split(r"(?m)^diff --git .*\n", patch)[1:]:
         name = re.search(r"(?m)^\+\+\+ b/(.*)$", part).group(1)
@@ -138,7 +138,7 @@ def pip(command: str, *arguments: str, remedy: str, program: Path | None = None)
     """Run one pip command, by default with the pip of this interpreter."""
     start = [sys.executable, *([str(program)] if program else ["-m", "pip"])]
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
-    if command == "download":  # a hash pins harder than a constraints file, and may differ from it
+    if command == "download":  # the hashed version may differ from the constraints file's
         environment.pop("PIP_CONSTRAINT", None)
     done = run([*start, command, *arguments], env=environment)
     if done.returncode:

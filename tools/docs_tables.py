@@ -5,12 +5,12 @@
 A page holds `<!-- generated: COMMAND -->`, the table, and `<!-- end -->`. COMMAND is one of
 
 - `ghm`, whose output becomes the table;
-- `"HEAD" of COMMAND`: the first table of that output whose header begins so, or of the report.md
-  whose path stands in the place of a command;
+- `"HEAD" of COMMAND`: the first table in that output whose header begins with HEAD; instead of a
+  command, the path of a report.md may be given;
 - `keys GROUP`: the configuration keys that the function `_add_GROUP` of ghm_d2/config/keys.py adds,
-  with the comments that stand there;
-- `simulation`: what tools/simulate_verdicts.py found;
-- `noise weights`: what benchmarks/noise_weights.py found.
+  with their comments;
+- `simulation`: the results of tools/simulate_verdicts.py;
+- `noise weights`: the results of benchmarks/noise_weights.py.
 """
 
 import ast
@@ -28,7 +28,7 @@ PART = re.compile(r"(<!-- generated: (.*?) -->\n\n).*?(<!-- end -->)", re.S)
 
 
 def main() -> None:
-    """Write every page again whose tables have changed."""
+    """Rewrite every page whose tables have changed."""
     for page in PAGES:
         old = page.read_text(encoding="utf-8")
         if (new := generate(old)) != old:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def generate(text: str) -> str:
-    """The text of a page with its tables as their commands print them now."""
+    """The text of a page with its tables updated from their commands."""
     return PART.sub(lambda part: f"{part[1]}{run(part[2]).strip()}\n\n{part[3]}", text)
 
 
@@ -71,13 +71,13 @@ def run(command: str) -> str:
 
 
 def table_of(head: str, text: str) -> str:
-    """The first table in `text` whose header begins so."""
+    """The first table in `text` whose header begins with `head`."""
     tables = re.findall(r"(?:^\|.*\n?)+", text, re.M)
     return next(table for table in tables if table.startswith(f"| {head}"))
 
 
 def simulation_table() -> str:
-    """The shares of simulated comparisons, a row a case and number of seeds."""
+    """The shares of simulated comparisons, one row per case and number of seeds."""
     file = ROOT / "results" / "simulation" / "verdicts.json"
     found = json.loads(file.read_text(encoding="utf-8"))
     columns = ["primary", "others", "with a look", "seeds alone", "found", "planned"]
@@ -91,7 +91,7 @@ def simulation_table() -> str:
 
 
 def noise_weights_table() -> str:
-    """Return what a spoilt box weighs against a clean one, a column for each number of images."""
+    """The weight of spoilt boxes relative to clean ones, one column per number of images."""
     from ghm_d2.reports.statistics.estimates import estimate
 
     file = ROOT / "results" / "noise" / "by_batch.json"
@@ -137,7 +137,7 @@ def comment(lines: list[str], node: ast.Assign) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Values and keys set as code; nothing that a table would take for its own."""
+    """Return `text` with values and keys as code, and with the table's separator escaped."""
     text = re.sub(r'"([^"]*)"', lambda quoted: f"`{quoted[1] or chr(34) * 2}`", text)
     return re.sub(r"\b(?:MODEL|SOLVER)\.[A-Z0-9_.]*[A-Z]", r"`\g<0>`", text).replace("|", r"\|")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Keeps of runs what their reports need: records, and the figures' data, thinned.
+"""Keeps what reports need from runs: their records, and thinned data for the figures.
 
     python tools/keep_results.py runs results/comparisons    # what `ghm compare --output runs` left
     python tools/keep_results.py my-runs results             # a folder of other runs
@@ -30,14 +30,14 @@ from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 
 RESULTS = Path(__file__).parents[1] / "results"
 CURVES = ("loss_cls", "grad_ratio_cls_box", "bbox/AP")
-MOST_ROWS = 60  # of a density's moving average
-# the other analyses are drawn of one seed
+MOST_ROWS = 60  # kept of a density's moving average
+# parts of an analysis; the figures show the other parts for one seed only
 OF_EACH_SEED = ("precision_recall", "noise", "image_bootstrap")
 DIGITS = 4
 
 
 def main(source: Path, output: Path) -> None:
-    """Keep the comparisons, or the runs, in `source` below `output`; no comparison that goes on."""
+    """Keep the finished comparisons, or the runs, of `source` in folders below `output`."""
     folders = find_comparisons(source) or [source]
     runs = {f: [run for side in read_study(f).sides for run in side.runs] for f in folders}
     done = [folder for folder in folders if all(run.record for run in runs[folder])]
@@ -56,7 +56,7 @@ def main(source: Path, output: Path) -> None:
 
 
 def keep_records(source: Path, output: Path, names: set[str]) -> None:
-    """Add the records of these runs in `source` to the table, unless they are there as they are."""
+    """Add the records of the runs `names` in `source` to the table, unless it has the same ones."""
     table = RunsTable(RESULTS / TABLE_FILE)
     keys = {Path(row["folder"]).name: row["key"] for row in RunsTable(source / TABLE_FILE).rows()}
     place = (output if keys else output / source.name).resolve().relative_to(RESULTS)
@@ -69,7 +69,7 @@ def keep_records(source: Path, output: Path, names: set[str]) -> None:
 
 
 def figures_data(side: SideRuns, folder: Path) -> list[dict]:
-    """A row for each run of `side` that has left anything: the contents of its files by name."""
+    """One row per run of `side` with data for figures: the contents of its files by name."""
     rows = []
     for run in side.runs:
         first = run in side.finished[:1]
@@ -101,7 +101,7 @@ def density(run: SeedRun) -> list[dict]:
     found = []
     for name in dict.fromkeys(row["density"] for row in run.density):
         rows = [row for row in run.density if row["density"] == name]
-        for row in rows[:: -math.ceil(len(rows) / MOST_ROWS)][::-1]:  # with the last
+        for row in rows[:: -math.ceil(len(rows) / MOST_ROWS)][::-1]:  # including the last
             levels = [[value or 0 for value in level] for level in row["ema"]]
             ema = [[sum(values) for values in zip(*levels, strict=True)]]
             found.append({"iteration": row["iteration"], "density": name, "ema": ema})
@@ -109,7 +109,7 @@ def density(run: SeedRun) -> list[dict]:
 
 
 def rounded(value):
-    """Return `value` with its floats rounded."""
+    """Return `value` with its floats rounded to DIGITS significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Tries the statistics of `ghm compare` on comparisons whose true differences are known.
+"""Tests the statistics of `ghm compare` on simulated comparisons with known true differences.
 
     python tools/simulate_verdicts.py            # two thousand comparisons a row; minutes
     python tools/simulate_verdicts.py --trials 200
 
-AP is drawn for each side, seed and test image: a level of the side, a deviation of the seed, one
-of the image that all seeds of a side share, and one of seed and image together. AP of a run is the
-mean over its images, its replicates are means over resamples of them. The project's own functions
-judge them. Writes results/simulation/verdicts.json, of which docs/compare.md has the table.
+AP of each side, seed and test image is a sum: the side's level, a deviation of the seed, one of the
+image that all seeds of a side share, and one of seed and image together. A run's AP is the mean
+over its images, and its replicates are means over resamples of them. The project's own functions
+judge them. The table in docs/compare.md shows the output, results/simulation/verdicts.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FILE = Path(__file__).parents[1] / "results" / "simulation" / "verdicts.json"
 IMAGES, RESAMPLES, SIDES = 60, 200, 6
 MARGIN, DIFFERENCE = 1.0, 2.0  # AP
 SEEDS = (3, 6, 10)
-LOOK = 3  # seeds, where more are planned
+LOOK = 3  # seeds at an early look, if more are planned
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Chance:
     heavy: bool = False  # seeds have Student's t distribution with 3 degrees of freedom
 
     def spread(self, seeds: int) -> Spread:
-        """The spread of a difference of two sides, as runs with so many seeds show it to a plan."""
+        """The spread of a difference of two sides, as a plan estimates it from this many seeds."""
         sd = math.hypot(self.seed, self.both)
         images = math.hypot(self.images, self.both / math.sqrt(seeds))
         return Spread(math.sqrt(2) * sd, math.sqrt(2) * images, IMAGES, "")
@@ -56,7 +56,7 @@ CASES = (
 
 
 def draw(rng: np.random.Generator, chance: Chance, seeds: int, weights: np.ndarray) -> list[Scores]:
-    """Draw the scores of `SIDES` sides without a difference.
+    """Draw the scores of `SIDES` sides that do not truly differ.
 
     Args:
         weights: (RESAMPLES, IMAGES) how often each resample has each image.
@@ -76,20 +76,19 @@ def draw(rng: np.random.Generator, chance: Chance, seeds: int, weights: np.ndarr
 
 
 def raised(scores: Scores, difference: float) -> Scores:
-    """The side with an AP that is higher by `difference`."""
+    """The scores with every AP higher by `difference`."""
     ap = {seed: value + difference for seed, value in scores.ap.items()}
     own = {s: Replicates(r.set, r.images, r.ap + difference) for s, r in scores.replicates.items()}
     return Scores(ap, own)
 
 
 def simulate(chance: Chance, seeds: int, trials: int, rng: np.random.Generator) -> dict:
-    """Shares of `trials` comparisons, in percent, beside what was planned.
+    """Return percentages of `trials` comparisons, by name.
 
-    "primary", "others", "with a look": that claim a difference where there is none: of the primary
-    pair, of any of the others, of the primary pair where an early look was planned. "seeds alone":
-    the primary pair tested without the error of images. "found": a difference of 2 AP, and
-    "planned", how often the plan says. "same": called practically the same at a difference of the
-    margin.
+    Comparisons that claim a difference that does not exist: "primary" in the primary pair, "others"
+    in any other pair, "with a look" in the primary pair with an early look, "seeds alone" in the
+    primary pair without the error from images. "found": find a true difference of 2 AP; "planned":
+    as often as the plan predicts. "same": call a difference of the margin practically the same.
     """
     weights = rng.multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), RESAMPLES).astype(float)
     order, counts = range(seeds), dict.fromkeys(("primary", "others", "with a look"), 0)
@@ -113,7 +112,7 @@ def simulate(chance: Chance, seeds: int, trials: int, rng: np.random.Generator) 
 
 
 def main() -> None:
-    """Simulate every case with every number of seeds, and write what came out."""
+    """Simulate every case with every number of seeds, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=2000)
     trials = parser.parse_args().trials

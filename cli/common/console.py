@@ -24,7 +24,7 @@ def emit(value, *, as_json: bool, human) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line of a command's result for a person; names in it are no markup."""
+    """Print a line of a command's result for a person; names in it are not read as markup."""
     out.print(printable(text), markup=False, highlight=False)
 
 
@@ -35,7 +35,7 @@ def show_error(text: str) -> None:
 
 @contextmanager
 def user_errors():
-    """Turn our errors into one line on stderr and their exit code; the rest is a fault of ours."""
+    """Turn our errors into one line on stderr and their exit code; other exceptions are bugs."""
     try:
         yield
     except GHMError as error:

@@ -16,14 +16,14 @@ from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, PeerError, RunError, Usage
 from ghm_d2.files import write_text
 from ghm_d2.run_folder import CONFIG_FILE, LAUNCH_FILE
 
-_RUN_ID = "TORCHELASTIC_RUN_ID"  # of a group, over its restarts
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun's, a file for each process
-_SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set for processes whose errors their starter shows
+_RUN_ID = "TORCHELASTIC_RUN_ID"  # a group's id, the same after restarts
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun's error file, one per process
+_SHOWS_ERRORS = "GHM_SHOWS_ERRORS"  # set if the launching process shows the errors
 
 
 @dataclass
 class Group:
-    """The numbers of processes and machines, and the HOST:PORT where the machines meet."""
+    """The numbers of processes, machines and restarts, and HOST:PORT where the machines meet."""
 
     num_gpus: int = 1  # on each machine
     num_machines: int = 1
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def wanted(self) -> bool:
-        """True if torchrun is to be started."""
+        """True if torchrun has to be started."""
         asked = (self.num_gpus, self.num_machines, self.max_restarts) != (1, 1, 0)
         return asked and not is_member()
 
@@ -53,7 +53,7 @@ def restarts() -> int:
 
 
 def leave_launch_id(folder: Path) -> None:
-    """Note in a run's folder which group began or resumed it."""
+    """Write into a run's folder the id of the group that began or resumed it."""
     if is_member():
         write_text(folder / LAUNCH_FILE, os.environ[_RUN_ID])
 
@@ -67,9 +67,9 @@ def was_begun(folder: Path) -> bool:
 
 
 def leave_error(error: GHMError) -> bool:
-    """Write an error into torchrun's error file; whether the process that started it shows it.
+    """Write an error into torchrun's error file; return whether the launching process shows it.
 
-    torchrun's own `record` writes no exit code, which `end_if_hopeless` needs.
+    torchrun's own `record` writes no exit code, but `end_if_hopeless` needs it.
     """
     if not is_member():
         return False
@@ -81,9 +81,9 @@ def leave_error(error: GHMError) -> bool:
 
 
 def end_if_hopeless() -> None:
-    """End a restarted process with the error before the restart if that would come again.
+    """End a restarted process with the error before the restart, if it would occur again.
 
-    torchrun restarts a group after any error; a fault of the configuration or the data stays.
+    torchrun restarts a group after any error; one in the configuration or the data would recur.
     """
     if not restarts():
         return
@@ -99,16 +99,16 @@ def end_if_hopeless() -> None:
 def launch(
     group: Group, show_error: Callable[[str], None], remedy: str = "--resume continues"
 ) -> None:
-    """Run this very command under torchrun, in the processes of `group`, and wait for them.
+    """Run this same command under torchrun, in the processes of `group`, and wait for them.
 
     Args:
         show_error: is called with the message of the process that failed first.
-        remedy: what to do where a process was killed.
+        remedy: tells the user what to do if a process was killed.
 
     Raises:
-        UsageError: options that do not make a group.
-        RunError: a process ended without a message of its own, as when it was killed.
-        typer.Exit: with a process' exit code, once its message was shown.
+        UsageError: the options do not make a group.
+        RunError: a process ended without a message, for example because it was killed.
+        typer.Exit: with a process's exit code, after its message was shown.
     """
     _check(group)
     from torch.distributed import run
@@ -148,7 +148,7 @@ def _set_environment(group: Group) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // group.num_gpus)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report ranks that have ended
-    # otherwise a restarted group may find the addresses of the one before
+    # otherwise a restarted group may find the addresses of the previous one
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[_SHOWS_ERRORS] = "1"
 

@@ -1,6 +1,6 @@
-"""Logging: what libraries say goes into the run's log.txt, and nowhere else.
+"""Logging: the records of libraries go into the run's log.txt, and nowhere else.
 
-What this project says before there is a log.txt, as on its data, is shown on stderr too.
+This project's own records from before log.txt exists, such as on the data, also go to stderr.
 """
 
 import logging
@@ -46,24 +46,24 @@ def log_to(folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Keep the libraries' log records and warnings to themselves, in child processes too.
+    """Silence the log records and warnings of libraries, in child processes too.
 
     This project's own records are shown.
     """
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    # of a group the first process alone has a log; a fault of another is a traceback all the same
+    # only rank 0 has a log; an unexpected error on another rank still ends in a traceback
     level = logging.CRITICAL if rank() else logging.ERROR
     for name in ("detectron2", "fvcore", "lvis"):
         logging.getLogger(name).setLevel(level)
     own = logging.getLogger("ghm_d2")
-    own.setLevel(level if rank() else logging.INFO)  # rank 0 tells what is to be told
+    own.setLevel(level if rank() else logging.INFO)  # only rank 0 shows messages
     own.handlers, own.propagate = [_Early()], False
     threading.excepthook = _log_failure
-    logging.raiseExceptions = False  # a log on a full disk is not what a run ends for
+    logging.raiseExceptions = False  # a log on a full disk must not end a run
 
 
 def _log_failure(failed: threading.ExceptHookArgs) -> None:
-    """Log what a library's thread ended with; whoever waits for the thread tells the user."""
+    """Log the exception that ended a thread; the code that waits for the thread tells the user."""
     info = (failed.exc_type, failed.exc_value, failed.exc_traceback)
     logging.getLogger("ghm_d2").error("a thread failed", exc_info=info)

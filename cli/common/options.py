@@ -11,20 +11,20 @@ from ghm_d2.errors import UsageError
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY VALUE]...", help="Configuration keys and their values."),
+    typer.Argument(metavar="[KEY VALUE]...", help="Configuration keys to set, and their values."),
 ]
 Dataset = Annotated[
     str | None,
     typer.Option(help="A registered data set, such as digits, or a folder from ghm data import."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto takes a GPU if it can.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto uses cuda if possible.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 NumGPUs = Annotated[
-    int, typer.Option(help="Processes on this machine, one a GPU; with --device cpu on cores.")
+    int, typer.Option(help="Processes on this machine: one per GPU, or any number on a CPU.")
 ]
-NumMachines = Annotated[int, typer.Option(help="Start the same command on each.")]
+NumMachines = Annotated[int, typer.Option(help="Machines in all; start this command on each one.")]
 Rdzv = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Where machines meet: on one of them.")
+    str | None, typer.Option(metavar="HOST:PORT", help="One machine's address, where all meet.")
 ]
 OF_DATA = {"DATASETS.TRAIN": "--dataset", "DATASETS.TEST": "--dataset"}
 # so that negative values of overrides are not taken for options

@@ -17,7 +17,7 @@ PLAIN_SECONDS = 10  # between two plain lines
 
 @contextmanager
 def progress():
-    """A `Progress` that suits where stderr goes; of a group only the first process speaks."""
+    """A `Progress` that suits stderr, a terminal or not; in a group only rank 0 shows it."""
     if rank() > 0:
         yield Progress()
         return
@@ -34,7 +34,7 @@ def progress():
         MofNCompleteColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        # the one column that gives way on a narrow terminal
+        # the only column that shrinks on a narrow terminal
         TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
         console=err,
         transient=True,
@@ -109,9 +109,9 @@ class PlainProgress(Progress):
 
 
 def figures(scalars: dict[str, float]) -> str:
-    """The total loss, seconds an iteration, memory, learning rate, and each loss, in a line.
+    """One line: total loss, seconds per iteration, memory, learning rate, and each loss.
 
-    A narrow terminal cuts it off at the end.
+    A narrow terminal cuts off the end.
     """
     shown = {
         "total_loss": "loss {:.3f}",

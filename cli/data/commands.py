@@ -1,4 +1,4 @@
-"""`ghm data`: make, check, import, show and mend data sets."""
+"""`ghm data`: make, import, check, show and correct data sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..common.options import PASS_UNKNOWN, Json
 from .suspects import suspects
 
 app = typer.Typer(
-    help="Make, import, check, show and mend data sets.",
+    help="Make, import, check, show and correct data sets.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -32,7 +32,7 @@ Data = Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="digits, coco_2
 
 
 def _rate(what: str):
-    return Annotated[float | None, typer.Option(help=f"Share {what}; else a third of --noise.")]
+    return Annotated[float | None, typer.Option(help=f"Share {what}. Default: --noise / 3.")]
 
 
 @app.command(epilog="Example: ghm data make --output noisy --train 400 --noise 0.3 --seed 1")
@@ -40,29 +40,29 @@ def make(
     output: Output,
     train: Annotated[int, typer.Option(help="Images in train.")] = 300,
     val: Annotated[int, typer.Option(help="Images in val.")] = 60,
-    size: Annotated[tuple[int, int], typer.Option(help="Shortest, longest image side.")] = (
+    size: Annotated[tuple[int, int], typer.Option(help="Shortest and longest image side, px.")] = (
         208,
         288,
     ),
-    objects: Annotated[tuple[int, int], typer.Option(help="Fewest, most digits an image.")] = (
+    objects: Annotated[tuple[int, int], typer.Option(help="Fewest and most digits per image.")] = (
         4,
         10,
     ),
-    side: Annotated[tuple[int, int], typer.Option(help="Smallest, largest digit, in px.")] = (
+    side: Annotated[tuple[int, int], typer.Option(help="Smallest and largest digit, px.")] = (
         16,
         112,
     ),
     clutter: Annotated[tuple[int, int], typer.Option(help="Fewest, most other shapes.")] = (3, 8),
     noise: Annotated[float, typer.Option(help="Share of train's annotations to spoil.")] = 0.0,
-    noise_class: _rate("of a wrong class") = None,
-    noise_shift: _rate("with a shifted box") = None,
-    noise_missing: _rate("left out") = None,
+    noise_class: _rate("of annotations with a wrong class") = None,
+    noise_shift: _rate("of annotations with a shifted box") = None,
+    noise_missing: _rate("of annotations left out") = None,
     noise_val: Annotated[bool, typer.Option("--noise-val", help="Spoil val as well.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Each seed gives another data set.")] = 0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Generate digits: handwritten digits of many sizes on cluttered backgrounds."""
+    """Generate a data set of handwritten digits of many sizes on cluttered backgrounds."""
     with user_errors():
         from ghm_d2.data.coco_json import write_json
         from ghm_d2.data.digits import dataset as digits
@@ -91,14 +91,14 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A COCO, Pascal VOC or YOLO folder.")],
     output: Output,
     format: Annotated[str, typer.Option(help="auto, coco, voc or yolo.")] = "auto",
-    split: Annotated[float, typer.Option(help="Share for train where there is no val.")] = 0.8,
+    split: Annotated[float, typer.Option(help="Share for train if there is no val split.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the images, not link them.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy images; do not link them.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at what would be dropped; exit code 3.")
+        bool, typer.Option("--strict", help="Stop, with exit code 3, if anything would be dropped.")
     ] = False,
     images: Annotated[
-        Path | None, typer.Option(help="Where the images are, if elsewhere or in several places.")
+        Path | None, typer.Option(help="Folder of the images, if elsewhere or in several places.")
     ] = None,
     all_classes: Annotated[
         bool, typer.Option("--all-classes", help="Keep COCO classes that no annotation uses.")
@@ -106,9 +106,9 @@ def import_(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Turn a COCO, Pascal VOC or YOLO folder into one that ghm trains on.
+    """Convert a COCO, Pascal VOC or YOLO folder into one that ghm trains on.
 
-    Boxes and images that cannot be used are dropped and named, here and in import_report.json.
+    Unusable boxes and images are dropped, and listed here and in import_report.json.
     """
     with user_errors():
         from ghm_d2.data.importing.folders import import_folder
@@ -127,7 +127,7 @@ def import_(
 
 @app.command(epilog="Example: ghm data check my_folder --json > problems.json")
 def check(data: Data, json: Json = False) -> None:
-    """Find what would silently ruin a training. Exit code 3 if there is an error."""
+    """Find problems that would silently ruin a training. Exit code 3 if one is an error."""
     with user_errors():
         from dataclasses import asdict
 
@@ -161,24 +161,24 @@ def clean(
     data: Data,
     apply: Annotated[
         Path,
-        typer.Option(help="suspects.csv with decisions, or what Label Studio exported as JSON."),
+        typer.Option(help="suspects.csv with your decisions, or Label Studio's JSON export."),
     ],
     output: Output,
     drop: Annotated[
-        int, typer.Option(min=0, help="Drop so many of the table's first annotations too.")
+        int, typer.Option(min=0, help="Also drop the table's first N undecided annotations.")
     ] = 0,
     add: Annotated[
-        int, typer.Option(min=0, help="Accept so many of its first missing ones too, as seen.")
+        int, typer.Option(min=0, help="Also accept the first N undecided missing annotations.")
     ] = 0,
     split: Annotated[str, typer.Option(help="The split that was judged.")] = "train",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a new data set in which annotations are mended; the old one is left as it is.
+    """Write a new data set with corrected annotations; the old one does not change.
 
-    In the first column of suspects.csv "drop" removes an annotation, and "accept" takes what the
-    model sees in its place; an empty one keeps it. Images that somebody has finished in Label
-    Studio get the boxes that its export has.
+    In the first column of suspects.csv, "drop" removes an annotation, "accept" takes what the model
+    sees instead, and an empty cell keeps it. Images that were finished in Label Studio get the
+    boxes of its export.
     """
     with user_errors():
         from ghm_d2.data.cleaning.clean import clean
@@ -193,11 +193,11 @@ def show(
     data: Data,
     output: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
-    count: Annotated[int, typer.Option(min=1, max=400, help="How many images.")] = 16,
+    count: Annotated[int, typer.Option(min=1, max=400, help="Number of images.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
     json: Json = False,
 ) -> None:
-    """Draw a sheet of images with their boxes, to see that they are right."""
+    """Draw a sheet of images with their boxes, to check them by eye."""
     with user_errors():
         from ghm_d2.data.catalog import locate
         from ghm_d2.data.show import contact_sheet, pick

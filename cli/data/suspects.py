@@ -19,42 +19,43 @@ BY_WEIGHTS = "Judged by a given model, which may have learnt errors that it was 
 
 
 def suspects(
-    data: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A data set.")],
+    data: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="The data set to judge.")],
     overrides: Overrides = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for the results, and for trainings to go on from.")
+        Path, typer.Option(help="Results and trainings go there; the same command continues them.")
     ] = Path("suspects"),
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    split: Annotated[str, typer.Option(help="The split to judge: train, val or test.")] = "train",
     config: Annotated[
         str | None,
         typer.Option(
-            help=f"What is trained: {DEFAULT_CONFIG} by default; or that of --weights, where no "
+            help=f"Configuration to train. Default: {DEFAULT_CONFIG}. With --weights, needed if no "
             "config.yaml lies beside them."
         ),
     ] = None,
     folds: Annotated[
         int,
-        typer.Option(min=2, help="Parts of the split; each is judged by a model of the others."),
+        typer.Option(min=2, help="Parts of the split; a model trained on the others judges each."),
     ] = 3,
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Judge by this checkpoint, which should not have seen the split; or zoo:NAME."
+            help="Judge by this checkpoint, or zoo:NAME, instead of training; it should not have "
+            "seen the split."
         ),
     ] = None,
     most: Annotated[
-        int, typer.Option(min=1, help="Suspect annotations, and missing ones, to write at most.")
+        int, typer.Option(min=1, help="Maximum number of suspect annotations, and of missing ones.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the trainings.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at once on each device.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time on each device.")] = 1,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find annotations that are likely to be wrong, and objects without one.
+    """Find annotations that are likely to be wrong, and objects without an annotation.
 
-    Each image is judged by a model that was not trained on it. The most suspect ones come first,
-    in a page to look at, a table, and tasks for Label Studio. The same command goes on where it
-    was cut off.
+    Each image is judged by a model that was not trained on it. The result is an HTML page, a table,
+    and tasks for Label Studio, with the most suspect annotations first. After an interruption the
+    same command continues.
     """
     with user_errors():
         if weights and overrides:
@@ -131,7 +132,7 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
         raise UsageError(f"{name}: LVIS annotates a part of its classes in each image, not all")
     file, root = json_file(name), Path(MetadataCatalog.get(name).image_root)
     validate(name, "training")
-    number = len(load_json(file)["images"])  # the rest is not held while detectors train
+    number = len(load_json(file)["images"])  # keep no more in memory while detectors train
     with progress() as shown:
         images = shown.track(judge(name, output, shown), "judging", number)
         annotated, missing = find_suspects(images, most)
@@ -152,7 +153,7 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
 
 
 def _in_turn(annotated: list, missing: list) -> list:
-    """Merge both lists, a suspect of each in turn, since their scores do not compare."""
+    """Merge both lists, a suspect of each in turn, since their scores are not comparable."""
     return [s for s in chain(*zip_longest(annotated, missing)) if s is not None]
 
 

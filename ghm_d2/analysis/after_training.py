@@ -14,25 +14,25 @@ from ghm_d2.progress import Progress
 from ghm_d2.records import RunRecord
 from ghm_d2.run_folder import FINAL_WEIGHTS
 
-LARGEST_SHARE = 0.05  # of the training's time that an unasked analysis may take
+LARGEST_SHARE = 0.05  # largest share of the training's time for an analysis not asked for
 _SET_UP_SECONDS = 3  # building the model, counting its operations, drawing worst.jpg
-_LOSS_BATCHES = 3  # what `measure` takes, in batches
-_SHARE_OF_STEP = 0.5  # a forward pass and its losses, of a training step
+_LOSS_BATCHES = 3  # duration of `measure`, in batches
+_SHARE_OF_STEP = 0.5  # a forward pass and its losses, as a share of a training step
 _READINGS = 4  # how often the analysis reads a data set's annotations
 
 
 def analyse_run(
     cfg, record: RunRecord, progress: Progress, evaluation: Evaluation | None = None
 ) -> None:
-    """Write analysis.json and worst.jpg of the run in OUTPUT_DIR; enter what its detector costs.
+    """Write analysis.json and worst.jpg of the run in OUTPUT_DIR; add its detector's cost.
 
-    The record on disk is the finished run's, before and after: `gflops` and `loss_ms` are added.
+    The cost, `gflops` and `loss_ms`, is added to the record of the finished run.
 
     Args:
         cfg: of the run, with data sets that are registered.
         record: of the run.
         progress: is told of every image.
-        evaluation: of the final weights on DATASETS.TEST, where there is one already.
+        evaluation: of the final weights on DATASETS.TEST, if there is one already.
 
     Raises:
         DataError: an image cannot be read.
@@ -47,7 +47,7 @@ def analyse_run(
 
 
 def expected_analysis_seconds(cfg, record: RunRecord, evaluated: bool) -> float:
-    """Return about how long `analyse_run` will take, from the speed that the training had.
+    """Estimate how many seconds `analyse_run` will take, from the speed of the training.
 
     Args:
         evaluated: whether `analyse_run` will be given an evaluation.
@@ -57,7 +57,7 @@ def expected_analysis_seconds(cfg, record: RunRecord, evaluated: bool) -> float:
     reading = time.perf_counter() - start
     images = len(items) if has_noise(items) else min(len(items), IMAGES)
     batches = images / cfg.SOLVER.IMS_PER_BATCH + _LOSS_BATCHES
-    # one process alone takes the whole batches that a group shared
+    # one process analyses the whole batches that a group shared
     step = record.world_size * record.train_seconds / max(record.iterations, 1)
     seconds = _SET_UP_SECONDS + _READINGS * reading + batches * _SHARE_OF_STEP * step
     if not evaluated:

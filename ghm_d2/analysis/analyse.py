@@ -45,9 +45,9 @@ from ghm_d2.progress import Progress
 from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE
 
 IMAGES = 40  # of the training set
-NOISY_IMAGES = 400  # where annotations are known to be wrong, which are few
-MU = 0.02  # the published one: the histogram of boxes has the same for every detector
-_IOUS = {"0.5": 0, "0.75": 5}  # in the evaluation's precision
+NOISY_IMAGES = 400  # if some annotations are known to be wrong, because those are few
+MU = 0.02  # the published value, which the histogram of boxes uses for every detector
+_IOUS = {"0.5": 0, "0.75": 5}  # IoU -> index in the evaluation's precision
 _CELL = 240  # px
 _SHEET_BYTES = 120_000  # so that the reports of many runs can be mailed
 
@@ -61,18 +61,17 @@ def analyse(
 ) -> None:
     """Write analysis.json and worst.jpg into the folder of a run, each whole or not at all.
 
-    The first holds the gradients of `measure_gradients`, and from DATASETS.TEST precision against
-    recall, AP on resamples of the images (of LVIS data not), the confusion matrix and the ten
-    images with the most errors; the second shows these.
-    Nothing of `model` changes, its mode and moving averages included, and the same model gives
-    the same numbers.
+    analysis.json has the gradients of `measure_gradients` and, on DATASETS.TEST, precision against
+    recall, AP on resamples of the images (not for LVIS), the confusion matrix and the ten images
+    with the most errors. worst.jpg shows these ten. `model` does not change, nor do its mode and
+    moving averages, and the same model gives the same numbers.
 
     Args:
         cfg: with data sets that are registered.
-        model: trained.
-        folder: exists.
+        model: a trained detector.
+        folder: an existing folder.
         progress: is told of every image.
-        evaluation: of `model` on DATASETS.TEST as it is, where there is one already.
+        evaluation: of `model`, as it is now, on DATASETS.TEST, if there is one already.
 
     Raises:
         DataError: an image cannot be read.
@@ -100,7 +99,7 @@ def analyse(
     notes = [f"{e.missed} missed, {e.false} false" for e in worst]
     sheet = sheet_beside_truth(name, [e.item for e in worst], best, notes, _CELL)
     write_atomically(str(folder / WORST_FILE), lambda file: file.write(_jpeg(sheet)))
-    # thousands of numbers, which nobody reads line by line
+    # on one line: nobody reads thousands of numbers
     write_text(folder / ANALYSIS_FILE, json.dumps(found, allow_nan=False) + "\n")
 
 
@@ -115,7 +114,7 @@ def _precision_recall(precision: np.ndarray | None) -> dict:
 
 
 def _jpeg(sheet: Image.Image) -> bytes:
-    """Encode a sheet as JPEG of quality 80, or of the best below it that makes it small enough."""
+    """Encode a sheet as JPEG, with quality 80 or the best lower one that makes it small enough."""
     for quality in range(80, 20, -10):
         buffer = io.BytesIO()
         sheet.save(buffer, "JPEG", quality=quality)
@@ -125,7 +124,7 @@ def _jpeg(sheet: Image.Image) -> bytes:
 
 
 def _below(root: Path, errors: ImageErrors) -> str:
-    """The name of the image's file, with the folders below `root`."""
+    """Return the image's path relative to `root`, or its file name if it lies elsewhere."""
     file = Path(errors.item["file_name"])
     return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
 
@@ -138,21 +137,21 @@ def _num_densities(cfg, samples: Samples) -> int:
 
 
 def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
-    """Gradient norms, what losses make of them, and weights of noise, of a trained detector.
+    """Measure a detector's gradient norms, the effect of losses on them, and the weight of noise.
 
-    On up to 40 images of DATASETS.TRAIN (400 where annotations are known to be wrong), without
-    augmentation; `model` is left as it was.
+    It uses up to 40 images of DATASETS.TRAIN (400 if annotations are known to be wrong), without
+    augmentation. `model` is left as it was.
 
     Args:
         cfg: with a data set that is registered.
-        model: trained; one that `can_capture` does not know gives {}.
+        model: a trained detector; the result is {} for one that `can_capture` rejects.
         progress: is told of every batch.
 
     Returns:
-        "gradient_norms", "effective_gradient", "gradient_share" and, where annotations are known
-        to be wrong, "noise", as analysis.json has them. The gradient norms of boxes are those of mu
-        0.02 in deltas without the box coder's weights, so that they compare between detectors; the
-        other two are of the detector's own mu and deltas.
+        "gradient_norms", "effective_gradient", "gradient_share" and, if annotations are known to be
+        wrong, "noise", as in analysis.json. The gradient norms of boxes use mu 0.02 and deltas
+        without the box coder's weights, so that detectors can be compared; the other two use the
+        detector's own mu and deltas.
 
     Raises:
         DataError: an image cannot be read.

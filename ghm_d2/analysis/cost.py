@@ -1,4 +1,4 @@
-"""Costs of a detector: operations for an image, and the time of its losses."""
+"""The cost of a detector: operations per image, and the time that its losses take."""
 
 import copy
 import statistics
@@ -47,8 +47,8 @@ def gflops(cfg, model: nn.Module) -> float | None:
 def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
     """Return the billions of operations in a forward pass of `image`, (3, H, W).
 
-    A multiplication with its addition counts as one, as fvcore counts them, and what is neither
-    a convolution nor a matrix product mostly as none. In two-stage detectors the number depends
+    A multiplication with its addition counts as one operation, as in fvcore. Most operators other
+    than convolutions and matrix products count as none. In two-stage detectors the number depends
     on how many proposals the image has.
     """
     model = copy.deepcopy(model).eval()  # tracing changes the model
@@ -62,8 +62,9 @@ def count_gflops(model: nn.Module, image: torch.Tensor) -> float:
 def loss_ms(cfg, model: nn.Module) -> float | None:
     """Return the milliseconds that the losses of one training batch take, forward and backward.
 
-    The backward pass ends at the predictions. For a two-stage detector they are those of its box
-    predictor, for RetinaNet and SSD all; None for other detectors. The median of five.
+    The result is the median of five measurements, or None if `can_capture` rejects the model. A
+    two-stage detector's losses are those of its box predictor. The backward pass ends at the
+    predictions.
 
     Raises:
         DataError: an image cannot be read.

@@ -1,8 +1,8 @@
 """The effect of losses on the gradients of a detector's samples, as the paper's figures show it.
 
-A sample's *effective gradient* is the norm of its gradient under a loss, where the plain one is
-cross entropy's: |p - t| over sigmoids, 1 - p_y over a softmax. For a box coordinate it is the
-derivative by d, the difference of predicted and target delta, beside smooth L1's.
+A sample's *effective gradient* is the norm of its gradient under a loss. The plain one is cross
+entropy's: |p - t| for sigmoids, 1 - p_y for a softmax. For a box coordinate it is the derivative
+with respect to d, the predicted minus the target delta, and the plain one is smooth L1's.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ghm_d2.losses import GHMC, GHMR, GradientDensity, SmoothL1, asl1_loss, bce_
 
 HISTOGRAM_BINS = 100
 _CURVE_POINTS = 201
-_AT_ONCE = 2**22  # samples; a batch of COCO has a hundred million
+_AT_ONCE = 2**22  # samples processed at once; a batch of COCO has a hundred million
 
 
 def smooth_l1_beta(cfg) -> float:
@@ -32,7 +32,7 @@ def box_coder_weights(cfg) -> tuple[float, ...]:
 
 def _box_keys(cfg):
     arch = cfg.MODEL.META_ARCHITECTURE
-    if "RetinaNet" in arch:  # somebody's own too
+    if "RetinaNet" in arch:  # also custom subclasses
         return cfg.MODEL.RETINANET
     return cfg.MODEL.SSD if arch == "GHMSSD" else cfg.MODEL.ROI_BOX_HEAD
 
@@ -55,16 +55,16 @@ def moving_mu(model: nn.Module) -> float | None:
 
 
 class ClassGradients:
-    """Classification samples by gradient norm, batch after batch, and what losses do to them.
+    """Counts classification samples by gradient norm, and computes the effect of losses on them.
 
-    The samples of all batches and feature levels are one set here, whatever MODEL.GHM.SCOPE is:
-    a curve against g alone has no other way. No moving average takes part.
+    The samples of all batches and feature levels form one set, whatever MODEL.GHM.SCOPE is, because
+    the curves depend on g alone. Moving averages are not used.
     """
 
     def __init__(self, cfg, num_classes: int):
         """
         Args:
-            num_classes: with densities of their own in the robust form; 1 over a softmax.
+            num_classes: number of densities in the robust form; 1 for a softmax.
         """
         ghm, retinanet = cfg.MODEL.GHM, cfg.MODEL.RETINANET
         self.bins, self.prior = ghm.CLS.BINS, ghm.CLS.PRIOR or GHMC.ROBUST["prior"]
@@ -77,11 +77,11 @@ class ClassGradients:
         self.batches = 0
 
     def add(self, norms: Tensor, foreground: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             norms: (n,) or (n, K) gradient norms.
-            foreground: rows of each class, (K,); those of the robust form's one density: their sum.
+            foreground: (K,), number of foreground rows of each class.
         """
         classes, shape = len(self.foreground), self.region_counts.shape
         self.foreground += foreground.cpu() if classes > 1 else foreground.cpu().sum()
@@ -104,9 +104,9 @@ class ClassGradients:
     def curves(self) -> dict[str, list]:
         """Return effective gradients at the middles "g" of the histogram's bins.
 
-        Each is scaled so that its total over the samples is cross entropy's. Focal loss's alpha,
-        the same for all background, thereby drops out. It is the focal loss of a softmax too: a
-        function of p_y alone has half the L1 norm of its gradient where a sigmoid has its
+        Each curve is scaled so that its total over the samples is cross entropy's. This cancels
+        focal loss's alpha, which is the same for all background. The curve of focal loss is right
+        for a softmax too: half the L1 norm of the gradient of a function of p_y equals a sigmoid's
         derivative. GHM-C is None in a unit region that holds no sample.
         """
         g = (_edges()[:-1] + _edges()[1:]) / 2
@@ -123,7 +123,7 @@ class ClassGradients:
         return {"g": _rounded(g), **scaled}
 
     def shares(self) -> dict[str, list]:
-        """The share of each unit region, between two "edges", in each loss's gradient."""
+        """Return each unit region's share of each loss's gradient; "edges" bound the regions."""
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
         return {"edges": _rounded(edges), **_shares(self._totals())}
 
@@ -135,12 +135,12 @@ class ClassGradients:
         return {name: total.sum(0) for name, total in totals.items()}
 
     def _weights(self) -> dict[str, Tensor]:
-        """The weight of a sample in each region, (bins,): the mean over the classes' samples."""
+        """Return a sample's weight in each region, (bins,): the mean over the classes' samples."""
         share = self.region_counts / self.region_counts.sum(0).clamp(min=1)
         return {name: (share * w).sum(0) for name, w in self._weights_by_class().items()}
 
     def _weights_by_class(self) -> dict[str, Tensor]:
-        """The weight of a sample of each class in each region, (K, bins), up to a factor."""
+        """Return a sample's weight by class and region, (K, bins), up to a factor."""
         together = self.region_counts.sum(0, keepdim=True)
         return {
             "GHM-C": _density_weights(together, 0.0, self.foreground.sum()),
@@ -167,7 +167,7 @@ def _slope(loss: Callable[[Tensor, Tensor], Tensor], norms: Tensor) -> Tensor:
 
 
 class BoxGradients:
-    """The gradients that box losses make of measured differences of predicted and target deltas.
+    """Computes the gradients of box losses at measured differences of predicted and target deltas.
 
     The published forms, ASL1 and "GHM-R", have the mu of `cfg`; "GHM-R robust" has its own.
     """
@@ -176,14 +176,14 @@ class BoxGradients:
         """
         Args:
             cfg: for MODEL.GHM and smooth L1's beta.
-            d: (n,) measured, n > 0, in the head's deltas.
-            mu_robust: where a loss's mu follows the data, what it is now; otherwise the quantile
-                of |d| that it would be.
+            d: (n,) measured differences, n > 0, in the unit of the head's deltas.
+            mu_robust: the current mu of a loss whose mu follows the data; None takes the quantile
+                of |d| that it would follow.
         """
         keys = cfg.MODEL.GHM.REG
         self.d, self.bins, self.mu = d, keys.BINS, keys.MU
         quantile = keys.MU_QUANTILE or GHMR.ROBUST["mu_quantile"]
-        least = torch.finfo(d.dtype).eps  # mu is above 0
+        least = torch.finfo(d.dtype).eps  # mu must be above 0
         self.mu_robust = mu_robust or max(float(np.quantile(d.abs().numpy(), quantile)), least)
         prior = keys.PRIOR or GHMR.ROBUST.get("prior", 0.0)
         self.losses = {
@@ -197,8 +197,8 @@ class BoxGradients:
     def curves(self) -> dict[str, list]:
         """Return effective gradients at differences "d" from 0 to nearly the largest.
 
-        Each is scaled so that its total over the samples is smooth L1's. GHM-R is None in a unit
-        region that holds no sample. "mu" and "mu_robust" are what they are drawn with.
+        Each curve is scaled so that its total over the samples is smooth L1's. GHM-R is None in a
+        unit region that holds no sample. "mu" and "mu_robust" are the values used for the curves.
         """
         grid = _difference_grid(self.d, max(self.mu, self.mu_robust))
         slopes = {name: derivative(loss, grid) for name, loss in self.losses.items()}
@@ -211,9 +211,9 @@ class BoxGradients:
         return found | {"mu": self.mu, "mu_robust": float(f"{self.mu_robust:.6g}")}
 
     def shares(self) -> dict[str, list]:
-        """The share of each tenth of the coordinates, by |d|, in each loss's gradient.
+        """Return each tenth's share of each loss's gradient, for coordinates sorted by |d|.
 
-        "edges" are between 0 and 1, of the share of coordinates with a smaller |d|.
+        "edges" bound the tenths: shares of coordinates with a smaller |d|, from 0 to 1.
         """
         order = self.d.abs().argsort()
         totals = {
@@ -234,9 +234,9 @@ class BoxGradients:
 
 
 def _density_weights(counts: Tensor, prior: float, foreground: Tensor) -> Tensor:
-    """The weight of a sample of each class in each unit region, (K, bins), of the counts' batch.
+    """Return a sample's weight by class and unit region, (K, bins), for a batch with these counts.
 
-    Counts of several batches give the weights of their mean, up to a factor.
+    The summed counts of several batches give the weights of their mean, up to a factor.
     """
     classes, bins = counts.shape
     options = {"scope": "batch", "normalizer": "weights", "prior": prior, "sync": False}
@@ -252,7 +252,7 @@ def _shares(totals: dict[str, np.ndarray]) -> dict[str, list]:
 
 
 def _difference_grid(d: Tensor, mu: float) -> Tensor:
-    """Return differences from 0 to the 99 % quantile of |d|, and to ASL1's linear part at least."""
+    """Return differences from 0 to the 99 % quantile of |d|, but at least to ASL1's linear part."""
     top = max(np.quantile(d.abs().numpy(), 0.99), 5 * mu)
     return torch.linspace(0, float(top), _CURVE_POINTS)
 

@@ -10,25 +10,25 @@ from ghm_d2.losses import SmoothL1
 
 
 class NoiseWeights:
-    """The share of the gradient that a loss leaves to each kind of noise, batch after batch.
+    """Sums up, over batches, the share of the gradient that a loss leaves to each kind of noise.
 
-    The loss is the one that the detector was trained with, its moving averages going on from
-    where the training left them.
+    The loss is the one that the detector was trained with. Its moving averages continue from where
+    the training left them.
     """
 
     def __init__(self, beta: float):
         """
         Args:
-            beta: of the smooth L1 that the boxes' gradient is compared with.
+            beta: of the smooth L1 loss that the boxes' gradient is compared with.
         """
         self._smooth_l1 = SmoothL1(beta, "sum")
         self._boxes = np.zeros(len(NOISE_LABELS), dtype=int)
-        # by kind: sums of the loss's own gradients, and of the plain ones
+        # by kind of noise: sums of the loss's own gradients, and of the plain ones
         self._effective = {name: np.zeros(len(NOISE_LABELS)) for name in ("weight", "box_weight")}
         self._plain = {name: np.zeros(len(NOISE_LABELS)) for name in self._effective}
 
     def add(self, samples: Samples, batch: list[dict]) -> None:
-        """Take in the foreground rows of a batch, and the boxes of its images."""
+        """Add the foreground rows of a batch, and the boxes of its images."""
         for item in batch:
             self._boxes += _sums(item["instances"].gt_noise)
         if not len(samples.noise):
@@ -41,12 +41,12 @@ class NoiseWeights:
         self._plain["box_weight"] += _sums(samples.noise, plain_box)
 
     def summary(self) -> dict[str, dict]:
-        """Return these figures for each kind of noise; None if no row was matched to such a box.
+        """Return "boxes", "weight" and "box_weight" for each kind of noise.
 
-        boxes: in the images measured. weight: the share that the rows matched to such boxes have
-        of the gradient of the score of the annotated class, over their share of cross entropy's.
-        box_weight: likewise of the gradient of the boxes, over smooth L1's. Both are the mean
-        weight of a row, each row counted by its plain gradient, with 1 the mean of all rows.
+        boxes: their number in the images. weight: the share of rows matched to such boxes in the
+        gradient of the annotated class's score, over their share in cross entropy's. box_weight:
+        the same for the gradient of the boxes, over smooth L1's. Both are a row's mean weight, with
+        rows counted by their plain gradient and 1 the mean of all rows; None without such rows.
         """
         shares = {}
         for name, effective in self._effective.items():
@@ -60,7 +60,7 @@ class NoiseWeights:
 
 
 def foreground_gradients(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of each foreground row, normalised as the detector normalises sums.
+    """Return the gradients of each foreground row, under losses summed over samples.
 
     Returns:
         (F,) the absolute gradient of the score of the row's class under the detector's own loss,

@@ -25,7 +25,7 @@ from ghm_d2.kernels.reference import upcast
 from ghm_d2.losses import GHMR, GradientDensity, bce_loss, softmax_ce_loss
 from ghm_d2.modeling.dssd.ssd import GHMSSD
 
-# What is wrong with an annotation; there is none to label where noise left one out
+# Kinds of wrong annotations; a missing one cannot have a label
 NOISE_LABELS = ("none", *(kind for kind in KINDS if kind != "missing"))
 # Modules whose `training` decides what they return; all others stay in evaluation mode
 _SWITCHES = (DenseDetector, GeneralizedRCNN, RPN, ROIHeads, BaseMaskRCNNHead, BaseKeypointRCNNHead)
@@ -36,15 +36,16 @@ class Samples:
     """The samples of one batch. A row is an anchor (one-stage) or a sampled proposal.
 
     Attributes:
-        logits: one-stage (N, R_l, K) a feature level, over sigmoids, or (N, R_l, K + 1), over a
-            softmax (SSD); two-stage one (R, K + 1), over a softmax.
-        deltas: predicted boxes, (N, R_l, 4) a level; (R, 4 * K) or (R, 4).
+        logits: one-stage: for each feature level (N, R_l, K) with sigmoids, or (N, R_l, K + 1) with
+            a softmax (SSD). Two-stage: a single (R, K + 1) with a softmax.
+        deltas: predicted boxes. One-stage: (N, R_l, 4) for each level. Two-stage: (R, 4 * K) or
+            (R, 4).
         labels: (rows,) int64; a class, K background, -1 ignored.
         errors: (F, 4), predicted minus target deltas of the F foreground rows.
-        noise: (F,) int64, the noise of the box that each was matched to: index of NOISE_LABELS.
-        losses: `loss_cls` and `loss_box_reg` of other logits and deltas of the same shapes; the
-            detector's own, moving averages included.
-        normalizer: by what a sum over samples was divided in the last call of `losses`.
+        noise: (F,) int64, index in NOISE_LABELS: the noise of the box that a row was matched to.
+        losses: returns the detector's own `loss_cls` and `loss_box_reg`, moving averages included,
+            for other logits and deltas of the same shapes.
+        normalizer: returns the divisor of sums over samples in the last call of `losses`.
     """
 
     logits: list[Tensor]
@@ -73,21 +74,21 @@ class Samples:
         return torch.cat(parts, dim=-2).flatten(0, -2)
 
     def norms(self) -> Tensor:
-        """The gradient norm of each valid sample of the classification, row by row: (n,)."""
+        """Return the gradient norms of all valid classification samples, row by row: (n,)."""
         kind = reference.softmax_samples if self.softmax else reference.sigmoid_samples
         _, norm, valid = kind(upcast(self.rows(self.logits)), self.labels)
         return norm[valid]
 
     def cross_entropy(self, logits: list[Tensor]) -> Tensor:
-        """The cross entropy summed over all samples, which other losses are compared with."""
+        """Return the cross entropy summed over all samples, for comparison with other losses."""
         loss = softmax_ce_loss if self.softmax else bce_loss
         return loss(self.rows(logits), self.labels, reduction="sum")
 
 
 def training_copy(model: nn.Module) -> nn.Module:
-    """A copy that gives losses, whose layers predict as in evaluation.
+    """Return a copy that computes losses, while its layers predict as in evaluation.
 
-    The averages of GHM losses go on, in the copy alone.
+    The moving averages of GHM losses continue, but only in the copy.
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
@@ -97,7 +98,7 @@ def training_copy(model: nn.Module) -> nn.Module:
 
 
 def can_capture(model: nn.Module) -> bool:
-    """Return whether `capture` works for RetinaNet, SSD, or an R-CNN with one box predictor."""
+    """Return whether `model` is one for `capture`: RetinaNet, SSD or R-CNN with one predictor."""
     return _head(model) is not None
 
 
@@ -105,7 +106,7 @@ def can_capture(model: nn.Module) -> bool:
 def capture(model: nn.Module, batch: list[dict]) -> Samples:
     """Run a `training_copy` on a batch of `read_batches`.
 
-    Proposals are drawn as in training, with a seed that is always the same.
+    Proposals are drawn as in training, with a fixed seed.
     """
     head = _head(model)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -128,7 +129,7 @@ def _head(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _recorded(head: nn.Module) -> Iterator[list[tuple]]:
-    """Put the arguments of `head.losses` into a list instead of computing it."""
+    """Put the arguments of `head.losses` into a list instead of computing the losses."""
     calls: list[tuple] = []
 
     def losses(*arguments):
@@ -147,7 +148,7 @@ def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> 
     foreground = (rows >= 0) & (rows != model.num_classes)
     all_anchors = type(anchors[0]).cat(anchors).tensor
     targets = torch.stack([model.box2box_transform.get_deltas(all_anchors, b) for b in boxes])
-    # matched once more, with a box's noise in the place of its class
+    # match once more, with each box's noise in place of its class
     labelled = [item["instances"].to(model.device) for item in batch]
     for instances in labelled:
         instances.gt_classes = instances.gt_noise
@@ -178,10 +179,10 @@ def _of_box_predictor(predictor, predictions, proposals) -> Samples:
     labels = torch.cat([p.gt_classes for p in proposals])
     foreground = (labels >= 0) & (labels < predictor.num_classes)
     pred = deltas[foreground]
-    if deltas.shape[1] > 4:  # one box a class: take the true class's
+    if deltas.shape[1] > 4:  # one box per class: take the true class's
         by_class = pred.view(-1, predictor.num_classes, 4)
         pred = by_class[torch.arange(len(pred), device=pred.device), labels[foreground]]
-    # proposals of an image without boxes have no fields of the truth, and are background
+    # proposals of an image without boxes lack the ground truth's fields, and are background
     matched = [p[p.gt_classes < predictor.num_classes] for p in proposals if p.has("gt_boxes")]
     boxes = Boxes.cat([p.proposal_boxes for p in matched]).tensor.to(pred)
     truth = Boxes.cat([p.gt_boxes for p in matched]).tensor.to(pred)
@@ -218,9 +219,9 @@ def has_noise(items: list[dict]) -> bool:
 
 
 def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
-    """Yield batches of SOLVER.IMS_PER_BATCH images, sized as in a test and without augmentation.
+    """Yield batches of SOLVER.IMS_PER_BATCH images, resized as in a test, without augmentation.
 
-    The instances have a field `gt_noise` beside Detectron2's: index of NOISE_LABELS.
+    The instances also have a field `gt_noise`: an index in NOISE_LABELS.
 
     Raises:
         DataError: an image cannot be read.
@@ -245,7 +246,7 @@ def read_batches(cfg, items: list[dict]) -> Iterator[list[dict]]:
 
 
 def _coded(item: dict) -> dict:
-    """The item with its annotations' noise coded into their class: mappers keep no other field."""
+    """Return the item with noise encoded in its annotations' class; mappers keep no other field."""
 
     def code(annotation):
         noise = annotation.get("noise")  # another data set may use the field otherwise

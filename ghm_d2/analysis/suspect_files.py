@@ -1,4 +1,4 @@
-"""Suspects as files: a table to decide in, and what annotation tools open."""
+"""Writes suspects to files: a table for decisions, and files for annotation tools."""
 
 import csv
 import io
@@ -19,11 +19,11 @@ COLUMNS = (
 
 
 def write_table(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
-    """A CSV file with a row a suspect, whose first column is for a person's decision.
+    """Write a CSV file with one row per suspect; the first column is for a person's decision.
 
     Args:
         suspects: in the order of the rows.
-        coco: the data set that they are of.
+        coco: the data set that they are from.
 
     Raises:
         OutputError: it cannot be written.
@@ -45,11 +45,11 @@ def write_table(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
 
 
 def _box(found: dict) -> list[str]:
-    return [f"{round(value, 2) + 0.0:.2f}" for value in found["bbox"]]  # of -0.0 it makes 0
+    return [f"{round(value, 2) + 0.0:.2f}" for value in found["bbox"]]  # + 0.0 turns -0.0 into 0.0
 
 
 def has_decisions(file: Path) -> bool:
-    """True if somebody has decided something in a table of suspects."""
+    """Return whether a table of suspects contains any decision."""
     if not file.is_file():
         return False
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
@@ -60,8 +60,8 @@ def has_decisions(file: Path) -> bool:
 def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:
     """Write the images of suspects as a COCO data set that marks the suspect annotations.
 
-    They have the fields "suspect_kind" and "suspect_score"; missing ones are added as
-    the model sees them, with a "score".
+    Suspects get the fields "suspect_kind" and "suspect_score". Missing annotations are added as the
+    model detects them, with a "score".
 
     Raises:
         OutputError: it cannot be written.
@@ -84,13 +84,13 @@ def _fields(suspect: Suspect) -> dict:
 
 
 def write_tasks(suspects: Sequence[Suspect], coco: dict, images: Path, folder: Path) -> None:
-    """Label Studio's tasks of the suspects' images, the most suspect image first.
+    """Write Label Studio's tasks for the suspects' images, the most suspect image first.
 
-    Each has all of its annotations as predictions, those that are suspect with 1 - their score,
-    and what may be missing as the model sees it.
+    Each task has its image's annotations as predictions, with a score of 1, or of 1 minus that
+    of their suspect, and the detections for which an annotation may be missing.
 
     Args:
-        images: the folder that the data set's file names are below.
+        images: the folder that file names in the data set are relative to.
 
     Raises:
         OutputError: they cannot be written.

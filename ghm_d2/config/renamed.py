@@ -1,6 +1,6 @@
-"""Names in Detectron2's registries that were changed, because other projects use the old ones.
+"""Our names in Detectron2's registries that were changed, because other projects use the old ones.
 
-The old names are read until version 0.3.
+The old names are accepted until version 0.3.
 """
 
 import logging
@@ -23,12 +23,12 @@ REGISTRIES = {
 
 
 def current_name(key: str, value):
-    """Return `value`, or the new name if it is an old one, which is logged once.
+    """Return the new name if `value` is an old one, and log that once; else return `value`.
 
-    A class that another project has registered under the old name is left its name.
+    An old name under which another project has registered a class stays as it is.
     """
     new = RENAMED[key].get(value) if key in RENAMED and isinstance(value, str) else None
-    modeling = sys.modules.get("detectron2.modeling")  # not imported: nothing is registered
+    modeling = sys.modules.get("detectron2.modeling")  # None: nothing is registered yet
     if new is None or (modeling and value in getattr(modeling, REGISTRIES[key])):
         return value
     tell_renamed(key, value, new)
@@ -37,14 +37,14 @@ def current_name(key: str, value):
 
 @cache
 def tell_renamed(key: str, old: str, new: str) -> None:
-    """Log that an old name was used, once for each."""
+    """Log that an old name was used, once per name."""
     logging.getLogger(__name__).warning(
         "%s %s is now called %s; the old name works until version 0.3", key, old, new
     )
 
 
 def use_first_names(plain: dict) -> None:
-    """Enter the old names into a plain configuration, in place, so that its hash stays the same."""
+    """Put the old names into a plain configuration, in place, so that its hash stays the same."""
     for key, names in RENAMED.items():
         *groups, last = key.split(".")
         node = plain

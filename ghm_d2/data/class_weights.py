@@ -1,4 +1,4 @@
-"""Weights of classes by how often they are annotated in the training data."""
+"""Class weights from the number of annotations of each class in the training data."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,11 @@ from itertools import chain
 
 import numpy as np
 
-_BETA = 0.999  # of the four that its authors tried, for sets of hundreds to thousands of objects
+_BETA = 0.999  # one of the authors' four values; it suits hundreds to thousands of objects
 
 
 def fill_class_weights(cfg) -> None:
-    """Enter MODEL.CLASS_WEIGHTS by MODEL.CLASS_WEIGHTING; DATASETS.TRAIN is registered."""
+    """Set MODEL.CLASS_WEIGHTS by MODEL.CLASS_WEIGHTING; DATASETS.TRAIN must be registered."""
     from detectron2.data import DatasetCatalog
 
     if cfg.MODEL.CLASS_WEIGHTING in ("inverse", "effective"):
@@ -21,12 +21,12 @@ def fill_class_weights(cfg) -> None:
 
 
 def class_weights(counts: Sequence[int], weighting: str) -> tuple[float, ...]:
-    """Weights whose sum is the number of classes.
+    """Return class weights whose sum is the number of classes.
 
     Args:
-        counts: annotations of each class; none counts as one.
-        weighting: "inverse": 1 / n. "effective": (1 - beta) / (1 - beta^n) with beta 0.999, by the
-            class's effective number (Cui et al., arXiv 1901.05555, equation 2).
+        counts: number of annotations of each class; 0 counts as 1.
+        weighting: "inverse": 1 / n. "effective": 1 / effective number of the class, which is
+            (1 - beta) / (1 - beta^n) with beta 0.999 (Cui et al., arXiv 1901.05555, equation 2).
     """
     n = np.maximum(np.asarray(counts, float), 1)
     weights = 1 / n if weighting == "inverse" else (1 - _BETA) / -np.expm1(n * np.log(_BETA))
@@ -34,6 +34,6 @@ def class_weights(counts: Sequence[int], weighting: str) -> tuple[float, ...]:
 
 
 def count_objects(images: Iterable[dict]) -> Counter[int]:
-    """Annotated objects by class, 0..K-1, in Detectron2's data set dicts, without crowds."""
+    """Count annotated objects, without crowds, by class, 0..K-1, in Detectron2's data set dicts."""
     annotations = chain.from_iterable(image.get("annotations", ()) for image in images)
     return Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))

@@ -1,4 +1,4 @@
-"""Names for the content of data sets and files, wherever they lie."""
+"""Hashes of the content of data sets and files, independent of where they are stored."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from ghm_d2.files import content_hash
 
 
 def fingerprint(name: str) -> str:
-    """Twelve hexadecimal digits of a registered data set: its annotations, and its images' sizes.
+    """Return a hash, twelve hexadecimal digits, of a data set's JSON and image file sizes.
 
-    Of a data set without a COCO JSON it is the hash of its name: what it holds is unknown.
+    A data set without a COCO JSON has unknown content: its name is hashed instead.
 
     Args:
-        name: registered with Detectron2.
+        name: a name registered with Detectron2.
 
     Raises:
         DataError: the JSON cannot be read.
@@ -29,9 +29,9 @@ def fingerprint(name: str) -> str:
 
 
 def shared_images(name: str, other: str) -> int:
-    """The number of images of one registered data set that another one has too, by content.
+    """Count the images of one registered data set that another one has too, by content.
 
-    A data set without a COCO JSON is only known to share its images with itself: 1.
+    Without a COCO JSON the images are unknown: the result is 1 if both names are equal, else 0.
 
     Raises:
         DataError: a JSON cannot be read.
@@ -47,11 +47,11 @@ def shared_images(name: str, other: str) -> int:
 
 
 def file_fingerprint(path: str) -> str:
-    """Twelve hexadecimal digits of a file's content; `path` itself where there is no such file."""
+    """Return a hash, twelve hexadecimal digits, of a file; `path` itself if it does not exist."""
     return _of_file(path, stamp(path)) if path and Path(path).is_file() else path
 
 
-# a plan asks for the same files once a run; COCO's take seconds
+# a plan asks for the same files once per run, and COCO's take seconds
 @lru_cache(maxsize=16)
 def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
     content = content_hash(json_file)
@@ -64,13 +64,13 @@ def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
 @lru_cache(maxsize=64)
 def _count_shared(json_file: str, root: str, _stamp: tuple, *other) -> int:
     mine, theirs = _by_size(json_file, root), _by_size(*other[:2])
-    sizes = mine.keys() & theirs.keys()  # the others need not be read
+    sizes = mine.keys() & theirs.keys()  # files of other sizes need not be read
     known = {content_hash(path).digest() for size in sizes for path in theirs[size]}
     return sum(content_hash(path).digest() in known for size in sizes for path in mine[size])
 
 
 def _by_size(json_file: str, image_root: str) -> dict[int, list[str]]:
-    """The paths of a data set's image files by their sizes in bytes."""
+    """Return size in bytes -> the paths of a data set's image files with that size."""
     found: dict[int, list[str]] = {}
     for path in (os.path.join(image_root, name) for name in judge(json_file).images):
         if os.path.isfile(path):

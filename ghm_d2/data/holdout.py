@@ -1,4 +1,4 @@
-"""A part of the training split held out, so that a search never sees what is reported on."""
+"""Holds out a part of the training split, so that a search never sees the reported data."""
 
 import os
 import random
@@ -11,15 +11,15 @@ from ghm_d2.errors import DataError, UsageError
 
 
 def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int = 0) -> None:
-    """Write a data set folder whose train and val are both of the registered split `train_name`.
+    """Write a data set folder whose train and val are parts of the registered split `train_name`.
 
-    The images are linked. A folder that is there already is kept, its link mended if need be.
+    The images are linked. An existing folder is kept; if its link is broken, it is renewed.
 
     Args:
-        train_name: registered with Detectron2, with a COCO JSON.
-        folder: becomes a folder as from `ghm data import`.
-        share: of the images that become val, in (0, 1); at least one, not all.
-        seed: of the draw.
+        train_name: a split registered with Detectron2 that has a COCO JSON.
+        folder: the output, a folder like those of `ghm data import`.
+        share: share of the images that become val, in (0, 1); at least one, and not all.
+        seed: seed of the draw.
 
     Raises:
         DataError: no COCO JSON, or fewer than two images.
@@ -32,9 +32,9 @@ def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int =
 
 
 def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int = 0) -> None:
-    """Write a folder as `write_holdout` does, whose val is one of `folds` equal parts.
+    """Write a folder as `write_holdout` does, with one of `folds` equal parts as val.
 
-    An image that is listed twice is in one part.
+    An image that is listed twice stays in one part.
 
     Args:
         fold: 0 to `folds` - 1.
@@ -90,7 +90,7 @@ def _write_part(
 
 
 def _link_again(link: Path, image_root: str) -> None:
-    """Make the link to the images again, which may have been moved since."""
+    """Renew a broken link to the images, which may have been moved since."""
     if link.exists():
         return
     unfinished = link.with_name(f".images.{os.getpid()}")

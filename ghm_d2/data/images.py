@@ -1,4 +1,4 @@
-"""Decoding images that strangers wrote: every fault is a DataError that names the file."""
+"""Decodes images from unknown sources: every fault is a DataError that names the file."""
 
 import hashlib
 import os
@@ -25,15 +25,15 @@ class Probe(NamedTuple):
     width: int
     height: int
     rotated: bool  # an EXIF orientation swaps the sides
-    mode: str  # Pillow's, of the file
-    digest: str  # of the decoded RGB pixels, so that a copy with other metadata is still a copy
+    mode: str  # Pillow's mode of the file
+    digest: str  # hash of the decoded RGB pixels: a copy with other metadata is still a copy
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Decode `path` completely.
 
     Returns: uint8 RGB, (height, width, 3), turned upright by its EXIF orientation.
-    Raises: DataError naming the file where it is missing, truncated, not an image, or larger than
+    Raises: DataError naming the file if it is missing, truncated, not an image, or larger than
     Pillow's `MAX_IMAGE_PIXELS`.
     """
     return np.asarray(_decode(path)[0])
@@ -48,13 +48,13 @@ def probe(path: str | os.PathLike) -> Probe:
 
 
 def in_threads(function, things: list) -> Iterator:
-    """Yield `function(thing)` for each thing, in order, from as many threads as there are cores.
+    """Yield `function(thing)` for each thing, in order, computed in one thread per core.
 
-    Meant for decoding: Pillow leaves Python's lock while it does. Stopping early ends the work.
+    Meant for decoding, while Pillow releases Python's lock. Closing the iterator ends the work.
     """
     pool = ThreadPoolExecutor(os.cpu_count())
-    # Once around the pool, since warning filters belong to the whole process; too large an image
-    # is an error here in any case.
+    # Set once around the pool, because warning filters belong to the whole process. An image that
+    # is too large is an error anyway.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -89,7 +89,7 @@ def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
 
 
 def _is_pointer(path: str | os.PathLike) -> bool:
-    """Return whether the file is Git LFS's pointer in the place of a large file."""
+    """Return whether the file is a Git LFS pointer in place of a large file."""
     try:
         with open(path, "rb") as file:
             return file.read(20) == b"version https://git-"

@@ -1,10 +1,10 @@
-"""Instance masks: COCO's `segmentation`, judged before any C code gets to see it.
+"""Instance masks: COCO's `segmentation`, checked before any C code reads it.
 
-It is a list of polygons, each x, y, x, y, ... in px; or an RLE, a run-length encoding {"size":
-[height, width], "counts"}. The counts are pixels outside and inside the mask in turn, column by
-column from the upper left corner: a list of them, or the text that pycocotools packs them into
-(rleToString in its maskApi.c). Anything decoded here must have passed `mask_fault`: the C code
-trusts sizes and lengths.
+A segmentation is a list of polygons, each x, y, x, y, ... in px, or an RLE, a run-length encoding
+{"size": [height, width], "counts"}. The counts are numbers of pixels outside and inside the mask in
+turn, column by column from the upper left corner: a list, or the text into which pycocotools packs
+them (rleToString in its maskApi.c). Anything decoded here must have passed `mask_fault`, because
+the C code trusts sizes and lengths.
 """
 
 import json
@@ -18,21 +18,21 @@ from pycocotools import mask as coco_mask
 
 from ghm_d2.data.coco_json import is_finite
 
-# Rasterising takes memory by an outline's length and by the image's size. No real image or outline
-# comes near these: JPEG's longest side, 2**28 px in all, and a hundred times around the image.
+# Rasterising takes memory in proportion to the outline's length and the image's area. Real data are
+# far below these limits: JPEG's longest side, 2**28 px in all, and 100 perimeters of the image.
 _LONGEST_SIDE, _MOST_PIXELS, _TIMES_AROUND = 65535, 2**28, 100
-_LONGEST_COUNT = 7  # characters of five bits
+_LONGEST_COUNT = 7  # characters of five bits in one count
 _POLYGONS = msgspec.json.Decoder(list[list[float]])
 
 
 def encode(mask: np.ndarray) -> dict:
-    """The RLE of a mask, (height, width) bool, its counts as ASCII text, ready for JSON."""
+    """Return the RLE of a mask, (height, width) bool, with its counts as ASCII text for JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    """The mask, (height, width) bool, of a segmentation without fault."""
+    """Return the mask, (height, width) bool, of a segmentation without fault."""
     if isinstance(segmentation, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation["counts"], list):
@@ -55,25 +55,25 @@ def mask_fault(segmentation: Any, width: int, height: int) -> str | None:
 
 
 def decoded(segmentation: Any) -> Any:
-    """A segmentation as such, where `coco_json.load_outline` has left its text."""
+    """Parse a segmentation that `coco_json.load_outline` left as text; return others unchanged."""
     if not isinstance(segmentation, msgspec.Raw):
         return segmentation
     try:
-        return _POLYGONS.decode(segmentation)  # much faster than anything else, and it is the rule
+        return _POLYGONS.decode(segmentation)  # the usual form, and by far the fastest parser
     except msgspec.MsgspecError:
         with suppress(RecursionError):
             return json.loads(bytes(segmentation))
-    return True  # nested so deep that nobody can read it: no mask
+    return True  # nested too deeply to be parsed: True is no mask
 
 
 def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
     """Return why a polygon is not valid in an image of `width` x `height` px, or None.
 
-    It may leave the image by the image's own size.
+    A polygon may leave the image on each side by up to the image's own width or height.
     """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return "segmentation has a polygon that is not x, y of three points or more"
-    # a data set has a million polygons: NumPy is for the few that may be at fault
+    # a data set may have a million polygons: NumPy is only used for the few that may be faulty
     try:
         low, high, total = min(polygon), max(polygon), sum(polygon)
         finite = math.isfinite(total) and is_finite(low) and is_finite(high)
@@ -97,10 +97,10 @@ def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
 
 
 def usable_polygons(segmentation: Any, width: int, height: int) -> list:
-    """The parts of an object that can be used, where some of them cannot; empty where none can.
+    """Return the valid polygons of an object that has faulty ones too; empty if none is valid.
 
     Args:
-        segmentation: one with a fault, of an image of `width` x `height` px.
+        segmentation: a faulty segmentation in an image of `width` x `height` px.
     """
     if not isinstance(segmentation, list):
         return []
@@ -109,12 +109,12 @@ def usable_polygons(segmentation: Any, width: int, height: int) -> list:
 
 
 def loaded(segmentation: Any) -> Any:
-    """Return a faulty mask as Detectron2's loader keeps it; it drops an object without a polygon.
+    """Return what Detectron2's loader keeps of a faulty mask; if nothing, it drops the object.
 
-    It looks at the lengths of polygons alone, and packs the counts of an RLE that are a list.
+    The loader checks only the lengths of polygons, and packs an RLE's counts if they are a list.
 
     Raises:
-        TypeError, ValueError, KeyError, OverflowError: it fails.
+        TypeError, ValueError, KeyError, OverflowError: the loader would fail.
     """
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
@@ -140,10 +140,10 @@ def _rle_fault(rle: dict, width: int, height: int) -> str | None:
 
 
 def _unpack(counts: Any) -> list[int] | None:
-    """The run lengths that a text stands for; None where it is damaged.
+    """Return the run lengths packed into a text, or None if it is damaged.
 
-    A character holds five bits and whether more follow, the lowest first. From the fourth on a
-    number is the difference to the run of the same kind before it.
+    A character holds five bits, the lowest first, and a flag for more to follow. From the fourth
+    number on, each is the difference from the previous run of the same kind.
     """
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -165,9 +165,9 @@ def _unpack(counts: Any) -> list[int] | None:
 
 
 def moved(segmentation: dict, box: list[int], to: list[int]) -> dict:
-    """The RLE whose box is `to`, by the shift and the scaling that take `box` there.
+    """Return the RLE shifted and scaled so that `box` becomes `to`.
 
-    box, to: [x, y, w, h] in whole px, `box` tight around the mask; so is `to` around the result.
+    box, to: [x, y, w, h] in whole px; `box` is tight around the mask, and `to` around the result.
     """
     height, width = segmentation["size"]
     x, y, w, h = box
@@ -175,7 +175,7 @@ def moved(segmentation: dict, box: list[int], to: list[int]) -> dict:
     x, y, new_w, new_h = to
     rows, columns = ((np.arange(n) + 0.5) * old // n for n, old in ((new_h, h), (new_w, w)))
     new = mask[np.ix_(rows.astype(int), columns.astype(int))]
-    # where it shrinks no pixel of ink may get lost, or the box would not be tight
+    # shrinking must not lose a pixel of ink, or the box would not be tight
     ink_rows, ink_columns = np.nonzero(mask)
     new[
         ((ink_rows + 0.5) * new_h // h).astype(int), ((ink_columns + 0.5) * new_w // w).astype(int)

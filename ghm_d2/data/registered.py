@@ -7,15 +7,15 @@ from ghm_d2.errors import UsageError
 
 
 def set_name(registered: str) -> str:
-    """The registered name; of a folder's split FOLDER/SPLIT, without the path to them."""
+    """Return the registered name, or FOLDER/SPLIT without its path for a folder's split."""
     path = Path(registered)
     return f"{path.parent.name}/{path.stem}" if path.suffix == ".json" else registered
 
 
 def category_ids(registered: str) -> dict[int, int]:
-    """The category id in the annotations and in results -> the class's number, 0..K-1.
+    """Return category id, as in annotations and results -> class index, 0..K-1.
 
-    LVIS, of which Detectron2 registers no such table, has 1 to K.
+    Detectron2 registers no such table for LVIS, whose ids are 1 to K.
     """
     from detectron2.data import MetadataCatalog
 
@@ -40,7 +40,7 @@ def is_lvis(registered: str) -> bool:
 
 
 def require_lvis(registered: str) -> None:
-    """Raise UsageError where the package that reads and evaluates LVIS cannot be imported."""
+    """Raise UsageError if the package that reads and evaluates LVIS cannot be imported."""
     try:
         import_module("lvis")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A contact sheet of images with their boxes drawn, for the eye to check."""
+"""Draws a contact sheet of images with their boxes, to check by eye."""
 
 import colorsys
 from collections.abc import Iterable
@@ -37,8 +37,8 @@ def contact_sheet(
     """Draw a grid of pictures.
 
     pictures: (file, caption, COCO annotations with `bbox` in px and `category_id`). A
-        `segmentation` is filled in. Annotations that the generated noise spoilt say how; missing
-        ones are drawn in white.
+        `segmentation` is filled in. Labels tell the kind of generated noise; boxes that it left
+        out are drawn in white.
     names: category id -> name. cell: longest side of a picture on the sheet, in px.
     Raises: DataError naming the file of a picture that cannot be decoded.
     """
@@ -63,7 +63,7 @@ def contact_sheet(
 def pick(json_file: str, root: str, count: int) -> tuple[list, dict[int, str]]:
     """Return up to `count` images spread evenly over a split, and the category names, for a sheet.
 
-    Annotations whose box is none are left out. Raises: DataError where the JSON is malformed.
+    Annotations without a valid box are left out. Raises: DataError if the JSON is malformed.
     """
     coco = load_json(json_file)
     for problem in audit(coco, "test", json_file):
@@ -108,9 +108,9 @@ def draw_boxes(
     """Draw annotations, or detections, into a picture.
 
     Args:
-        annotations, names: as of `contact_sheet`.
+        annotations, names: as in `contact_sheet`.
         palette: colours by category id.
-        original: (width, height) of the picture that they are of, where this one was resized.
+        original: (width, height) of the annotated picture, if this one is a resized copy.
     """
     palette = palette or dict(zip(sorted(names), colours(len(names)), strict=True))
     original, size = original or picture.size, picture.size
@@ -132,7 +132,7 @@ def draw_boxes(
 
 
 def _fill(picture: Image.Image, mask, original: tuple[int, int], colour) -> None:
-    """Tint a mask; one that does not fit an image of size `original` is left out."""
+    """Tint a mask; skip one that is not valid in an image of size `original`."""
     if not mask or mask_fault(mask, *original):
         return
     opacity = Image.fromarray(decode(mask, original[1], original[0]) * np.uint8(_FILL))

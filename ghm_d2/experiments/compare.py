@@ -47,11 +47,11 @@ POLL_SECONDS = 1.0
 class Request:
     """A comparison that a user asks for.
 
-    root: folder that comparisons share: the runs table, the runs, and a folder a comparison.
-    overrides: KEY VALUE in turn, of all sides.
-    search: whether settings are searched first: on the compared data, or on all of `search_on`.
-    settings: the comparison.json of an earlier search, or its folder, to take settings from.
-    at_once: runs that the launcher trains at the same time.
+    root: folder shared by comparisons: the runs table, all runs, and one folder per comparison.
+    overrides: KEY VALUE words for all sides.
+    search: True to search settings first, on the compared data or on all of `search_on`.
+    settings: comparison.json, or its folder, of the earlier search whose settings are used.
+    at_once: number of runs that the launcher trains at the same time.
     margin, looks: as in `Comparison`.
     """
 
@@ -66,8 +66,8 @@ class Request:
     search_on: tuple[str, ...] = ()
     settings: Path | None = None
     command: str = ""
-    margin: float | None = None  # of AP; None: of an earlier call, or 1
-    looks: tuple[int, ...] | None = None  # numbers of seeds; None: of an earlier call, or none
+    margin: float | None = None  # in AP; None: an earlier call's, or 1
+    looks: tuple[int, ...] | None = None  # numbers of seeds; None: an earlier call's, or none
     at_once: int = 1
 
     @property
@@ -81,7 +81,7 @@ class Request:
         return config, (*own, *self.overrides), side_dataset(side, self.dataset)
 
     def folder(self) -> Path:
-        """The comparison's folder, named by its question, configurations, data and search."""
+        """The comparison's folder: suite, data and budget, then a hash of the runs and search."""
         runs = make_runs(replace(self, seeds=(1,)), {})
         words = [self.suite.name, label_of(self, runs), self.budget]
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-")[:100]
@@ -93,10 +93,10 @@ class Request:
 
 
 def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
-    """The runs of a comparison, one seed of all sides after another.
+    """The runs of a comparison, ordered by seed: first all sides with the first seed.
 
     Args:
-        settings: overrides by side that a search chose.
+        settings: the overrides that a search chose, by side.
 
     Raises:
         UsageError, DataError: a configuration or data set cannot be used.
@@ -115,12 +115,12 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
 
 
 def make_plan(request: Request, progress: Progress) -> Plan:
-    """The runs to come and how long they will take; the trials of a search come first.
+    """The planned runs and how long they will take; the trials of a search come first.
 
-    What depends on the results of trials is counted with the sides' own settings.
+    Runs that depend on the results of trials are counted with the sides' own settings.
 
     Raises:
-        UsageError: the comparison was planned before with another margin or other looks.
+        UsageError: see `keep_plan`.
     """
     request = keep_plan(request)
     table = request.table
@@ -143,8 +143,8 @@ def keep_plan(request: Request) -> Request:
     """Return `request` with the margin and the looks that the comparison was planned with.
 
     Raises:
-        UsageError: it asks for others, or its primary pair is another one. A plan that is changed
-            in view of results is none.
+        UsageError: the request has another margin, other looks or another primary pair. A plan
+            must not change once results may be known.
     """
     others = any(request.root.glob(f"*/{COMPARISON_FILE}"))
     file = (request.folder() if others else request.root) / COMPARISON_FILE
@@ -182,28 +182,28 @@ def compare(
     progress: Progress,
     is_decided: Callable[[Path, int], bool] | None = None,
 ) -> Path:
-    """Train what is not done yet, and record the comparison.
+    """Train the runs that are not done yet, and record the comparison.
 
-    After each planned look `is_decided` is asked with the comparison's folder and the look's number
-    of seeds. If it says so, the seeds after the look are not trained. None: all seeds are trained.
+    After each planned look, `is_decided` is called with the comparison's folder and the look's
+    number of seeds. If it returns True, the other seeds are not trained. With None, all are.
 
     Returns:
         the comparison's folder.
 
     Raises:
-        UsageError, DataError, RunError: a run failed; the same request continues.
-        KeyboardInterrupt: after Ctrl-C, checkpoints saved.
+        UsageError, DataError, RunError: a run failed; the same request continues the comparison.
+        KeyboardInterrupt: after Ctrl-C, once the runs have saved checkpoints.
     """
     request = keep_plan(request)
     table = request.table
-    os.environ[GROUP] = request.folder().name  # its processes have it too
+    os.environ[GROUP] = request.folder().name  # inherited by the training processes
     settings, trials = _settings(
         request, _searches(request), lambda runs: run_all(runs, launcher, table, progress)
     )
     folder = request.folder()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a") as lock:
-        while not take(lock):  # other seeds of it start now
+        while not take(lock):  # another process starts other seeds of this comparison
             time.sleep(POLL_SECONDS)
         _record(request, settings, trials, folder)
     runs = make_runs(request, settings)
@@ -227,7 +227,7 @@ def _settings(
     """The settings of each side, searched or taken from an earlier search, and the trials.
 
     Raises:
-        UsageError, DataError: a side is missing in the earlier search, or that cannot be used.
+        UsageError, DataError: the earlier search lacks a side, or cannot be used.
     """
     if request.settings is None:
         return search(searches, request.table, train)
@@ -239,7 +239,7 @@ def _settings(
 
 
 def _searches(request: Request) -> list[SideSearch]:
-    """The search of each side that does not share another's."""
+    """The searches, one for each side that does not share another side's search."""
     if not request.search:
         return []
     names = {side.name for side in request.suite.sides}
@@ -260,18 +260,18 @@ def _searches(request: Request) -> list[SideSearch]:
 
 
 def label_of(request: Request, runs: list[PlannedRun]) -> str:
-    """The name of the comparison's data; it is digits where the sides differ in noise."""
+    """The name of the comparison's data; "digits" if the suite sets the noise of each side."""
     first = request.suite.sides[0]
     label = f"val of {runs[0].label}" if first.dataset else runs[0].label
     return "digits" if first.noise is not None else label
 
 
 def _record(request: Request, settings: Settings, trials: list[Trial], folder: Path) -> None:
-    """Write comparison.json; the seeds of an earlier call stay in it."""
+    """Write comparison.json; it keeps the seeds of earlier calls."""
     looks: list[int] = []
     if (folder / COMPARISON_FILE).is_file():
         earlier = Comparison.read(folder)
-        if len(earlier.seeds) > len(request.seeds):  # its command is what does all runs
+        if len(earlier.seeds) > len(request.seeds):  # the earlier command does all runs
             request = replace(request, command=earlier.command)
         seeds = {*earlier.seeds, *request.seeds}
         request = replace(request, seeds=tuple(sorted(seeds)))
@@ -280,7 +280,7 @@ def _record(request: Request, settings: Settings, trials: list[Trial], folder: P
         if len(seeds) > len(earlier.seeds) and all(run.is_done(request.table) for run in before):
             looks = [*looks, len(earlier.seeds)]
     elif all(run.is_done(request.table) for run in make_runs(request, settings)):
-        looks = [len(request.seeds)]  # pairs and margin are chosen with all results at hand
+        looks = [len(request.seeds)]  # pairs and margin were chosen after all results
     runs, sides = make_runs(request, settings), []
     for side in request.suite.sides:
         own = [run for run in runs if run.side == side.name]
@@ -304,7 +304,7 @@ def _record(request: Request, settings: Settings, trials: list[Trial], folder: P
 
 
 def run_all(runs: list[PlannedRun], launcher, table: RunsTable, progress: Progress) -> None:
-    """Run what is not done, and wait for what another comparison is at."""
+    """Train the runs that are not done; wait for those that another comparison is training."""
     watch = _Watch(runs, table, progress)
     waiting = deque(run for run in runs if run.key not in watch.done)
     jobs: list[tuple[PlannedRun, Any]] = []
@@ -312,7 +312,7 @@ def run_all(runs: list[PlannedRun], launcher, table: RunsTable, progress: Progre
         while waiting or jobs:
             for _ in range(len(waiting)):
                 run = waiting.popleft()
-                if run.is_done(table):  # by another comparison
+                if run.is_done(table):  # another comparison trained it
                     watch.finished(run)
                 elif launcher.free and not is_training(run):
                     jobs.append((run, launcher.start(run, table.file)))
@@ -354,7 +354,7 @@ def _failure(run: PlannedRun, code: int) -> BaseException:
 
 
 class _Watch:
-    """Tells a `Progress` how far all runs together are, in iterations."""
+    """Reports the progress of all runs together, in iterations."""
 
     def __init__(self, runs: list[PlannedRun], table: RunsTable, progress: Progress):
         self._runs = {run.key: run for run in runs}
@@ -362,7 +362,7 @@ class _Watch:
         self.done = {key for key, run in self._runs.items() if run.is_done(table)}
 
     def finished(self, run: PlannedRun) -> None:
-        """A run has ended with a result."""
+        """Report that a run has ended with a result."""
         self.done.add(run.key)
         record = RunRecord.read(run.folder)
         ap = record.metrics.get("AP")
@@ -372,7 +372,7 @@ class _Watch:
         )
 
     def update(self, running: list[PlannedRun]) -> None:
-        """Look into the folders of the runs under way."""
+        """Report the iterations of the finished runs and, from their folders, the running ones."""
         done = sum(self._runs[key].iterations for key in self.done)
         rows = [_last_row(run) for run in running]
         done += sum(row.get("iteration", 0) for row in rows)
@@ -381,7 +381,7 @@ class _Watch:
 
 
 def _last_row(run: PlannedRun) -> dict:
-    """The last whole training row of a run's metrics.jsonl."""
+    """The last complete training row in a run's metrics.jsonl."""
     file = run.folder / METRICS_FILE
     if not file.is_file():
         return {}

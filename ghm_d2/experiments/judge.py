@@ -1,4 +1,4 @@
-"""Detections to judge annotations by: a checkpoint's, or of models that have not seen the image."""
+"""Detections that annotations are judged by: a checkpoint's, or those of cross-validation."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from ghm_d2.records import TABLE_FILE, RunsTable
 from ghm_d2.run_folder import DETECTIONS_FILE
 from ghm_d2.training.prepare import prepare_evaluation
 
-LEAST_SCORE = 0.01  # of a detection: what is low for one object is high for another
+LEAST_SCORE = 0.01  # a detection's; a score that is low for one object is high for another
 
 # an image's annotations in COCO's format, and the detections on it in COCO's result format
 Judged = Iterator[tuple[list[dict], list[dict]]]
@@ -29,10 +29,10 @@ Judged = Iterator[tuple[list[dict], list[dict]]]
 def judge_by_weights(
     weights: Path, config: str | None, name: str, device: str, progress: Progress
 ) -> Judged:
-    """Detections of a checkpoint on a registered data set that has a COCO JSON.
+    """A checkpoint's detections on a registered data set that has a COCO JSON.
 
     Args:
-        config: needed where none lies beside the weights.
+        config: needed if no config.yaml lies beside the weights.
 
     Raises:
         UsageError, DataError, WeightsError: the checkpoint or the data cannot be used.
@@ -46,17 +46,17 @@ def judge_by_weights(
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Trainings on all parts of a split but one, each of which detects on that one.
+    """Cross-validation: each training leaves out one part of a split, then detects on it.
 
     Attributes:
-        root: the folder of the parts, of the trainings and of their table; what was cut off goes
-            on there.
+        root: the folder of the parts, the trainings and their table; interrupted trainings
+            continue there.
         config: a shipped configuration's name or a file's absolute path.
-        overrides: KEY VALUE in turn.
+        overrides: KEY VALUE words.
         name: a registered data set, with a COCO JSON.
-        folds: parts, 2 or more.
-        seed: of the trainings; the parts are always the same.
-        device: that the trainings are planned for.
+        folds: number of parts, 2 or more.
+        seed: the trainings' seed; the parts do not depend on it.
+        device: the device that the trainings are planned for.
     """
 
     root: Path
@@ -68,7 +68,7 @@ class CrossValidation:
     device: str
 
     def runs(self) -> list[PlannedRun]:
-        """The trainings, one a fold.
+        """The trainings, one per fold.
 
         Raises:
             UsageError, DataError: the configuration or the data cannot be used.
@@ -87,16 +87,16 @@ class CrossValidation:
         return runs
 
     def train(self, launcher, progress: Progress) -> None:
-        """Train what is not done yet.
+        """Train the folds that are not done yet.
 
         Raises:
             UsageError, DataError, RunError: a training failed; another call continues.
-            KeyboardInterrupt: after Ctrl-C, checkpoints saved.
+            KeyboardInterrupt: after Ctrl-C, once the runs have saved checkpoints.
         """
         run_all(self.runs(), launcher, RunsTable(self.root / TABLE_FILE), progress)
 
     def judged(self) -> Judged:
-        """The images of one fold after another.
+        """The annotations and detections of each image, one fold after another.
 
         Raises:
             DataError: a fold diverged, so that its images were not judged.
@@ -112,7 +112,7 @@ class CrossValidation:
 
 
 def json_file(name: str) -> str:
-    """The COCO JSON of a registered data set; DataError where it has none."""
+    """The COCO JSON of a registered data set; DataError if it has none."""
     from detectron2.data import MetadataCatalog
 
     file = MetadataCatalog.get(name).get("json_file")
@@ -122,7 +122,7 @@ def json_file(name: str) -> str:
 
 
 def _generous(config: str, overrides: Sequence[str], name: str) -> tuple[str, ...]:
-    """Return overrides for the many detections of crowded images, scores from LEAST_SCORE on."""
+    """Return overrides that keep enough detections for crowded images, down to LEAST_SCORE."""
     annotations = by_image(load_json(json_file(name))["annotations"])
     most = max(100, 3 * max(map(len, annotations.values()), default=0))
     threshold = score_threshold_key(load_config(config, overrides))

@@ -1,7 +1,7 @@
-"""Trains one run in a process of its own: on this machine, or as a job of `submitit`'s.
+"""Trains each run in a separate process: on this machine, or as a job of `submitit`.
 
-A process of its own frees all memory, makes the peak a run's own, and takes no other run along
-when it dies.
+A separate process frees all its memory at the end and has its own memory peak. If it dies, no
+other run is lost.
 """
 
 import logging
@@ -27,11 +27,11 @@ BUSY = 75  # exit code: another process is training this run
 
 
 def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
-    """Train, analyse and enter one run; resumes it where it was cut off.
+    """Train and analyse one run, and add it to the table; an interrupted run is resumed.
 
     Returns:
-        0, BUSY, EXIT_INTERRUPTED, or the exit code of an error, which log.txt tells. A diverged
-        run is a result: 0.
+        0, BUSY, EXIT_INTERRUPTED, or the exit code of an error, whose message is in log.txt. A
+        diverged run counts as a result: 0.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / LOCK_FILE, "a") as lock:
@@ -42,7 +42,7 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
             return 0
         _log_to(run.folder / LOG_FILE)
         for unfinished in run.folder.glob("*.tmp"):
-            unfinished.unlink()  # what a killed process was writing
+            unfinished.unlink()  # left by a killed process
         try:
             _train(run, device)
         except DivergedError as error:
@@ -59,7 +59,7 @@ def train_run(run: PlannedRun, table_file: Path, device: str) -> int:
         folder = Path(os.path.relpath(run.folder, table_file.parent)).as_posix()
         table.append({"key": run.key, "folder": folder, "record": record})
         if not run.analyse:
-            for weights in (FINAL_WEIGHTS, BEST_WEIGHTS):  # a trial's, which nobody reads
+            for weights in (FINAL_WEIGHTS, BEST_WEIGHTS):  # nobody reads a trial's weights
                 (run.folder / weights).unlink(missing_ok=True)
     return 0
 
@@ -76,7 +76,7 @@ def is_training(run: PlannedRun) -> bool:
 
 
 def _log_to(file: Path) -> None:
-    """Send what this process prints, its libraries' words included, to the end of a file."""
+    """Append all output of this process, including its libraries' output, to a file."""
     sys.stdout.flush()
     log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
@@ -92,7 +92,7 @@ def _train(run: PlannedRun, device: str) -> None:
     record, evaluation = run.record(), None
     weights = run.folder / FINAL_WEIGHTS
     if record is None or record.status != "finished" or not weights.is_file():
-        # without its weights, a finished run is made anew
+        # a finished run without its weights is trained again
         resume = record is None or record.status != "finished"
         record, evaluation = train(cfg, run.label, resume=resume, progress=LogProgress())
         for checkpoint in run.folder.glob(CHECKPOINTS):
@@ -120,11 +120,11 @@ def find_devices(words: str) -> list[str]:
     """The devices of this machine that `--device` names, such as ["cuda:0", "cuda:1"].
 
     Args:
-        words: as for `pick_device`, several with commas between them. "cuda" is all GPUs, and so
-            is "auto" where there are any.
+        words: as for `pick_device`, or several with commas between them. "cuda" means all GPUs,
+            and so does "auto" if there are any.
 
     Raises:
-        UsageError: one is unknown, or not available.
+        UsageError: a device is unknown or not available.
     """
     import torch
 
@@ -139,9 +139,9 @@ def find_devices(words: str) -> list[str]:
 
 
 def _share_cores(runs: int) -> None:
-    """Give each of several runs at once its share of the cores, unless OMP_NUM_THREADS is set.
+    """Divide the cores among simultaneous runs by OMP_NUM_THREADS, unless it is set already.
 
-    The processes that are started from here inherit it.
+    Processes started from here inherit the variable.
     """
     import torch
 
@@ -150,17 +150,17 @@ def _share_cores(runs: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // runs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)  # records name the number of threads: here, the plan's timings
+    torch.set_num_threads(threads)  # so the plan is timed, and names its device, as the runs do
 
 
 class LocalLauncher:
-    """Runs on the devices of this machine, each of which takes `jobs` at a time."""
+    """Starts runs on the devices of this machine, up to `jobs` at a time on each."""
 
     def __init__(self, devices: Sequence[str], jobs: int = 1):
         """
         Args:
             devices: as from `find_devices`.
-            jobs: runs at once on each of them, at least 1.
+            jobs: number of simultaneous runs on each device, at least 1.
         """
         self.free = [*devices] * jobs
         _share_cores(len(self.free))
@@ -171,11 +171,11 @@ class LocalLauncher:
 
 
 class LocalJob:
-    """A run in a process of this machine."""
+    """A run in a process on this machine."""
 
     def __init__(self, run: PlannedRun, table_file: Path, free: list[str]):
         self._free, self._device = free, free.pop(0)
-        spawn = multiprocessing.get_context("spawn")  # a forked CUDA does not work
+        spawn = multiprocessing.get_context("spawn")  # CUDA does not work after a fork
         arguments = (run, table_file, self._device)
         self._process = spawn.Process(target=_in_process, args=arguments)
         self._process.start()
@@ -199,20 +199,20 @@ class LocalJob:
 
 
 def _in_process(run: PlannedRun, table_file: Path, device: str) -> None:
-    os.setpgrp()  # Ctrl-C is the comparison's to hear: it asks the run to stop
+    os.setpgrp()  # Ctrl-C reaches the comparison only, which asks the run to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(train_run(run, table_file, device))
 
 
 def _end_with_parent() -> None:
-    """A killed comparison leaves nothing running: the run saves a checkpoint and ends."""
+    """When the comparison has ended or was killed, let the run save a checkpoint and end."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class SubmititLauncher:
-    """Each run is a Slurm job, or a local one where there is no Slurm, through `submitit`.
+    """Submits each run through `submitit` as a Slurm job, or as a local one without Slurm.
 
     Slurm's own variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...) say where jobs go.
     """
@@ -221,7 +221,7 @@ class SubmititLauncher:
         """
         Args:
             folder: where submitit keeps its logs.
-            minutes: limit of a job.
+            minutes: time limit of a job.
             device: a job's device: "cpu", "cuda" (the job asks for a GPU) or "auto".
 
         Raises:
@@ -243,7 +243,7 @@ class SubmititLauncher:
 
 
 class SubmititJob:
-    """A run in a job of submitit's."""
+    """A run in a job of `submitit`."""
 
     def __init__(self, job):
         self._job = job
@@ -259,4 +259,4 @@ class SubmititJob:
         self._job.cancel()
 
     def wait(self) -> None:
-        """A cancelled job's end is the queue's to see to."""
+        """Return at once: the queue ends a cancelled job."""

@@ -28,17 +28,17 @@ from ghm_d2.training.metrics.timing import time_steps
 from ghm_d2.training.prepare import prepare
 
 QUICK_ITERATIONS = 300
-# digits that no setting of a loss was chosen on: those of seed 0 are for development
+# seed of digits on which no setting of a loss was chosen; the digits of seed 0 are for development
 NOISE_SEED = 1
-SET_UP_SECONDS = 15  # a run's share for building the model, loading data and analysis
-# meta-architecture -> changes of its losses that no key of the configuration tells
+SET_UP_SECONDS = 15  # per run, for building the model, loading data and analysis
+# meta-architecture -> changes of its losses that the configuration does not show, for a run's key
 _LOSSES_SINCE = {"GHMYOLOv3": ["box gradients past the sigmoid"]}
-RESULTS = ("finished", "diverged")  # how a run ends that is never run again
+RESULTS = ("finished", "diverged")  # a run with one of these is never repeated
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training of a comparison, and everything that is needed to run it in another process."""
+    """One training of a comparison, with everything that another process needs to run it."""
 
     side: str
     config: str  # a shipped configuration's name or an absolute path
@@ -54,13 +54,13 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """The command that trains the same by hand."""
+        """The `ghm train` command that trains the same."""
         words = ["ghm", "train", "--config", self.config]
         words += ["--dataset", self.dataset] if self.dataset else []
         return shlex.join([*words, "--seed", str(self.seed), *self.overrides])
 
     def build_config(self, device: str):
-        """The run's `CfgNode`, its data sets registered."""
+        """The run's `CfgNode`; its data sets are then registered."""
         return prepare(
             self.config, self.overrides, dataset=self.dataset, seed=self.seed, device=device
         )
@@ -86,9 +86,9 @@ class Plan:
     dataset: str  # its label
     runs: list[PlannedRun]
     trials: list[PlannedRun]  # runs of the search, which come first
-    later: list[PlannedRun]  # stand for its runs that depend on the results of `trials`
-    done: set[str]  # keys
-    seconds: dict[str, float]  # expected, of what is not done, by key
+    later: list[PlannedRun]  # stand for the search's later runs, which depend on `trials`
+    done: set[str]  # keys of finished runs
+    seconds: dict[str, float]  # key of an unfinished run -> expected seconds
     at_once: int = 1  # runs that share the devices
     margin: float = 1.0  # as in `Comparison`
     looks: tuple[int, ...] = ()
@@ -98,7 +98,7 @@ class Plan:
         """The seconds until all is done, as if runs on one device did not slow each other down."""
         ends = [0.0] * self.at_once
         for seconds in self.seconds.values():
-            heapq.heapreplace(ends, ends[0] + seconds)  # it takes the place that is free first
+            heapq.heapreplace(ends, ends[0] + seconds)  # a run takes the place that is free first
         return max(ends)
 
     def as_dict(self) -> dict:
@@ -130,10 +130,10 @@ class Plan:
 
 
 def side_config(side: SuiteSide, budget: str) -> tuple[str, tuple[str, ...]]:
-    """The configuration of a side and its overrides; the last ones fit its schedule to the budget.
+    """A side's configuration and overrides; the last overrides scale its schedule to the budget.
 
-    "full" is the schedule as it is written, "half" has half its iterations, and "quick" as many as
-    the side says, or at most QUICK_ITERATIONS, which the shipped quick configurations have.
+    "full" is the schedule as written, and "half" has half its iterations. "quick" has as many as
+    the side says, or else at most QUICK_ITERATIONS, as the shipped quick configurations have.
     """
     config = portable_config(side.config)
     cfg = load_config(config)
@@ -194,10 +194,10 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
 
 
 def require_one_judge(suite: Suite) -> None:
-    """Check that data sets that are sides have the same val split, which judges all of them.
+    """Check that the data sets which a suite compares have the same val split to be judged on.
 
     Raises:
-        DataError: they differ, or one has none.
+        DataError: the val splits differ, or a data set has none.
     """
     folders = [side.dataset for side in suite.sides if side.dataset]
     first = None
@@ -216,7 +216,7 @@ def require_one_judge(suite: Suite) -> None:
 
 
 def absolute(dataset: str) -> str:
-    """A data set's name, or its folder's path, for a process that runs elsewhere."""
+    """A data set's name, or its folder's absolute path, for a process that runs elsewhere."""
     if is_registered(dataset) or not Path(dataset).exists():
         return dataset
     return str(Path(dataset).resolve())
@@ -271,12 +271,12 @@ def expected_seconds(
 ) -> dict[str, float]:
     """Seconds for each run, by key: from finished runs of its configuration, or timed steps.
 
-    Runs that differ in their losses alone share one timing.
+    Runs that differ only in their losses share one timing.
     """
     timings: dict[str, tuple[float, float]] = {}
     expected = {}
     spawn = multiprocessing.get_context("spawn")
-    # a process of its own, which takes its memory along when it ends
+    # a separate process, which frees its memory when it ends
     with ProcessPoolExecutor(1, spawn) as pool:
         for run in progress.track(runs, "timing a few steps", len(runs)):
             cfg = run.build_config(device)
@@ -303,7 +303,7 @@ def _time_steps(run: PlannedRun, device: str) -> tuple[float, float]:
 
 
 def _kind_of_network(cfg) -> str:
-    """The settings that decide the time of a step, without the losses."""
+    """The settings that decide the time of a step, apart from the losses."""
     losses = ("LOSS_TYPE", "LOSS_WEIGHT")
     model = plain_config(cfg.MODEL)
     del model["GHM"], model["WEIGHTS"]

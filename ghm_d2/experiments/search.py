@@ -1,18 +1,18 @@
-"""A search that every side of a comparison gets alike, never on the data that judge it.
+"""The search for settings: the same for every side, and never on the data that judge it.
 
-Successive halving over learning rates times weights of the box loss, around the configured ones:
+Successive halving over a grid of learning rates and box loss weights around the configured ones:
 
-1. Each setting of the grid is trained once, for half of the iterations. Where the best of them has
-   the grid's largest or smallest rate, one setting beyond it is tried too.
-2. The best one and the configured setting are trained at full length with two seeds. The configured
+1. Each setting of the grid is trained once, for half of the iterations. If the best one has the
+   grid's largest or smallest rate, one setting beyond it is tried too.
+2. The best and the configured setting are trained at full length with two seeds. The configured
    one stays unless the other is ahead by more than half an AP and more than one standard error of
    the differences, paired by data set and seed.
 
-A side takes eight full trainings at most on each data set. On the compared data, trials train on
-four fifths of the training images and are judged on the rest; on other data, on their own train and
-val, unless the comparison is judged on some of these images. AP is the mean over data sets. One
-weight is enough: a factor common to both losses is one of the learning rate under SGD, and of no
-effect under AdamW.
+A side takes at most eight full trainings on each data set. On the compared data, trials train on
+four fifths of the training images and are judged on the rest. On other data they use its train and
+val splits, unless the comparison is judged on some of these val images. AP is the mean over data
+sets. One weight is enough: a factor common to both losses acts like a factor on the learning rate
+under SGD, and has no effect under AdamW.
 """
 
 import math
@@ -31,11 +31,11 @@ from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
 from ghm_d2.records import Comparison, RunsTable, Trial
 from ghm_d2.training.prepare import prepare
 
-CONFIGURED = (1.0, 1.0)  # factors of the learning rate and of the weight; the first wins a tie
-# without both halved and both doubled, where boxes would learn at a quarter and four times the rate
+CONFIGURED = (1.0, 1.0)  # factors of learning rate and weight; first in GRID, it wins ties
+# not both halved or both doubled: boxes would learn at a quarter of the rate or four times the rate
 GRID = (CONFIGURED, (0.5, 1.0), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (0.5, 2.0), (2.0, 0.5))
-BEYOND = {0.5: 0.25, 2.0: 4.0}  # the grid's outer rates and those past them
-SEEDS = (0, 1000)  # no compared run has them; the first rung takes the first alone
+BEYOND = {0.5: 0.25, 2.0: 4.0}  # the grid's outer rates -> the rates beyond them
+SEEDS = (0, 1000)  # not the compared runs' seeds; the first rung uses only the first
 SHORT = 0.5  # the first rung's share of the iterations
 LEAST_GAIN = 0.5  # AP by which another setting has to be ahead of the configured one
 RATE_KEY, WEIGHT_KEY = "SOLVER.BASE_LR", "BBOX_REG_LOSS_WEIGHT"
@@ -52,7 +52,7 @@ class PlannedTrial:
 
     factors: Factors
     dataset: str  # its label
-    final: bool  # at full length
+    final: bool  # trained at full length
     run: PlannedRun
 
     def score(self, table: RunsTable) -> float:
@@ -68,7 +68,7 @@ class PlannedTrial:
 
 
 class SideSearch:
-    """The trials of one side, as far as those already done tell which they are."""
+    """The trials of one side; the results of the first ones decide which follow."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class SideSearch:
         """
         Args:
             root: the folder that comparisons share.
-            config, overrides: of the side; the search varies them.
+            config, overrides: the side's own, which the search varies.
             datasets: label -> folder or name, from `trial_data`.
 
         Raises:
-            UsageError: a detector whose box loss has no weight.
+            UsageError: the detector's box loss has no weight.
         """
         self.side = side
         self._root, self._config, self._datasets, self._device = root, config, datasets, device
@@ -105,15 +105,15 @@ class SideSearch:
         self._runs: dict[tuple, PlannedRun] = {}
 
     def trials(self, table: RunsTable) -> list[PlannedTrial]:
-        """The trials known by now; the second rung's follow from the first one's."""
+        """The trials known so far; the second rung depends on the first one's results."""
         return self._rungs(table)[0]
 
     def later(self, table: RunsTable) -> list[PlannedRun]:
-        """Runs as long as those that may follow what is known."""
+        """Runs that stand for the second rung, as long as its trials are not known."""
         return [] if self._rungs(table)[1] else [t.run for t in self._rung(GRID[:2], final=True)]
 
     def _rungs(self, table: RunsTable) -> tuple[list[PlannedTrial], Factors | None]:
-        """The trials known, and the first rung's best, once it is done."""
+        """The trials known so far, and the first rung's best setting; None until it is done."""
         found = self._rung(GRID)
         best = _best(found, table)
         if best and best[0] in BEYOND:
@@ -124,7 +124,7 @@ class SideSearch:
         return found, best
 
     def choice(self, table: RunsTable) -> Factors | None:
-        """The setting that is chosen; None while trials are left."""
+        """The chosen setting; None while trials are left."""
         found, best = self._rungs(table)
         if not best or not all(trial.run.is_done(table) for trial in found):
             return None
@@ -135,7 +135,7 @@ class SideSearch:
         return best if _is_clear(gains) else CONFIGURED
 
     def setting(self, factors: Factors) -> tuple[str, ...]:
-        """The setting's overrides; none if it is the configured one."""
+        """The setting's overrides; empty for the configured one."""
         rate, weight = factors
         words = (RATE_KEY, f"{self._rate * rate:g}") if rate != 1 else ()
         return (*words, self._weight_key, f"{self._weight * weight:g}") if weight != 1 else words
@@ -186,10 +186,10 @@ def _is_clear(gains: Sequence[float]) -> bool:
 def search(
     sides: Sequence[SideSearch], table: RunsTable, run_all: Callable[[list[PlannedRun]], None]
 ) -> tuple[Settings, list[Trial]]:
-    """Run what is not done of the search, and choose for each side.
+    """Run the trials that are not done, and choose a setting for each side.
 
     Args:
-        run_all: trains runs, those alone that are not done.
+        run_all: trains those of the given runs that are not done.
 
     Returns:
         the chosen overrides by side, and all trials.
@@ -222,11 +222,11 @@ def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
     """The settings that an earlier comparison's search chose, and its trials.
 
     Args:
-        file: that comparison's comparison.json, or its folder.
-        budget: of the comparison to come.
+        file: the earlier comparison.json, or its folder.
+        budget: the new comparison's budget.
 
     Raises:
-        DataError: there is none, or it has settings that no search finds.
+        DataError: there is no such file, or it has settings that no search finds.
         UsageError: it was made without a search, or with another budget.
     """
     found = Comparison.read(file)
@@ -265,17 +265,17 @@ def trial_data(
     device: str,
     other: str | None = None,
 ) -> tuple[str, str]:
-    """The label of the data that trials train on and are judged on, and its folder or name.
+    """The data that trials train and are judged on: its label, and its folder or name.
 
     Args:
-        dataset: the compared one.
-        other: another data set to search on. Its own train and val serve, unless the comparison is
-            judged on one of its val images. Then, and without it, a training split is divided, in
-            a folder below `root`.
+        dataset: the compared data set.
+        other: another data set to search on, with its train and val splits. If it is None, or the
+            comparison is judged on some of its val images, the training split is divided, in a
+            folder below `root`.
 
     Raises:
-        UsageError, DataError: there is no one training split, none that can be divided, or one with
-            images that the comparison is judged on.
+        UsageError, DataError: there are several training splits, the split cannot be divided, or
+            the comparison is judged on some of its images.
     """
     compared = prepare(config, overrides, dataset=dataset, device=device)
     cfg = compared if other is None else prepare(config, overrides, dataset=other, device=device)

@@ -1,4 +1,4 @@
-"""The suites: the questions a comparison can answer, with their sides, each a file in suites/.
+"""The suites: questions that a comparison can answer, and their sides; one file each in suites/.
 
 RQ1 to RQ4 are the questions of the paper (Li, Liu, Wang, arXiv 1811.05181, section 4).
 """
@@ -30,7 +30,7 @@ SUITES = (
     "additions",
 )
 _FOLDER = Path(__file__).parent / "suites"
-DATA_CONFIG = "quick/retinanet_ghm.yaml"  # what is trained where data sets are compared
+DATA_CONFIG = "quick/retinanet_ghm.yaml"  # trained on each of the data sets that are compared
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class SuiteSide:
     name: str
     config: str  # a shipped configuration's name or a file
     overrides: tuple[str, ...] = ()  # KEY VALUE in turn
-    optional: bool = False  # trained only where it is asked for by name, or with --optional
-    # the side whose search this one shares, or a name for one search of all that say so
+    optional: bool = False  # trained only if named by --side, or with --optional
+    # the side whose search this one shares, or any name that several sides give their common search
     settings_of: str = ""
-    # share of wrong annotations in the generated digits, in all or by kind (see `DigitsSpec`)
+    # share of wrong annotations in the generated digits, in total or by kind (see `DigitsSpec`)
     noise: float | dict[str, float] | None = None
-    iterations: int = 0  # of a quick run; 0: QUICK_ITERATIONS
-    factors: dict[str, float] = field(default_factory=dict)  # on values of the configuration
-    dataset: str = ""  # a folder of its own, where sides differ in their data
+    iterations: int = 0  # in the quick budget; 0: QUICK_ITERATIONS
+    factors: dict[str, float] = field(default_factory=dict)  # key -> factor on its configured value
+    dataset: str = ""  # the side's own folder, if the sides differ in their data
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Suite:
 
 
 class _SideInFile(msgspec.Struct, forbid_unknown_fields=True):
-    """A side as a suite's file has it; a budget for which it has no configuration leaves it out."""
+    """A side in a suite's file; it is left out in a budget for which it has no configuration."""
 
     name: str
     quick: str = ""  # the configuration for two CPU cores
     published: str = ""  # the published recipe
     overrides: dict[str, str | int | float | bool] = {}
-    optional: bool | Literal["quick"] = False  # "quick": in that budget alone
+    optional: bool | Literal["quick"] = False  # "quick": only in that budget
     settings_of: str = ""
     noise: float | dict[str, float] | None = None
     iterations: int = 0
@@ -90,12 +90,12 @@ class _SuiteInFile(msgspec.Struct, forbid_unknown_fields=True):
     question: str
     sides: list[_SideInFile]
     pairs: list[Pair]
-    # a condition's name -> what it changes in each side; all sides and pairs are repeated in each
+    # condition -> the fields that it changes; all sides and pairs are repeated in each condition
     conditions: dict[str, dict] = {}
-    primary_in: str = ""  # the condition whose primary pair is the suite's; "": it has none
+    primary_in: str = ""  # the condition whose primary pair is the suite's; "": none
 
     def repeated(self) -> "_SuiteInFile":
-        """The suite with its conditions written out."""
+        """The suite with its sides and pairs repeated for each condition."""
         if not self.conditions:
             return self
         sides, pairs = [], []
@@ -122,7 +122,7 @@ def read_suite(name: str, budget: str) -> Suite:
 
 
 def _between(sides: Sequence[SuiteSide], pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """The pairs whose sides are both there."""
+    """The pairs both of whose sides are among `sides`."""
     names = {side.name for side in sides}
     return tuple(pair for pair in pairs if {pair.side, pair.reference} <= names)
 
@@ -135,10 +135,10 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
             configurations (files or names of shipped ones, ending in .yaml), or two and more
             folders of data sets.
         budget: one of BUDGETS.
-        config: what is trained on each of several data sets; None for DATA_CONFIG.
+        config: the configuration to train on each of several data sets; None for DATA_CONFIG.
 
     Raises:
-        UsageError: an unknown budget or word; the nearest known one is given.
+        UsageError: the budget or a word is unknown; the message suggests known ones.
     """
     if budget not in BUDGETS:
         raise UsageError(f"--budget is one of {', '.join(BUDGETS)}, not {budget!r}")
@@ -158,14 +158,14 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
 
 
 def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False) -> Suite:
-    """Return `suite` with the sides `names` alone, or with all, the optional ones if asked for.
+    """Return `suite` with only the sides `names`; without names, `optional` adds optional sides.
 
-    Where no pair of the suite is left, each side is compared with the first. The first pair is the
-    primary one where the suite names none, or not between these sides.
+    If no pair of the suite is left, each side is compared with the first one. If no primary pair
+    is left, the first pair becomes the primary one.
 
     Raises:
-        UsageError: an unknown side (the nearest known one is given), fewer than two, or a suite
-            without sides for this budget.
+        UsageError: a side is unknown (the message suggests the nearest known one), fewer than two
+            are left, or the suite has no sides for this budget.
     """
     if not suite.sides:
         raise UsageError(f"{suite.name} has sides for --budget quick alone")
@@ -183,7 +183,7 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
 
 
 def _with_primary(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-    """Return `pairs` with one primary pair: the first that the suite calls so, else the first."""
+    """Return `pairs` with one primary pair: the first one marked so, else the first of all."""
     chosen = next((pair for pair in pairs if pair.primary), pairs[0])
     return tuple(replace(pair, primary=pair is chosen) for pair in pairs)
 
@@ -213,7 +213,7 @@ def _of_data(words: Sequence[str], config: str) -> Suite:
 
 
 def _distinct(words: Sequence[str], short: Sequence[str]) -> Sequence[str]:
-    """Return names for sides: short ones, if they differ."""
+    """Return names for sides: the short ones if they differ, else the words themselves."""
     names = words if len(set(short)) < len(short) else short
     if len(set(names)) < len(names):
         raise UsageError(f"{names[0]} is named twice; --seeds N repeats a run")

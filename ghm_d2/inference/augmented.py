@@ -12,9 +12,9 @@ LOWEST_SCORE = 1e-8  # as in Detectron2: the detector itself has applied its thr
 
 
 def with_augmentation(model, cfg):
-    """Wrap a detector so that it detects as TEST.AUG says; arguments and results stay the same.
+    """Wrap a detector so that it follows TEST.AUG; its arguments and results stay the same.
 
-    Two-stage detectors, masks included, get Detectron2's own class, the others the same of boxes.
+    Two-stage detectors, masks included, get Detectron2's own class; the others get `DenseWithTTA`.
     """
     if not cfg.TEST.AUG.ENABLED:
         return model
@@ -25,7 +25,7 @@ def with_augmentation(model, cfg):
 class DenseWithTTA:
     """A one-stage detector whose boxes on all copies of an image go through NMS together.
 
-    The threshold of NMS is the detector's, and TEST.DETECTIONS_PER_IMAGE boxes are left.
+    NMS has the detector's threshold and keeps at most TEST.DETECTIONS_PER_IMAGE boxes.
     """
 
     def __init__(self, cfg, model):

@@ -17,7 +17,7 @@ class Found:
     """The detections in an image.
 
     Args:
-        file: its path, as it was given.
+        file: the image's path, as it was given.
         size: (width, height) in px.
         detections: in COCO's result format, best first.
     """
@@ -60,7 +60,7 @@ def write_yolo(images: Sequence[Found], names: Sequence[str], folder: Path) -> N
 
 
 def write_csv(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """Write predictions.csv: a row a detection, the box's corner, width and height in px."""
+    """Write predictions.csv: one detection per row, with the box [x, y, width, height] in px."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["file", "class", "score", "x", "y", "width", "height"])
@@ -74,10 +74,10 @@ def write_csv(images: Sequence[Found], names: Sequence[str], folder: Path) -> No
 
 
 def write_label_studio(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """Write label_config.xml and label_studio.json: a task an image, its boxes as predictions.
+    """Write label_config.xml and label_studio.json: one task per image, its boxes as predictions.
 
-    Images are addressed as Label Studio's local storage has them; below its document root
-    (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT) is where the paths begin.
+    The images have addresses in Label Studio's local storage: paths relative to its document root
+    (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).
     """
     tasks = []
     for image in images:
@@ -98,7 +98,7 @@ def write_label_studio(images: Sequence[Found], names: Sequence[str], folder: Pa
 
 
 def label_config(names: Sequence[str]) -> str:
-    """Label Studio's labelling interface: boxes of these classes on an image."""
+    """Return Label Studio's labelling interface, as XML, for boxes of these classes."""
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
@@ -107,7 +107,7 @@ def label_config(names: Sequence[str]) -> str:
 
 
 def write_fiftyone(images: Sequence[Found], names: Sequence[str], folder: Path) -> None:
-    """Write labels.json and data.json, where the images are: FiftyOneImageDetectionDataset."""
+    """Write FiftyOneImageDetectionDataset: labels.json, and data.json with the images' paths."""
     labels, files = {}, {}
     for image, stem in zip(images, distinct_stems([i.file for i in images]), strict=True):
         labels[stem] = [
@@ -132,11 +132,11 @@ FORMATS: dict[str, Callable[[Sequence[Found], Sequence[str], Path], None]] = {
 }
 
 
-OF_FRAMES = ("coco", "csv")  # those that name a video's frames, which are no files
+OF_FRAMES = ("coco", "csv")  # formats that can list a video's frames, which are not files
 
 
 def distinct_stems(files: Sequence[Path]) -> list[str]:
-    """A name for each file, without its folder and ending; none twice."""
+    """Return a distinct name for each file, made from its name without folder and suffix."""
     used: set[str] = set()
     found = []
     for file in files:
@@ -150,7 +150,7 @@ def distinct_stems(files: Sequence[Path]) -> list[str]:
 
 
 def _relative(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box [x, y, width, height] in px as shares of the image, within it."""
+    """Clip a box [x, y, width, height] in px to the image, and return it as shares of the image."""
     x0, y0 = max(box[0], 0.0) / size[0], max(box[1], 0.0) / size[1]
     x1, y1 = min(box[0] + box[2], size[0]) / size[0], min(box[1] + box[3], size[1]) / size[1]
     return x0, y0, max(x1 - x0, 0.0), max(y1 - y0, 0.0)

@@ -1,4 +1,4 @@
-"""Detections on image files, and pictures of detections."""
+"""Runs detectors on image files, and draws their detections."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from ghm_d2.progress import Progress
 
 
 class Predictor:
-    """A detector on pictures as they are read; with TEST.AUG.ENABLED on several copies of each."""
+    """Resizes a picture and runs a detector on it; with TEST.AUG.ENABLED on several copies."""
 
     def __init__(self, model, cfg, threshold: float = 0.0):
         """
@@ -36,18 +36,18 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, image_id: int = 0, name: str = "the picture"):
-        """Detections in COCO's result format, best first.
+        """Return detections in COCO's result format, best first.
 
         Args:
             picture: (height, width, 3) RGB, uint8.
-            name: what an error calls it.
+            name: the picture's name in errors.
 
         Returns:
             a list of {"image_id", "category_id": index of the class, "bbox": [x, y, width, height]
-            in px, "score"}, and of a detector with masks "segmentation", an RLE.
+            in px, "score"}; from a detector with masks also "segmentation", an RLE.
 
         Raises:
-            DataError: it is so long that its shorter side would be resized to 0 px.
+            DataError: the picture is so long that its shorter side would be resized to 0 px.
         """
         keys = self._cfg.INPUT
         height, width = picture.shape[:2]
@@ -66,7 +66,7 @@ class Predictor:
 def predict(detect: Callable, files: Sequence[Path], progress: Progress) -> list[Found]:
     """Run a `Predictor`, or a `slices.SlicedPredictor`, on each image.
 
-    "image_id" is the index of the file.
+    "image_id" of a detection is the index of the file.
 
     Raises:
         DataError: an image cannot be read.
@@ -80,7 +80,7 @@ def predict(detect: Callable, files: Sequence[Path], progress: Progress) -> list
 
 
 def draw_detections(image: Found, names: Sequence[str], file: Path) -> None:
-    """A picture of an image with its detections; DataError where it cannot be read again."""
+    """Save a picture of an image with its detections; DataError if it cannot be read again."""
     caption = f"{image.file.name}: {len(image.detections)} detections"
     shown = [(image.file, caption, image.detections)]
     contact_sheet(shown, dict(enumerate(names)), columns=1, cell=1000).save(file)
@@ -89,16 +89,16 @@ def draw_detections(image: Found, names: Sequence[str], file: Path) -> None:
 def draw_beside_truth(
     dataset_name: str, detections: Sequence[dict], file: Path, count: int = 8
 ) -> None:
-    """A picture of the data set's first images, each with its boxes beside its detections.
+    """Draw the data set's first images, each with its ground truth beside its detections.
 
-    As many of the data set's best detections are drawn as it has boxes: how high the scores of
-    a detector are depends on the loss it was trained with.
+    The best detections are drawn, as many as the data set has boxes, because the level of a
+    detector's scores depends on its training loss.
 
     Args:
         dataset_name: registered with Detectron2.
         detections: in COCO's result format, of the whole data set.
-        file: where the PNG goes.
-        count: images to draw.
+        file: the PNG to write.
+        count: number of images to draw.
     """
     items = DatasetCatalog.get(dataset_name)
     best = best_detections(items, detections)
@@ -115,15 +115,15 @@ def sheet_beside_truth(
     notes: Sequence[str],
     cell: int = 320,
 ) -> Image.Image:
-    """A contact sheet of images, each with its boxes beside its detections.
+    """Return a contact sheet of images, each with its ground truth beside its detections.
 
-    Masks are drawn where the detections have some.
+    Masks are drawn if the detections have any.
 
     Args:
         dataset_name: registered with Detectron2.
-        items: its data set dicts of the images.
+        items: the images' data set dicts.
         detections: in COCO's result format; those of other images are not drawn.
-        notes: what stands under each image's detections.
+        notes: a caption for each image's detections.
         cell: longest side of a picture on the sheet, in px.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Small objects in large pictures: detections on overlapping slices, merged by the package sahi."""
+"""Finds small objects in large pictures, by detection on overlapping slices merged by sahi."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from ghm_d2.errors import UsageError
 
-OVERLAP = 0.2  # of neighbouring slices, a share of their side
+OVERLAP = 0.2  # overlap of neighbouring slices, as a share of their side
 
 
 class SlicedPredictor:
-    """A `Predictor` that looks at slices of a picture, and at the whole of it too.
+    """A `Predictor` that detects on slices of a picture and on the whole picture.
 
-    Boxes of one class of which one covers at least half of the other are merged; below a threshold
-    of 0.1 they go through NMS instead, as sahi does by itself. Masks are left out.
+    Two boxes of one class are merged if one covers at least half of the other. With a threshold
+    below 0.1 sahi applies NMS instead. Masks are left out.
 
     Raises:
         UsageError: sahi is not installed.
@@ -23,8 +23,8 @@ class SlicedPredictor:
         """
         Args:
             detect: a `Predictor`.
-            side: of a slice, in px of the picture.
-            names: of the classes.
+            side: the side of a slice, in px of the picture.
+            names: the classes' names.
             threshold: the least score that `detect` reports.
         """
         try:
@@ -63,7 +63,7 @@ class SlicedPredictor:
         self._side = side
 
     def __call__(self, picture: np.ndarray, image_id: int = 0, name: str = "") -> list[dict]:
-        """Detect as `Predictor` does, with its arguments and its result, but without masks."""
+        """Detect with the arguments and the result of `Predictor`, but without masks."""
         from sahi.predict import get_sliced_prediction
 
         result = get_sliced_prediction(

@@ -1,4 +1,4 @@
-"""The images and videos that files, folders and patterns stand for."""
+"""Finds the images and videos that files, folders and patterns name."""
 
 import glob
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 
 
 def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The images and the videos that are named, each once, in order.
+    """Return the images and the videos that `sources` name, each once, in order.
 
     Args:
-        sources: files; folders, whose images and videos are meant, not those of folders in them;
+        sources: files; folders, for the images and videos in them but not in their subfolders;
             patterns such as "photos/**/*.jpg".
 
     Raises:
-        DataError: nothing there, or nothing of the kind.
+        DataError: a source does not exist, or has no image or video.
     """
     found: list[Path] = []
     for source in sources:
@@ -43,7 +43,7 @@ def _files(source: str) -> list[Path]:
 
 
 def _deeper(source: str) -> str:
-    """A hint at the pattern to give instead, where only the subfolders have images or videos."""
+    """Return a hint at a pattern if only subfolders have images or videos, otherwise ""."""
     pattern = str(Path(glob.escape(source)) / "**")
     if not Path(source).is_dir() or not _files(pattern):
         return ""

@@ -1,4 +1,4 @@
-"""Adaptive training sample selection: which anchors are foreground follows from each object.
+"""Adaptive training sample selection (ATSS): each object sets its own IoU threshold.
 
 Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
 Sample Selection", arXiv 1912.02424, algorithm 1.
@@ -9,23 +9,23 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 TOPK = 9  # candidates per object, level and anchor of a location; the paper's k
-_INSIDE = 0.01  # px from an object's sides that a centre is inside, as in the authors' code
+_INSIDE = 0.01  # px that a centre must be inside an object's sides, as in the authors' code
 
 
 def label_by_atss(
     anchors: list[Boxes], gt_instances: list[Instances], num_classes: int, per_location: int = 1
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The label of each anchor, and the box it is matched with, of each image.
+    """Return each anchor's label and the box that it is matched with, for each image.
 
     Args:
-        anchors: of each feature level, R in all.
-        gt_instances: of each image.
+        anchors: the anchors of each feature level, R in all.
+        gt_instances: the objects of each image.
         num_classes: K.
         per_location: anchors at each location of a feature map.
 
     Returns:
-        gt_labels, (R,) int64 an image: 0..K-1 a class, K background; gt_boxes, (R, 4) an image,
-        which mean something for anchors with a class only.
+        gt_labels, (R,) int64 per image: 0..K-1 a class, K background; and gt_boxes, (R, 4) per
+        image, which are meaningful for foreground anchors only.
     """
     pairs = [_label_image(anchors, gt, num_classes, per_location) for gt in gt_instances]
     labels, boxes = zip(*pairs, strict=True)
@@ -40,13 +40,13 @@ def _label_image(anchors, gt, num_classes: int, per_location: int) -> tuple[Tens
     iou = pairwise_iou(gt.gt_boxes, all_anchors)  # (G, R)
     candidate = _candidates(anchors, gt.gt_boxes, per_location)
     foreground = candidate & (iou >= _threshold(iou, candidate)) & _inside(all_anchors, gt.gt_boxes)
-    best, index = torch.where(foreground, iou, -1).max(0)  # of several objects the nearest
+    best, index = torch.where(foreground, iou, -1).max(0)  # the object of the largest IoU
     labels = torch.where(best >= 0, gt.gt_classes[index], num_classes)
     return labels, gt.gt_boxes.tensor[index]
 
 
 def _candidates(anchors: list[Boxes], objects: Boxes, per_location: int) -> Tensor:
-    """Return the anchors of each level whose centres are nearest to the object's: (G, R) bool."""
+    """Return a mask (G, R) of the anchors of each level with centres nearest to the object's."""
     levels = []
     for level in anchors:
         distance = torch.cdist(objects.get_centers(), level.get_centers())  # (G, R_l)

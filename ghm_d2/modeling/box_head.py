@@ -16,14 +16,14 @@ from ghm_d2.modeling.trainer_check import check_trainer
 
 
 class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's box predictor with GHM-R for boxes and, optionally, GHM-C for classes.
+    """Detectron2's box predictor that can use GHM-R for boxes and GHM-C for classes.
 
-    Without them its numbers are those of Detectron2's class. GHM losses normalise themselves
-    and are then multiplied by `loss_weight`, as the others are. Autocast's half precision becomes
-    float32 in all of them.
+    Without GHM its results are those of Detectron2's class. GHM losses normalise themselves and,
+    like the other losses, are then multiplied by `loss_weight`. All losses convert autocast's half
+    precision to float32.
 
-    Several processes compute GHM losses as one with all their proposals, after one all-reduce of
-    counts a step. Detectron2's losses, and ASL1, are means over each process's own proposals.
+    Several processes compute GHM losses like one process with all proposals, after one all-reduce
+    of counts per step. Detectron2's losses and ASL1 are means over each process's own proposals.
     """
 
     @configurable
@@ -39,10 +39,10 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
     ):
         """
         Args:
-            ghm_c: `SoftmaxGHMC` instead of cross entropy.
-            ghm_r: `GHMR`, where `box_reg_loss_type` is "ghm_r".
-            asl1_mu: mu of ASL1, where `box_reg_loss_type` is "asl1".
-            class_weights: as of `LossChoice`.
+            ghm_c: `SoftmaxGHMC`, which replaces cross entropy; None keeps it.
+            ghm_r: `GHMR`, needed if `box_reg_loss_type` is "ghm_r".
+            asl1_mu: mu of ASL1, used if `box_reg_loss_type` is "asl1".
+            class_weights: see `LossChoice`.
 
         Raises:
             UsageError: an unknown loss type, "ghm_r" without its module, or `ghm_c` or
@@ -116,11 +116,11 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _foreground_deltas(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
         """Return the predicted and the true deltas of foreground proposals, (P, 4) each."""
         box_dim = proposal_boxes.shape[1]
-        # not a mask: a background proposal may be a box that get_deltas refuses
+        # select rows first, because get_deltas may refuse the box of a background proposal
         foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         if pred_deltas.shape[1] == box_dim:
             pred = pred_deltas[foreground]
-        else:  # one box a class: take the true class's
+        else:  # one box per class: take the true class's box
             by_class = pred_deltas.view(-1, self.num_classes, box_dim)
             pred = by_class[foreground, gt_classes[foreground]]
         target = self.box2box_transform.get_deltas(proposal_boxes[foreground], gt_boxes[foreground])
@@ -131,7 +131,7 @@ def _concatenated(proposals, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return labels (R,), proposed boxes and matched boxes (R, 4) of all images."""
     if not proposals:
         return deltas.new_empty(0).long(), deltas.new_empty(0, 4), deltas.new_empty(0, 4)
-    # an image without an object has no matched boxes: its own are never looked at
+    # an image without objects has no matched boxes; its proposals stand in and are never read
     matched = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
     return (
         torch.cat([p.gt_classes for p in proposals]),

@@ -1,4 +1,4 @@
-"""Losses from a configuration: GHM's from MODEL.GHM, and a detector's choice of losses."""
+"""Build losses from a configuration: GHM losses, and a detector's choice of losses."""
 
 import math
 from typing import Any
@@ -16,14 +16,14 @@ DENSITIES = ("unit_regions", "exact")
 
 
 def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict[str, Any]:
-    """A detector's arguments that choose its losses: fields of `LossChoice`, `ghm_c` and `ghm_r`.
+    """Return a detector's arguments for its losses: fields of `LossChoice`, `ghm_c` and `ghm_r`.
 
-    Smooth L1's beta is left to the detector, since its key has two names.
+    The detector reads smooth L1's beta itself, because that key has two names.
 
     Args:
-        keys: the detector's part of `cfg`, such as MODEL.RETINANET.
-        num_levels: feature levels.
-        softmax: the classes are a softmax, whose losses have no kernel but GHM's.
+        keys: the detector's section of `cfg`, such as MODEL.RETINANET.
+        num_levels: number of feature levels.
+        softmax: the classes share a softmax, for which only GHM losses have kernels.
     """
     return {
         "cls_loss_type": keys.CLS_LOSS_TYPE,
@@ -41,8 +41,8 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
     """Return MODEL.CLASS_WEIGHTS if they fit the classes.
 
     Raises:
-        UsageError: there are more or fewer than classes, one is not above 0, or the density is
-            the exact one, or the kernel a compiled one, which weigh no classes.
+        UsageError: their number is not that of the classes, one is not above 0, or the density is
+            exact or the kernel compiled, which do not support class weights.
     """
     weights = tuple(map(float, cfg.MODEL.CLASS_WEIGHTS))
     if cfg.MODEL.CLASS_WEIGHTING and not weights:
@@ -67,7 +67,7 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
 
 
 def ghm_modules(cfg, keys, num_levels: int = 1, *, softmax: bool = False) -> dict[str, Any]:
-    """Build `ghm_c` and `ghm_r`, each None if another loss is chosen; arguments as above."""
+    """Build `ghm_c` and `ghm_r`, each None if another loss is chosen; see `loss_arguments`."""
     ghm_c = None
     if keys.CLS_LOSS_TYPE == "ghm_c" and softmax:
         ghm_c = build_softmax_ghm_c(cfg, num_levels)
@@ -83,8 +83,8 @@ def build_ghm_c(cfg, num_levels: int = 1, num_classes: int = 1) -> GHMC | ExactG
     """Build GHM-C over `num_classes` sigmoids from MODEL.GHM.CLS.
 
     Raises:
-        UsageError: a value out of range; SCOPE "level_ema" with the exact density, which has no
-            moving average, or PRIOR or PER_CLASS with it, which has no unit regions.
+        UsageError: a value is out of range, or the exact density is used with SCOPE "level_ema"
+            (it has no moving average) or with PRIOR or PER_CLASS (it has no unit regions).
     """
     keys = cfg.MODEL.GHM.CLS
     if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
@@ -96,7 +96,7 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
     """Build GHM-C over a softmax from MODEL.GHM.CLS.
 
     Raises:
-        UsageError: a value out of range; the exact density, which is for sigmoids alone.
+        UsageError: a value is out of range, or the density is exact, which is for sigmoids only.
     """
     density = cfg.MODEL.GHM.CLS.DENSITY
     if check_loss_type("MODEL.GHM.CLS.DENSITY", density, DENSITIES) == "exact":
@@ -117,7 +117,7 @@ def check_kernel(cfg) -> str:
     """Return MODEL.GHM.KERNEL if there is such a kernel for MODEL.DEVICE.
 
     Raises:
-        UsageError: there is not.
+        UsageError: there is no such kernel.
     """
     try:
         kernels.compiled(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))

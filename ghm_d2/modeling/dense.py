@@ -1,8 +1,8 @@
-"""Losses that one-stage detectors share: sums over boxes, and the classification over sigmoids.
+"""Losses that one-stage detectors share: box losses, and classification losses over sigmoids.
 
 A step first counts foreground anchors and the samples of GHM losses, then adds the counts up over
-the processes (`sum_up`), and then computes losses. `normalizer` always is what the whole batch
-says to divide by, over the number of processes.
+the processes (`sum_up`), and then computes the losses. `normalizer` is always the whole batch's
+divisor, divided by the number of processes.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from ghm_d2.losses.harmonized import CountedLoss
 from ghm_d2.modeling.loss_choice import LossChoice
 
 QUALITY_LOSSES = {"qfl": quality_focal_loss, "vfl": varifocal_loss}
-LOG_PERIOD = 20  # iterations, as Detectron2's writers
+LOG_PERIOD = 20  # iterations, as in Detectron2's writers
 
 
 def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
@@ -42,18 +42,18 @@ def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
         return Count(num_pos, sync=sync)
     storage = get_event_storage()
     if num_pos.device.type == "cpu" or storage.iter % LOG_PERIOD == 0:
-        storage.put_scalar("num_pos_anchors", num_pos / len(pos_mask))  # waits for the number
+        storage.put_scalar("num_pos_anchors", num_pos / len(pos_mask))  # waits for the device
     return Count(num_pos, sync=sync)
 
 
 def flat_levels(pred: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Flatten (N, R_l, K) predictions to (N * R_l, K), and (N, R) labels to (N * R_l,) a level."""
+    """Flatten predictions (N, R_l, K) to (N * R_l, K), labels (N, R) to (N * R_l,) per level."""
     labels = labels.split([x.shape[1] for x in pred], dim=1)
     return [x.flatten(0, 1) for x in pred], [y.flatten() for y in labels]
 
 
 def begin_ghm(ghm: nn.Module | None, *levels) -> CountedLoss | None:
-    """Count the samples of a GHM loss; None where the loss is another."""
+    """Count the samples of a GHM loss; return None if `ghm` is None."""
     return None if ghm is None else ghm.begin(*levels)
 
 
@@ -77,13 +77,13 @@ def cls_loss(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """Return the sum of a classification loss over sigmoids, of any loss but GHM-C.
+    """Return the sum of the chosen classification loss over sigmoids, unless it is GHM-C.
 
     Args:
-        pred_logits: (N, R_l, K) a level.
+        pred_logits: (N, R_l, K) per level.
         gt_labels: (N, R).
-        quality: (N, R), of quality focal and varifocal loss.
-        alpha, gamma: of focal loss.
+        quality: (N, R), read only by quality focal and varifocal loss.
+        alpha, gamma: the parameters of focal loss.
     """
     weight = choice.weight_of(gt_labels.flatten())
     if choice.cls_loss_type in (*QUALITY_LOSSES, "ohem"):
@@ -110,17 +110,16 @@ def box_quality(
     pred_deltas: Sequence[Tensor],
     gt_boxes: Sequence[Tensor],
 ) -> Tensor | None:
-    """The IoU of each anchor's predicted box with the box that it is matched with.
+    """Return the IoU of each anchor's predicted box with its matched box, (N, R).
 
-    None where the classification loss does not ask for it. Those of background mean nothing.
+    The result is None if the classification loss does not use it. Values of background anchors are
+    meaningless.
 
     Args:
-        anchors, pred_deltas: a level each, the latter (N, R_l, 4).
-        transform: from boxes to deltas.
-        gt_boxes: an image each, (R, 4).
-
-    Returns:
-        (N, R).
+        anchors: the anchors of each level.
+        transform: converts between boxes and deltas.
+        pred_deltas: (N, R_l, 4) per level.
+        gt_boxes: (R, 4) per image.
     """
     if choice.cls_loss_type not in QUALITY_LOSSES:
         return None
@@ -133,13 +132,12 @@ def box_quality(
 
 
 def delta_loss(choice: LossChoice, levels: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The sum of smooth L1 or ASL1 of all levels' boxes.
+    """Return the sum of smooth L1 or ASL1 over the foreground boxes of all levels.
 
-    A box that does not count has no difference, and thus no loss and gradient, whatever is
-    predicted.
+    Other boxes have neither loss nor gradient, whatever the prediction.
 
     Args:
-        levels: as of `labels.box_levels`.
+        levels: the result of `labels.box_levels`.
     """
     if choice.box_reg_loss_type == "asl1":
         loss = partial(asl1_loss, mu=choice.asl1_mu, reduction="sum")
@@ -152,10 +150,10 @@ def delta_loss(choice: LossChoice, levels: Sequence[tuple[Tensor, Tensor, Tensor
 
 
 class BufferedNormalizer:
-    """A mixin before one of Detectron2's dense detectors: its average of foreground is a buffer."""
+    """A mixin, listed before Detectron2's detector class, that makes the normalizer a buffer."""
 
     def _start_normalizer(self, initial: float) -> None:
-        """Make Detectron2's moving average of the number of foreground anchors a buffer."""
+        """Register Detectron2's moving average of the number of foreground anchors as a buffer."""
         # MPS has no float64, the precision of Detectron2's Python number
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.register_buffer("loss_normalizer", torch.tensor(initial, dtype=exact))
@@ -168,7 +166,7 @@ class BufferedNormalizer:
         return new if isinstance(value, Tensor) else new.item()
 
     def _update_normalizer(self, num_pos: Count) -> Tensor:
-        """The moving average with this batch's foreground in it, over the number of processes."""
+        """Update the moving average by this batch; return it divided by the number of processes."""
         normalizer = self._ema_update("loss_normalizer", num_pos.value.clamp(min=1), None)
         # not the logits' dtype, which may be half precision
         return normalizer.float() / num_pos.world

@@ -35,7 +35,7 @@ DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 ASSIGNMENTS = ("center", "atss")
 DEFAULTS = LossChoice("focal", "giou", smooth_l1_beta=0.1)
-# in strides: a CIoU is of shapes, and a box without width and height, as ReLU may leave, has none
+# in strides; CIoU needs an aspect ratio, which the empty box that ReLU may predict does not have
 LEAST_SIDE = 0.01
 _OF_0_6 = hasattr(FCOS, "match_anchors")  # Detectron2's main has `_match_anchors`
 NAMES = {
@@ -49,14 +49,14 @@ NAMES = {
 class GHMFCOS(BufferedNormalizer, FCOS):
     """Detectron2's `FCOS` (Tian et al., arXiv 1904.01355) whose losses are chosen by name.
 
-    Sums are divided by Detectron2's moving average of the number of foreground anchors, which is a
-    buffer here; GHM losses normalise themselves. With "focal", "giou" and kernel "torch" a step is
-    Detectron2's own code and gives its numbers to the bit, under the names that all detectors
-    have here. An image without objects, which Detectron2's class fails on, is background.
+    Summed losses are divided by Detectron2's moving average of the number of foreground anchors,
+    which is a buffer here; GHM losses normalise themselves. With "focal", "giou" and kernel "torch"
+    a step runs Detectron2's own code. Its losses are bit-identical, under the names that all our
+    detectors use. An image without objects, on which Detectron2's class fails, is background.
 
-    Several processes train as one with the whole batch, after one all-reduce of counts a step; but
-    MODEL.GHM.CLS.DENSITY exact is of each process's own samples. Detectron2's code knows one
-    process: several use ours.
+    Several processes train like one process with the whole batch, after one all-reduce of counts
+    per step. But MODEL.GHM.CLS.DENSITY exact covers each process's own samples only. Detectron2's
+    code does not synchronise, so that with MODEL.GHM.SYNC several processes run our code.
     """
 
     @configurable
@@ -70,17 +70,17 @@ class GHMFCOS(BufferedNormalizer, FCOS):
     ):
         """
         Args:
-            assignment: which locations are foreground: "center", FCOS's own, or "atss", by squares
-                of 8 strides around them.
-            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
-            **kwargs: those of Detectron2's class, and the fields of `LossChoice`:
-                `cls_loss_type` is one of `CLS_LOSSES`; `box_reg_loss_type` is "giou", "diou"
-                or "ciou" of boxes, or "smooth_l1", "asl1" or "ghm_r" of distances to a box's
-                sides, in strides.
+            assignment: the choice of foreground locations: "center", FCOS's own, or "atss", whose
+                anchors are squares of 8 strides around the locations.
+            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, needed if a loss type names them.
+            **kwargs: arguments of Detectron2's class, and the fields of `LossChoice`.
+                `cls_loss_type` is one of `CLS_LOSSES`. `box_reg_loss_type` is "giou", "diou" or
+                "ciou", computed on boxes, or "smooth_l1", "asl1" or "ghm_r", computed on the
+                distances to a box's sides in strides.
 
         Raises:
             UsageError: an unknown loss type or assignment, a GHM loss without its module, or a
-                radius that leaves no location to an object.
+                `center_sampling_radius` that is not above 0.
         """
         choice = DEFAULTS.take(kwargs)
         super().__init__(**kwargs)
@@ -122,9 +122,9 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """Label locations as Detectron2's class does, which in 0.6 fails on images without objects.
+        """Label locations like Detectron2's class, which in 0.6 fails on images without objects.
 
-        There each image's matched boxes are `Boxes`; since then they are tensors, (R, 4).
+        An image's matched boxes are `Boxes` with Detectron2 0.6, and a tensor (R, 4) since then.
         """
         if self.assignment == "atss":
             squares = [_grown(level) for level in anchors]
@@ -150,7 +150,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         types = choice.cls_loss_type, choice.box_reg_loss_type, choice.kernel
         plain = types == ("focal", "giou", "torch") and not choice.class_weights
         if plain and not (choice.sync and world_size() > 1):
-            # Detectron2's losses are not for half precision
+            # Detectron2's losses do not support half precision
             predicted = pred_logits, pred_anchor_deltas, pred_centerness
             logits, deltas, centerness = ([upcast(x) for x in xs] for xs in predicted)
             theirs = super().losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
@@ -217,7 +217,7 @@ def _grown(anchors: Boxes) -> Boxes:
 
 
 def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):
-    """Return the predicted and the true distances of foreground locations, (P_l, 4) a level."""
+    """Return the predicted and the true distances of foreground locations, (P_l, 4) per level."""
     sizes = [len(a) for a in anchors]
     centres = Boxes.cat(anchors).tensor
     target = torch.stack([transform.get_deltas(centres, b) for b in gt_boxes])
@@ -253,10 +253,10 @@ def _build_head(keys, shapes) -> FCOSHead:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Detectron2's "GN", of 32 groups, and of fewer for 32 channels or no multiple of 32.
+    """Build Detectron2's "GN" of 32 groups; fewer for 32 channels or if 32 does not divide them.
 
-    Detectron2's heads make one of a single channel to look at, which PyTorch refuses of 32 groups;
-    nor does it norm a group of one channel over one location.
+    Detectron2's heads build a norm of one channel to inspect it, which PyTorch refuses with 32
+    groups. PyTorch also refuses to normalise a group of one channel over one location.
     """
     groups = math.gcd(32, channels)
     return nn.GroupNorm(max(1, groups // 2) if groups == channels else groups, channels)

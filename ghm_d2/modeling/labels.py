@@ -1,4 +1,4 @@
-"""The training targets of a RetinaNet's anchors: Detectron2's, without waiting for the device."""
+"""Training targets of RetinaNet's anchors: Detectron2's, without its waits for the device."""
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -10,17 +10,17 @@ from torch import Tensor
 def label_anchors(
     anchors: list[Boxes], gt_instances: list[Instances], matcher: Matcher, num_classes: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The label of each anchor, and the box it is matched with, of each image.
+    """Return each anchor's label and the box that it is matched with, for each image.
 
     Args:
-        anchors: of each feature level, R in all.
-        gt_instances: of each image.
-        matcher: whose thresholds, labels and low-quality matches count.
+        anchors: the anchors of each feature level, R in all.
+        gt_instances: the objects of each image.
+        matcher: sets the thresholds, their labels and whether low-quality matches count.
         num_classes: K.
 
     Returns:
-        gt_labels, (R,) int64 an image: 0..K-1 a class, K background, -1 ignored; gt_boxes,
-        (R, 4) an image, which mean something for anchors with a class only.
+        gt_labels, (R,) int64 per image: 0..K-1 a class, K background, -1 ignored; and gt_boxes,
+        (R, 4) per image, which are meaningful for foreground anchors only.
     """
     all_anchors = Boxes.cat(anchors)
     pairs = [_label_image(all_anchors, gt, matcher, num_classes) for gt in gt_instances]
@@ -64,17 +64,18 @@ def box_levels(
     *,
     dense: bool,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return predicted and true deltas, and a mask of those that count, of each feature level.
+    """Return predicted deltas, true deltas and a mask of the foreground for each feature level.
 
-    To pick out foreground anchors waits for the device. What is dense is of all anchors, and the
-    true deltas of others are no numbers.
+    Selecting the foreground anchors waits for the device. With `dense` all anchors are returned;
+    true deltas of background anchors may then be NaN or infinite.
 
     Args:
-        anchors, pred_deltas: a level each, the latter (N, R_l, 4).
-        transform: from boxes to deltas.
-        gt_boxes: an image each, (R, 4).
+        anchors: the anchors of each level.
+        transform: converts between boxes and deltas.
+        pred_deltas: (N, R_l, 4) per level.
+        gt_boxes: (R, 4) per image.
         pos_mask: (N, R) bool, whether an anchor is foreground.
-        dense: do not pick out foreground anchors.
+        dense: return all anchors instead of selecting the foreground.
 
     Returns:
         pred, target (..., 4) and valid (...) of each level.
@@ -91,7 +92,7 @@ def box_levels(
 
 
 def _deltas(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Compute `Box2BoxTransform.get_deltas` without its wait for the check of anchors' widths."""
+    """Compute `Box2BoxTransform.get_deltas` without its width check, which waits for the device."""
     corner, end = anchors.unflatten(-1, (2, 2)).unbind(-2)
     gt_corner, gt_end = boxes.unflatten(-1, (2, 2)).unbind(-2)
     size, gt_size = end - corner, gt_end - gt_corner

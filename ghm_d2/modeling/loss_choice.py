@@ -21,10 +21,10 @@ class LossChoice:
         box_reg_loss_weight: factor on `loss_box_reg`.
         smooth_l1_beta: where smooth L1 turns linear, in the unit of the detector's deltas.
         asl1_mu: mu of ASL1, in the same unit.
-        kernel: of focal loss and binary cross entropy, one of `kernels.KERNELS`.
-        sync: divide sums by the count of all processes; GHM losses have a `sync` of their own.
-        class_weights: K factors on the classification losses of each class's anchors or rows;
-            empty: all are 1, as of background.
+        kernel: the kernel of focal loss and binary cross entropy, one of `kernels.KERNELS`.
+        sync: divide sums by counts over all processes; GHM losses have a `sync` of their own.
+        class_weights: K factors, each on the classification losses of one class's anchors or rows.
+            Background has the factor 1; if empty, all have it.
     """
 
     cls_loss_type: str
@@ -37,7 +37,7 @@ class LossChoice:
     class_weights: tuple[float, ...] = ()
 
     def weight_of(self, labels: Tensor) -> Tensor | None:
-        """The factor on each row's loss, of its label's shape; None where all are 1.
+        """Return the factor on each row's loss, in the shape of `labels`; None if all are 1.
 
         Args:
             labels: int64: 0..K-1 a class, K background, negative ignored.
@@ -51,7 +51,7 @@ class LossChoice:
         return _weight_table(self.class_weights, device)
 
     def take(self, arguments: dict[str, Any]) -> "LossChoice":
-        """A copy with the fields that are in `arguments`, which are removed there."""
+        """Return a copy with the fields found in `arguments`, and remove them from `arguments`."""
         names = [field.name for field in fields(self) if field.name in arguments]
         return replace(self, **{name: arguments.pop(name) for name in names})
 
@@ -63,10 +63,10 @@ class LossChoice:
         ghm_c: nn.Module | None,
         ghm_r: nn.Module | None,
     ) -> tuple[nn.Module | None, nn.Module | None]:
-        """Return `ghm_c` and `ghm_r`, each None if the loss is another; see `used_module`.
+        """Return `ghm_c` and `ghm_r`, each None if another loss is chosen; see `used_module`.
 
         Args:
-            group: the configuration's part with the loss types, such as "MODEL.SSD".
+            group: the configuration section with the loss types, such as "MODEL.SSD".
             cls_losses, reg_losses: the loss types that the detector has.
         """
         cls_key, reg_key = f"{group}.CLS_LOSS_TYPE", f"{group}.BBOX_REG_LOSS_TYPE"
@@ -76,7 +76,7 @@ class LossChoice:
         )
 
 
-@functools.lru_cache(maxsize=16)  # to copy it to a device waits for that, once
+@functools.lru_cache(maxsize=16)  # copying to a device waits for it; copy once
 def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor([*weights, 1.0], device=device)
 
@@ -84,10 +84,10 @@ def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
 def used_module(
     key: str, loss_type: str, known: tuple[str, ...], module: nn.Module | None
 ) -> nn.Module | None:
-    """Return `module` if `loss_type` is a GHM loss, which keeps its state in it; otherwise None.
+    """Return `module`, which holds a GHM loss's state, if `loss_type` is one; otherwise None.
 
     Raises:
-        UsageError: `loss_type`, the value of `key`, is not in `known`, or it is a GHM loss and
+        UsageError: `loss_type`, the value of `key`, is not in `known`; or it is a GHM loss and
             `module` is None.
     """
     if check_loss_type(key, loss_type, known) not in GHM_LOSSES:
@@ -104,7 +104,7 @@ def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
     """Return `value` if it is one of `known`.
 
     Raises:
-        UsageError: it is not; the message names the key and the known ones.
+        UsageError: it is not; the message lists the key and the known values.
     """
     if value not in known:
         raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")

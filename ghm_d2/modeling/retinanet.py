@@ -35,18 +35,18 @@ DEFAULTS = LossChoice("focal", "smooth_l1")
 class GHMRetinaNet(BufferedNormalizer, RetinaNet):
     """Detectron2's `RetinaNet` whose losses are chosen by name.
 
-    Sums (focal, cross entropy, OHEM, smooth L1 and the others) are divided by Detectron2's
-    moving average of the number of foreground anchors; GHM losses normalise themselves. That
-    average is a buffer here, so that a resumed run continues with it.
+    Summed losses (focal, cross entropy, OHEM, smooth L1 and others) are divided by Detectron2's
+    moving average of the number of foreground anchors. That average is a buffer here, so that a
+    resumed run continues with it. GHM losses normalise themselves.
 
-    Several processes train as one with the whole batch, after one all-reduce of counts a step.
-    But OHEM takes each process's own hardest anchors, and MODEL.GHM.CLS.DENSITY exact is of its
-    own samples.
+    Several processes train like one process with the whole batch, after one all-reduce of counts
+    per step. But OHEM takes each process's own hardest anchors, and MODEL.GHM.CLS.DENSITY exact
+    covers each process's own samples only.
 
-    With "focal", one of Detectron2's box losses and kernel "torch", a step is Detectron2's own
-    code and gives its numbers to the bit; with our kernels they agree within rounding. Then
-    nothing waits for the device, but GIoU and its kind, and the number of foreground anchors that
-    is logged every 20 iterations. Detectron2's code knows one process: several use ours.
+    With "focal", one of Detectron2's box losses and kernel "torch", a step runs Detectron2's own
+    code, bit-identically. With our kernels the losses agree within rounding, and nothing waits for
+    the device but the IoU losses and the log of the foreground anchors every 20 iterations.
+    Detectron2's code does not synchronise: with MODEL.GHM.SYNC several processes run our code.
     """
 
     @configurable
@@ -60,10 +60,10 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
     ):
         """
         Args:
-            assignment: which anchors are foreground: "iou", by Detectron2's matcher, or "atss".
-            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, where a loss type names them.
-            **kwargs: those of Detectron2's class, and the fields of `LossChoice`:
-                `cls_loss_type` is one of `CLS_LOSSES`, `box_reg_loss_type` of `REG_LOSSES`.
+            assignment: the choice of foreground anchors: "iou", Detectron2's matcher, or "atss".
+            ghm_c, ghm_r: `GHMC` (or `ExactGHMC`) and `GHMR`, needed if a loss type names them.
+            **kwargs: arguments of Detectron2's class, and the fields of `LossChoice`.
+                `cls_loss_type` is one of `CLS_LOSSES`, `box_reg_loss_type` one of `REG_LOSSES`.
 
         Raises:
             UsageError: an unknown loss type or assignment, or a GHM loss without its module.
@@ -91,7 +91,7 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
-        """Label anchors as Detectron2's class does, whose numbers "iou" gives."""
+        """Label anchors like Detectron2's class; "iou" gives the same labels."""
         if self.assignment == "atss":
             per_location = self.anchor_generator.num_anchors[0]
             return label_by_atss(anchors, gt_instances, self.num_classes, per_location)

@@ -13,21 +13,21 @@ from ghm_d2.modeling.loss_choice import check_loss_type
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class GHMRPN(RPN):
-    """Detectron2's `RPN` with, optionally, GHM-C over the anchors that it samples.
+    """Detectron2's `RPN` whose classifier can use GHM-C on the sampled anchors.
 
-    A large MODEL.RPN.BATCH_SIZE_PER_IMAGE makes it harmonise all labelled anchors.
+    With a large MODEL.RPN.BATCH_SIZE_PER_IMAGE, GHM-C covers all labelled anchors.
 
-    Several processes compute GHM-C as one with the whole batch, after an all-reduce of counts of
-    its own, since the box head's are not there yet. Detectron2's losses are divided by the number
-    of anchors that a process may sample, the same in all with as many images. Each process draws
-    its own sample.
+    Several processes compute GHM-C like one process with the whole batch. GHM-C has its own
+    all-reduce of counts, because the box head's counts do not exist yet. Detectron2's losses are
+    divided by the number of anchors that a process may sample, which is the same in processes with
+    equally many images. Each process draws its own sample.
     """
 
     @configurable
     def __init__(self, *, ghm_c: nn.Module | None = None, **kwargs):
         """
         Args:
-            ghm_c: `GHMC` instead of binary cross entropy.
+            ghm_c: `GHMC`, which replaces binary cross entropy; None keeps it.
         """
         super().__init__(**kwargs)
         self.ghm_c = ghm_c

@@ -1,4 +1,4 @@
-"""The features that both classification and box regression read."""
+"""Find the module that reads the features shared by classification and box regression."""
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def reader_of_shared_features(model: nn.Module) -> nn.Module | None:
-    """The module whose first argument are the features; None for a detector that is not known.
+    """Return the module whose first argument is the features; None for an unknown detector.
 
-    Of a one-stage detector it is the head, which takes the feature maps. Of an R-CNN it is the box
-    predictor, which takes the box head's features of each proposal; a cascade has several.
+    In a one-stage detector it is the head, which takes the feature maps. In an R-CNN it is the box
+    predictor, which takes the box head's features of each proposal. A cascade has several: None.
     """
     if isinstance(model, DenseDetector):
         return model.head

@@ -1,4 +1,4 @@
-"""A refusal of Detectron2's `DefaultTrainer` where it would ignore keys of a configuration."""
+"""Refuse Detectron2's `DefaultTrainer` if it would ignore keys of a configuration."""
 
 import inspect
 import sys
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from ghm_d2.errors import UsageError
 
 _DETECTRON2 = "detectron2.engine.defaults"
-_HOOKS = (_DETECTRON2, "ghm_d2.training.default_trainer")  # whose build_hooks know none of ours
+_HOOKS = (_DETECTRON2, "ghm_d2.training.default_trainer")  # their build_hooks add none of ours
 
 
 def check_trainer(cfg) -> None:
     """Check the trainer that builds a model or a backbone from a configuration.
 
-    Models are built to predict, to evaluate and for training loops of other people too. Only the
-    call stack says that a `DefaultTrainer` is building this one, to train it. A class derived from
-    it answers for what it overrides: SOLVER.OPTIMIZER is the matter of a `build_optimizer`.
+    Models are also built for prediction, for evaluation and by other training loops. Only the call
+    stack shows that a `DefaultTrainer` is building this one. A derived class is responsible for the
+    methods that it overrides: with its own `build_optimizer`, SOLVER.OPTIMIZER is not checked.
 
     Raises:
-        UsageError: the trainer ignores keys that `cfg` sets; it names them, and the import that
-            makes the script heed them.
+        UsageError: the trainer ignores keys that `cfg` sets; the message lists them and says how
+            to change the configuration or the script.
     """
     trainer = _building_trainer()
     if trainer is None:
@@ -39,11 +39,11 @@ def check_trainer(cfg) -> None:
 
 
 def _keys_set(cfg) -> Iterator[tuple[str, str]]:
-    """List (trainer's method that would have to read the key, "KEY value") for each such key."""
+    """List (trainer's method that should read the key, "KEY value") for each key that is set."""
     solver, clip, amp = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
     clip_type = clip.CLIP_TYPE if clip.ENABLED else ""
     dtype = amp.DTYPE if amp.ENABLED else ""
-    values = (  # the last: what Detectron2 trains by
+    values = (  # the last: the values that Detectron2 supports
         ("build_model", "MODEL.COMPILE", cfg.MODEL.COMPILE, (False,)),
         ("build_optimizer", "SOLVER.OPTIMIZER", solver.OPTIMIZER, ("SGD",)),
         ("build_optimizer", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type, ("", "value", "norm")),
@@ -61,7 +61,7 @@ def _keys_set(cfg) -> Iterator[tuple[str, str]]:
 
 
 def _keys_of_ghm_train(cfg) -> Iterator[str]:
-    """List "KEY value" for each key that is set and that hooks of `ghm train` alone read."""
+    """List "KEY value" for each key that is set and that only hooks of `ghm train` read."""
     for name, off in (("EMA_DECAY", 0), ("PATIENCE", 0), ("CHECKPOINTS_KEPT", 0), ("TRACKERS", ())):
         value = cfg.SOLVER[name]
         if value != off and list(value if name == "TRACKERS" else [value]):
@@ -69,7 +69,7 @@ def _keys_of_ghm_train(cfg) -> Iterator[str]:
 
 
 def _building_trainer():
-    """The `DefaultTrainer` whose constructor is running; None if there is none."""
+    """Return the `DefaultTrainer` whose constructor is running; None if there is none."""
     defaults = sys.modules.get("detectron2.engine.defaults")
     frame = inspect.currentframe() if defaults else None
     while frame is not None:
@@ -80,5 +80,5 @@ def _building_trainer():
 
 
 def _owner(trainer, method: str) -> str:
-    """The module of the class that defines the trainer's method."""
+    """Return the name of the module whose class defines the trainer's method."""
     return next(base for base in type(trainer).__mro__ if method in vars(base)).__module__

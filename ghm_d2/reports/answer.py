@@ -15,18 +15,18 @@ from ghm_d2.reports.statistics.verdicts import (
     Verdict,
 )
 
-# more questions than this are answered together, by what came out
+# more questions than this are answered together, by verdict
 MOST_SENTENCES = 6
-# and more pairs of one question likewise
+# more pairs than this of one question, too
 MOST_PHRASES = 3
 
 
 def answer(differences: list[Difference], failures: list[str], comparison: Comparison) -> list[str]:
-    """A sentence a question, then what failed, and how far the answer reaches.
+    """One sentence per question, then the failures, and how far the answer reaches.
 
     Args:
-        failures: what `failure` says of the sides.
-        comparison: that they belong to.
+        failures: the sentences of `failure` on the sides.
+        comparison: the comparison that the differences belong to.
     """
     if not differences:
         return ["There is nothing to compare: no pair of configurations.", *failures]
@@ -42,7 +42,7 @@ def answer(differences: list[Difference], failures: list[str], comparison: Compa
 
 
 def failure(side: SideRuns) -> str:
-    """A sentence on the runs that did not finish, and how they count; "" where all did.
+    """A sentence on the runs that did not finish, and how they count; "" if all did.
 
     An example: "CE: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: diverged at ...)".
     """
@@ -57,12 +57,12 @@ def failure(side: SideRuns) -> str:
 
 
 def outcome(run: SeedRun) -> str:
-    """The end of a run in the words of its record; "" where that has none, or is not there."""
+    """The outcome that the run's record states; "" if it states none or there is no record."""
     return run.record.outcome if run.record else ""
 
 
 def signed(value: float | None) -> str:
-    """A difference of AP, such as "+1.2"; never "+0.0" for what is not zero."""
+    """A difference of AP, such as "+1.2"; never "+0.0" unless it is zero."""
     if value is None:
         return "-"
     return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
@@ -102,19 +102,19 @@ def _with_interval(judged: Verdict) -> str:
 
 
 def confidence(judged: Verdict) -> str:
-    """The confidence of the verdict's interval: "95%", or "98.3%" where it is one of three."""
+    """The confidence of the verdict's interval: "95%", or "98.3%" if corrected for three pairs."""
     return f"{100 * (1 - judged.alpha):.3g}%"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value, such as "0.012" and "<0.001"; "-" where nothing was tested."""
+    """A p-value, such as "0.012" and "<0.001"; "-" if nothing was tested."""
     if p is None:
         return "-"
     return "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _by_verdict(differences: list[Difference]) -> str:
-    """A sentence for each thing that came out, with the pairs of which it did."""
+    """One sentence per verdict, with the pairs that have it."""
     sentences = []
     order = [HIGHER, LOWER, SAME, UNDECIDED]
     order += [d.verdict for d in differences if d.verdict not in (*order, ONE_SEED, NO_SEED)]
@@ -139,7 +139,7 @@ def _capital(text: str) -> str:
 
 
 def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
-    """Say which chance the intervals count, how they are corrected, and how sure a verdict is."""
+    """Say which chance the intervals count, how they are corrected, and how far to trust them."""
     counts = sorted({d.judged.effect.n for d in differences if d.judged.effect.n > 1})
     if not counts:
         return ["A claim needs two seeds that finished on both sides."]

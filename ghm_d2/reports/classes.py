@@ -1,4 +1,4 @@
-"""AP of the classes by how often they are annotated in the training data, the rarest first."""
+"""AP by class, ordered by the number of training annotations, the rarest class first."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,14 +8,14 @@ from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.runs import SideRuns
 from ghm_d2.reports.statistics.estimates import Estimate, estimate
 
-MOST_COLUMNS = 8  # classes that have a column each; more are grouped in thirds
+MOST_COLUMNS = 8  # more classes than this are grouped in thirds
 GROUPS = ("rare", "common", "frequent")
 
 
 def classes_table(sides: list[SideRuns]) -> Table:
-    """A row a side: the mean over its seeds of AP by class, or by thirds of the classes.
+    """One row per side: the mean over its seeds of AP by class, or by thirds of the classes.
 
-    No rows where no record says how often its two classes or more are annotated.
+    It has no rows unless some record counts the annotations of two or more classes.
     """
     counts = _counts([record for side in sides for record in side.records])
     groups = _groups(counts)
@@ -30,13 +30,13 @@ def classes_table(sides: list[SideRuns]) -> Table:
 
 
 def _counts(records: Sequence[RunRecord]) -> dict[str, int]:
-    """Return the annotations of each class, rarest first, from the first record that has them."""
+    """Return the annotations per class, rarest first, from the first record that counts them."""
     counts = next((r.train_objects for r in records if len(r.train_objects) > 1), {})
     return dict(sorted(counts.items(), key=lambda item: (item[1], item[0])))
 
 
 def _groups(counts: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
-    """A column's name -> the annotations of its classes, and these."""
+    """Name of a column -> its number of annotations, and its classes."""
     if len(counts) <= MOST_COLUMNS:
         return {name: (number, [name]) for name, number in counts.items()}
     names = list(counts)
@@ -49,7 +49,7 @@ def _groups(counts: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
 
 
 def _ap(side: SideRuns, names: list[str]) -> Estimate:
-    """Estimate the classes' mean AP over seeds; a diverged run is 0, as in `SideRuns.values`."""
+    """Estimate the classes' mean AP over seeds; diverged runs count 0, as in `SideRuns.values`."""
     values = [0.0] * len(side.diverged)
     for run in side.finished:
         aps = [run.record.per_class.get(name) for name in names] if run.record else []

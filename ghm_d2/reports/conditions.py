@@ -8,7 +8,7 @@ from ghm_d2.reports.tables import ap_cells
 def by_condition(rows: list[Row]) -> dict[str, dict[str, Row]]:
     """Return condition -> method -> row for sides that are named "METHOD, CONDITION".
 
-    Empty unless at least two methods are there in at least two conditions, each in all of them.
+    Empty unless there are at least two conditions, all with the same two or more methods.
     """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -20,7 +20,7 @@ def by_condition(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 
 def conditions_table(rows: list[Row]) -> Table:
-    """A row a method, a column a condition: AP with half its interval, the best of each bold."""
+    """One row per method, one column per condition: AP with half its interval, the best in bold."""
     found = by_condition(rows)
     columns = [ap_cells(list(of_condition.values())) for of_condition in found.values()]
     methods = list(next(iter(found.values()), ()))

@@ -1,8 +1,8 @@
-"""Published results on COCO, to stand beside a run of the same experiment and no other.
+"""Published results on COCO, shown only beside a run of the same experiment.
 
-The same experiment is the same method, network and schedule. A row whose schedule is not known
-here stands beside no run. The paper does not give its ResNeXt-101's cardinality: its network is
-"ResNeXt-101-FPN" here, which no run's is.
+The same experiment means the same method, network and schedule; a row without a known schedule is
+shown beside no run. The paper does not give the cardinality of its ResNeXt-101. Its network is
+called "ResNeXt-101-FPN" here, a name that no run has.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ghm_d2.records import RunRecord, Schedule
 
 COCO_CLASSES = 80
-TOLERANCE = 0.01  # of all images that a schedule goes through
+TOLERANCE = 0.01  # as a share of all images in a schedule
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Published:
     method: str  # as in `RunRecord`
     network: str
     ap: tuple[float, ...]
-    source: str  # and the split
+    source: str  # with the split
     schedule: Schedule | None = None  # None: not known here
 
 
-# mmdetection's 1x, and that of the authors' repository: 12 epochs, a tenth after 8 and after 11
+# mmdetection's 1x, and the authors': 12 epochs, learning rate divided by 10 after 8 and after 11
 _EPOCHS_12 = Schedule(87_960, 16, [58_640, 80_630], [800])
 _JITTER = [640, 672, 704, 736, 768, 800]
 _ZOO_1X = Schedule(90_000, 16, [60_000, 80_000], _JITTER)
@@ -67,7 +67,7 @@ PUBLISHED = (
     Published(_GHM, _R101, (39.1,), _MMDET_2, _EPOCHS_12),
     Published(_GHM, _X32, (40.7,), _MMDET_2, _EPOCHS_12),
     Published(_GHM, _X64, (41.4,), _MMDET_2, _EPOCHS_12),
-    # version 2 has L1 in the place of smooth L1: another method
+    # version 2 uses L1 instead of smooth L1, which is another method
     Published(_FOCAL, _R50, (35.6,), _MMDET_1, _EPOCHS_12),
     Published(_FOCAL, _R101, (37.7,), _MMDET_1, _EPOCHS_12),
     Published(_FOCAL, _X32, (39.0,), _MMDET_1, _EPOCHS_12),
@@ -87,8 +87,8 @@ PUBLISHED = (
 def published_for(record: RunRecord) -> list[Published]:
     """The published results of the experiment that `record` repeats, on COCO.
 
-    The label of the data alone would not do: anyone's folder may be called coco; the number of
-    classes tells more. A run that stopped early has not gone through its schedule.
+    The number of classes is checked too, since any folder may be called coco. A run that stopped
+    early is compared with the iterations that it has done.
     """
     is_coco = re.fullmatch(r"coco(_20\d\d)?(_\w*(val|train)\w*)?", record.dataset)
     if not is_coco or len(record.per_class) != COCO_CLASSES or record.schedule is None:
@@ -109,9 +109,9 @@ def published_like(method: str, network: str, schedule: Schedule) -> list[Publis
 
 
 def published_otherwise(method: str, network: str, schedule: Schedule) -> list[Published]:
-    """The method's results on the network by another schedule, or by one that is not known here.
+    """The method's published results on the network with another or an unknown schedule.
 
-    The paper's ResNeXt-101 counts as any.
+    The paper's ResNeXt-101 counts as any ResNeXt-101.
     """
     same = published_like(method, network, schedule)
     networks = {network, _X101 if network.startswith("ResNeXt-101") else network}
@@ -123,9 +123,9 @@ def published_otherwise(method: str, network: str, schedule: Schedule) -> list[P
 
 
 def is_same(mine: Schedule, theirs: Schedule) -> bool:
-    """Return whether both see as many images, with the learning rate falling at the same ones.
+    """Return whether both see equally many images, and lower the learning rate after as many.
 
-    Counted in images, since a schedule for half the batch has twice the iterations.
+    They are counted in images, since a schedule with half the batch has twice the iterations.
     """
     points = [[step * s.batch for step in (s.iterations, *sorted(s.decay))] for s in (mine, theirs)]
     if len(points[0]) != len(points[1]) or set(mine.sizes) != set(theirs.sizes):

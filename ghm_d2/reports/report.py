@@ -1,4 +1,4 @@
-"""A report's numbers and its answer, made from the records of runs alone."""
+"""A report's numbers and its answer, made from the files of its runs alone."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,7 +26,7 @@ class Report:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """A row a side."""
+        """One row per side."""
         return [row_of(side) for side in self.study.sides]
 
     @cached_property
@@ -36,7 +36,7 @@ class Report:
 
     @cached_property
     def noise(self) -> list[NoiseRow]:
-        """A row for each measure of each side whose annotations say what is wrong with them."""
+        """A row for each side and measure, if the annotations record their own errors."""
         return checked(lambda: [row for side in self.study.sides for row in noise_of(side)])
 
     @cached_property
@@ -63,7 +63,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the whole report as JSON-able data; AP in percent, null if undefined.
 
-        Intervals are of 95%; those of a verdict on AP are of 1 - "alpha".
+        Intervals have 95% confidence; those of a verdict on AP have 1 - "alpha".
         """
         comparison = self.study.comparison
         words = ["name", "question", "dataset", "budget", "seeds"]
@@ -140,7 +140,7 @@ def _noise_json(row: NoiseRow) -> dict[str, Any]:
 
 
 def read_report(folder: Path) -> Report:
-    """The numbers and the answer alone, without drawing or writing anything.
+    """The numbers and the answer, without drawing or writing anything.
 
     Raises:
         DataError: see `study.read_study`.
@@ -149,7 +149,7 @@ def read_report(folder: Path) -> Report:
 
 
 def is_decided(folder: Path, look: int) -> bool:
-    """Tell whether the primary pair of the comparison in `folder` has a verdict of `look` seeds.
+    """Return whether a look at `look` seeds decided the primary pair of the comparison in `folder`.
 
     Raises:
         DataError: see `study.read_study`.
@@ -159,9 +159,9 @@ def is_decided(folder: Path, look: int) -> bool:
 
 
 def by_data(reports: list[Report]) -> list[Table]:
-    """Return a table for each comparison that was made on several data sets, a row a set.
+    """Return a table for each comparison made on several data sets, with one row per data set.
 
-    It has the AP of the sides, and the difference of the primary pair, or of the first one.
+    A row has the AP of each side, and the difference of the primary pair, else of the first pair.
     """
     rows: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for report in reports:
@@ -176,7 +176,7 @@ def by_data(reports: list[Report]) -> list[Table]:
 
 
 def overview(reports: list[Report]) -> Table:
-    """A row for each pair of several comparisons: AP of both sides, and their difference."""
+    """One row per pair of all comparisons: AP of both sides, and their difference."""
     rows: list[tuple[str, ...]] = []
     for report in reports:
         comparison = report.study.comparison

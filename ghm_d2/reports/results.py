@@ -10,7 +10,7 @@ from ghm_d2.reports.statistics.estimates import Estimate, estimate
 from ghm_d2.reports.statistics.verdicts import Contrast, Verdict, judge
 from ghm_d2.reports.study import Study
 
-# what is wrong with spoilt annotations, and whose gradient is weighed; keys as in analysis.json
+# kinds of spoilt annotations, and the gradients that are compared; keys as in analysis.json
 NOISE_WORDS = {"class": "wrong class", "shift": "shifted box"}
 NOISE_MEASURES = {"weight": "class score", "box_weight": "box"}
 
@@ -36,11 +36,11 @@ COSTS: dict[str, Callable[[RunRecord], float | None]] = {
 class Row:
     """A side's results: an estimate for each AP figure and each of `COSTS`.
 
-    Runs that diverged count as AP 0, and not in the costs; others that did not finish not at all.
+    Diverged runs count as AP 0 but not in the costs; other unfinished runs do not count at all.
 
-    ap, published: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` where the data are LVIS.
-    mask_ap: of masks, with the same keys; empty where the detector has none. other_sets: the two
-    on each data set that was evaluated after the first.
+    ap, published: box AP; keys `AP_COLUMNS`, and `LVIS_COLUMNS` if the data are LVIS. mask_ap: mask
+    AP with the same keys; empty if the detector has no masks. other_sets: (ap, mask_ap) on each
+    data set that was evaluated after the first.
     """
 
     side: SideRuns
@@ -55,8 +55,8 @@ class Row:
 class Difference:
     """A pair's paired differences for each of `AP_COLUMNS`, and the verdict on AP.
 
-    seeds: that the verdict rests on. ap: of AP the verdict's own interval; the others' are of 95%,
-    over the seeds alone, and not corrected.
+    seeds: the seeds that the verdict is based on. ap: AP has the verdict's own interval; the other
+    columns have uncorrected 95% intervals over the seeds alone.
     """
 
     pair: Pair
@@ -66,16 +66,16 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """The word on AP."""
+        """The verdict on AP in words."""
         return self.judged.word
 
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """The weight that a side's loss gives to one kind of spoilt annotation; clean ones are "none".
+    """The weights that a side's loss gives to annotations by kind; clean annotations are "none".
 
-    measure: a key of `NOISE_MEASURES`. weight: effective over plain gradient, over the seeds.
-    ratio: a kind's weight over the clean ones', over the seeds. boxes: measured, in one run.
+    measure: a key of `NOISE_MEASURES`. weight: effective gradient / plain gradient, over the seeds.
+    ratio: weight / clean annotations' weight, over the seeds. boxes: number measured in one run.
     """
 
     side: SideRuns
@@ -105,7 +105,7 @@ def row_of(side: SideRuns) -> Row:
 def _ap_of(
     found: Sequence[RunRecord | SetFigures], diverged: int
 ) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """The AP of boxes, and of masks, over the seeds, of which `diverged` have AP 0."""
+    """Box AP and mask AP over the seeds; `diverged` further seeds count as AP 0."""
     boxes = [figures.metrics for figures in found]
     masks = [figures.mask_metrics for figures in found if figures.mask_metrics]
     lvis = [name for name in LVIS_COLUMNS if any(name in metrics for metrics in boxes)]
@@ -145,12 +145,12 @@ def _difference(study: Study, pair: Pair, column: str, seeds: list[int]) -> Esti
 
 
 def noise_of(side: SideRuns) -> list[NoiseRow]:
-    """Return a side's weights of noise, for each measure that the analyses of its runs have."""
+    """Return a row for each measure of noise that the analyses of a side's runs have."""
     found = [noise for run in side.finished if (noise := part(run.analysis, "noise"))]
     kinds = ("none", *NOISE_WORDS)
     if not found:
         return []
-    # the same in all runs: the seed of a training is not that of its data
+    # the same in all runs, since a training's seed does not change the data
     boxes = {kind: part(found[0], kind, "boxes") or 0 for kind in kinds}
     rows = []
     for measure in NOISE_MEASURES:

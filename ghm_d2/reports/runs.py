@@ -1,4 +1,4 @@
-"""A side's runs and what they have left: records, curves, analyses and pictures."""
+"""A side's runs and their files: records, curves, analyses and pictures."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from ghm_d2.reports.statistics.estimates import Replicates, Scores
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE, WORST_FILE
 
 FINISHED, DIVERGED, NOT_DONE = "finished", "diverged", "not done"
-# A run from elsewhere must not take all memory: no training writes as much, or such numbers
+# Limits for runs from elsewhere, which must not take all memory: no training exceeds them
 LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One seed of a side. `record` is None where the run is planned and not done.
+    """One seed of a side. `record` is None if the run is planned but not done.
 
-    kept: the contents of files by name, where they are kept apart from the run's folder.
+    kept: the contents of files by name, if they are kept apart from the run's folder.
     """
 
     seed: int
@@ -40,7 +40,7 @@ class SeedRun:
 
     @cached_property
     def analysis(self) -> dict:
-        """The contents of analysis.json; empty where there is none. Raises: see `read_file`."""
+        """The contents of analysis.json; empty if there is none. Raises: see `read_file`."""
         found = self._contents(ANALYSIS_FILE, json.loads)
         return found if isinstance(found, dict) else {}
 
@@ -58,14 +58,14 @@ class SeedRun:
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Return iterations and the values of `key` after them, from metrics.jsonl.
 
-        Rows without the two numbers are passed over, and numbers that no training gives.
+        Rows that lack either number, or have one beyond LARGEST, are skipped.
 
         Raises:
             DataError: see `read_file`.
         """
         rows = [r for r in self.metrics if _is_number(r.get("iteration"), r.get(key))]
         rows = [r for r in rows if r["iteration"] >= 0]
-        # rows count iterations from 0, the evaluation after the last one has their number
+        # rows count iterations from 0, but the last evaluation has the number of iterations
         last = self.record.iterations if self.record else 0
         steps = [row["iteration"] + (row["iteration"] < last) for row in rows]
         return steps, [row[key] for row in rows]
@@ -78,10 +78,10 @@ class SeedRun:
 
     @cached_property
     def replicates(self) -> Replicates | None:
-        """AP on resamples of the test images; None where analysis.json has none.
+        """AP on resamples of the test images; None if analysis.json has none.
 
         Raises:
-            DataError: they are not of the known form.
+            DataError: they do not have the known format.
         """
         found = self.analysis.get("image_bootstrap")
         return checked(lambda: _replicates(found)) if found else None
@@ -92,7 +92,7 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class SideRuns:
-    """One side of a comparison and its runs, one a seed."""
+    """One side of a comparison and its runs, one per seed."""
 
     name: str
     config: str
@@ -101,7 +101,7 @@ class SideRuns:
 
     @property
     def finished(self) -> list[SeedRun]:
-        """The runs that have figures."""
+        """The runs that finished."""
         return [run for run in self.runs if run.status == FINISHED]
 
     @property
@@ -135,7 +135,7 @@ class SideRuns:
 
     @property
     def scores(self) -> Scores:
-        """AP by seed, with its replicates."""
+        """AP by seed, with the replicates of the runs."""
         there = {run.seed: run.replicates for run in self.finished}
         known = {seed: found for seed, found in there.items() if found}
         for like in list(known.values())[:1]:
@@ -144,7 +144,7 @@ class SideRuns:
         return Scores(self.values("AP"), known)
 
     def analysed(self, *keys: str) -> SeedRun | None:
-        """The first finished run whose analysis has `keys`, one within the other."""
+        """The first finished run whose analysis has `keys`, nested in that order."""
         return next((run for run in self.finished if part(run.analysis, *keys)), None)
 
 
@@ -156,10 +156,10 @@ def part(tree: Any, *keys: str) -> Any:
 
 
 def checked(make: Callable[[], Made], file: str = ANALYSIS_FILE) -> Made:
-    """The result of `make`, which draws on the runs' `file`.
+    """The result of `make`, which uses the runs' `file`.
 
     Raises:
-        DataError: one is not of the known form.
+        DataError: a file does not have the known format.
     """
     try:
         return make()
@@ -171,7 +171,7 @@ def checked(make: Callable[[], Made], file: str = ANALYSIS_FILE) -> Made:
 
 
 def read_file(file: Path, parse: Callable[[str], Made]) -> Made | None:
-    """The file's text as `parse` reads it; None where there is no file.
+    """The file's text, parsed by `parse`; None if there is no file.
 
     Raises:
         DataError: it is not JSON, not a plain file, or over 64 MiB.
@@ -187,7 +187,7 @@ def read_file(file: Path, parse: Callable[[str], Made]) -> Made | None:
 
 
 def json_lines(text: str) -> list:
-    """The value on each line; a killed training leaves half a line, which is passed over."""
+    """The value on each line; invalid lines, such as a killed training leaves, are skipped."""
     rows = []
     for line in text.splitlines():
         try:
@@ -213,5 +213,5 @@ def _is_number(*values) -> bool:
 
 
 def is_own(file: Path) -> bool:
-    """Return whether it is a plain file of the run, not too long: no link, no pipe, no device."""
+    """Return whether `file` is a plain file, not too long: no link, pipe or device."""
     return file.is_file() and not file.is_symlink() and file.stat().st_size <= LONGEST_FILE

@@ -1,4 +1,4 @@
-"""The subject of a report: a comparison, or a folder of runs, with all that the runs left."""
+"""The subject of a report: a comparison, or a folder of runs, with all files of the runs."""
 
 import os
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ from ghm_d2.records import (
 from ghm_d2.reports.runs import FINISHED, SeedRun, SideRuns, is_own, json_lines, read_file
 from ghm_d2.run_folder import RUN_FILE
 
-# What figures of runs are drawn from whose folders are not kept: the contents of their files, a run
-# a line. Their records are in a runs.jsonl
+# The contents of the files that figures are drawn from, one run per line, for runs whose folders
+# are not kept. The records of these runs are in a runs.jsonl
 FIGURES_FILE = "figures.jsonl"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison with what its runs have left; `notes` say what was left out of it."""
+    """A comparison with the files of its runs; `notes` say which runs were left out."""
 
     comparison: Comparison
     sides: list[SideRuns]
@@ -58,23 +58,23 @@ def find_comparisons(folder: Path) -> list[Path]:
 
 
 def read_study(folder: Path) -> Study:
-    """The comparison in `folder`; or the runs below it, grouped by what was trained.
+    """The comparison in `folder`, or else the runs below it, grouped by what was trained.
 
     Raises:
-        DataError: there is neither, or a file in it is not what its name says.
+        DataError: there is neither, or a file does not have the known format.
     """
     folder = Path(folder)
     return _compared(folder) if is_comparison(folder) else _grouped(folder)
 
 
 def find_records(folder: Path) -> dict[str, RunRecord]:
-    """The records of all runs below `folder`, by their paths in it and in the order of these.
+    """The records of all runs below `folder`, by their paths in it, in the order of the paths.
 
-    They are read from the runs' own folders; where there is none, from the nearest runs.jsonl: in
-    `folder` or up to two folders above. Its rows name the runs' folders as `TableRow` says.
+    They are read from the runs' own folders. If there are no such folders, they are read from the
+    nearest runs.jsonl, in `folder` or up to two folders above; `TableRow` says how it names runs.
 
     Raises:
-        DataError: there is none, or one of them is not the record of a run.
+        DataError: there is no run, or a file or row is not a valid record.
     """
     runs = sorted(file.parent for file in Path(folder).rglob(RUN_FILE))
     if runs:
@@ -87,9 +87,7 @@ def find_records(folder: Path) -> dict[str, RunRecord]:
 
 
 def _kept_records(folder: Path) -> dict[str, tuple[TableRow, Path]]:
-    """The last row of each run in the nearest runs.jsonl, which is told too, by the run's path from
-    `folder`.
-    """
+    """A run's path from `folder` -> its last row in the nearest runs.jsonl, and that file."""
     above = (folder, *folder.absolute().parents[:2])
     file = next((up / TABLE_FILE for up in above if is_own(up / TABLE_FILE)), None)
     if file is None:
@@ -106,7 +104,7 @@ def _run_folder(row: TableRow) -> str:
 
 
 def _kept_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """The contents of runs' files, by the runs' paths from `folder`, in its figures.jsonl."""
+    """A run's path from `folder` -> the contents of its files, from figures.jsonl in `folder`."""
     rows = read_file(folder / FIGURES_FILE, json_lines) or []
     return {str(row.get("folder")): row for row in rows if isinstance(row, dict)}
 
@@ -132,7 +130,7 @@ def _compared(folder: Path) -> Study:
 
 
 def _beside(folder: Path, name: str) -> Path:
-    """The run's folder; a mailed comparison names none of the reader's own."""
+    """The run's folder; a mailed comparison may not name other folders of the reader."""
     run = folder / name
     if "\0" in name or not run.resolve().is_relative_to(folder.resolve().parent):
         raise DataError(f"{folder / COMPARISON_FILE}: the run {name!r:.120} lies elsewhere")
@@ -188,7 +186,7 @@ def _grouped(folder: Path) -> Study:
 
 
 def _names(keys: list[tuple[str, str, str, str]]) -> list[str]:
-    """A name for each (method, network, config hash, data set): as much as tells it apart."""
+    """A name for each (method, network, config hash, data set), no longer than tells it apart."""
     names = []
     for method, _, config_hash, dataset in keys:
         alike = [key[3] for key in keys if key[0] == method]

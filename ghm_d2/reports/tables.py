@@ -1,4 +1,4 @@
-"""The tables of single runs and of a comparison; each is a `Table` that any form can show."""
+"""The tables of single runs and of a comparison; each is a `Table` that any format can show."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -31,11 +31,11 @@ DIFFERENCE_COLUMNS = ("AP", "AP50", "AP75")
 ERROR_HEADERS = ("p", "SE seeds", "SE images")
 SIZE_WORDS = {"APs": "small (AP_S)", "APm": "medium (AP_M)", "APl": "large (AP_L)"}
 FEW_OBJECTS = 50
-MOST_CLASSES = 100  # whose AP a terminal shows; LVIS has 1203
+MOST_CLASSES = 100  # a terminal shows AP by class for no more than this; LVIS has 1203
 
 
 def terminal_table(table: Table, title: str = "") -> rich.table.Table:
-    """Return `table` in the form that a terminal shows."""
+    """Return `table` in rich's form, for a terminal."""
     shown = rich.table.Table(title=escape(printable(title)) or None, title_justify="left")
     for i, header in enumerate(table.headers):
         is_text = i < table.text_columns
@@ -67,7 +67,7 @@ def runs_table(records: Mapping[str, RunRecord]) -> Table:
 
 
 def _columns(records: Iterable[RunRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The AP columns of records, and their headers: LVIS's too where a record has them."""
+    """The AP columns of records, and their headers: LVIS's too if a record has them."""
     found = {name for record in records for figures in record.sets for name in figures.metrics}
     if found & {*LVIS_COLUMNS}:
         return (*AP_COLUMNS, *LVIS_COLUMNS), (*HEADERS[2:], *LVIS_HEADERS)
@@ -75,7 +75,7 @@ def _columns(records: Iterable[RunRecord]) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """A row for each data set that the run was evaluated on, a second one for masks."""
+    """One row per data set that the run was evaluated on, and a second one for masks."""
     rows = []
     for figures in record.sets:
         name = f"{record.method}, {figures.dataset}" if figures.dataset else record.method
@@ -88,7 +88,7 @@ def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ..
 
 
 def objects_note(record: RunRecord) -> str:
-    """Say how many objects each AP by size is of, on each data set; "" if it was not recorded."""
+    """Say how many objects each AP by size is based on, by data set; "" if it was not recorded."""
     texts = []
     for figures in record.sets:
         counts = {words: figures.objects.get(key, 0) for key, words in SIZE_WORDS.items()}
@@ -106,9 +106,9 @@ def per_class(record: RunRecord) -> Table:
 
 
 def results_table(rows: list[Row]) -> Table:
-    """The published columns: mean and half the 95% interval; the best mean in bold.
+    """The columns that papers report: mean and half the 95% interval; the best mean in bold.
 
-    A side with masks has a second row, of their AP.
+    A side with masks has a second row with mask AP.
     """
     columns = tuple(dict.fromkeys(column for row in rows for column in row.ap))
     best = _best([row.ap for row in rows], columns)
@@ -139,9 +139,7 @@ def other_sets_tables(rows: list[Row]) -> dict[str, Table]:
 
 
 def _best(rows: list[dict[str, Estimate]], columns: tuple[str, ...]) -> dict[str, str]:
-    """Each column's highest mean as it is shown, since what looks alike is equally good; "" where
-    there are no two that differ.
-    """
+    """Each column's highest mean as shown, so that equal cells rank alike; "" if all are equal."""
     means = {c: [m for ap in rows if c in ap and (m := ap[c].mean) is not None] for c in columns}
     return {
         c: _number(max(values)) if len(set(map(_number, values))) > 1 else ""
@@ -253,7 +251,7 @@ def sides_table(sides: list[SideRuns]) -> Table:
 
 
 def search_table(trials: list[Trial]) -> Table:
-    """The trials of each side's setting, with the chosen one: the mean AP of each data set."""
+    """One row per side and tried setting: mean AP on each data set; the chosen one is marked."""
     groups: dict[tuple, list[Trial]] = {}
     for trial in trials:
         asked = (trial.side, " ".join(trial.overrides) or "as configured", trial.iterations)
@@ -270,7 +268,7 @@ def search_table(trials: list[Trial]) -> Table:
 
 
 def _mean_ap(trials: list[Trial], dataset: str) -> float | None:
-    """The mean AP on a data set, a diverged trial's being 0; None if all diverged."""
+    """The mean AP on a data set, with 0 for diverged trials; None if all trials diverged."""
     found = [trial.AP for trial in trials if trial.dataset == dataset]
     if all(ap is None for ap in found):
         return None
@@ -278,7 +276,7 @@ def _mean_ap(trials: list[Trial], dataset: str) -> float | None:
 
 
 def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
-    """Return `facts`, and the records' machines and versions; all values where they differ."""
+    """Return `facts`, and the records' devices and versions; if they differ, all values."""
     records = [record for side in sides for record in side.records]
     rows = [
         *facts,
@@ -292,7 +290,7 @@ def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
 
 
 def mean_with_n(value: Estimate, side: SideRuns) -> str:
-    """Mean and half the interval, with the number of seeds where some have no value."""
+    """Mean and half the interval, with the number of seeds if some have no value."""
     counted = len(side.finished) + len(side.diverged)
     fewer = f" (n = {value.n})" if 0 < value.n < counted else ""
     return _with_half_width(value, 1) + fewer

@@ -14,19 +14,19 @@ from ghm_d2.progress import Progress
 from ghm_d2.training.prepare import batch_changes
 from ghm_d2.training.train import set_up
 
-FILLED = 0.85  # share of the free memory that a trial may take: other batches have more objects
+FILLED = 0.85  # largest share of the free memory in a trial; later batches may have more objects
 FEWEST_ITERATIONS = 1000  # a schedule is not shortened below this
-_STEPS = 3  # of a trial; the optimizer makes its state in the first
+_STEPS = 3  # steps per trial; the optimizer allocates its state in the first
 
 
 def fit_batch(cfg, progress: Progress) -> tuple[CfgNode, str]:
     """Return `cfg` with the largest batch that fits into the GPU's memory, and a line that says so.
 
-    The configured batch is doubled, or halved, as far as that goes. Each is tried by a few training
-    steps at the largest size of INPUT.MIN_SIZE_TRAIN. The schedule keeps the number of images that
-    it sees; no batch is raised so far that fewer than FEWEST_ITERATIONS are left. The learning rate
-    is scaled with the batch (arXiv 1706.02677, section 2.1), that of ADAMW with its square root
-    (arXiv 2205.10287).
+    The configured batch is doubled as long as it fits, or halved until it does. Each batch is tried
+    with a few training steps at the largest size of INPUT.MIN_SIZE_TRAIN. The number of images in
+    the schedule stays the same, and the batch is not raised so far that fewer than
+    FEWEST_ITERATIONS are left. The learning rate is scaled with the batch size (arXiv 1706.02677,
+    section 2.1), or with its square root for ADAMW (arXiv 2205.10287).
 
     Args:
         cfg: from `prepare`; it is not changed.
@@ -62,7 +62,7 @@ def fit_batch(cfg, progress: Progress) -> tuple[CfgNode, str]:
 
 
 def _largest(cfg, progress: Progress) -> tuple[int, float]:
-    """Return the largest batch that fits, 0 for none, and the share of the memory it takes."""
+    """Return the largest batch that fits (0 if none does) and its share of the memory."""
 
     def tried(batch: int) -> float:
         progress.message(f"trying a batch of {batch}")
@@ -85,7 +85,7 @@ def _too_few_iterations(cfg, batch: int) -> bool:
 def _share_of_memory(cfg, batch: int) -> float:
     """Return the share of the GPU's free memory that training on `batch` images takes.
 
-    It is infinite where the memory does not suffice.
+    The share is infinite if the GPU runs out of memory.
     """
     device = torch.device(cfg.MODEL.DEVICE)
     torch.cuda.reset_peak_memory_stats(device)
@@ -101,16 +101,16 @@ def _share_of_memory(cfg, batch: int) -> float:
 
 
 def _train_a_little(cfg, batch: int) -> None:
-    """Make a few steps as `train` does, in memory alone."""
+    """Run a few training steps as `train` does, without writing files."""
     trial = cfg.clone()
     trial.defrost()
     trial.SOLVER.IMS_PER_BATCH = batch
     trial.DATALOADER.NUM_WORKERS = 0
-    trial.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),) * 2  # "range" takes two
+    trial.INPUT.MIN_SIZE_TRAIN = (max(cfg.INPUT.MIN_SIZE_TRAIN),) * 2  # "range" needs two sizes
     trial.SOLVER.ON_DIVERGENCE = "skip"
     trainer, _, _ = set_up(trial, False, Progress())
     trainer.detector.train()
-    trainer.ratio_period = 1  # those steps take the most memory
+    trainer.ratio_period = 1  # steps that measure the gradient ratio take the most memory
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(_STEPS):
             trainer.run_step()
@@ -118,7 +118,7 @@ def _train_a_little(cfg, batch: int) -> None:
 
 
 def _scaled(cfg, batch: int) -> CfgNode:
-    """Return `cfg` with that batch; Detectron2 scales learning rate, schedule and periods."""
+    """Return `cfg` for this batch size; Detectron2 scales learning rate, schedule and periods."""
     scaled = cfg.clone()
     scaled.defrost()
     scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH
@@ -127,7 +127,7 @@ def _scaled(cfg, batch: int) -> CfgNode:
     solver.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if solver.OPTIMIZER == "ADAMW":
         solver.BASE_LR = cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH)
-    # periods may be rounded to 0, which is an error for checkpoints, and no evaluation at all
+    # rounding may give a period of 0: an error for checkpoints, and no evaluations at all
     solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD)
     scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
     return scaled

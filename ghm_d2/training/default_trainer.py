@@ -21,8 +21,8 @@ class GHMDefaultTrainer(DefaultTrainer):
 
         from ghm_d2.training.default_trainer import GHMDefaultTrainer as DefaultTrainer
 
-    Hooks, logs and evaluation stay Detectron2's. As there, a resumed run starts the order of its
-    images anew; `ghm train --resume` goes on where it was.
+    Hooks, logs and evaluation stay Detectron2's. A resumed run restarts the order of its images, as
+    in Detectron2; `ghm train --resume` continues it.
     """
 
     def __init__(self, cfg):
@@ -45,13 +45,13 @@ class GHMDefaultTrainer(DefaultTrainer):
         self._trainer = GHMTrainer(cfg, self.model, loader, optimizer, tell=tell)
 
     def run_step(self):
-        """A step of `GHMTrainer`."""
+        """Run one step of `GHMTrainer`."""
         self._trainer.iter, self._trainer.storage = self.iter, self.storage
         self._trainer.run_step()
         self._trainer.step_done()
 
     def build_hooks(self):
-        """Detectron2's, with checkpoints that are read as data."""
+        """Build Detectron2's hooks, with a checkpointer that reads files as data."""
         self.checkpointer = GHMCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -59,7 +59,7 @@ class GHMDefaultTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """Lay the model out as `ghm train` does, so that rounding is the same too."""
+        """Build the model and apply `speed_up` like `ghm train`, so that rounding is the same."""
         return speed_up(super().build_model(cfg), cfg)
 
     @classmethod
@@ -69,12 +69,12 @@ class GHMDefaultTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        """Build the loader of training, with INPUT.RESIZE and INPUT.AUGMENTATION."""
+        """Build the training loader, with INPUT.RESIZE and INPUT.AUGMENTATION."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """Build the loader of an evaluation; an image that cannot be read raises DataError."""
+        """Build the test loader; an image that cannot be read raises DataError."""
         mapper = GHMDatasetMapper(cfg, False)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=mapper, collate_fn=raise_on_bad_image

@@ -22,12 +22,12 @@ LOST = "another process of the group has ended, and this one cannot go on withou
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join torchrun's process group within: NCCL with a GPU for each rank, gloo on CPUs.
+    """Join torchrun's process group within the context: NCCL with one GPU per rank, gloo on CPUs.
 
-    Without torchrun it does nothing. A process whose torchrun has ended is sent SIGTERM.
+    Without torchrun this does nothing. If torchrun ends first, the process gets SIGTERM.
 
     Args:
-        device: "cpu" or "cuda"; a group has no others.
+        device: "cpu" or "cuda".
 
     Raises:
         UsageError: another device, or fewer GPUs on this machine than ranks.
@@ -50,14 +50,14 @@ def process_group(device: str) -> Iterator[None]:
     with lost_peers():
         _join("nccl" if device == "cuda" else "gloo")
     yield
-    dist.destroy_process_group()  # not after an error: it may wait for processes that do not come
+    dist.destroy_process_group()  # not after an error: it may wait forever for lost ranks
 
 
 def _join(backend: str) -> None:
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
-        # torchrun may reuse the store of the group that it restarts, and a rank would then look
-        # for its peers at their old addresses; several machines count restarts differently
+        # after a restart torchrun may reuse the store, which has the ranks' old addresses; several
+        # machines count restarts separately, so they have no common prefix
         store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
@@ -67,7 +67,7 @@ def _end_with(parent: int) -> None:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os._exit(EXIT_INTERRUPTED)  # it waits within the backend, where signals are not handled
+    os._exit(EXIT_INTERRUPTED)  # still waiting in the backend, where Python handles no signals
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def lost_peers() -> Iterator[None]:
 
 
 def parallel(model: nn.Module, device: str) -> nn.Module:
-    """`model` with its gradients averaged over the ranks; itself without a group, or if it is."""
+    """Wrap `model` in DistributedDataParallel, unless it is wrapped or there is only one rank."""
     if comm.get_world_size() == 1 or isinstance(model, DistributedDataParallel):
         return model
     devices = [torch.cuda.current_device()] if device == "cuda" else None
@@ -92,14 +92,14 @@ def parallel(model: nn.Module, device: str) -> nn.Module:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """`values`, of any shape, added up over all ranks, in place."""
+    """Sum `values`, of any shape, over all ranks in place, and return them."""
     if comm.get_world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def same_for_all(value):
-    """Rank 0's `value`, which is plain data."""
+    """Return rank 0's `value`, which is plain data, on every rank."""
     if comm.get_world_size() == 1:
         return value
     held = [value]

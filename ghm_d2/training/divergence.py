@@ -1,4 +1,4 @@
-"""The module of a network in which NaN or infinity first appeared, when training diverged."""
+"""Finds the module in which NaN or infinity first appeared when a training diverged."""
 
 from collections.abc import Callable
 
@@ -22,17 +22,17 @@ def diverged(
     iteration: int,
     gather: Callable[[dict], list[dict]] = lambda found: [found],
 ) -> DivergedError:
-    """The error for a step with a NaN or infinite loss or gradient.
+    """Return the error for a step with a NaN or infinite loss or gradient.
 
-    The model runs once more on the batch, with the weights as before the step, to find the first
+    The model runs once more on the batch, with the weights from before the step, to find the first
     module with a NaN or infinite output, and its feature level.
 
     Args:
-        what: names the loss, such as "loss_cls is nan".
-        gather: from what this rank found to what each rank found.
+        what: what is NaN or infinite, such as "loss_cls is nan".
+        gather: takes this rank's findings and returns those of all ranks.
 
     Returns:
-        with a `report`: iteration, what, where (None if not found), images of the whole batch.
+        an error; its `report` has iteration, what, where (None if not found), the batch's images.
     """
     files = [str(item["file_name"]) for item in batch if "file_name" in item]
     found = gather({"where": first_nonfinite_output(model, batch), "images": files})
@@ -53,10 +53,10 @@ def is_finite(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
-    """The first module with a NaN or infinite output, or None where all outputs are finite.
+    """Return the name of the first module with a NaN or infinite output; None if all are finite.
 
-    The feature level is named too where a module runs once for each, as RetinaNet's and the RPN's
-    heads do.
+    The feature level is added if the module runs once per level, as in the heads of RetinaNet and
+    the RPN.
     """
     calls: dict[str, int] = {}
     found: list[tuple[str, int]] = []
@@ -73,7 +73,7 @@ def first_nonfinite_output(model: nn.Module, batch: list[dict]) -> str | None:
     handles = [module.register_forward_hook(check(name)) for name, module in leaves]
     state = {k: v.clone() for k, v in model.named_buffers()}  # moving averages are restored below
     try:
-        # a compiled network would be compiled anew around each hook
+        # hooks would make a compiled network recompile
         with EventStorage(0), alone(), torch.compiler.set_stance("force_eager"):
             model(batch)
     except (RuntimeError, AssertionError, FloatingPointError, ValueError):

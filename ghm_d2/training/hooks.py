@@ -17,15 +17,15 @@ from ghm_d2.training.metrics.writers import SMOOTHING_WINDOW, WALL_CLOCK
 
 
 class LossHistory(HookBase):
-    """Past losses, as part of the checkpoint, so that a resumed run logs the same values.
+    """Keeps past losses in the checkpoint, so that a resumed run logs the same values.
 
-    They are the last values of each loss, whose medians metrics.jsonl has, and the mean and
+    It keeps the last values of each loss, for the medians in metrics.jsonl, and the mean and
     variance of loss_cls in the second half of the training.
     """
 
     def __init__(self):
         self._recent: dict[str, list[list[float]]] = {}
-        self._late = (0, 0.0, 0.0)  # values, their mean, sum of squared differences from it
+        self._late = (0, 0.0, 0.0)  # count, mean, sum of squared deviations
         self._max_iter: int | None = None
 
     def before_train(self):
@@ -35,7 +35,7 @@ class LossHistory(HookBase):
                 storage.iter = iteration
                 storage.put_scalar(name, value)
         storage.iter = self.trainer.start_iter
-        if self._max_iter != self.trainer.max_iter:  # the second half is another one now
+        if self._max_iter != self.trainer.max_iter:  # the second half has moved
             started_late = 2 * self.trainer.start_iter > self.trainer.max_iter
             self._late = (-1, 0.0, 0.0) if started_late else (0, 0.0, 0.0)
             self._max_iter = self.trainer.max_iter
@@ -54,7 +54,7 @@ class LossHistory(HookBase):
     def variation(self) -> float | None:
         """Standard deviation over mean of loss_cls in the second half of the training.
 
-        None where part of that half was not seen, because MAX_ITER was changed late.
+        None if part of that half was not seen, because MAX_ITER was changed late.
         """
         count, mean, squares = self._late
         return math.sqrt(squares / (count - 1)) / mean if count > 1 and mean > 0 else None
@@ -64,7 +64,7 @@ class LossHistory(HookBase):
         recent = {}
         for name, smooth in storage.smoothing_hints().items():
             if smooth and name not in WALL_CLOCK:
-                # a step that was interrupted may have logged values of iteration `done`
+                # an interrupted step may have logged values of iteration `done`
                 values = [list(x) for x in storage.history(name).values() if x[1] < done]
                 recent[name] = values[-SMOOTHING_WINDOW:]
         return {"recent": recent, "late": list(self._late), "max_iter": self._max_iter}
@@ -75,7 +75,7 @@ class LossHistory(HookBase):
 
 
 class WholeRunsEvalHook(hooks.EvalHook):
-    """Detectron2's, but without an evaluation after a failure: the ranks would wait in it."""
+    """Detectron2's `EvalHook`, without an evaluation after a failure, in which ranks would hang."""
 
     def after_train(self):
         if self.trainer.iter >= self.trainer.max_iter:
@@ -85,7 +85,7 @@ class WholeRunsEvalHook(hooks.EvalHook):
 class FiniteCheckpointer(hooks.PeriodicCheckpointer):
     """Detectron2's `PeriodicCheckpointer`, which saves no NaN or infinite weights.
 
-    Of a resumed run's checkpoints too no more than `max_to_keep` stay.
+    The limit `max_to_keep` includes checkpoints from before a resume.
     """
 
     def before_train(self):
@@ -99,7 +99,7 @@ class FiniteCheckpointer(hooks.PeriodicCheckpointer):
                     file.unlink()
 
     def after_step(self):
-        """Raises DivergedError instead of saving such weights."""
+        """Save if a checkpoint is due; raise DivergedError if weights are NaN or infinite."""
         iteration = self.trainer.iter
         due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
         if due and not is_finite(self.trainer.detector):
@@ -111,11 +111,11 @@ class FiniteCheckpointer(hooks.PeriodicCheckpointer):
 class BestCheckpoint(HookBase):
     """Keeps the weights with the largest AP as model_best.pth.
 
-    Unlike Detectron2's hook, it does not become the last checkpoint: a run is resumed where it
-    stopped, not where it was best.
+    Unlike with Detectron2's hook, this file does not become the last checkpoint: a run is resumed
+    where it stopped, not where it was best.
 
     Attributes:
-        best: {"AP": ..., "iteration": ...} so far, or empty; part of the checkpoint.
+        best: the best {"AP": ..., "iteration": ...} so far, or empty; saved in the checkpoint.
     """
 
     def __init__(self, checkpointer: GHMCheckpointer):
@@ -123,7 +123,7 @@ class BestCheckpoint(HookBase):
         self.best: dict[str, float] = {}
 
     def update(self, ap: float | None, iteration: int) -> None:
-        """Compare an evaluation after `iteration` steps with the best one so far."""
+        """Save the weights if `ap`, measured after `iteration` steps, is the highest so far."""
         better = ap is not None and ap > self.best.get("AP", -1.0)
         if better and is_finite(self._checkpointer.model):
             self.best = {"AP": ap, "iteration": iteration}
@@ -137,14 +137,14 @@ class BestCheckpoint(HookBase):
 
 
 class EarlyStop(HookBase):
-    """Ends a training whose AP has not risen in `patience` evaluations, by `StoppedEarly`."""
+    """Raises `StoppedEarly` if AP has not risen in `patience` evaluations."""
 
     def __init__(self, patience: int, period: int, best: BestCheckpoint):
         """
         Args:
-            patience: evaluations, above 0.
-            period: iterations between two of them.
-            best: what they have found, on rank 0.
+            patience: number of evaluations, above 0.
+            period: iterations between two evaluations.
+            best: the hook that knows the best AP; that of rank 0 decides.
         """
         self._wait, self._period, self._best = patience * period, period, best
 
@@ -163,16 +163,16 @@ class EarlyStop(HookBase):
 
 
 class StoppedEarly(BaseException):
-    """A training has ended by SOLVER.PATIENCE, which is no error.
+    """SOLVER.PATIENCE has ended a training, which is not an error.
 
-    No Exception either: Detectron2's loop would log it with a traceback.
+    It is not an `Exception`, because Detectron2's loop would log it with a traceback.
     """
 
 
 class StopOnSignal(HookBase):
-    """SIGINT and SIGTERM end the training after the current step; a second one ends it at once.
+    """Raises KeyboardInterrupt after the step in which SIGINT or SIGTERM arrives.
 
-    All ranks end after the same step. Raises KeyboardInterrupt.
+    A second signal ends the training at once. All ranks end after the same step.
     """
 
     def __init__(self, progress: Progress):

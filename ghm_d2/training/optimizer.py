@@ -1,4 +1,4 @@
-"""The optimizer of a configuration: SGD or AdamW, with its gradients clipped over the model."""
+"""Builds the optimizer of a configuration: SGD or AdamW, with gradient clipping if it is set."""
 
 import torch
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -9,19 +9,19 @@ OPTIMIZERS = {"SGD": torch.optim.SGD, "ADAMW": torch.optim.AdamW}
 
 
 class _ClipsFullModel:
-    """A mixin before a PyTorch optimizer: `step` first clips the norm of all gradients together."""
+    """A mixin for PyTorch optimizers: `step` first clips the norm of all gradients together."""
 
     def __init__(self, params, *, max_norm: float, norm_type: float = 2.0, **kwargs):
         """
         Args:
-            max_norm, norm_type: as of `torch.nn.utils.clip_grad_norm_`.
-            params, **kwargs: the optimizer's.
+            max_norm, norm_type: as in `torch.nn.utils.clip_grad_norm_`.
+            params, **kwargs: passed to the optimizer.
         """
         super().__init__(params, **kwargs)
         self._clip = max_norm, norm_type
 
     def step(self, closure=None):
-        """Clip, then update; arguments and result as of the optimizer."""
+        """Clip, then update; argument and result are the optimizer's."""
         params = [p for group in self.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(params, *self._clip)
         return super().step(closure)
@@ -39,7 +39,7 @@ CLIPPED = {"SGD": ClippedSGD, "ADAMW": ClippedAdamW}
 
 
 def build_optimizer(cfg, model) -> torch.optim.Optimizer:
-    """By SOLVER, with Detectron2's parameter groups (no weight decay for norms, and so on).
+    """Build SOLVER's optimizer with Detectron2's parameter groups (no weight decay for norms etc.).
 
     With SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model" its `step` clips the norm of all gradients
     together, as GHM's recipe does; Detectron2's "norm" clips each parameter's gradient on its own.

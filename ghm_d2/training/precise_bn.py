@@ -1,4 +1,4 @@
-"""TEST.PRECISE_BN: batch norm's statistics computed anew before evaluations."""
+"""TEST.PRECISE_BN: recomputes batch norm's statistics before each evaluation."""
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
@@ -9,17 +9,17 @@ from ghm_d2.data.loading.loaders import build_train_loader, raise_on_bad_image, 
 
 
 class SeededPreciseBN(hooks.PreciseBN):
-    """Detectron2's hook, as a function of the weights and the iteration alone.
+    """Detectron2's hook, whose result depends only on the weights, SEED and the iteration.
 
-    A resumed run so computes what it would have computed. The batches are those that training
-    would see next. What a forward pass changes beside batch norm, such as GHM's moving averages,
-    is put back.
+    A resumed run therefore computes the same statistics. The batches are those that training would
+    see next. Other buffers that a forward pass changes, such as GHM's moving averages, are
+    restored.
     """
 
     def __init__(self, cfg, model):
         """
         Args:
-            cfg: SEED, the training data, TEST.EVAL_PERIOD and TEST.PRECISE_BN.
+            cfg: gives SEED, the training data, TEST.EVAL_PERIOD and TEST.PRECISE_BN.
             model: in training mode.
         """
         super().__init__(cfg.TEST.EVAL_PERIOD, model, None, cfg.TEST.PRECISE_BN.NUM_ITER)
@@ -28,8 +28,8 @@ class SeededPreciseBN(hooks.PreciseBN):
         self._cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 does, to save memory
 
     def after_step(self):
-        """Compute the statistics where an evaluation follows."""
-        if not self._disabled:  # Detectron2's hook knows no period then
+        """Compute the statistics if an evaluation follows."""
+        if not self._disabled:  # a disabled hook of Detectron2 has no period
             super().after_step()
 
     def update_stats(self):
@@ -44,7 +44,7 @@ class SeededPreciseBN(hooks.PreciseBN):
         others = {name: b.clone() for name, b in named if id(b) not in norms}
         seed_all_rng(self._cfg.SEED + done + comm.get_rank())
         super().update_stats()
-        for name, buffer in self._model.named_buffers():  # some are other tensors now
+        for name, buffer in self._model.named_buffers():  # some are new tensors now
             if name in others:
                 buffer.copy_(others[name])
 

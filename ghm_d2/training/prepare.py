@@ -19,7 +19,7 @@ from ghm_d2.data.registered import has_annotations
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.training.distributed import same_for_all
 
-_COMPILED = ("backbone", "head")  # the parts of a detector that MODEL.COMPILE is for
+_COMPILED = ("backbone", "head")  # the parts of a detector that MODEL.COMPILE compiles
 
 
 def prepare(
@@ -32,20 +32,20 @@ def prepare(
     output: Path | None = None,
     resume: bool = False,
 ) -> CfgNode:
-    """A `cfg` that is ready for training in one process; `scale_to_group` fits it to several.
+    """Return a `cfg` ready for training in one process; `scale_to_group` adapts it to several.
 
-    The data sets are registered and checked, the number of classes is theirs, and a seed is chosen.
-    All ranks of a group call this, and get the same.
+    The data sets are registered and checked, they determine the number of classes, and a seed is
+    chosen. All ranks of a group call this function and get the same result.
 
     Args:
         source: a YAML file, or the name of a shipped configuration.
         overrides: KEY, VALUE, KEY, VALUE, ...
         dataset: as for `apply_to_config`; None takes DATASETS.TRAIN and DATASETS.TEST.
         device: as for `pick_device`.
-        seed: None keeps SEED, or draws one where that is negative.
+        seed: None keeps SEED, or draws one if SEED is negative.
         output: OUTPUT_DIR; None keeps the configured folder.
-        resume: `source` is the configuration of a run that is to be resumed, whose classes must
-            still be those of the data.
+        resume: True if `source` is the configuration of a run to resume; the data must still have
+            its classes.
 
     Raises:
         UsageError: an unknown key, a value out of range, or an unknown data set or device.
@@ -77,11 +77,11 @@ def prepare_evaluation(
     dataset: str | None = None,
     device: str = "auto",
 ) -> CfgNode:
-    """A `cfg` for evaluating a trained detector; DATASETS.TEST is registered and checked.
+    """Return a `cfg` for evaluating a trained detector; DATASETS.TEST is registered and checked.
 
-    Training data need not exist, and what only a training reads is not checked.
+    The training data need not exist, and keys that only a training reads are not checked.
 
-    Args and raises: as for `prepare`.
+    Arguments and errors are those of `prepare`.
     """
     cfg = prepare_detector(source, overrides, device)
     apply_to_config(cfg, dataset, need_train=False)
@@ -92,7 +92,7 @@ def prepare_evaluation(
 def _prepare_tests(cfg) -> None:
     """Check DATASETS.TEST, and move the data sets with annotations to its front.
 
-    The first one is what a record shows, and what decides which weights are the best.
+    The record shows the AP on the first data set, which also decides which weights are the best.
     """
     names = cfg.DATASETS.TEST
     for name in names:
@@ -102,9 +102,9 @@ def _prepare_tests(cfg) -> None:
 
 
 def prepare_detector(source: str, overrides: Sequence[str] = (), device: str = "auto") -> CfgNode:
-    """A `cfg` for a trained detector that needs no data set, as in `ghm predict`.
+    """Return a `cfg` for a trained detector that needs no data set, as in `ghm predict`.
 
-    Args and raises: as for `prepare`.
+    Arguments and errors are those of `prepare`.
     """
     cfg = load_config(source, overrides)
     check_detectron2_keys(cfg)
@@ -113,10 +113,10 @@ def prepare_detector(source: str, overrides: Sequence[str] = (), device: str = "
 
 
 def pick_device(device: str) -> str:
-    """The torch device that `device` stands for: auto, cpu, cuda, cuda:N or mps.
+    """Return the torch device for `device`: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        UsageError: it is unknown, or not available.
+        UsageError: the device is unknown or not available.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,19 +133,19 @@ def pick_device(device: str) -> str:
 
 
 def choose_seed(cfg) -> None:
-    """Replace a negative SEED, Detectron2's "any", by a drawn one, so that it is on record.
+    """Replace a negative SEED, which means any seed, by a random one, so that it is on record.
 
-    It is the same on all ranks.
+    All ranks get the same seed.
     """
     if cfg.SEED < 0:
         cfg.SEED = same_for_all(random.SystemRandom().randrange(2**31))
 
 
 def scale_to_group(cfg, resume: bool = False) -> tuple[CfgNode, str]:
-    """`cfg` for as many processes as there are, and what a log should say about it; "" for nothing.
+    """Return `cfg` scaled to the number of processes, and a note for the log ("" for no note).
 
     With SOLVER.REFERENCE_WORLD_SIZE set, Detectron2 scales batch, learning rate and schedule.
-    Without it, and in a run that is resumed, all stay as they are.
+    Without it, and in a resumed run, nothing is scaled.
 
     Raises:
         UsageError: the batch cannot be divided among the ranks and SOLVER.ACCUMULATE.
@@ -174,7 +174,7 @@ def _scaling_note(before, after, world: int) -> str:
 
 
 def batch_changes(before, after) -> str:
-    """A log's words for a SOLVER node whose batch, learning rate and schedule were scaled."""
+    """Describe for the log how batch, learning rate and schedule of a SOLVER node were scaled."""
     return (
         f"IMS_PER_BATCH {before.IMS_PER_BATCH} becomes {after.IMS_PER_BATCH}, BASE_LR "
         f"{before.BASE_LR:g} {after.BASE_LR:.3g}, MAX_ITER {before.MAX_ITER} {after.MAX_ITER}"
@@ -182,26 +182,27 @@ def batch_changes(before, after) -> str:
 
 
 def speed_up(model: nn.Module, cfg) -> nn.Module:
-    """Lay a model out in memory as its device likes it, and compile it under MODEL.COMPILE.
+    """Use channels_last memory on a CPU, and compile backbone and head under MODEL.COMPILE.
 
-    Names and values of its weights stay as they are.
+    The names and values of the weights do not change.
     """
     if cfg.MODEL.DEVICE == "cpu":
-        model.to(memory_format=torch.channels_last)  # a quarter less time a step
+        model.to(memory_format=torch.channels_last)  # a step takes a quarter less time
     if cfg.MODEL.COMPILE:
         for name in _COMPILED:
             if (part := getattr(model, name, None)) is not None:
-                # one code for all sizes, so that a resumed run has the same
+                # one graph for all image sizes, so that a resumed run computes the same
                 part.compile(dynamic=True)
     return model
 
 
 @contextmanager
 def config_errors():
-    """Turn Detectron2's complaints about a configuration into errors of the configuration.
+    """Turn Detectron2's errors about a configuration into this project's.
 
     Raises:
-        UsageError, DataError: in place of what was raised within.
+        UsageError: the configuration cannot be built.
+        DataError: a file that it needs does not exist.
     """
     try:
         yield

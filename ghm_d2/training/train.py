@@ -85,7 +85,7 @@ def train(
     on_start: Callable[[], None] = lambda: None,
     profiled: bool = False,
 ) -> tuple[RunRecord, Evaluation]:
-    """Train the detector that `cfg` describes, into OUTPUT_DIR.
+    """Train the detector that `cfg` describes, and write the run into OUTPUT_DIR.
 
     The folder then holds config.yaml, metrics.jsonl, density.jsonl, TensorBoard's events,
     checkpoints (`model_final.pth`, `model_best.pth` by AP), run.json and detections.json, and
@@ -99,7 +99,7 @@ def train(
         progress: is told of every iteration.
         on_start: is called on rank 0 when everything is built and loaded, before anything is
             written.
-        profiled: tell and write where the time of a few steps goes; see `ProfileHook`.
+        profiled: report where the time of a few steps goes; see `ProfileHook`.
 
     Returns:
         the record, and the last evaluation on the first data set of DATASETS.TEST.
@@ -131,7 +131,7 @@ def train(
             except StoppedEarly:
                 run.end_with_best()
     except BaseException as error:
-        # Ctrl-C reaches the loader's workers too, whose end is an error there
+        # Ctrl-C ends the loader's workers too, and the loader then raises an error
         interrupted = stop.requested and isinstance(error, RuntimeError | RunError)
         run.cut_short(KeyboardInterrupt() if interrupted else error)
         if interrupted:
@@ -142,7 +142,7 @@ def train(
     run.record.status = "finished"
     run.complete()
     if comm.is_main_process() and run.evaluation:
-        if run.evaluation.metrics:  # elsewhere it has written what a server takes
+        if run.evaluation.metrics:  # otherwise `_evaluate` has written them
             keep_detections(run.folder, run.evaluation.detections)
         check_expected(cfg, run.evaluation)
     return run.record, run.evaluation
@@ -156,7 +156,7 @@ class _TrainingRun:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.trainer, self.checkpointer, held = set_up(cfg, resume, progress)
         self.history, self.best, *averaged = held
-        # whose figures are the run's: the averaged one, where there is one
+        # the model that is evaluated: the averaged one, if there is one
         self.judged = averaged[0].model if averaged else self.trainer.detector
         self.record = describe_run(cfg, self.trainer.detector, dataset_label)
         objects = self.trainer.data_loader.objects
@@ -178,20 +178,20 @@ class _TrainingRun:
         return self.trainer.done >= self.cfg.SOLVER.MAX_ITER
 
     def forget_analysis(self) -> None:
-        """Remove what the folder has of other weights than those that the run will end with."""
+        """Delete analysis and detections, which are of earlier weights, unless the run is done."""
         if not self._is_done():
             for name in (ANALYSIS_FILE, WORST_FILE, DETECTIONS_FILE):
                 (self.folder / name).unlink(missing_ok=True)
 
     def register_hooks(self, stop: StopOnSignal) -> None:
-        """Register the hooks that write into the folder, and those around them, in this order:
+        """Register the hooks that write into the folder, and those around them.
 
-        an evaluation before the rows that hold its AP, and the rows of an iteration before the
-        checkpoint that follows it.
+        Their order matters: an evaluation comes before the rows that hold its AP, and the rows of
+        an iteration come before its checkpoint.
         """
         cfg, trainer = self.cfg, self.trainer
         period = max(1, min(20, cfg.SOLVER.MAX_ITER // 50))
-        # where metrics are written, so that a resumed run has the same rows
+        # a multiple of the writers' period, so that a resumed run has the same rows
         trainer.ratio_period = period * max(1, round(PERIOD / period))
         patience, every = cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD
         early = [EarlyStop(patience, every, self.best)] if patience and every else []
@@ -235,11 +235,11 @@ class _TrainingRun:
         return {name: has_annotations(name) for name in self.cfg.DATASETS.TEST}
 
     def _evaluate(self) -> None:
-        """Evaluate on each data set; on one without annotations after the last step alone.
+        """Evaluate on each data set; on one without annotations only after the last step.
 
-        The first data set, one with annotations if there is any, decides which AP is the best. With
-        several, Detectron2 logs each one's
-        figures under its name; the first one's stand without it too.
+        The first data set, which has annotations if any has, decides which AP is the best. With
+        several data sets, the figures of each are logged under its name, as in Detectron2, and
+        those of the first also without a name.
         """
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
         trainer.storage.iter = min(trainer.iter, last)
@@ -271,7 +271,7 @@ class _TrainingRun:
     def end_with_best(self) -> None:
         """End early: the run's figures and model_final.pth are those of the best weights.
 
-        The checkpoint to resume from, with a larger SOLVER.PATIENCE, is the last one.
+        The last step's checkpoint is kept for a resume with a larger SOLVER.PATIENCE.
         """
         trainer, best, self.ends_early = self.trainer, self.best.best, True
         self._save_last()
@@ -309,7 +309,7 @@ class _TrainingRun:
             self.progress.message(f"saved {saved}; --resume continues")
 
     def complete(self) -> None:
-        """Enter what was measured, and write the record."""
+        """Enter the measurements into the record, and write it."""
         record, trainer = self.record, self.trainer
         record.iterations = trainer.done
         record.world_size = comm.get_world_size()
@@ -332,9 +332,9 @@ class _TrainingRun:
 
 
 def set_up(cfg, resume: bool, progress: Progress) -> tuple[GHMTrainer, GHMCheckpointer, tuple]:
-    """Build and load everything, the hooks that are part of a checkpoint included.
+    """Build and load the trainer, the checkpointer and the hooks that are part of a checkpoint.
 
-    These are `LossHistory`, `BestCheckpoint` and, with SOLVER.EMA_DECAY, `AveragedWeights`.
+    These hooks are `LossHistory`, `BestCheckpoint` and, with SOLVER.EMA_DECAY, `AveragedWeights`.
     Nothing is written. All ranks do the same.
     """
     register_all()
@@ -372,10 +372,10 @@ def _build(cfg):
 
 
 def _load(checkpointer: GHMCheckpointer, weights: str, resume: bool, progress: Progress) -> dict:
-    """Load the last checkpoint of a run to resume, else `weights`.
+    """Load the last checkpoint if the run is resumed and has one, else `weights`.
 
     Returns:
-        the trainer's state in the checkpoint; empty where the run starts anew.
+        the trainer's state in the checkpoint; empty if the run starts anew.
     """
     resuming = resume and checkpointer.has_checkpoint()
     loaded = checkpointer.resume_or_load(weights, resume=resume)

@@ -1,4 +1,4 @@
-"""One training step after another: `GHMTrainer`, a Detectron2 trainer for one process or many."""
+"""`GHMTrainer`: runs the steps of a training, in one process or as one of several ranks."""
 
 import math
 import time
@@ -22,34 +22,34 @@ from ghm_d2.training.metrics.gradient_ratio import GRADIENT_RATIO, shared_featur
 from ghm_d2.training.metrics.profiling import part as profiled
 from ghm_d2.training.metrics.writers import append_lines
 
-_NORMS = 100  # the last gradient norms that a report of divergence shows
+_NORMS = 100  # how many of the last gradient norms a divergence report shows
 
 
 class GHMTrainer(SimpleTrainer):
-    """Detectron2's `SimpleTrainer` that answers for each step.
+    """Detectron2's `SimpleTrainer` with checked, reproducible steps.
 
     - A step with a NaN or infinite loss or gradient changes nothing: it stops the training, or is
       skipped and counted, as SOLVER.ON_DIVERGENCE says.
-    - Random numbers in a step depend on SEED, the iteration and the rank alone, and its images
-      come from `build_train_loader`, so that a resumed run repeats what it would have done.
-    - W ranks train as one process: gradients are averaged over them, losses are logged as
-      averages, and all stop at the same step.
+    - The random numbers of a step depend only on SEED, the iteration and the rank, and its images
+      come from `build_train_loader`, so that a resumed run repeats the uninterrupted one.
+    - W ranks train as one process: gradients and logged losses are averaged over them, and all
+      stop after the same step.
     - It trains in mixed precision under SOLVER.AMP, and splits a batch into SOLVER.ACCUMULATE
-      parts. Each part then has its own gradient density, and moving averages advance once a part.
+      parts. Each part has its own gradient density, and moving averages advance once per part.
 
     Attributes:
         detector: the model itself; `model` may be its DistributedDataParallel.
         done: number of complete steps.
-        consistent: whether model, optimizer and schedule are those after `done` steps.
-        stop_requested: whether this process was asked to end after the current step.
-        stopping: whether any rank was, as of the last step.
-        seconds: spent in steps, loading included, since the run began, before resuming too.
-        step_seconds: of each step since the run began or was resumed.
-        skipped: steps skipped because of a NaN or infinite loss or gradient.
-        bad_images: why each image that could not be read could not, by file name.
-        divergence_file: where diverged steps are reported; None for nowhere.
-        ratio_period: every so many iterations the ratio of the gradients of classification and of
-            boxes at the features that both read is logged, as "grad_ratio_cls_box"; 0 for never.
+        consistent: True if model, optimizer and schedule are those after `done` steps.
+        stop_requested: True if this process was asked to end after the current step.
+        stopping: True if any rank had been asked to end by the last step.
+        seconds: time spent in steps, with loading, since the run began, also before a resume.
+        step_seconds: duration of each step since the run began or was resumed.
+        skipped: number of steps skipped because of a NaN or infinite loss or gradient.
+        bad_images: file name -> why that image could not be read.
+        divergence_file: file for reports of diverged steps; None for no reports.
+        ratio_period: iterations between two logs of "grad_ratio_cls_box", the ratio of the
+            gradients of classification and boxes at the features that both read; 0 for no logs.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GHMTrainer(SimpleTrainer):
         """
         Args:
             model: the detector, or its DistributedDataParallel.
-            done: steps that a resumed run had done before.
+            done: number of steps done before a resume.
             tell: is called with messages for the user.
         """
         self.detector = model.module if isinstance(model, DistributedDataParallel) else model
@@ -80,11 +80,11 @@ class GHMTrainer(SimpleTrainer):
         self._dtype = _autocast_dtype(cfg.SOLVER.AMP, self._device)
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
         self._kept: list[torch.Tensor] = []  # the buffers before the step
-        self._head_gradients: list[torch.Tensor] = []  # of the step's parts, `squared_norms`
+        self._head_gradients: list[torch.Tensor] = []  # `squared_norms` of the step's parts
         self._in_step = False
 
     def run_step(self):
-        """One iteration.
+        """Run one iteration.
 
         Raises:
             DataError: too many images cannot be read.
@@ -109,7 +109,7 @@ class GHMTrainer(SimpleTrainer):
         self.seconds += self.step_seconds[-1]
 
     def _update(self, batch, losses: dict[str, float], finite: bool, data_seconds: float) -> None:
-        """The optimizer's step, or none where the loss or the gradient is NaN or infinite."""
+        """Update the weights, or leave the step out if its loss or gradient is NaN or infinite."""
         self._scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
@@ -125,7 +125,7 @@ class GHMTrainer(SimpleTrainer):
         self._scaler.update()
 
     def _backward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        """The losses; their gradient, the batch's mean, is left in the parameters."""
+        """Return the batch's losses, averaged over its parts, and set the parameters' gradients."""
         self.optimizer.zero_grad()
         self._head_gradients = []
         parts = _parts(batch, self._cfg.SOLVER.ACCUMULATE)
@@ -153,7 +153,7 @@ class GHMTrainer(SimpleTrainer):
         return losses
 
     def _why_stopped(self, batch, error: Exception) -> str:
-        """Why an assertion ended the forward pass; raises `error` if it was not NaN or infinity."""
+        """Return what was NaN or infinite in the failed forward pass; raise `error` if nothing."""
         self.take_back()
         if isinstance(error, FloatingPointError):  # Detectron2's RPN
             return "proposals are NaN or infinite"
@@ -162,9 +162,9 @@ class GHMTrainer(SimpleTrainer):
         return "predicted boxes are NaN or infinite"  # GIoU, DIoU and CIoU assert
 
     def _share(self, losses: dict, faults: dict) -> tuple[dict[str, float], bool]:
-        """The losses' means over the ranks, and whether all of them are finite.
+        """Return the losses' means over the ranks, and whether all of them are finite.
 
-        The ranks agree here on bad images and on a request to stop too, in the same all-reduce.
+        The same all-reduce tells the ranks about bad images and a request to stop.
         """
         exact = torch.float32 if self._device == "mps" else torch.float64  # MPS has no float64
         values = torch.stack([x.to(exact).reshape(()) for x in losses.values()])
@@ -197,8 +197,8 @@ class GHMTrainer(SimpleTrainer):
         """Undo and report a step with a NaN or infinite loss or gradient; return if it is skipped.
 
         Args:
-            stopped: why the forward pass gave no losses. The other ranks do not know about it
-                then, so that a group cannot skip the step.
+            stopped: why the forward pass gave no losses, or "". The other ranks do not know about
+                such a failure, so a group cannot skip the step.
 
         Raises:
             DivergedError: the step is not skipped.
@@ -248,7 +248,7 @@ class GHMTrainer(SimpleTrainer):
 
     @torch.no_grad()
     def _keep_buffers(self) -> None:
-        """Keep the moving averages as they are before the forward pass, which updates them."""
+        """Copy the buffers, moving averages among them, before the forward pass updates them."""
         buffers = list(self.detector.buffers())
         if self._kept:
             torch._foreach_copy_(self._kept, buffers)
@@ -258,12 +258,12 @@ class GHMTrainer(SimpleTrainer):
 
     @torch.no_grad()
     def take_back(self) -> None:
-        """Undo the buffers' changes of a step that did not reach the optimizer."""
+        """Restore the buffers after a step that did not reach the optimizer."""
         if self._in_step and self.consistent:
             torch._foreach_copy_(list(self.detector.buffers()), self._kept)
 
     def step_done(self) -> None:
-        """Count the step; called once the learning rate schedule has advanced."""
+        """Count the step; to be called after the learning rate schedule has advanced."""
         self.done, self.consistent, self._in_step = self.iter + 1, True, False
 
     def state_dict(self):
@@ -289,7 +289,7 @@ def _parts(batch: list[dict], count: int) -> list[list[dict]]:
 
 
 def _autocast_dtype(amp, device: str) -> torch.dtype | None:
-    """None where nothing is cast."""
+    """Return the dtype for autocast; None if SOLVER.AMP is off."""
     if not amp.ENABLED:
         return None
     return getattr(torch, amp.DTYPE or ("float16" if device == "cuda" else "bfloat16"))

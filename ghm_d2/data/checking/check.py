@@ -18,7 +18,7 @@ from ghm_d2.data.coco_json import (
 )
 from ghm_d2.errors import DataError
 
-# COCO's limits of small, medium and large, and one more: a side of 16, 32, 96 px.
+# Upper limits of the area: COCO's for small, medium and large, and one more for tiny.
 SIZES = (("tiny", 16**2), ("small", 32**2), ("medium", 96**2), ("large", float("inf")))
 # These modes lose their upper bits when Detectron2 converts them to RGB.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
@@ -26,14 +26,14 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 @dataclass
 class CheckReport:
-    """`problems`, errors first; `summary`: for each split images, boxes, per_class, sizes."""
+    """`problems`, errors first; `summary`: split -> images, background, boxes, per_class, sizes."""
 
     problems: list[Problem]
     summary: dict[str, dict] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that stop or falsify a training."""
+        """The problems that stop or falsify what their split is for."""
         return [p for p in self.problems if p.severity == "error"]
 
 
@@ -44,8 +44,8 @@ def check(
     """Check splits, decoding every image once; images are never held together in memory.
 
     splits: split -> (COCO JSON, folder that its file names are relative to).
-    track: called as `track(iterator, description, total)`, to show progress; yields the same.
-    Nothing is raised for bad data: what cannot be read is a problem too.
+    track: called as `track(iterator, description, total)` to show progress; yields the same items.
+    Bad data raise nothing: a file that cannot be read is a problem too.
     """
     problems: list[Problem] = []
     summary: dict[str, dict] = {}
@@ -69,7 +69,7 @@ def check(
                 seen[result].append((split, name))
     problems += _copies(seen)
     problems += _between(summary)
-    # Stable: within a severity the order stays that of the splits and their files.
+    # A stable sort: within a severity, the order of splits and files stays.
     problems.sort(key=lambda problem: problem.severity != "error")
     return CheckReport(problems, summary)
 
@@ -79,12 +79,12 @@ def _detail(error: DataError, path: str | Path) -> str:
 
 
 def _look_at_all(entries: list[dict], split: str, root: Path, track):
-    """Yield (file name, digest of its content) for each image, (file name, Problem) for a fault."""
+    """Yield (file name, digest of its content) for each image, (file name, Problem) per fault."""
 
     def look(named: tuple[str, dict]) -> tuple[str, list]:
         name, entry = named
         path = root / name
-        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+        if not os.path.isfile(path):  # Path.is_file raises if a name is too long
             return name, [Problem("missing-image", split, name, f"no such file: {path}")]
         try:
             probe = images.probe(path)
@@ -96,8 +96,8 @@ def _look_at_all(entries: list[dict], split: str, root: Path, track):
     for entry in entries:
         try:
             safe_name(image_name(entry), "")
-            by_name.setdefault(image_name(entry), entry)  # as it stands: so Detectron2 opens it
-        except DataError:  # the audit has said so
+            by_name.setdefault(image_name(entry), entry)  # unchanged, as Detectron2 opens it
+        except DataError:  # the audit reports it
             continue
     results = images.in_threads(look, list(by_name.items()))
     if track is not None:
@@ -119,7 +119,7 @@ def _disagreements(split: str, name: str, entry: dict, probe: images.Probe) -> I
 
 
 def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
-    """Yield pictures that stand twice: in one split or, which falsifies the evaluation, in two."""
+    """Yield duplicate pictures: in one split, or in two, which falsifies the evaluation."""
     for places in seen.values():
         first_split, first = places[0]
         for split, name in places[1:]:
@@ -131,7 +131,7 @@ def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
 
 
 def _between(summary: dict[str, dict]) -> Iterator[Problem]:
-    """Yield categories that differ between the splits, or that training has no box of."""
+    """Yield categories that differ between the splits, or that have no box in train."""
     first = next(iter(summary), None)
     for split, counts in summary.items():
         if list(counts["per_class"]) != list(summary[first]["per_class"]):

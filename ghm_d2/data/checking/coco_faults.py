@@ -19,13 +19,13 @@ from ghm_d2.data.coco_json import (
 from ghm_d2.data.masks import decoded, loaded, mask_fault
 from ghm_d2.errors import DataError
 
-# what a fault can stop; the uses of masks are those of a detector with MODEL.MASK_ON
+# uses that a fault can stop; the uses of masks need a detector with MODEL.MASK_ON
 TRAINING, EVALUATION = ("training",), ("evaluation",)
 MASK_TRAINING, MASK_EVALUATION = ("mask training",), ("mask evaluation",)
 POLYGON_TRAINING = ("polygon training",)  # with INPUT.MASK_FORMAT polygon
 MASKS = MASK_TRAINING + MASK_EVALUATION
 BOTH, NEITHER = TRAINING + EVALUATION + MASKS, ()
-MASKS_ALONE = ("no-mask", "rle-mask")  # kinds that no detector without masks needs to know of
+MASKS_ALONE = ("no-mask", "rle-mask")  # kinds that concern only detectors with masks
 _NEEDED = ("images", "categories")
 
 
@@ -34,8 +34,8 @@ class Problem:
     """One finding.
 
     Attributes:
-        file: the image, or the JSON file where it concerns the whole.
-        stops: the uses that it stops or silently falsifies.
+        file: the image, or the JSON file if the problem concerns all of it.
+        stops: the uses that the problem stops or silently falsifies.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Problem:
 
     @property
     def severity(self) -> str:
-        """ "error" where it stops what the split is for; else "warning", which is worth a look."""
+        """Return "error" if the problem stops what the split is for, else "warning"."""
         use = "training" if self.split == "train" else "evaluation"
         return "error" if use in self.stops else "warning"
 
@@ -57,15 +57,15 @@ class Problem:
 def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     """Yield the problems of a parsed COCO JSON.
 
-    split: "train", "val" or "test". json_name: what problems of the whole file are filed under.
-    Covers what Detectron2's loader and COCO's evaluation need, which both fail late and without
-    a file name: ids, fields, categories, boxes, masks, names that leave the image folder. What
-    they drop or survive stops nothing: training and AP are then those of Detectron2 and COCO.
+    split: "train", "val" or "test". json_name: the `file` of problems that concern the whole file.
+    The audit covers what Detectron2's loader and COCO's evaluation need: ids, fields, categories,
+    boxes, masks, and names inside the image folder. Both would fail late and name no file. Faults
+    that they drop or survive stop nothing: training and AP are then those of Detectron2 and COCO.
     A test set's JSON may have no list of annotations.
     """
     try:
         yield from _problems(coco, split, json_name)
-    except RecursionError:  # some value's lists nest just as deep as the parser goes
+    except RecursionError:  # lists are nested just as deep as the parser allows
         yield Problem("malformed", split, json_name, "values are nested too deeply")
 
 
@@ -97,7 +97,7 @@ def _problems(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
 
 
 class _Place(NamedTuple):
-    """An image: its name, and its width and height in px, None where they are none."""
+    """An image's name, and its (width, height) in px; None if they are not positive integers."""
 
     name: str
     sides: tuple[int, int] | None
@@ -184,7 +184,7 @@ def _fields(annotation: dict) -> Iterator[tuple]:
 
 
 def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
-    """Yield (kind, detail, stops) for a fault of a box; `sides`: the image's, None if unknown."""
+    """Yield (kind, detail, stops) for a fault of a box; `sides`: (width, height) or None."""
     bbox = annotation.get("bbox")
     fault = box_fault(bbox)
     if fault and is_empty(bbox):
@@ -202,11 +202,11 @@ def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
 
 
 def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
-    """Yield (kind, detail, stops) for a fault of a mask; `sides`: the image's, None if unknown."""
+    """Yield (kind, detail, stops) for a fault of a mask; `sides`: (width, height) or None."""
     if sides is None:
         return
     mask = decoded(annotation.get("segmentation"))
-    crowd = annotation.get("iscrowd")  # Detectron2 leaves crowds out of a training
+    crowd = annotation.get("iscrowd")  # Detectron2 leaves crowds out of training
     if not mask:  # null and [] stand for none
         stops = MASK_EVALUATION if crowd else MASKS
         yield "no-mask", "has no segmentation, which MODEL.MASK_ON needs", stops

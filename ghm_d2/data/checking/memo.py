@@ -1,6 +1,6 @@
-"""Results of checks, remembered in the user's cache folder by a hash of what was checked.
+"""Caches results of checks in the user's cache folder, under a hash of the checked content.
 
-Several processes that need the same result at once wait for the one that computes it. A file that
+Processes that need the same result at the same time wait for the one that computes it. A file that
 is damaged, or that another user could have written, is ignored.
 """
 
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this project, which need not exist."""
+    """Return the user's cache folder for this project, which need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "ghm_d2"
 
 
 def remembered(key: str, kind: type[T], compute: Callable[[], T]) -> T:
-    """Return the remembered result for `key`, or compute and remember it.
+    """Return the cached result for `key`, or compute and cache it.
 
     Args:
-        key: names the result: a file name.
-        kind: its type, a msgspec.Struct.
+        key: the name of the result's file, without its suffix.
+        kind: the result's type, a msgspec.Struct.
 
     Raises:
-        whatever `compute` raises, which is not remembered.
+        the errors of `compute`, which are not cached.
     """
     file = _open(cache_folder() / "checked" / f"{key}.json")
     if file is None:
@@ -48,7 +48,7 @@ def remembered(key: str, kind: type[T], compute: Callable[[], T]) -> T:
             if checksum == _checksum(text):
                 return msgspec.json.decode(text, type=kind)
         result = compute()
-        with suppress(OSError, ValueError, OverflowError):  # a full disk; what JSON cannot hold
+        with suppress(OSError, ValueError, OverflowError):  # a full disk; values that JSON lacks
             text = msgspec.json.encode(result)
             file.seek(0)
             file.truncate()
@@ -70,7 +70,7 @@ def _lock(file) -> None:
 
 
 def _open(path: Path):
-    """The file, open for reading and writing, or None where it cannot be trusted or written."""
+    """Open the file for reading and writing; return None if it cannot be trusted or written."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

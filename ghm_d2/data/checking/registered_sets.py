@@ -22,17 +22,17 @@ _told: set[str] = set()  # warnings that this process has logged
 def validate(name: str, use: str = "training") -> None:
     """Check a registered data set before its use, without opening an image.
 
-    What Detectron2 and COCO's evaluation drop or survive is logged, a line a kind with the
-    number of such faults; nothing is changed for it. Images without annotations are background.
-    A data set without a COCO JSON can be trained on; there is nothing to check here.
+    Faults that Detectron2 and COCO's evaluation drop or survive are logged, one line per kind with
+    their number, and the data are not changed. Images without annotations are background. A data
+    set without a COCO JSON can be trained on; there is nothing to check here.
 
     Args:
         use: "training" or "evaluation"; the latter needs no annotations.
 
     Raises:
-        DataError: one line, the first fault and how many more: the JSON is missing, malformed or
-            empty; a category, box or field that Detectron2 or COCO's evaluation cannot use; an
-            image that is missing or outside the folder. Or there is no JSON for an evaluation.
+        DataError: one line with the first fault and the number of others: the JSON is missing,
+            malformed or empty; Detectron2 or COCO's evaluation cannot use a category, box or field;
+            an image is missing or outside the folder; or an evaluation has no JSON.
     """
     from detectron2.data import MetadataCatalog
 
@@ -61,7 +61,7 @@ def _require_file(name: str, json_file: str) -> None:
 
 
 def require_masks_of(names: Sequence[str], mask_format: str, use: str) -> None:
-    """Check that registered data sets have masks; args and raises as of `require_masks`."""
+    """Check that registered data sets have masks; arguments and errors as in `require_masks`."""
     from detectron2.data import MetadataCatalog
 
     if mask_format not in MASK_FORMATS:

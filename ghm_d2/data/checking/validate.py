@@ -1,6 +1,6 @@
-"""A data set's JSON judged before training, without opening an image.
+"""Checks a data set's JSON before training, without opening an image.
 
-What was found is remembered for large files: a start of a training then parses nothing twice.
+The results for large files are cached, so that the next training does not parse them again.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 IMPORT_HINT = "`ghm data import SOURCE --output FOLDER` makes it from COCO, Pascal VOC or YOLO"
 REMEMBERED_BYTES = 2**24  # a smaller file is checked anew each time, in under half a second
-_FATAL = ("malformed", "categories")  # kinds, where they concern the whole file
+_FATAL = ("malformed", "categories")  # kinds that are fatal if they concern the whole file
 _NOT_MASKS = "MODEL.MASK_ON False makes a Faster R-CNN of it, for boxes alone"
 
 
 class Finding(msgspec.Struct):
-    """The faults of one kind: the first one in words, the uses they stop, and how many there are.
+    """The faults of one kind: the first one in words, the uses that they stop, and their number.
 
     The words leave out the name of the JSON.
     """
@@ -42,8 +42,8 @@ class Finding(msgspec.Struct):
 class Judgement(msgspec.Struct):
     """The categories, image names and faults of a COCO JSON.
 
-    categories: (id, name) sorted by id, or None where the file is too malformed to tell.
-    images: their names; none where one of them leaves its folder.
+    categories: (id, name) sorted by id, or None if the file is too malformed to tell.
+    images: their names; empty if one of them leaves its folder.
     """
 
     findings: list[Finding]
@@ -64,7 +64,7 @@ def categories_of(json_file: str) -> list[tuple[int, str]]:
 
 
 def validate_json(json_file: str, image_root: str, use: str = "training") -> list[str]:
-    """Check a COCO JSON before it is used; see catalog.validate.
+    """Check a COCO JSON before it is used; see `registered_sets.validate`.
 
     Args:
         use: "training" or "evaluation".
@@ -73,7 +73,7 @@ def validate_json(json_file: str, image_root: str, use: str = "training") -> lis
         a line for each kind of fault that does not stop the use.
 
     Raises:
-        DataError: the first fault and how many more, in one line.
+        DataError: one line with the first fault and the number of others.
     """
     judgement = judge(json_file)
     faults = [finding for finding in judgement.findings if use in finding.stops]
@@ -97,7 +97,7 @@ def _more(count: int) -> str:
 
 
 def missing_images(names: list[str], root: str) -> list[str]:
-    """Return the names that are no files below `root`. A folder is read once, not once a name."""
+    """Return the names without a file below `root`; a folder of many images is listed only once."""
     below: dict[str, list[str]] = {}
     for name in names:
         below.setdefault(os.path.dirname(name), []).append(name)
@@ -125,8 +125,8 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
         use: "training" or "evaluation".
 
     Raises:
-        DataError: an annotation has none, or one that cannot be used: the first is named.
-        UsageError: masks of a training are RLEs, which "polygon" cannot take.
+        DataError: an annotation has no mask or one that cannot be used; names the first.
+        UsageError: training masks are RLEs, which "polygon" cannot use.
     """
     for finding in judge(json_file).findings:
         if f"mask {use}" in finding.stops:
@@ -142,10 +142,10 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
 
 
 def judge(json_file: str) -> Judgement:
-    """Return the `Judgement` of a COCO JSON; a machine parses a large file once for each content.
+    """Return the `Judgement` of a COCO JSON; a large file is parsed once per content and machine.
 
     Raises:
-        DataError: it cannot be read, or is no JSON.
+        DataError: the file cannot be read, or is not JSON.
     """
     return _judge(json_file, stamp(json_file))
 
@@ -165,7 +165,7 @@ def stamp(path: str | Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def _judge(json_file: str, _stamp: tuple) -> Judgement:
-    """Judge a COCO JSON; cached while the file is not written, as a start asks several times."""
+    """Judge a COCO JSON; cached until the file changes, because a training asks several times."""
     if os.path.getsize(json_file) < REMEMBERED_BYTES:
         return _check(read_bytes(json_file), json_file)
 
@@ -177,7 +177,7 @@ def _judge(json_file: str, _stamp: tuple) -> Judgement:
         return _check(data, json_file)
 
     content = content_hash(json_file).hexdigest()
-    # another version of the checks may come to another result
+    # the checks are part of the key: another version may give another result
     files = (coco_faults.__file__, coco_json.__file__, masks.__file__, __file__)
     parts = (content, *(content_hash(file).hexdigest() for file in files))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -196,6 +196,6 @@ def _check(data: bytes, json_file: str) -> Judgement:
     if fatal:
         return Judgement(fatal)
     categories = sorted((c["id"], c["name"]) for c in coco["categories"])
-    if any(finding.kind == "file-name" for finding in found.values()):  # not to be looked up
+    if any(finding.kind == "file-name" for finding in found.values()):  # do not look it up
         return Judgement(list(found.values()), categories)
     return Judgement(list(found.values()), categories, [image_name(i) for i in coco["images"]])

@@ -1,4 +1,4 @@
-"""A data set with its annotations mended, as a new folder; the old one is left as it is."""
+"""Writes a data set with corrected annotations to a new folder; the old one is not changed."""
 
 import os
 from pathlib import Path
@@ -25,14 +25,14 @@ def clean(
     Args:
         data: a name or folder, as for `locate`.
         decisions, drop, add: as for `read_decisions`.
-        output: new or empty.
-        split: which the decisions are of.
+        output: a new or empty folder.
+        split: the split that the decisions are about.
 
     Returns:
-        the report that is in the folder too: how many annotations were dropped, changed and added.
+        the report, also written to the folder: numbers of annotations dropped, changed and added.
 
     Raises:
-        UsageError: there is no such split, or `output` may not be written over or holds `data`.
+        UsageError: there is no such split, or `output` may not be overwritten or holds `data`.
         DataError: the data set has faults that stop a training, the decisions do not belong to
             it, or something cannot be read or written.
     """
@@ -64,7 +64,7 @@ def clean(
             coco = load_json(file)
             if name == split:
                 coco = changes.apply(coco)
-            if len(roots) > 1:  # each split's images in a folder of their own, as COCO has them
+            if len(roots) > 1:  # each split's images get a folder of their own, as in COCO
                 os.symlink(os.path.realpath(root), draft / "images" / name)
                 coco |= {"images": [_below(name, image) for image in coco["images"]]}
             write_json(draft / f"{name}.json", coco)

@@ -1,6 +1,6 @@
-"""A person's decisions about suspect annotations: a table's first column, or Label Studio's export.
+"""Reads a person's decisions about suspect annotations, from a table or Label Studio's export.
 
-Both come from other programs and from people's hands; whatever is not understood is a DataError
+Other programs and people have edited both files. Anything that cannot be understood is a DataError
 that says where.
 """
 
@@ -18,8 +18,8 @@ from ghm_d2.files import spreadsheet_cell
 
 DECISIONS = ("", "keep", "drop", "accept")
 _NEEDED = ("decision", "kind", "image_id", "annotation_id", "seen_class")
-_SAME = 0.99  # IoU of a box that a person left as it was: tools round
-# What the generated digits know of an error, which an annotation that was mended does not have
+_SAME = 0.99  # least IoU of a box that a person left unchanged: tools round
+# Fields in which the generated digits record an error; a corrected annotation loses them
 _ERROR_FIELDS = ("noise", "true_category_id", "true_bbox")
 
 
@@ -28,9 +28,9 @@ class Changes:
     """Changes of a data set's annotations.
 
     Attributes:
-        dropped: ids of annotations.
-        changed: id of an annotation -> fields in the place of its own.
-        added: annotations without an id.
+        dropped: ids of annotations to drop.
+        changed: id of an annotation -> fields that replace its own.
+        added: new annotations, without an id.
     """
 
     dropped: set = field(default_factory=set)
@@ -51,7 +51,7 @@ class Changes:
 
 
 def _changed(annotation: dict, fields: dict) -> dict:
-    """A moved box loses its mask, which was that of the old one."""
+    """Replace fields of an annotation; a moved box loses its mask, which fitted the old box."""
     moved = "bbox" in fields
     lost = (*_ERROR_FIELDS, "segmentation") if moved else _ERROR_FIELDS
     kept = {k: v for k, v in annotation.items() if k not in lost}
@@ -60,20 +60,20 @@ def _changed(annotation: dict, fields: dict) -> dict:
 
 
 def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int = 0) -> Changes:
-    """The changes of a data set that a file's decisions ask for.
+    """Return the changes of a data set that a file's decisions ask for.
 
     Args:
         file: the table of `ghm data suspects`, whose column "decision" says drop or accept (what
             the model sees), or a JSON that Label Studio exported.
         coco: the data set.
-        root: the folder that its file names are below.
-        drop: so many annotations of the table are dropped, from its start, where nothing else is
-            decided.
-        add: so many missing annotations are accepted, likewise.
+        root: the folder that its file names are relative to.
+        drop: number of annotations to drop, from the start of the table, among those without a
+            decision.
+        add: number of missing annotations to accept, likewise.
 
     Raises:
         UsageError: `drop` or `add` with an export, which has no order.
-        DataError: the file is neither, or does not belong to the data set.
+        DataError: the file is neither of the two, or does not belong to the data set.
     """
     if file.suffix.lower() == ".json":
         if drop or add:
@@ -119,7 +119,7 @@ def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows with their line numbers; spreadsheets may have put other separators."""
+    """Return the rows with their line numbers; spreadsheets may have changed the separator."""
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -164,7 +164,7 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
         image = by_path.get(_address(task, where))
         if image is None:
             raise DataError(f"{where}: its image is none of the data set's")
-        # a box that is not in the image cannot be shown, so that nobody has decided about it
+        # a box outside the image cannot be shown, so nobody has decided about it
         old = [
             (a, inside)
             for a in annotations.get(image["id"], [])
@@ -186,7 +186,7 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
 
 
 def _results(task: dict, where: str) -> list[dict] | None:
-    """The boxes of a task's last annotation; None where it has none yet."""
+    """Return the boxes of a task's last annotation; None if it has none yet."""
     try:
         done = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
         if not done:
@@ -229,7 +229,7 @@ def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[
 
 
 def _same(old: Sequence[tuple[dict, list[float]]], box: list[float], category):
-    """The annotation, with what of its box is in the image, that a person left as it was."""
+    """Return the annotation that a person left unchanged, with its clipped box; None if none is."""
     for annotation, inside in old:
         if annotation["category_id"] == category and iou(inside, box) >= _SAME:
             return annotation, inside

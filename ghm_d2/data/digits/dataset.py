@@ -1,8 +1,8 @@
 """The generated data set `digits`: handwritten digits at many scales on cluttered backgrounds.
 
-Three dials are what GHM is about: how rare the objects are (`objects`), how much their size
-spreads (`side`), and how wrong the annotations are (`noise`). Image i depends on the seed, the
-split and i alone: never on how many images there are, nor on the noise.
+Three parameters control what GHM addresses: how rare the objects are (`objects`), how much their
+size varies (`side`), and how wrong the annotations are (`noise`). Image i depends only on the seed,
+the split and i: never on the number of images, nor on the noise.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from ghm_d2.data.digits import noise as annotation_noise
 
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
-# Part of the specification's hash: raise it when what is written changes, and caches are made anew.
+# Part of the specification's hash: raise it when the output changes, to generate caches anew.
 VERSION = 2
-# Scikit-learn's scans are in the order of their writers: taking the last fifth for val keeps
-# most handwritings, not only the scans, out of train.
+# Scikit-learn's scans are ordered by writer: with the last fifth as val, most of val's writers, not
+# only its scans, are absent from train.
 _TRAIN_SCANS = 1437
 
 
@@ -36,7 +36,7 @@ class DigitsSpec:
     seed: 0 or more. train, val: images in each split, 0..1,000,000.
     image_size: (shortest, longest) side of the images in px, 64..4096, drawn anew for each side.
     objects: (fewest, most) digits in an image, 0..500; those that find no room are left out.
-    side: (smallest, largest) longer side of a digit's box in px, 8..image, log-uniform.
+    side: (smallest, largest) longer side of a digit's box in px, 8..image_size[0] - 4, log-uniform.
     clutter: (fewest, most) shapes and strokes that are no digits, 0..500.
     noise: share of annotations spoilt in all, 0..1, a third each: wrong class, shifted box,
         missing box. noise_class, noise_shift, noise_missing replace their third.
@@ -77,7 +77,7 @@ class DigitsSpec:
 
     @property
     def digest(self) -> str:
-        """Ten hexadecimal digits that differ wherever the generated data would."""
+        """Ten hexadecimal digits that differ if the generated data would differ."""
         text = json.dumps([VERSION, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -93,19 +93,19 @@ class Sample(NamedTuple):
 def generate(spec: DigitsSpec, split: str) -> Iterator[Sample]:
     """Yield the images of `split` ("train" or "val"), in order.
 
-    Annotations are COCO's: segmentation the RLE of the ink, holes left out, bbox [x, y, w, h] in
-    px tight around it, category_id 1..10 (the digit plus one), area w * h, iscrowd 0; with `scan`,
-    the index of scikit-learn's scan, and `noise`: "none", "class" (then `true_category_id` beside
-    it) or "shift" (`true_bbox`).
+    Annotations have COCO's fields: segmentation, the RLE of the ink (holes excluded); bbox
+    [x, y, w, h] in px, tight around it; category_id 1..10, the digit plus one; iscrowd 0; area,
+    w * h. They add `scan`, the index of scikit-learn's scan, and `noise`: "none", "class" (then
+    with `true_category_id`) or "shift" (with `true_bbox`).
 
-    The area is the box's, where COCO's own annotations have the mask's: APs, APm and APl, of
-    masks too, are by the size of the box, as `side` and `ghm data check` count it.
+    The area is that of the box; COCO's own annotations have that of the mask. APs, APm and APl, of
+    masks too, thus go by the size of the box, as `side` and `ghm data check` do.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; digits has train and val")
     noisy = split == "train" or spec.noise_val
     for index in range(getattr(spec, split)):
-        # Two streams, so that turning noise up changes annotations and no picture.
+        # Two random streams, so that the noise changes annotations and no image.
         key = [spec.seed, SPLITS.index(split), index]
         image, placed = draw.scene(np.random.default_rng([*key, 0]), spec, _scans(split))
         height, width = image.shape[:2]
@@ -124,9 +124,9 @@ def generate(spec: DigitsSpec, split: str) -> Iterator[Sample]:
 def write(spec: DigitsSpec, folder: str | Path, track=None) -> dict[str, dict[str, int]]:
     """Write `FOLDER/{train,val}.json` and `FOLDER/images/{train,val}/*.png`.
 
-    The same spec leaves the same bytes. Boxes that noise left out stand under the top-level key
+    The same spec gives the same bytes. Boxes that noise left out are under the top-level key
     `missing_annotations`. track: as in `check.check`.
-    Returns: for each split, how many images, boxes and annotations of each kind of noise.
+    Returns: split -> numbers of images, boxes and annotations of each kind of noise.
     """
     from PIL import Image
 

@@ -9,7 +9,7 @@ _TRIES = 60  # places tried for a digit before it is left out
 _GAP = 2  # px kept free between boxes
 _GLYPH = 128  # px: the size at which a scan's outline is made
 _INK = 0.4  # opacity from which a pixel counts as ink, and lies inside the box
-_CONTRAST = 90  # grey levels between a digit and what is behind it, at least
+_CONTRAST = 90  # least difference in grey levels between a digit and its background
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -17,8 +17,8 @@ def scene(rng: np.random.Generator, spec, scans) -> tuple[np.ndarray, list[tuple
     """Draw one image.
 
     scans: images (n, 8, 8) in 0..1, digits (n,), indices (n,).
-    Returns: uint8 (height, width, 3), and for each digit (digit, scan index, (x, y, w, h), ink):
-    which of the box's pixels are the digit's, (h, w) bool.
+    Returns: uint8 (height, width, 3), and for each digit (digit, scan index, (x, y, w, h), ink).
+    The ink, (h, w) bool, marks the digit's pixels in its box.
     """
     low, high = spec.image_size
     width, height = (int(v) for v in rng.integers(low, high + 1, 2))
@@ -44,7 +44,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float, count: int) 
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Slow changes of colour, a texture of patches and a fine grain; float32 (h, w, 3)."""
+    """Draw slow changes of colour, a texture of patches and a fine grain; float32 (h, w, 3)."""
 
     def noise(step: int, channels: int, spread: float) -> np.ndarray:
         grid = rng.normal(128, spread, (height // step + 2, width // step + 2, channels))
@@ -77,7 +77,7 @@ def _clutter(rng: np.random.Generator, canvas: np.ndarray, count: int, spec) -> 
 
 
 def _turned(rng: np.random.Generator, points, centre, side: float) -> list[tuple[float, float]]:
-    """Unit points (n, 2) in -1..1, turned at random, scaled to `side` and moved to `centre`."""
+    """Turn points (n, 2) in -1..1 at random, scale them by `side` and move them to `centre`."""
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return [tuple(p) for p in (np.asarray(points) @ turn * side + centre).tolist()]
@@ -120,17 +120,17 @@ def _disc(rng, draw, centre, side, line, colour):
 
 
 def _glyph(rng: np.random.Generator, scan: np.ndarray, side: int) -> np.ndarray:
-    """Opacity (h, w) in 0..1 of a scan (8, 8), slightly turned; its longer side is `side` px."""
+    """Return a scan (8, 8), slightly turned, as opacity (h, w) in 0..1; longer side `side` px."""
     grey = Image.fromarray((np.pad(scan, 3) * 255).astype(np.uint8))
     grey = grey.resize((_GLYPH, _GLYPH), Image.Resampling.BICUBIC)
     grey = grey.rotate(float(rng.uniform(-12, 12)), Image.Resampling.BICUBIC)
-    # A steep ramp turns the blur of 8 x 8 scans into an outline; where it lies sets the pen.
+    # A steep ramp turns the blur of 8 x 8 scans into an outline; its place sets the pen's width.
     level = rng.uniform(0.36, 0.48)
     alpha = np.clip((np.asarray(grey, np.float32) / 255 - level) / 0.22 + 0.5, 0, 1)
     x, y, w, h = _tight(alpha)
     crop = Image.fromarray((alpha[y : y + h, x : x + w] * 255).astype(np.uint8))
     size = (max(3, round(w * side / max(w, h))), max(3, round(h * side / max(w, h))))
-    # Pillow's Lanczos widens with the reduction, which is what keeps small digits free of aliases.
+    # Pillow's Lanczos filter widens with the reduction, which avoids aliasing in small digits.
     small = np.asarray(crop.resize(size, Image.Resampling.LANCZOS), np.float32) / 255
     x, y, w, h = _tight(small)
     return small[y : y + h, x : x + w]
@@ -143,7 +143,7 @@ def _tight(alpha: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _place(rng: np.random.Generator, alpha: np.ndarray, width: int, height: int, taken: list):
-    """A free place for the glyph: the box (x, y, w, h) of its whole array, or None."""
+    """Find a free place for the glyph: the box (x, y, w, h) of its whole array, or None."""
     h, w = alpha.shape
     if w >= width or h >= height:
         return None

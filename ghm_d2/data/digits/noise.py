@@ -1,4 +1,4 @@
-"""Annotation noise with the truth kept beside it, so that its weight in a loss can be measured."""
+"""Annotation noise that keeps the truth beside it, to measure the weight of noise in a loss."""
 
 import numpy as np
 
@@ -13,9 +13,9 @@ _SHIFTED_IOU = (0.1, 0.5)
 def spoil(rng: np.random.Generator, annotation: dict, rates: dict, width: int, height: int) -> dict:
     """Return the annotation with at most one kind of noise, drawn with probabilities `rates`.
 
-    Every call draws the same amounts from `rng`, so the other annotations of an image stay the
-    same whatever the rates are. A shifted box takes its mask along, shifted and scaled alike, as
-    somebody's mistake would; its area is the new box's. A wrong class keeps its mask.
+    Every call draws one number from `rng`, so the rates do not change what is drawn for the other
+    annotations of an image. A shifted box takes its mask along, shifted and scaled in the same way;
+    its area is that of the new box. A wrong class keeps its mask.
     """
     own = np.random.default_rng(rng.integers(2**63))
     draw, kind = own.random(), "none"

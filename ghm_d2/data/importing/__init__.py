@@ -1,1 +1,1 @@
-"""COCO, Pascal VOC and YOLO folders, read and cleaned."""
+"""Reads and cleans COCO, Pascal VOC and YOLO folders."""

@@ -1,4 +1,4 @@
-"""COCO JSON: files of any name, one a split or more, and their images wherever they are."""
+"""Reads COCO JSON: files of any name, one or more per split, with images anywhere."""
 
 import mmap
 from contextlib import suppress
@@ -15,15 +15,15 @@ from ghm_d2.errors import DataError
 
 _KEYS = ("images", "categories")
 _HIGHEST_ID = 2**31
-_LAST = "toothbrush"  # of COCO's own 80 classes, whose id is 90
+_LAST = "toothbrush"  # the last of COCO's own 80 classes, with id 90
 # files of other tasks that COCO keeps beside instances_train2017.json
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 
 
 def find_coco(listing: Listing) -> list[str]:
-    """The JSON files that may hold instances, by their content.
+    """Return the JSON files whose content looks like COCO's instances.
 
-    Beside a file called instances_*, those of COCO's other tasks are not meant.
+    If a file is called instances_*, files of COCO's other tasks are left out.
     """
     found = [name for name in listing.of(".json") if _sniff(listing.root / name)]
     if any(PurePosixPath(name).name.startswith("instances_") for name in found):
@@ -34,13 +34,13 @@ def find_coco(listing: Listing) -> list[str]:
 def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> Source:
     """Read COCO JSON files.
 
-    Crowd flags, areas and segmentations are kept, category ids too, and image ids where they are
-    integers from 0. Classes are in the order of their ids; splits with other categories add
-    theirs, and classes that no annotation uses are left out unless `all_classes`, or unless they
-    are COCO's own 80. Files of one split are put together; one that names no split is divided by
-    the folders of its images.
-    Raises: DataError with the file for malformed JSON, where two files of one split describe the
-    same image, and where no image at all is found.
+    Crowd flags, areas, segmentations and category ids are kept, and image ids if they are integers
+    from 0. Classes are in the order of their ids; splits with other categories add theirs. Classes
+    that no annotation uses are left out, unless `all_classes` is set or they are COCO's own 80.
+    Files of one split are merged; a file that names no split is divided by the folders of its
+    images.
+    Raises: DataError with the file if its JSON is malformed, if two files of one split describe the
+    same image, or if no image is found.
     """
     files = {name: data for name in find_coco(listing) if (data := _load(listing.root / name))}
     if not files:
@@ -71,7 +71,7 @@ def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> So
 
 
 def _sniff(path: Path) -> bool:
-    """Return whether the file has the words of a COCO JSON: images and categories."""
+    """Return whether the file contains the keys "images" and "categories" of COCO JSON."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return all(text.find(b'"%s"' % key.encode()) >= 0 for key in _KEYS)
@@ -90,7 +90,7 @@ def _load(path: Path) -> dict | None:
 def _categories(files: dict[str, dict], root: Path, source: Source) -> dict[str, dict[int, int]]:
     """Return file -> category id -> index into the source's names, which are ordered by their ids.
 
-    Ids are as given; where files give one name two ids, or two names one id, the first counts.
+    Ids are kept; if files give one name two ids, or two names one id, the first counts.
     """
     ids: dict[str, int] = {}
     own = {file: _own_categories(data, root / file) for file, data in files.items()}
@@ -130,9 +130,9 @@ def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]
             raise DataError(f"{path}: image number {number} has no id")
         if entry["id"] in claims:
             raise DataError(f"{path}: two images have the id {entry['id']!r:.40}")
-        claim = entry.get("file_name") or entry.get("coco_url")  # which LVIS has alone
+        claim = entry.get("file_name") or entry.get("coco_url")  # LVIS has only this one
         if not isinstance(claim, str) or not is_plain(claim):
-            safe_name(claim, str(path))  # which refuses it
+            safe_name(claim, str(path))  # raises DataError
         claims[entry["id"]] = str(claim)
     if not claims:
         raise DataError(f"{path}: no images")
@@ -142,7 +142,7 @@ def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]
         key = entry["id"]
         items[key] = images.item(place, claims[key], name, [], _size(entry))
         items[key].fault = ties.get(number) or items[key].fault
-        # the others `ghm data check` would refuse; true and false are integers to Python
+        # `ghm data check` would refuse other ids; True and False are ints in Python
         items[key].image_id = key if type(key) is int and key >= 0 else None
     return items
 
@@ -160,9 +160,9 @@ def _add_boxes(source: Source, split: str, name: str, data: dict, items: dict, c
 
 
 def _left_out(name: str, items: dict, splits: dict[str, str], read: dict) -> str:
-    """Return why a file is left out beside those that are read, or "".
+    """Return why a file is left out, given the files read so far, or "".
 
-    Raises: DataError where it describes an image that another of its split describes.
+    Raises: DataError if another file of its split describes the same image.
     """
     own = {item.place for item in items.values() if item.place}
     if not own:
@@ -222,7 +222,7 @@ def _box(entry: dict, number: int, categories: dict) -> Box:
 
 
 def _bbox(entry: dict) -> Any:
-    """The box; Roboflow writes some numbers as texts."""
+    """Return the box; Roboflow writes some numbers as strings."""
     bbox = entry.get("bbox")
     if isinstance(bbox, list) and len(bbox) == 4 and any(type(v) is str for v in bbox):
         with suppress(ValueError):

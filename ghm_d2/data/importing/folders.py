@@ -1,7 +1,7 @@
 """`ghm data import`: a COCO, Pascal VOC or YOLO folder becomes clean COCO JSON and images.
 
-A reader (read_coco, read_voc, read_yolo) says what stands in the files; here every image is
-decoded and every box is judged, and what cannot be used is dropped and named.
+A reader (read_coco, read_voc, read_yolo) returns what the files say. Here every image is decoded
+and every box is checked; what cannot be used is dropped and reported.
 """
 
 import math
@@ -43,23 +43,22 @@ def import_folder(
 ) -> dict:
     """Import `source` into `output`, which then holds {train,val,test}.json and images/.
 
-    kind: "auto", "coco", "voc" or "yolo". split: share of the images that stay in train where
-    the source has no val, 0..1 exclusive, drawn with `seed`. copy: copy the images instead of
-    linking them. strict: refuse, rather than drop, what cannot be used. image_folder: where the
-    images are, if elsewhere or in several places. all_classes: keep the classes of COCO JSON that
-    no annotation uses. track: as in `check.check`.
+    kind: "auto", "coco", "voc" or "yolo". split: share of the images that stay in train if the
+    source has no val, 0..1 exclusive, drawn with `seed`. copy: copy the images instead of linking
+    them. strict: raise an error, instead of dropping what cannot be used. image_folder: the folder
+    of the images, if they are elsewhere or in several places. all_classes: keep the classes of COCO
+    JSON that no annotation uses. track: as in `check.check`.
 
     Category ids are those of COCO JSON, else 1..K in the order of the class names; boxes are
     [x, y, w, h] in px, clipped to the image. A mask that cannot be used is dropped, and its box
-    kept. An image without boxes is kept as background. The output is the same whenever the source
-    is.
+    kept. An image without boxes is kept as background. The same source gives the same output.
 
-    Returns the report, which is also left as `import_report.json`: format, layout (what was
+    Returns the report, which is also written to `import_report.json`: format, layout (what was
     recognised), names, splits (images, boxes, background images), dropped (split, what, file,
     detail), clipped (boxes that left the image by more than a pixel), notes.
-    Raises: DataError for malformed files (they are not dropped: what they said is unknown), where
-    nothing usable remains, where it is not clear what belongs together, and for any fault if
-    `strict`; UsageError for a wrong argument or an output that is in use.
+    Raises: DataError if a file is malformed (it is not dropped, because its content is unknown), if
+    nothing usable remains, if it is unclear which files belong together, or, with `strict`, for any
+    fault; UsageError for a wrong argument or an output folder that is in use.
     """
     source, output = Path(source), Path(output)
     if not 0 < split < 1:
@@ -157,7 +156,7 @@ def _coco(content: Source, split: str) -> dict:
 
 
 def _probes(items: list[Item], split: str, track):
-    """Yield (item, its image's `Probe`, or why the image cannot be used), in the items' order."""
+    """Yield each item with its image's `Probe`, or with the reason why it cannot be used."""
 
     def look(item: Item):
         if item.fault:
@@ -207,7 +206,7 @@ def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | 
     if relative:
         mask = [[round(v * sides[i % 2], 3) for i, v in enumerate(outline)] for outline in mask]
     fault = mask_fault(mask, *sides)
-    # of an object in several parts the good ones stay
+    # an object in several parts keeps the valid ones
     return (usable_polygons(mask, *sides) or None, fault) if fault else (mask, None)
 
 
@@ -225,7 +224,7 @@ def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
 
 
 def _clip(bbox: list[float], probe) -> list[float]:
-    """The part of a box inside the image, to a thousandth of a pixel."""
+    """Return the part of a box inside the image, rounded to a thousandth of a pixel."""
     left, top = max(bbox[0], 0), max(bbox[1], 0)
     right = min(bbox[0] + bbox[2], probe.width)
     bottom = min(bbox[1] + bbox[3], probe.height)
@@ -237,7 +236,7 @@ def _link(item: Item, folder: Path, placed: dict[str, Path], copy: bool) -> None
     if placed.setdefault(item.name, item.image) != item.image:
         raise DataError(f"{item.image} and {placed[item.name]} would both become {item.name}")
     target = folder / "images" / item.name
-    if target.exists():  # in two splits
+    if target.exists():  # the image is in two splits
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
@@ -250,7 +249,7 @@ def _link(item: Item, folder: Path, placed: dict[str, Path], copy: bool) -> None
 
 
 def _number(coco: dict) -> None:
-    """Give ids in place: annotations 1.. (COCO's evaluation takes 0 for "unmatched")."""
+    """Set ids in place; annotations count from 1 (COCO's evaluation takes 0 for "unmatched")."""
     own = [image["id"] for image in coco["images"]]
     keep = all(isinstance(i, int) for i in own)
     flat = []

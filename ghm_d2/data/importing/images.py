@@ -1,4 +1,4 @@
-"""The images that annotations may speak of, and what they are called in the output."""
+"""The images that annotations may refer to, and their names in the output."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -32,9 +32,9 @@ class Images(Finder):
         return Path(os.path.join(self.listing.root, name))
 
     def output_name(self, name: str) -> str:
-        """Return an image's path below the output's images folder: the one that it has here.
+        """Return an image's path below the output's images folder: its path here without `images/`.
 
-        Raises: DataError for a name that cannot be written into a JSON, or not read there.
+        Raises: DataError if the name cannot be written to a JSON, or not be read there.
         """
         if not is_plain(name):
             where = self.listing.root
@@ -43,7 +43,7 @@ class Images(Finder):
         return rest if rest and first.lower() in ("images", "jpegimages") else name
 
     def none_found(self, claim: str, file: str) -> NoReturn:
-        """Raise the DataError that `file` speaks of no image that is here, such as `claim`."""
+        """Raise the DataError for a `file` whose images, such as `claim`, are all missing."""
         safe_name(claim, file)
         raise DataError(
             f"{file}: no image such as {claim:.120} in {self.listing.root}; "
@@ -59,7 +59,7 @@ class Images(Finder):
         size: tuple[int, int] | None = None,
         relative: bool = False,
     ) -> Item:
-        """The image `name` of the listing; None: `claim`, which is missing."""
+        """Return the image `name` of the listing; if None, `claim` as a missing image."""
         if name is None:
             return Item(Path(), claim, where, boxes, fault=missing(claim))
         path = self.path(name)

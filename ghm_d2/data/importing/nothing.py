@@ -18,10 +18,10 @@ _EXPECTED = {
 
 
 def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
-    """The error for a folder without a data set, with what was found and what was expected.
+    """Return the error for a folder without a data set: what was found, and what was expected.
 
-    Raises: DataError where a JSON file that is called like COCO's is malformed, or an XML file
-    that is called like an image.
+    Raises: DataError if a JSON file that is named like COCO's is malformed, or an XML file that is
+    named like an image.
     """
     for name in listing.of(".json"):
         if split_of(PurePosixPath(name).stem) or "instances" in name or "annotations" in name:

@@ -1,9 +1,9 @@
 """Pairs files by name: annotations with images, images with labels, lists with items.
 
-People keep the two in `annots/` and `images/`, in `train/labels` and `train/images`, side by side,
-or anywhere; names are given with another suffix, with somebody else's absolute path, or as an
-address. So a name is looked up among all files, and where several have it, the one whose
-folders agree best is taken. No file outside the listing can be reached.
+The files are in `annots/` and `images/`, in `train/labels` and `train/images`, side by side, or
+anywhere. Names may have another suffix or somebody else's absolute path, or be URLs. So a name is
+looked up among all files; if several have it, the one whose folders agree best is taken. No file
+outside the listing can be reached.
 """
 
 import re
@@ -23,35 +23,35 @@ _SPLITS = (
     ("val", re.compile(r"(?<![a-z])(?:mini_?)?val(?:id|idation|minusminival|set)?(?![a-z])")),
     ("test", re.compile(r"(?<![a-z])test(?:ing|set|data|images)?(?![a-z])")),
 )
-# folders called so are preferred to those of masks, depths, drawings
+# folders with these names are preferred to those of masks, depth maps and drawings
 _USUAL = re.compile(r"(?<![a-z])(?:jpeg)?(?:images?|imgs?|labels?)(?![a-z])")
 
 
 class Wanted(NamedTuple):
-    """A file that another one speaks of."""
+    """A file that another file refers to."""
 
-    folders: tuple[str, ...]  # of its path, as far as it is told
+    folders: tuple[str, ...]  # folders of its path, as far as known
     stem: str
-    name: str  # with its suffix, where that is known, else ""
-    home: str  # the path, in the listing, of the file (or folder, ending in /) that speaks of it
+    name: str  # with its suffix; "" if that is unknown
+    home: str  # path in the listing of the file (or folder, ending in /) that refers to it
 
 
 def split_of(text: str) -> str:
-    """The split that a file or folder name speaks of, or ""."""
+    """Return the split that a file or folder name contains, or ""."""
     return next((split for split, word in _SPLITS if word.search(text.lower())), "")
 
 
 def split_of_folders(path: str) -> str:
-    """The split that the last telling folder of a path speaks of, or ""."""
+    """Return the split in the name of the last folder of a path that has one, or ""."""
     folders = reversed(path.split("/")[:-1])
     return next((split for split in map(split_of, folders) if split), "")
 
 
 def wanted(text: str, home: str) -> Wanted:
-    """Parse a file name in an annotation: a path of any system, a web address, or a bare name."""
+    """Parse a file name in an annotation: a path of any operating system, a URL, or a bare name."""
     path = text.replace("\\", "/")
     if "://" in path or "?" in path:
-        with suppress(ValueError):  # it only looks like an address
+        with suppress(ValueError):  # it only looks like a URL
             parts = urlsplit(path)
             path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
     *folders, name = path.split("/")
@@ -62,7 +62,7 @@ def wanted(text: str, home: str) -> Wanted:
 
 
 def by_stem(path: str, name: str = "") -> Wanted:
-    """The file called like the file `path` of the listing, but for its suffix."""
+    """Return the file to look up for `path`, a path of the listing: same name, any suffix."""
     *folders, own = path.split("/")
     return Wanted(tuple(folders), splitext(own)[0], name, "/".join((*folders, "")))
 
@@ -82,14 +82,14 @@ class Finder:
     def pair(
         self, asked: list[Wanted], remedy: str, *, once: bool = False
     ) -> tuple[list[str | None], dict[int, str]]:
-        """The target of each, or None where there is none; and what was said instead of which.
+        """Return the target of each file, or None; and index -> reason for ambiguous files.
 
-        A target in a folder of another split counts only where all are, or where that folder is
-        told. Where two targets of one folder fit equally well, as a.jpg and a.png, there is none,
-        and the second result says so.
-        once: a target belongs to one of them, to the one that fits it best.
-        Raises: DataError, ending in `remedy`, where targets of two folders fit equally well, or,
-        of `once`, where two are asked for one target.
+        A target in a folder of another split counts only if all are, or if the file names that
+        folder. If two targets in one folder fit equally well, such as a.jpg and a.png, the file is
+        ambiguous and has no target.
+        once: a target belongs to one file only, the one that fits it best.
+        Raises: DataError, ending in `remedy`, if targets in two folders fit equally well, or, with
+        `once`, if two files fit one target equally well.
         """
         ties: dict[int, str] = {}
         choices = [self.by_stem.get(item.stem.lower(), ()) for item in asked]
@@ -135,7 +135,7 @@ class Finder:
         )
 
     def _kinship(self, home: str, folder: str) -> tuple:
-        """Return a sort key: how well a folder agrees with a file, by their splits first."""
+        """Return a sort key for how well a folder agrees with a file; their splits count first."""
         key = home, folder
         if key not in self._kin:
             tag = PurePosixPath(home).stem if not home.endswith("/") else ""
@@ -168,13 +168,13 @@ def _folder(path: str) -> str:
 
 
 def _tail(item: Wanted, path: str) -> int:
-    """Return the number of last folders of `path` that agree with those that `item` names."""
+    """Return the number of last folders that `path` and `item` have in common, ignoring case."""
     pairs = zip(reversed(item.folders), reversed(path.split("/")[:-1]), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
 
 
 def _leave_one(asked: list[Wanted], best: list[tuple | None], remedy: str) -> None:
-    """Take a target from all who chose it but one, in place."""
+    """Leave each target only to the item that fits it best, in place."""
     owner: dict[str, int] = {}
     for number, choice in enumerate(best):
         other = number if choice is None else owner.setdefault(choice[1], number)

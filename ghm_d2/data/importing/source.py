@@ -1,9 +1,9 @@
-"""The output of the readers of COCO, VOC and YOLO folders: raw annotations, not yet judged.
+"""The output of the readers of COCO, VOC and YOLO folders: raw annotations, not yet checked.
 
-The formats are read here and not by `supervision`, whose loaders were tried first: they hold no
-file names for what they skip, put the corners of inverted VOC boxes in order (BCCD's empty boxes
-come back as 1 x 1 boxes), drop VOC's `difficult`, decode every image to learn its size, and let a
-file name leave its folder. On clean folders the two agree, which the tests hold them to.
+The readers are our own. The loaders of `supervision` were tried first: they do not name what they
+skip, put the corners of inverted VOC boxes in order (BCCD's empty boxes become 1 x 1 boxes), drop
+VOC's `difficult`, decode every image to learn its size, and let a file name leave its folder. Tests
+check that both give the same for clean folders.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from ghm_d2.errors import DataError
 
 @dataclass
 class Box:
-    """One annotation as its file has it."""
+    """One annotation, as its file has it."""
 
     where: str  # "line 3", "object 2", "annotation 17": for reports
     category: int  # index into Source.names
-    bbox: list[float]  # [x, y, w, h]: px, or fractions of the image where Item.relative
-    fault: str | None = None  # why it cannot be used, where the reader knows already
+    bbox: list[float]  # [x, y, w, h]: px, or fractions of the image if Item.relative
+    fault: str | None = None  # why it cannot be used, if the reader already knows
     extra: dict = field(default_factory=dict)  # iscrowd, area, segmentation, difficult
 
 
@@ -41,7 +41,7 @@ class Item:
 
 
 class Dropped(NamedTuple):
-    """One thing left out: `what` is "box", "mask", "image" or "annotation"; mend `file`."""
+    """One thing left out: `what` is "box", "mask", "image" or "annotation"; fix it in `file`."""
 
     split: str
     what: str
@@ -54,13 +54,13 @@ class Dropped(NamedTuple):
 
 @dataclass
 class Source:
-    """A whole folder. `splits` has "train", "val", "test", or "" where there is no split."""
+    """A whole folder. Keys of `splits`: "train", "val", "test"; "" for images without a split."""
 
     kind: str  # "coco" | "voc" | "yolo"
     names: list[str]
     splits: dict[str, list[Item]]
     layout: str = ""  # what was recognised, in a few words
-    ids: list[int] = field(default_factory=list)  # of the names: 1, 2, ... unless given
+    ids: list[int] = field(default_factory=list)  # category ids; 1, 2, ... unless given
     notes: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
@@ -68,12 +68,12 @@ class Source:
         self.ids = self.ids or list(range(1, len(self.names) + 1))
 
     def drop_image(self, split: str, file: str, why: str) -> None:
-        """Note that an image of which `file` speaks is left out."""
+        """Record that an image that `file` refers to is left out."""
         self.dropped.append(Dropped(split, "image", file, why))
 
 
 def unique_names(names: list, where: Path) -> list[str]:
-    """Class names as strings. Raises DataError unless they are distinct, non-empty scalars."""
+    """Return class names as text. Raises DataError unless they are distinct, non-empty scalars."""
     for name in names:
         # Lists are refused, not printed: a few YAML aliases can nest to billions of elements.
         if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name):

@@ -1,4 +1,4 @@
-"""The assignment of images to training, validation and testing."""
+"""Assigns images to the splits train, val and test."""
 
 import os
 import random
@@ -14,12 +14,12 @@ from ghm_d2.data.importing.source import Item, Source
 from ghm_d2.errors import DataError
 
 _LIST = re.compile(r"(train|val|valid|validation|test|trainval)\.txt")
-_COMPARED = 2**16  # bytes
+_COMPARED = 2**16  # first bytes of two files that are compared
 _MAIN = "ImageSets/Main/"
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises: DataError where it is no UTF-8 text."""
+    """Return the lines of a text file. Raises: DataError if it is not UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[str]:
 def find_lists(listing: Listing) -> dict[str, list[str]]:
     """Return split -> the text files that list its images: those in ImageSets/Main, else all.
 
-    trainval.txt is for training, and read only where there is neither train.txt nor val.txt.
+    trainval.txt is for training, and read only if there is neither train.txt nor val.txt.
     """
     found = [f for f in listing.of(".txt") if _LIST.fullmatch(PurePosixPath(f).name.lower())]
     found = [f for f in found if _MAIN in f] or found
@@ -46,9 +46,9 @@ def find_lists(listing: Listing) -> dict[str, list[str]]:
 def by_lists(
     source: Source, listing: Listing, items: dict[str, Item], lost: Callable[[str], str]
 ) -> bool:
-    """Put items in the splits that lists name, by their keys; whether there are such lists.
+    """Put items in the splits whose lists name their keys; return whether any list does.
 
-    lost: what to say of the name of an item that is listed and not there.
+    lost: returns the message for a listed name that belongs to no item.
     """
     finder = Finder(list(items))
     used: set[str] = set()
@@ -57,7 +57,7 @@ def by_lists(
         asked = []
         for file, line in dict.fromkeys(row for row in rows if row[1]):
             item = wanted(line, file)
-            # A second column, where there is one, says whether one class occurs: not needed here.
+            # A second column, if any, says whether one class occurs; it is not needed here.
             asked.append(item if item.stem in finder else wanted(line.split()[0], file))
         found, _ = finder.pair(asked, "keep one of them")
         if not any(found):
@@ -75,14 +75,14 @@ def by_lists(
 
 
 def by_folder(source: Source, items: list[Item]) -> None:
-    """Put items in the splits that the folders of their images, or of their files, speak of."""
+    """Put items in the splits named by the folders of their images, or else of their files."""
     for item in items:
         split = split_of_folders(item.place) or split_of_folders(item.where)
         source.splits.setdefault(split, []).append(item)
 
 
 def settle(source: Source) -> None:
-    """Give the images without a split theirs, in place: train where no other split is for it."""
+    """Put the images without a split in train, in place, or leave them out if train exists."""
     whole = source.splits.pop("", None)
     if whole and "train" in source.splits:
         source.notes.append(f"{len(whole)} images are in no split: left out")
@@ -92,11 +92,11 @@ def settle(source: Source) -> None:
 
 
 def with_val(source: Source, share: float, seed: int) -> None:
-    """Split train in place where there is no val: `share` of the images stay in train (one at
-    least, and one goes to val).
+    """Draw a missing val from train, in place; `share` of the images stay in train.
 
-    Drawn from the sorted image names with `seed`, so the same folder splits the same way
-    everywhere. Copies of one file stay together, or val would hold what was trained on.
+    Each of the two gets at least one image. The draw is from the sorted image names with `seed`, so
+    the same folder is split in the same way everywhere. Copies of one file stay together, because
+    val would otherwise hold images that were trained on.
     """
     settle(source)
     if "val" in source.splits or "train" not in source.splits:
@@ -124,7 +124,7 @@ def with_val(source: Source, share: float, seed: int) -> None:
 
 
 def _first_copies(items: list[Item]) -> list[int]:
-    """Return for each item the index of the first with the same file, by its size and beginning."""
+    """Return for each item the index of the first with the same file size and first bytes."""
     sizes = [0 if item.fault else _size(item.image) for item in items]
     several = {size for size, count in Counter(sizes).items() if count > 1}
     seen: dict[object, int] = {}

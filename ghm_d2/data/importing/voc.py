@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file an image, in any folder, with lists of the splits or without."""
+"""Reads Pascal VOC: one XML file per image, in any folder, with or without lists of splits."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -11,14 +11,14 @@ from ghm_d2.data.importing.source import Box, Item, Source, unique_names
 from ghm_d2.data.importing.splits import by_folder, by_lists, read_lines
 from ghm_d2.errors import DataError
 
-_SNIFFED = 2**16  # bytes of a file, which hold its outermost element
+_SNIFFED = 2**16  # first bytes of a file, which hold its outermost element
 _LONGEST = 2**26  # bytes; an object takes some 300
 _ROOT = re.compile(rb"<annotation[\s>]")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def find_voc(listing: Listing) -> dict[str, list[str]]:
-    """Return folder -> its XML files, for folders where one is an annotation by its content."""
+    """Return folder -> its XML files, for folders in which at least one file is an annotation."""
     folders: dict[str, list[str]] = {}
     for name in listing.of(".xml"):
         folders.setdefault(name[: name.rfind("/") + 1], []).append(name)
@@ -32,14 +32,14 @@ def find_voc(listing: Listing) -> dict[str, list[str]]:
 def read_voc(listing: Listing, images: Images) -> Source:
     """Read Pascal VOC annotations.
 
-    VOC counts pixels from 1 and both corners belong to the box: (xmin - 1, ymin - 1, xmax, ymax)
-    are the edges, as in Detectron2's pascal_voc.py. A box whose corners coincide or are swapped is
-    faulty all the same: by the letter it would be one pixel wide, in practice it is a slip.
-    Classes are those of `labels.txt` or `classes.txt` (one a line), or all that occur, sorted.
-    Objects marked `difficult` are kept, with that mark. Splits are those of the lists in
-    ImageSets/Main, or of train.txt, val.txt and test.txt anywhere, or those that folders speak of.
+    VOC counts pixels from 1, and both corners belong to the box: (xmin - 1, ymin - 1, xmax, ymax)
+    are the edges, as in Detectron2's pascal_voc.py. A box whose corners coincide or are swapped
+    counts as faulty: literally it is one pixel wide, but in practice it is a mistake.
+    Classes are those of `labels.txt` or `classes.txt` (one per line), or all that occur, sorted.
+    Objects marked `difficult` are kept, with that mark. Splits come from the lists in
+    ImageSets/Main, or from train.txt, val.txt and test.txt anywhere, or from folder names.
     An annotation belongs to the image of its own name, or else to its <filename>.
-    Raises: DataError with the file (and line) for malformed XML, and where no image is found.
+    Raises: DataError with the file (and line) for malformed XML, and if no image is found.
     """
     folders = find_voc(listing)
     parsed = {n: parse_xml(listing.root / n) for files in folders.values() for n in files}
@@ -64,7 +64,7 @@ def read_voc(listing: Listing, images: Images) -> Source:
 
 
 def parse_xml(path: Path) -> Element:
-    """The outermost element. Raises: DataError with the file and line, and for XML entities."""
+    """Return the outermost element. Raises: DataError with file and line; also for XML entities."""
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import parse
 
@@ -89,7 +89,7 @@ def _items(parsed: dict[str, Element], images: Images, index: dict[str, int]) ->
     for path, root in parsed.items():
         own, claim = PurePosixPath(path).stem, _text(root, "filename")
         told = wanted(claim, path)
-        # the file's own word for its image is the second choice: it is often stale
+        # <filename> is the second choice: it is often out of date
         asked.append(by_stem(path, told.name) if own in images or not told.stem else told)
         claims.append(claim or f"{own}.jpg")
     found, ties = images.pair(asked, REMEDY, once=True)
@@ -147,7 +147,7 @@ def _is_number(text: str) -> bool:
 
 
 def _size(root: Element) -> tuple[int, int] | None:
-    """The size that the file claims; writers that do not know it put zeros there."""
+    """Return the size in the file, or None: some programs write zeros for an unknown size."""
     try:
         sides = [int(float(_text(root, f"size/{side}"))) for side in ("width", "height")]
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""YOLO: text files of boxes called like their images, and a file with the names of the classes."""
+"""Reads YOLO: text files of boxes, named like their images, and a file with the class names."""
 
 import math
 import re
@@ -14,29 +14,29 @@ from ghm_d2.errors import DataError
 
 _SNIFFED = 2**12  # bytes of a label file
 _YAML_SNIFFED = 2**20
-# what names the classes where there is no data.yaml, the first first
+# files that name the classes without a data.yaml, in order of preference
 _NAMES = ("classes.txt", "obj.names", "*.names", "_darknet.labels", "notes.json")
 _NUMBER = re.compile(r"\d{1,9}")
 _SPLIT_KEY = re.compile(rb"^\s*['\"]?(train|val|valid|test)['\"]?\s*:", re.MULTILINE)
 
 
 def find_yolo(listing: Listing, images: Images) -> list[str]:
-    """The YAML files that name classes and splits, or else the label files."""
+    """Return the YAML files that name classes and splits, or else the label files."""
     return _yaml_files(listing) or _labels(listing, images)
 
 
 def read_yolo(listing: Listing, images: Images) -> Source:
     """Read a YOLO folder.
 
-    Lines are `class x y w h` in fractions of the image, with or without a confidence, or
-    `class x1 y1 x2 y2 x3 y3 ...`, an outline, which becomes its box and a segmentation. Of pose
-    labels (`kpt_shape` in the YAML) only the box is read. An image without a label file, or with
-    an empty one, is background.
+    A line is `class x y w h` in fractions of the image, with or without a confidence, or
+    `class x1 y1 x2 y2 x3 y3 ...`, an outline, which becomes a box and a segmentation. Only the box
+    of pose labels (`kpt_shape` in the YAML) is read. An image without a label file, or with an
+    empty one, is background.
 
-    With a data.yaml, the classes and the splits are its own: folders or .txt lists, of which as
-    much is used as leads to something here. Without one, the classes are those of classes.txt,
-    *.names (darknet, CVAT), _darknet.labels or notes.json; splits are those of train.txt,
-    valid.txt and test.txt, or those that folders speak of; images beside labelled ones count.
+    A data.yaml gives the classes, and the splits as folders or .txt lists; the longest end of such
+    a path that exists here is used. Without one, the classes come from classes.txt, *.names
+    (darknet, CVAT), _darknet.labels or notes.json, and the splits from train.txt, valid.txt and
+    test.txt, or from folder names; unlabelled images in the folders of labelled ones are read too.
     Raises: DataError with file and line for malformed YAML and labels.
     """
     files = _yaml_files(listing)
@@ -89,7 +89,7 @@ def _read_folders(listing: Listing, images: Images) -> Source:
         for name in images.listing.images
         if _folder(name) in beside
     }
-    for name, item in items.items():  # one label file is not known to be of one image
+    for name, item in items.items():  # two images share this label file
         item.fault = ties.get(str(PurePosixPath(name).with_suffix("")))
     if not by_lists(source, listing, items, missing):
         by_folder(source, list(items.values()))
@@ -98,7 +98,7 @@ def _read_folders(listing: Listing, images: Images) -> Source:
 
 
 def _yaml_files(listing: Listing) -> list[str]:
-    """data.yaml, or else the YAML files of any name that name classes and splits."""
+    """Return data.yaml, or else the YAML files of any name that list classes and splits."""
     if "data.yaml" in listing.files:
         return ["data.yaml"]
     files = listing.of(".yaml", ".yml")
@@ -139,7 +139,7 @@ def _names(names, path: Path) -> list[str]:
 
 
 def _entry_images(source, listing, images, entry, file: str, split: str) -> list[str]:
-    """The images that one split's entry names; what is not there is noted, or refused for train."""
+    """Return the images that a split's entry names; a missing path is noted, or fatal in train."""
     found: set[str] = set()
     for name in entry if isinstance(entry, list) else [entry]:
         if not isinstance(name, str) or "\0" in name:
@@ -160,14 +160,14 @@ def _entry_images(source, listing, images, entry, file: str, split: str) -> list
 
 
 def _ending(path: PurePosixPath, places: list[str], file: str) -> str | None:
-    """The place that the path leads to, seen from its end: what it begins with may be elsewhere.
+    """Return the place that matches the longest end of the path; its start may be elsewhere.
 
-    places: POSIX paths; file: the one that tells the path, whose own folder is preferred.
+    places: POSIX paths; file: the file that has the path; places near it are preferred.
     """
     parts = [part for part in path.parts if part not in ("..", "/", ".")]
     if not parts:
         return "" if "" in places and ".." not in path.parts and path.parts != ("/",) else None
-    # of ../test/images, where there is no test, images alone may be anything
+    # without a folder test, the `images` of ../test/images could be any folder
     fewest = 1 if path.is_absolute() or path.suffix else min(len(parts), 2)
     while len(parts) >= fewest:
         end = "/".join(parts)
@@ -189,7 +189,7 @@ def _list_images(source, listing, images, file: str, split: str) -> list[str]:
 
 
 def _labels(listing: Listing, images: Images) -> list[str]:
-    """The text files called like images, of the folders where one is a label by its content."""
+    """Return the text files named like images, in folders with at least one label file."""
     folders: dict[str, list[str]] = {}
     for name in listing.of(".txt"):
         pure = PurePosixPath(name)
@@ -204,7 +204,7 @@ def _labels(listing: Listing, images: Images) -> list[str]:
 
 
 def _is_label(path: Path) -> bool:
-    """Return whether the first line of a file is a class and at least four numbers."""
+    """Return whether the first non-empty line of a file is a class and at least four numbers."""
     lines = first_bytes(path, _SNIFFED).splitlines()
     words = next((words for line in lines if (words := line.split())), [])
     try:
@@ -214,9 +214,9 @@ def _is_label(path: Path) -> bool:
 
 
 def _class_names(listing: Listing, labels: list[str]) -> tuple[str, list[str]]:
-    """The file that names the classes, and the names: the nearest to each folder of labels.
+    """Return the file that names the classes, and the names; each label folder takes the nearest.
 
-    Raises: DataError where there is none, or where folders are near to others that differ.
+    Raises: DataError if there is none, or if the nearest files of two folders differ.
     """
     files = [
         (rank, name)
@@ -244,7 +244,7 @@ def _class_names(listing: Listing, labels: list[str]) -> tuple[str, list[str]]:
 
 def _read_names(listing: Listing, name: str) -> list[str]:
     path = listing.root / name
-    if path.suffix == ".json":  # Label Studio's, whose ids are places
+    if path.suffix == ".json":  # from Label Studio; its ids are indices
         data = load_json(path)
         entries = data.get("categories") if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
@@ -255,7 +255,7 @@ def _read_names(listing: Listing, name: str) -> list[str]:
 
 
 def _pair(images: Images, labels: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return image -> its label file, and image without suffix -> why the label file is unknown."""
+    """Return image -> label file, and image without suffix -> why its label file is ambiguous."""
     found, ties = images.pair([by_stem(label) for label in labels], REMEDY, once=True)
     twins = {text.split(" and ")[0]: text for text in ties.values()}
     pairs = {name: label for name, label in zip(found, labels, strict=True) if name}
@@ -304,7 +304,7 @@ def _box(words: list[str], number: int, label: Path, names: list[str], pose: boo
         x, y, w, h = values[1:5]
         box = Box(where, category, [x - w / 2, y - h / 2, w, h])
     else:
-        outline = values[1 : len(values) - (len(values) + 1) % 2]  # an odd one out: a confidence
+        outline = values[1 : len(values) - (len(values) + 1) % 2]  # drops a confidence at the end
         xs, ys = outline[::2], outline[1::2]
         box = Box(where, category, [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
         box.extra["segmentation"] = [outline]

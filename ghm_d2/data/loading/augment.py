@@ -1,7 +1,7 @@
-"""Augmentation and resizing of pictures, as SSD and YOLOv3 publish them.
+"""Augmentation and resizing of pictures, as published with SSD and YOLOv3.
 
-All are Detectron2's augmentations, so that boxes and masks follow the picture. They draw from
-NumPy's global generator, the crop from PyTorch's; the loader seeds both for each image.
+All are Detectron2 augmentations, so boxes and masks follow the picture. They draw from NumPy's
+global generator, except the crop, which draws from PyTorch's; the loader seeds both for each image.
 """
 
 import numpy as np
@@ -17,17 +17,15 @@ from ghm_d2.errors import UsageError
 
 AUGMENTATIONS = ("", "ssd", "yolo")
 RESIZES = ("shortest_edge", "square")
-FORMATS = ("RGB", "BGR", "L")  # whose pixels are 0 to 255
+FORMATS = ("RGB", "BGR", "L")  # formats with pixel values 0 to 255
 
 
 def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
     """Return the augmentations of pictures: INPUT.AUGMENTATION, INPUT.RESIZE, then a flip.
 
-    Pixel values are 0 to 255.
-
-    With "" and "shortest_edge" it is Detectron2's `build_augmentation`, and in training
-    INPUT.CROP comes first, as in Detectron2's mapper. INPUT.AUGMENTATION and the flip are for
-    training alone. "ssd" needs the boxes: `AugmentationsWithBoxes`.
+    Pixel values are 0 to 255. An evaluation only resizes. A training begins with INPUT.CROP, as in
+    Detectron2's mapper. The values "" and "shortest_edge" give Detectron2's `build_augmentation`.
+    "ssd" needs the boxes: see `AugmentationsWithBoxes`.
 
     Raises:
         UsageError: an unknown INPUT.AUGMENTATION or INPUT.RESIZE; an INPUT.FORMAT that cannot be
@@ -63,7 +61,7 @@ def _check(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 class AugmentationsWithBoxes(T.AugmentationList):
-    """Gives augmentations the boxes too, which Detectron2's mapper keeps from them.
+    """Passes the boxes to the augmentations too, which Detectron2's mapper does not.
 
     Attributes:
         boxes: (N, 4) XYXY in px, to be set before each picture.
@@ -83,10 +81,10 @@ def boxes_of(annotations: list[dict]) -> np.ndarray:
 
 
 def visible(annotations: list[dict], width: float, height: float) -> list[dict]:
-    """The annotations whose box has an area in the picture, with boxes that end at its border.
+    """Return the annotations whose box has an area inside the picture, with boxes clipped to it.
 
-    Detectron2 does so after its augmentations, none of which makes a picture larger: on a canvas,
-    what was outside the picture would become an object.
+    Detectron2 clips only after its augmentations, none of which enlarges a picture. On a canvas, a
+    box outside the picture would become an object.
     """
     left = []
     for annotation in annotations:
@@ -102,15 +100,15 @@ def visible(annotations: list[dict], width: float, height: float) -> list[dict]:
 
 
 def centred(annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]):
-    """The annotations whose box has its centre in the picture that `transforms` leave.
+    """Return the annotations whose box centre is inside the picture after `transforms`.
 
-    SSD (section 2.2) keeps these objects of a crop, and no others. What comes after the crop
-    changes nothing in that.
+    SSD (section 2.2) keeps only these objects of a crop. The transforms that follow the crop do
+    not change which they are.
 
     Args:
-        annotations: data set dicts' annotations, of the picture as it was.
-        transforms: what has been done with the picture.
-        size: (height, width) of the picture as it is, in px.
+        annotations: annotations of a data set dict, before `transforms`.
+        transforms: the transforms applied to the picture.
+        size: (height, width) of the picture after them, in px.
     """
     corners = boxes_of(annotations).astype(float).reshape(-1, 2, 2)
     centres = transforms.apply_coords(corners.mean(1))
@@ -121,7 +119,7 @@ def centred(annotations: list[dict], transforms: T.TransformList, size: tuple[in
 class ResizeSquare(T.Augmentation):
     """Resize a picture of any shape to a square; the arguments are those of `T.ResizeShortestEdge`.
 
-    SSD does so (weiliu89/caffe, examples/ssd: Resize.WARP). A size of 0 leaves a picture alone.
+    SSD does so (weiliu89/caffe, examples/ssd: Resize.WARP). A size of 0 changes nothing.
     """
 
     def __init__(self, sizes: tuple[int, ...], sample_style: str = "choice"):
@@ -137,7 +135,7 @@ class ResizeSquare(T.Augmentation):
 
 
 class SSDColour(T.Augmentation):
-    """SSD's distortion of colours, each part in every other picture.
+    """SSD's colour distortion; each part is applied with probability 0.5.
 
     Source: SSD, arXiv 1512.02325, section 2.2; figures and order: weiliu89/caffe, ssd_coco.py
     (`distort_param`) and `ApplyDistort`.
@@ -147,7 +145,7 @@ class SSDColour(T.Augmentation):
         brightness = self._sometimes(-32, 32, 0)
         contrast = T.BlendTransform(0.0, 0.0, self._sometimes(0.5, 1.5, 1))
         saturation = self._sometimes(0.5, 1.5, 1)
-        hue = self._sometimes(-18, 18, 0) / 180  # OpenCV's bytes: 180 are a full turn
+        hue = self._sometimes(-18, 18, 0) / 180  # OpenCV's unit: 180 is a full turn
         steps = [T.ColorTransform(lambda x: adjust_hsv(x, hue, saturation, 1))]
         steps.insert(int(self._rand_range() < 0.5), contrast)
         return T.TransformList([T.BlendTransform(1.0, brightness, 1.0), *steps])
@@ -157,14 +155,14 @@ class SSDColour(T.Augmentation):
 
 
 class Expand(T.Augmentation):
-    """The picture somewhere on a canvas up to four times as wide and high, one time in two.
+    """With probability 0.5, place the picture at random on a canvas up to 4 times as wide and high.
 
     Source: SSD, section 3.6; weiliu89/caffe, ssd_coco.py (`expand_param`).
 
     Args:
-        colour: of the canvas, a number for each channel.
-        longest: px of the canvas; a picture whose canvas would be longer is shrunk first, so
-            that a large photograph does not take sixteen times its memory.
+        colour: colour of the canvas, one number per channel.
+        longest: longest side of the canvas in px; a picture that would need a larger one is shrunk
+            first, so that a large photograph does not take sixteen times its memory.
     """
 
     def __init__(self, colour: tuple[float, ...], longest: int = 4096):
@@ -187,7 +185,7 @@ class Expand(T.Augmentation):
 
 
 class Canvas(T.PadTransform):
-    """`T.PadTransform` whose `pad_value` has a number for each channel."""
+    """A `T.PadTransform` whose `pad_value` has one number per channel."""
 
     def apply_image(self, img):
         height, width = img.shape[:2]
@@ -199,11 +197,11 @@ class Canvas(T.PadTransform):
 
 
 class IoUCrop(T.Augmentation):
-    """SSD's crop: some object overlaps it by 0.1, 0.3, 0.5, 0.7, 0.9 or anything; or none at all.
+    """SSD's crop: its IoU with some object is at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9; or no crop.
 
-    A side is 0.3 to 1 of the picture's, the aspect ratio 0.5 to 2, and some object's centre is
-    inside; a picture without objects stays whole. The objects whose centre is outside are
-    for `centred` to leave out.
+    A side is 0.3 to 1 of the picture's, the crop's aspect ratio is 0.5 to 2, and some object's
+    centre is inside. A picture without objects stays whole. `centred` then drops the objects whose
+    centre is outside.
 
     Source: SSD, section 2.2, as torchvision draws it.
     """
@@ -214,7 +212,7 @@ class IoUCrop(T.Augmentation):
 
     def get_transform(self, image, boxes):
         height, width = image.shape[:2]
-        # without objects torchvision tries in vain; and it divides by 0.3 of a side, in whole px
+        # torchvision finds no crop without objects, and divides by int(0.3 * side), 0 below 4 px
         if not len(boxes) or min(height, width) < 4:
             return T.NoOpTransform()
         boxes = torch.as_tensor(boxes, dtype=torch.float32)
@@ -226,7 +224,7 @@ class IoUCrop(T.Augmentation):
 
 
 class YOLOColour(T.Augmentation):
-    """YOLOv3's distortion of colours: hue up to 0.1 of a turn, saturation and value up to 1.5.
+    """YOLOv3's colour distortion: hue by up to 0.1 of a turn, saturation and value by up to 1.5.
 
     Source: pjreddie/darknet, cfg/yolov3.cfg and `random_distort_image`.
     """
@@ -242,10 +240,10 @@ class YOLOColour(T.Augmentation):
 
 
 class Place(T.Augmentation):
-    """YOLOv3's jitter: sides of 0.7 to 1.3, and somewhere on a grey square that just holds it.
+    """YOLOv3's jitter: scale each side by 0.7 to 1.3, and place at random on a grey square.
 
-    Nothing is cut off: it is YOLOv2 that crops. The square is no longer than the picture, and
-    no longer than `longest` px.
+    The picture just fits into the square and is not cropped, unlike in YOLOv2. The square's side is
+    the picture's longer side, at most `longest` px.
 
     Source: pjreddie/darknet, cfg/yolov3.cfg (jitter .3) and `load_data_detection`.
     """
@@ -271,13 +269,13 @@ def _margins(length: int, whole: int) -> tuple[int, int]:
 
 
 def adjust_hsv(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Change colours in the space of hue, saturation and value; in a grey picture only the value.
+    """Change the hue, saturation and value of a picture; of a grey picture only the value.
 
     Args:
-        image: (height, width, 3 or 1) uint8. Red and blue may be swapped: hue then turns the
-            other way.
-        hue: added, in turns.
-        saturation, value: factors, at least 0; results stop at 255.
+        image: (height, width, 3 or 1) uint8. If red and blue are swapped, the hue turns the other
+            way.
+        hue: hue to add, in turns.
+        saturation, value: factors, at least 0; results are clipped at 255.
     """
     levels = np.arange(256)
     turned = (levels + round(256 * hue)) % 256

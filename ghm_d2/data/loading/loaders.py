@@ -1,4 +1,4 @@
-"""The loaders of training and of evaluation, with bad images told by name."""
+"""The loaders for training and evaluation, which report bad images by name."""
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from ghm_d2.errors import DataError, UsageError
 class GHMDatasetMapper(DatasetMapper):
     """Detectron2's mapper, with three differences.
 
-    It augments as `build_augmentations` says, what is `visible`; of SSD's crop only objects whose
-    centre is inside stay. An image that cannot be read becomes an entry "error": an exception would
-    reach the trainer from a worker process as a traceback in a string. Boxes and polygons of whole
-    numbers are scaled as others are: Detectron2's resizing cuts their fractions off, so that
-    targets are up to a pixel small.
+    It applies `build_augmentations` to the `visible` annotations, and keeps only objects whose
+    centre is inside SSD's crop. An image that cannot be read becomes an entry "error": an exception
+    in a worker process would reach the trainer as a traceback in a string. Integer boxes and
+    polygons are scaled as floats: Detectron2's resizing truncates them, which makes targets up to a
+    pixel too small.
     """
 
     @configurable
@@ -50,9 +50,9 @@ class GHMDatasetMapper(DatasetMapper):
     ):
         """
         Args:
-            centred_only: drop what `centred` leaves out.
-            tight_boxes: boxes are those of what is left of the masks.
-            augmentations, **kwargs: those of Detectron2's class.
+            centred_only: keep only the objects that `centred` returns.
+            tight_boxes: compute the boxes from what is left of the masks.
+            augmentations, **kwargs: arguments of Detectron2's class.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
         self.augmentations = AugmentationsWithBoxes(augmentations)
@@ -66,7 +66,7 @@ class GHMDatasetMapper(DatasetMapper):
         ret["use_instance_mask"] = masks
         ret["augmentations"] = build_augmentations(cfg, is_train)
         ret["centred_only"] = is_train and cfg.INPUT.AUGMENTATION == "ssd"
-        # as after Detectron2's own crop, whose way of it fails where no object is left
+        # Detectron2 does so after its own crop, but fails if no object is left
         recompute = ret.pop("recompute_boxes")
         ret["tight_boxes"] = masks and (recompute or ret["centred_only"])
         return ret
@@ -92,7 +92,7 @@ class GHMDatasetMapper(DatasetMapper):
         return kept | {"error": f"{dataset_dict['file_name']}: {error}"}
 
     def _exact(self, annotation: dict) -> dict:
-        """The annotation with coordinates that are no integers."""
+        """Return the annotation with float coordinates."""
         exact = {}
         if "bbox" in annotation:
             exact["bbox"] = [float(v) for v in annotation["bbox"]]
@@ -113,10 +113,10 @@ class GHMDatasetMapper(DatasetMapper):
 
 
 def raise_on_bad_image(batch: list[dict]) -> list[dict]:
-    """The batch, if every image in it was read.
+    """Return the batch if every image in it was read.
 
     Raises:
-        DataError: names the first one that was not.
+        DataError: names the first unreadable image.
     """
     for item in batch:
         if "error" in item:
@@ -125,27 +125,27 @@ def raise_on_bad_image(batch: list[dict]) -> list[dict]:
 
 
 def take_faults(batch: list[dict]) -> dict[str, str]:
-    """The images in whose place others are in a training batch: their files, with what is wrong.
+    """Return file -> fault for the unreadable images that were replaced in a training batch.
 
-    They are taken out of the batch, which is changed.
+    The entries "faults" are removed from the batch, in place.
     """
     return {file: fault for item in batch for file, fault in item.pop("faults", {}).items()}
 
 
 def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
-    """Build the loader of this process's share of the endless batches of DATASETS.TRAIN.
+    """Build the loader of this rank's share of the endless batches of DATASETS.TRAIN.
 
     The first batch is the one that follows `start_iter` steps.
 
-    Batches are a function of SEED and the iteration: whoever resumes, and with whatever number of
-    workers, gets the same; and the processes' shares together, in the order of their ranks, are
-    the batches of one process. An image that cannot be read is replaced: see `SeededImages`.
+    Batches are a function of SEED and the iteration: a resumed run gets the same, with any number
+    of workers. The shares of all ranks together, in the order of the ranks, are the batches of a
+    single process. An image that cannot be read is replaced: see `SeededImages`.
 
     Raises:
-        UsageError: SOLVER.IMS_PER_BATCH cannot be shared evenly; an unknown
-            DATALOADER.SAMPLER_TRAIN or a RANDOM_SUBSET_RATIO that leaves nothing; or
-            ASPECT_RATIO_GROUPING of images whose sizes are not known.
-        RunError: from the loader, when one of its workers has died.
+        UsageError: SOLVER.IMS_PER_BATCH is not a multiple of the number of ranks; an unknown
+            DATALOADER.SAMPLER_TRAIN or a RANDOM_SUBSET_RATIO that leaves no image; or
+            ASPECT_RATIO_GROUPING with images of unknown size.
+        RunError: raised by the loader when one of its workers has died.
     """
     tell_large(cfg.DATASETS.TRAIN)
     with collector_off():
@@ -162,7 +162,7 @@ def build_train_loader(cfg, start_iter: int = 0) -> TrainingLoader:
 
 
 def _mixing(cfg) -> tuple[Mixing | None, int]:
-    """The `Mixing` of images, if any, and how many of a training's images it mixes."""
+    """Return the `Mixing`, if any, and the number of images, from the start, that it applies to."""
     mosaic, mixup = cfg.INPUT.MOSAIC, cfg.INPUT.MIXUP
     if not (mosaic or mixup):
         return None, 0
@@ -171,11 +171,11 @@ def _mixing(cfg) -> tuple[Mixing | None, int]:
 
 
 def _sampled(cfg, images: list[dict]):
-    """The images that training may see, and Detectron2's sampler over them."""
+    """Return the images that training may see, and Detectron2's sampler over them."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "RepeatFactorTrainingSampler":
         keys = cfg.DATALOADER
-        # a key that Detectron2 0.6 does not have
+        # Detectron2 0.6 lacks this key
         root = {"sqrt": keys.REPEAT_SQRT} if "REPEAT_SQRT" in keys else {}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             images, keys.REPEAT_THRESHOLD, **root
@@ -194,7 +194,7 @@ def _sampled(cfg, images: list[dict]):
 def _random_subset(images: list[dict], ratio: float, seed: int) -> list[dict]:
     """Return the subset that Detectron2's RandomSubsetTrainingSampler draws.
 
-    Unreadable images are replaced by images of the subset, never of the rest.
+    Images of the subset, never of the rest, then replace unreadable images.
     """
     size = int(len(images) * ratio)
     if not 0 < size <= len(images):
@@ -218,5 +218,5 @@ def _are_wide(images: list[dict]) -> list[bool]:
 
 
 def build_test_loader(cfg, dataset_name: str):
-    """A loader of the whole of `dataset_name`, one image a batch."""
+    """Return a loader of all images of `dataset_name`, one per batch."""
     return build_detection_test_loader(cfg, dataset_name, mapper=GHMDatasetMapper(cfg, False))

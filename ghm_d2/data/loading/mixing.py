@@ -1,7 +1,7 @@
 """Training images made of several: mosaic of four (YOLOv4, arXiv 2004.10934) and mixup of two
 (Zhang et al., arXiv 1710.09412), both with boxes and masks.
 
-They take what the mapper makes: images that are augmented and resized already.
+The images come from the mapper, augmented and resized.
 """
 
 from collections.abc import Callable
@@ -13,34 +13,34 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from torch import Tensor
 
-LAST_SHARE = 0.1  # the last part of a training has none; YOLOX (arXiv 2107.08430) does likewise
-_SCALES = (0.5, 1.0)  # of the images in a mosaic
-_CENTRE = (0.25, 0.75)  # where its four meet, of a side
-_LEAST_AREA = 0.2  # share of a box that is left of a cut object that counts
-_BETA = 32.0  # of mixup, as in YOLOX: both images stay visible
+LAST_SHARE = 0.1  # share of a training, at its end, without mixing, as in YOLOX (arXiv 2107.08430)
+_SCALES = (0.5, 1.0)  # range of the scale of the images in a mosaic
+_CENTRE = (0.25, 0.75)  # range of the point where the four meet, as a share of a side
+_LEAST_AREA = 0.2  # a cut object counts if this share of its box is left
+_BETA = 32.0  # parameter of mixup's beta distribution, as in YOLOX: both images stay visible
 
 
 class Mixing:
-    """Makes a mosaic or a mixup of an image, or neither, with NumPy's global generator."""
+    """Makes a mosaic or mixup of an image, both or neither, drawn with NumPy's global generator."""
 
     def __init__(self, mosaic: float, mixup: float, fill: tuple[float, ...]):
         """
         Args:
-            mosaic, mixup: probabilities; a mosaic may then be mixed with another image.
-            fill: colour of what no image covers.
+            mosaic, mixup: probabilities; a mosaic may also be mixed with another image.
+            fill: colour where no image is.
         """
         self._mosaic, self._mixup, self._fill = mosaic, mixup, fill
 
     def __call__(self, item: dict, draw: Callable[[], dict]) -> dict:
-        """The image to train on.
+        """Return the image to train on.
 
         Args:
             item: "image" (C, H, W) and "instances", as Detectron2's mapper makes them.
-            draw: another one of the data set.
+            draw: returns another image of the data set.
 
         Returns:
-            `item`, with another image and instances; the first with an entry "error" of those that
-            were drawn, if there is one. "faults" has what is wrong with any of them.
+            `item` with the mixed image and instances, and the "faults" of all images used; or, if
+            drawn images have an entry "error", the first of those.
         """
         for probability, number, mix in (
             (self._mosaic, 3, self._four),
@@ -59,7 +59,7 @@ class Mixing:
         return item
 
     def _four(self, items: list[dict]) -> dict:
-        """Four images around a point of a canvas of the first one's size."""
+        """Place four images around a point of a canvas of the first one's size."""
         first = items[0]["image"]
         height, width = first.shape[1:]
         fill = torch.tensor(self._fill).to(first.dtype)
@@ -81,7 +81,7 @@ class Mixing:
 
 
 def _blended(items: list[dict]) -> dict:
-    """Return the first image with the second one, fitted into its size, shining through it."""
+    """Return the first image blended with the second one, which is scaled to fit into it."""
     (image, other), (instances, others) = (
         [item[key] for item in items] for key in ("image", "instances")
     )
@@ -101,7 +101,7 @@ def _blended(items: list[dict]) -> dict:
 
 
 def _together(parts: list[Instances]) -> Instances:
-    """Concatenate instances; an image without objects gets empty masks where others have masks."""
+    """Concatenate instances; an image without objects gets empty masks if others have masks."""
     if any(part.has("gt_masks") for part in parts):
         for part in parts:
             if not part.has("gt_masks"):
@@ -122,11 +122,11 @@ def _moved(
     window: tuple[int, int, int, int],
     size: tuple[int, int],
 ) -> Instances:
-    """Return instances moved to another canvas: resized, shifted, and cut off at a window.
+    """Return instances moved to another canvas: resized, shifted, and clipped to a window.
 
     Args:
-        factors, shift: of x and of y.
-        window: (x0, y0, x1, y1) of the canvas, beyond which nothing is seen.
+        factors, shift: scale factor and shift in px, each for (x, y).
+        window: (x0, y0, x1, y1) on the canvas; nothing outside it is visible.
         size: (height, width) of the canvas.
     """
     scale = torch.tensor([*factors, *factors])

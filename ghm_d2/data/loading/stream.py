@@ -14,25 +14,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ghm_d2.errors import RunError, UsageError
 
-MOST_TRIES = 100  # images looked at for one that can be read
+MOST_TRIES = 100  # images tried until one can be read
 
 
 class TrainingBatches(Sampler):
-    """Endless batches of (position, index): of an image in the stream, and in the data set.
+    """Endless batches of (position in the stream, index in the data set), one pair per image.
 
-    All processes see the same stream, and each takes its share of every batch.
+    All ranks see the same stream, and each takes its share of every batch.
     """
 
     def __init__(self, sampler, size: int, wide: Sequence[bool] | None = None, skip: int = 0):
         """
         Args:
             sampler: one of Detectron2's for training, with the same seed in every process.
-            size: images of a batch, over all processes.
-            wide: of each image; a batch then has wide ones or others.
-            skip: batches, from the start, that are left out.
+            size: images per batch over all ranks.
+            wide: whether each image is wide; a batch then has only wide images or only others.
+            skip: number of batches to leave out at the start.
 
         Raises:
-            UsageError: `size` cannot be shared evenly.
+            UsageError: `size` is not a multiple of the number of ranks.
         """
         world = comm.get_world_size()
         if size < 1 or size % world:
@@ -50,7 +50,7 @@ class TrainingBatches(Sampler):
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
-        # before the sampler deals its indices out to the processes
+        # the indices before the sampler divides them among the ranks
         for position, index in enumerate(self._sampler._infinite_indices()):
             group = self._wide is not None and self._wide[index]
             waiting[group].append((position, index))
@@ -60,12 +60,12 @@ class TrainingBatches(Sampler):
 
 
 class SeededImages(Dataset):
-    """Images as training sees them, by (position, index).
+    """Training images after the mapper, by (position, index).
 
-    What the mapper draws depends on the seed and the position alone: not on the worker, nor on
-    what was drawn before. In place of an image that cannot be read comes the next of the data set
-    that can, with an entry "faults": {file: what is wrong} of those passed over. Where none of
-    them can be read, the result has the entry "error" instead.
+    The mapper's random draws depend only on the seed and the position: not on the worker, nor on
+    earlier draws. An unreadable image is replaced by the next readable one of the data set, with an
+    entry "faults": {file: what is wrong} for those passed over. If none of `MOST_TRIES` images can
+    be read, the result has the entry "error" instead.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class SeededImages(Dataset):
         Args:
             images: data set dicts.
             mapper: gives an entry "error" for an image that it cannot read.
-            seed: of the run.
-            mixing: makes an image of one and of others that it draws; see `mixing.Mixing`.
-            mixed: positions, from the start, whose images it makes.
+            seed: the seed of the run.
+            mixing: combines an image with others that it draws; see `mixing.Mixing`.
+            mixed: number of positions, from the start, that `mixing` applies to.
         """
         self._images, self._seed = images, seed
         self._mapper = PicklableWrapper(mapper)  # for workers that are not forked
@@ -113,10 +113,10 @@ class SeededImages(Dataset):
 
 
 class TrainingLoader:
-    """Batches of `SeededImages`, a list of dicts each.
+    """Batches of `SeededImages`, each a list of dicts.
 
     Attributes:
-        objects: annotated objects by class, 0..K-1, in all images.
+        objects: number of annotated objects in all images by class, 0..K-1.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class TrainingLoader:
     ):
         """
         Args:
-            dataset, batches: what is loaded, and in which order.
-            workers: processes that load; 0 for this one.
+            dataset, batches: the images, and the order in which to load them.
+            workers: number of processes that load images; 0: this process does.
         """
         self.objects = objects
         self._loader = DataLoader(
@@ -138,11 +138,11 @@ class TrainingLoader:
             num_workers=workers,
             collate_fn=list,
             worker_init_fn=_ignore_interrupt,
-            generator=torch.Generator(),  # PyTorch would draw from the trainer's
+            generator=torch.Generator(),  # otherwise PyTorch would draw from the trainer's
         )
 
     def after(self, done: int) -> Iterator[list[dict]]:
-        """The batches that follow the first `done`."""
+        """Return the batches that follow the first `done`."""
         self._loader.batch_sampler.skip = done
         return iter(self)
 
@@ -165,8 +165,8 @@ class TrainingLoader:
 def _start(loader: DataLoader):
     """Start the workers without PyTorch's signal handler, and return their batches.
 
-    The handler would raise a worker's death wherever this process is, such as in a step. Without it
-    the death is found when a batch is wanted, within five seconds.
+    When a worker dies, the handler would raise an error anywhere in this process, such as in a
+    step. Without it, the request for the next batch finds the death within five seconds.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
@@ -197,11 +197,11 @@ def _ignore_interrupt(_worker: int) -> None:
 def _own_randomness(seed: int, position: int):
     """Seed all random generators for one image, and restore their states at the end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # as PyTorch takes a negative seed, which NumPy does not
+    # PyTorch reads a negative seed like this; NumPy refuses one
     words = np.random.SeedSequence([seed % 2**64, position]).generate_state(3).tolist()
     random.seed(words[0])
     np.random.seed(words[1])
-    torch.default_generator.manual_seed(words[2])  # torch.manual_seed seeds the GPU's too
+    torch.default_generator.manual_seed(words[2])  # torch.manual_seed would seed the GPU's too
     try:
         yield
     finally:

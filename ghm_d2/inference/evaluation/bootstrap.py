@@ -1,4 +1,4 @@
-"""AP on resamples of the test images: how far it hangs on which images were chosen."""
+"""AP on resamples of the test images: how much it depends on the choice of images."""
 
 import contextlib
 import hashlib
@@ -13,13 +13,13 @@ from pycocotools.cocoeval import COCOeval
 
 REPLICATES = 200  # the standard error of a standard deviation is then 5 % of it
 _DIGITS = 2
-_BLOCK = 2**20  # counts of detections at once
+_BLOCK = 2**20  # counts of detections that are processed at once
 
 
 def image_bootstrap(dataset_name: str, detections: Sequence[dict]) -> dict:
-    """Box AP on `REPLICATES` resamples of a data set's images, drawn with replacement.
+    """Return box AP on `REPLICATES` resamples of a data set's images, drawn with replacement.
 
-    The resamples depend on the image ids alone, so that detectors judged on the same images share
+    The resamples depend on the image ids alone, so detectors evaluated on the same images share
     them: the difference of two detectors' replicates is a replicate of their difference.
     It takes a second for 60 images, and half a minute of one core for COCO's 5,000.
 
@@ -28,8 +28,8 @@ def image_bootstrap(dataset_name: str, detections: Sequence[dict]) -> dict:
         detections: of all its images, in COCO's result format, with the data set's category ids.
 
     Returns:
-        what analysis.json keeps: "set", a hash of the image ids; "images", how many there are;
-        "AP", a percentage for each resample, or null where it has no box to find.
+        the entry of analysis.json: "set", a hash of the image ids; "images", their number; "AP",
+        a percentage for each resample, or null for a resample without a box.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO(MetadataCatalog.get(dataset_name).json_file)
@@ -43,10 +43,10 @@ def image_bootstrap(dataset_name: str, detections: Sequence[dict]) -> dict:
 
 
 def weighted_ap(truth: COCO, detections: Sequence[dict], weights: np.ndarray) -> np.ndarray:
-    """COCO's box AP with each image counted as often as its weight says.
+    """Return COCO's box AP with each image counted as often as its weight says.
 
     Args:
-        truth: n images.
+        truth: the ground truth of n images.
         detections: in COCO's result format.
         weights: (B, n) integers from 0; columns in the order of the sorted image ids.
 
@@ -65,7 +65,7 @@ def weighted_ap(truth: COCO, detections: Sequence[dict], weights: np.ndarray) ->
 
 
 def _match(truth: COCO, detections: Sequence[dict]) -> COCOeval:
-    """pycocotools' matches of boxes of all sizes, by class and image."""
+    """Return pycocotools' matches of boxes of all sizes, by class and image."""
     boxes = [{k: v for k, v in d.items() if k != "segmentation"} for d in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         found = COCOeval(truth, truth.loadRes(boxes) if boxes else COCO(), "bbox")
@@ -79,9 +79,9 @@ def _class_ap(cells: Sequence[dict | None], weights: np.ndarray, recalls: np.nda
     """Return a class's AP in [0, 1], (B,), the mean over IoU thresholds; NaN without a box to find.
 
     Args:
-        cells: pycocotools' matches in each of n images; None where there is nothing.
+        cells: pycocotools' matches in each of n images; None for an image without boxes.
         weights: (B, n).
-        recalls: at which precision is read.
+        recalls: the recalls at which precision is read.
     """
     there = [(i, cell) for i, cell in enumerate(cells) if cell is not None]
     boxes = np.zeros(len(weights), int)
@@ -91,7 +91,7 @@ def _class_ap(cells: Sequence[dict | None], weights: np.ndarray, recalls: np.nda
     scores = np.concatenate([cell["dtScores"] for _, cell in there]) if there else np.zeros(0)
     if not len(scores) or not boxes.any():
         return ap
-    order = np.argsort(-scores, kind="mergesort")  # as pycocotools, which keeps the order of equals
+    order = np.argsort(-scores, kind="mergesort")  # stable, like pycocotools
     image = np.concatenate([[i] * len(cell["dtScores"]) for i, cell in there])[order].astype(int)
     matched = np.concatenate([cell["dtMatches"] for _, cell in there], axis=1)[:, order] > 0
     ignored = np.concatenate([cell["dtIgnore"] for _, cell in there], axis=1)[:, order].astype(bool)
@@ -113,12 +113,12 @@ def _average_precision(
 ) -> np.ndarray:
     """Return AP at each of T IoU thresholds, (T, B).
 
-    Precision has its maxima, and recall its steps, at right detections: it is computed there alone.
+    Precision is computed only at correct detections, where it has its maxima and recall its steps.
 
     Args:
-        matched, ignored: (T, D), of detections by falling score.
-        counts: (B, D) how often each is counted.
-        boxes: (B,) to be found.
+        matched, ignored: (T, D), for detections in order of falling score.
+        counts: (B, D), how often each detection is counted.
+        boxes: (B,), number of boxes to find.
     """
     all_seen = np.cumsum(counts, axis=1)
     ap = np.zeros((len(matched), len(counts)))

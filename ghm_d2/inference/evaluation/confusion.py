@@ -14,7 +14,7 @@ IOU = 0.5
 class ImageErrors:
     """The numbers of `missed` objects and of `false` detections in one image.
 
-    A false detection has no object there, or one of another class.
+    A false detection matches no object, or an object of another class.
     """
 
     item: dict = field(repr=False)  # the data set dict
@@ -25,8 +25,8 @@ class ImageErrors:
 def best_detections(items: Sequence[dict], detections: Sequence[dict]) -> list[dict]:
     """Return as many of a data set's best detections as it has boxes, best first.
 
-    How high the scores of a detector are depends on the loss it was trained with: a score to
-    start from would show one detector at its best, and the other not.
+    The level of a detector's scores depends on its training loss, so one score threshold would
+    not be fair to all detectors.
 
     Args:
         items: all data set dicts, with annotations.
@@ -39,10 +39,10 @@ def best_detections(items: Sequence[dict], detections: Sequence[dict]) -> list[d
 def confuse(
     items: Sequence[dict], detections: Sequence[dict], classes: dict[int, int]
 ) -> tuple[np.ndarray, list[ImageErrors]]:
-    """The confusion matrix of `detections`, and the errors of each image.
+    """Return the confusion matrix of `detections`, and the errors of each image.
 
-    Detections take an object each, the best score first: the one that they overlap most, of
-    whatever class, among those left with an IoU of 0.5 or more. A detection in a region
+    In order of falling score, each detection takes one object: the one that it overlaps most, of
+    any class, among the objects not yet taken with an IoU of 0.5 or more. A detection in a region
     annotated as a crowd is no error.
 
     Args:
@@ -51,9 +51,9 @@ def confuse(
         classes: category id of a detection -> class of an annotation, 0..K-1.
 
     Returns:
-        (K + 1, K + 1) int64, rows the truth, columns what was detected; the last ones stand for
-        background, so that the last column counts missed objects, the last row invented ones.
-        The images in the order of `items`.
+        (K + 1, K + 1) int64: rows are the true classes, columns the detected ones. The last ones
+        are background, so the last column counts missed objects, the last row invented ones.
+        Then the errors of each image, in the order of `items`.
     """
     background = len(classes)
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
@@ -80,7 +80,7 @@ def confuse(
 
 
 def worst_images(errors: Sequence[ImageErrors], count: int = 10) -> list[ImageErrors]:
-    """Return the images with the most errors, worst first; ties by their files' names."""
+    """Return the images with the most errors, worst first; ties in order of file name."""
     return sorted(errors, key=lambda e: (-e.missed - e.false, e.item["file_name"]))[:count]
 
 

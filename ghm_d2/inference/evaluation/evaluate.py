@@ -1,4 +1,4 @@
-"""COCO evaluation, through faster-coco-eval; of LVIS see lvis.py."""
+"""COCO evaluation with faster-coco-eval; lvis.py has that of LVIS."""
 
 import time
 from dataclasses import dataclass, field
@@ -23,14 +23,15 @@ from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, SetFigures
 class Evaluation:
     """AP figures in percent (None where undefined), the detections, and the speed.
 
-    Figures are empty where the data set has no annotations, and on ranks other than 0.
+    Figures are empty if the data set has no annotations, and on ranks other than 0.
 
     Attributes:
-        metrics, per_class: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` of an LVIS data set.
-        mask_metrics: of masks, with the keys of `metrics`; empty where the detector has none.
-        objects: how many annotated objects APs, APm and APl are of, by these names.
-        precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 of
-            each class, boxes of all sizes; -1 for a class without a box. None without truth.
+        metrics: of boxes; keys `AP_COLUMNS`, and `LVIS_COLUMNS` for an LVIS data set.
+        per_class: class name -> AP of its boxes.
+        mask_metrics: of masks, with the keys of `metrics`; empty if the detector has none.
+        objects: number of annotated objects behind APs, APm and APl, by these names.
+        precision: (10, 101, K) in [0, 1], at IoU 0.5, 0.55, ... 0.95 and recall 0, 0.01, ... 1 for
+            each class, boxes of all sizes; -1 for a class without a box. None without annotations.
     """
 
     metrics: dict[str, float | None]
@@ -42,21 +43,21 @@ class Evaluation:
     precision: np.ndarray | None = field(default=None, repr=False)
 
     def write_into(self, record: RunRecord) -> None:
-        """Make the figures and the speed those of `record`."""
+        """Copy the figures and the speed into `record`."""
         record.metrics, record.per_class = self.metrics, self.per_class
         record.mask_metrics, record.objects = self.mask_metrics, self.objects
         record.ms_per_image = self.ms_per_image
 
     def figures(self, dataset_name: str) -> SetFigures:
-        """The figures alone, as a record has them of one data set among several."""
+        """Return the figures alone, in the form for one of a record's several data sets."""
         name = set_name(dataset_name)
         return SetFigures(name, self.metrics, self.per_class, self.mask_metrics, self.objects)
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator of boxes, and masks, whose AP is computed by faster-coco-eval.
+    """Detectron2's evaluator of boxes and masks, with AP computed by faster-coco-eval.
 
-    A data set without a detection has AP 0 where it has boxes, rather than NaN.
+    If nothing is detected in a data set that has boxes, AP is 0 instead of NaN.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True, masks: bool = False):
@@ -80,8 +81,8 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
 def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COCOeval_faster:
     truth = COCO(dataset)
-    other = "segmentation" if task == "bbox" else "bbox"  # what the areas must not be taken from
-    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # they are written into
+    other = "segmentation" if task == "bbox" else "bbox"  # areas must not be computed from it
+    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # loadRes edits them
     found = truth.loadRes(own) if own else COCO(dataset | {"annotations": []})
     coco_eval = COCOeval_faster(truth, found, task, print_function=lambda *_: None)
     if img_ids is not None:
@@ -94,18 +95,17 @@ def _coco_eval(dataset: dict, detections: list[dict], task: str, img_ids) -> COC
 
 @torch.no_grad()
 def evaluate(model, cfg, dataset_name: str, progress: Progress) -> Evaluation:
-    """Run `model` over the whole data set `dataset_name` and compute COCO's AP of what it finds.
+    """Run `model` on the whole data set `dataset_name`, and compute COCO's AP of its detections.
 
-    AP of boxes, and of masks where the detector has some; LVIS's own AP of an LVIS data set.
+    AP is computed for boxes, and for masks if the detector has them; LVIS data get LVIS's own AP.
+    With TEST.AUG.ENABLED the model sees resized and mirrored copies of each image.
 
-    With TEST.AUG.ENABLED it sees resized and mirrored copies of each image.
-
-    The model is left in the mode (training or evaluation) it was in. The ranks of a group share
+    The model returns to the mode (training or evaluation) it was in. The ranks of a group share
     the images, each of which is seen once; only rank 0 gets figures and detections.
 
     Raises:
         DataError: an image cannot be read.
-        UsageError: an LVIS data set, and the package lvis is not installed.
+        UsageError: it is an LVIS data set, and the package lvis is not installed.
     """
     masks = with_masks(cfg)
     evaluator = _evaluator(dataset_name, masks)
@@ -154,6 +154,6 @@ def _metrics(results: dict[str, float]) -> dict[str, float | None]:
 
 
 def _per_class(results: dict[str, float], names: list[str]) -> dict[str, float | None]:
-    if len(names) == 1:  # Detectron2 leaves out the table of one class
+    if len(names) == 1:  # Detectron2 gives no per-class AP for one class
         return {names[0]: finite_or_none(results.get("AP", float("nan")))}
     return {n: finite_or_none(results.get(f"AP-{n}", float("nan"))) for n in names}

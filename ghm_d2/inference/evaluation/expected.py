@@ -9,7 +9,7 @@ def check_expected(cfg, evaluation: Evaluation) -> None:
 
     Raises:
         UsageError: an entry is not of that form.
-        RunError: a metric is missing, or farther from what is expected than its tolerance.
+        RunError: a metric is missing, or differs from its expected value by more than allowed.
     """
     per_class = {f"AP-{name}": ap for name, ap in evaluation.per_class.items()}
     found = {"bbox": evaluation.metrics | per_class, "segm": evaluation.mask_metrics}

@@ -1,4 +1,4 @@
-"""LVIS's evaluation, where an image's annotations are complete for some classes alone."""
+"""LVIS's evaluation, for images whose annotations are complete for only some classes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from ghm_d2.inference.evaluation.object_sizes import objects_by_size
 from ghm_d2.inference.evaluation.results_file import with_dataset_ids
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS
 
-DETECTIONS = 300  # of an image, the best ones: LVIS's own limit
+DETECTIONS = 300  # per image, the best ones: LVIS's own limit
 
 
 class FederatedEvaluator(LVISEvaluator):
-    """Detectron2's evaluator of LVIS, which keeps the detections and AP by class.
+    """Detectron2's LVIS evaluator, which also keeps the detections and the AP of each class.
 
-    A data set without a detection has AP 0 where it has boxes, rather than NaN.
+    If nothing is detected in a data set that has boxes, AP is 0 instead of NaN.
 
     Attributes:
         detections, objects, precision: as in `evaluate.Evaluation`.
@@ -53,8 +53,8 @@ class FederatedEvaluator(LVISEvaluator):
 
 
 def _lvis_eval(truth, detections: list[dict], task: str) -> LVISEval:
-    other = "segmentation" if task == "bbox" else "bbox"  # what the areas must not be taken from
-    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # they are written into
+    other = "segmentation" if task == "bbox" else "bbox"  # areas must not be computed from it
+    own = [{k: v for k, v in d.items() if k != other} for d in detections]  # LVISResults edits them
     with _old_float():
         found = LVISEval(truth, LVISResults(truth, own, max_dets=DETECTIONS), task)
         found.run()
@@ -63,7 +63,7 @@ def _lvis_eval(truth, detections: list[dict], task: str) -> LVISEval:
 
 @contextmanager
 def _old_float() -> Iterator[None]:
-    """Give numpy its name `float` back, which lvis 0.5.3 uses and numpy 1.24 took away."""
+    """Restore `np.float`, which lvis 0.5.3 uses and numpy 1.24 removed."""
     np.float = float
     try:
         yield

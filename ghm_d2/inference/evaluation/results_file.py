@@ -1,4 +1,4 @@
-"""COCO's result format: a run's own detections, and the files that servers take for AP."""
+"""Files in COCO's result format: a run's own detections, and results for evaluation servers."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ _COCO_SERVER = "https://cocodataset.org/#upload"
 
 
 def with_dataset_ids(predictions: list[dict], dataset_name: str) -> list[dict]:
-    """The detections of Detectron2's `predictions`, with the data set's own category ids."""
+    """Return the detections in Detectron2's `predictions`, with the data set's category ids."""
     detections = list(itertools.chain(*[p["instances"] for p in predictions]))
     to_dataset_id = {number: own for own, number in category_ids(dataset_name).items()}
     for detection in detections:
@@ -25,9 +25,9 @@ def with_dataset_ids(predictions: list[dict], dataset_name: str) -> list[dict]:
 
 
 def keep_detections(folder: Path, detections: Sequence[dict]) -> None:
-    """Write detections.json, the boxes alone in COCO's result format, rounded: 80 bytes each.
+    """Write detections.json: boxes without masks in COCO's result format, 80 bytes each.
 
-    Boxes are rounded to 0.01 px, scores to 5 decimals; AP changes by less than 0.1 by that.
+    Boxes are rounded to 0.01 px and scores to 5 decimals, which changes AP by less than 0.1.
 
     Raises:
         OutputError: the file cannot be written.
@@ -43,15 +43,15 @@ def keep_detections(folder: Path, detections: Sequence[dict]) -> None:
 def write_results(
     folder: Path, dataset_name: str, algorithm: str, detections: Sequence[dict]
 ) -> list[Path]:
-    """Write detections_SET_ALGORITHM_results.json: of boxes, and one of masks if there are any.
+    """Write detections_SET_ALGORITHM_results.json for boxes, and one for masks if there are any.
 
     Each is a list of {"image_id", "category_id", "score"} with "bbox" [x, y, width, height] in
-    px or "segmentation", a compressed RLE. SET is what COCO calls it, such as test-dev2017.
+    px or "segmentation", a compressed RLE. SET is the data set's name, such as test-dev2017.
 
     Args:
         folder: exists.
         dataset_name: registered with Detectron2.
-        algorithm: what to call the detector; characters but letters and digits become hyphens.
+        algorithm: the detector's name; characters other than letters and digits become hyphens.
         detections: in COCO's result format, with the data set's own category ids.
 
     Raises:
@@ -72,7 +72,7 @@ def write_results(
 
 
 def submission_hint(dataset_name: str, files: Sequence[Path]) -> str:
-    """One line: where the results are, and what to do with them."""
+    """Return one line that says where the results are and what to do with them."""
     listed = " and ".join(map(str, files))
     if not dataset_name.startswith("coco_"):
         return f"{dataset_name} has no annotations, so no AP; its results: {listed}"

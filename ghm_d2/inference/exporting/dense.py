@@ -1,4 +1,4 @@
-"""One-stage detectors as a function from tensors to tensors, of a batch: what `ghm export` traces.
+"""One-stage detectors as a function from a batch of images to tensors, which `ghm export` traces.
 
 Detectron2's own inference loops over the images and keeps as many detections as each image has.
 A trace would freeze both numbers.
@@ -27,7 +27,7 @@ def detect(model: nn.Module, images: Tensor) -> Padded:
         `max_detections_per_image`. Where an image has fewer, the rest has score 0, class -1 and
         boxes of zeros.
     """
-    padded = model.preprocess_image([{"image": images}])  # all of them as if they were one
+    padded = model.preprocess_image([{"image": images}])  # the whole batch as one image
     features = model.backbone(padded.tensor[0])
     features = [features[name] for name in model.head_in_features]
     anchors = [level.tensor for level in model.anchor_generator(features)]
@@ -36,7 +36,7 @@ def detect(model: nn.Module, images: Tensor) -> Padded:
 
 
 def _candidates(model, anchors: list[Tensor], predictions) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what goes into NMS: scores (N, C), classes (N, C) and boxes (N, C, 4)."""
+    """Return the candidates for NMS: scores (N, C), classes (N, C) and boxes (N, C, 4)."""
     best_of = _best_of_level
     if isinstance(model, GHMSSD):
         best_of, anchors = _best_of_classes, [torch.cat(anchors)]
@@ -51,14 +51,14 @@ def _candidates(model, anchors: list[Tensor], predictions) -> tuple[Tensor, Tens
 
 
 def _decode(transform, index: Tensor, anchors: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes (N, C, 4) of those anchors (R, 4) and deltas (N, R, 4) that `index` (N, C) names."""
+    """Return boxes (N, C, 4) from anchors (R, 4) and deltas (N, R, 4), picked by `index` (N, C)."""
     deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
     boxes = transform.apply_deltas(deltas.flatten(0, 1), anchors[index].flatten(0, 1))
     return boxes.view_as(deltas)
 
 
 def _scores_and_deltas(model, anchors: list[Tensor], predictions):
-    """Scores (N, R_l, K) and deltas (N, R_l, 4), a list of each; all SSD's levels are one."""
+    """Return lists of scores (N, R_l, K) and deltas (N, R_l, 4) by level; SSD's are joined."""
     if isinstance(model, GHMSSD):
         return [[x] for x in model.scores_and_deltas(predictions)]
     if isinstance(model, GHMYOLOv3):
@@ -73,7 +73,7 @@ def _scores_and_deltas(model, anchors: list[Tensor], predictions):
 
 
 def _best_of_level(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, classes and indices of anchors, (N, C), of the best of scores (N, R, K)."""
+    """Return scores, classes and anchor indices, each (N, C), of the best `scores` (N, R, K)."""
     num_classes, flat = scores.shape[-1], scores.flatten(1)
     best, index = flat.topk(_at_most(flat.shape[1], most), dim=1)
     return best, index % num_classes, index // num_classes
@@ -87,12 +87,12 @@ def _best_of_classes(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _at_most(count: int | Tensor, most: int) -> Tensor:
-    """The smaller one, as a tensor: a trace would freeze Python's minimum."""
+    """Return the smaller one as a tensor, because a trace would freeze Python's `min`."""
     return torch.as_tensor(count).clamp(max=most)
 
 
 def _suppress(model, scores: Tensor, classes: Tensor, boxes: Tensor, size) -> Padded:
-    """NMS of each class of each image, of `_candidates`; `size` is the images' (height, width)."""
+    """Apply NMS to `_candidates` by image and class; `size` is the images' (height, width)."""
     most = model.max_detections_per_image
     scores, classes = F.pad(scores, (0, most)), F.pad(classes, (0, most))
     boxes = F.pad(boxes, (0, 0, 0, most))
@@ -115,12 +115,12 @@ def _suppress(model, scores: Tensor, classes: Tensor, boxes: Tensor, size) -> Pa
 
 
 def nms_of_images(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """(M, 2) int64: image and index of the boxes that NMS keeps, at most `most` of an image.
+    """Return image and index, (M, 2) int64, of the boxes that NMS keeps, at most `most` per image.
 
     Args:
         boxes: (N, C, 4), XYXY.
         scores: (N, C); a box whose score is 0 is left out.
-        iou: above which the box with the lower score goes.
+        iou: the IoU above which the box with the lower score is dropped.
     """
     if torch.onnx.is_in_onnx_export():
         return _OnnxNMS.apply(boxes, scores[:, None], iou, most)
@@ -138,7 +138,7 @@ def _nms_loop(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
 
 
 class _OnnxNMS(torch.autograd.Function):
-    """ONNX's NonMaxSuppression, which knows a batch; `scores` are (N, 1, C)."""
+    """ONNX's NonMaxSuppression, which takes a batch; `scores` are (N, 1, C)."""
 
     @staticmethod
     def forward(_ctx, boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:

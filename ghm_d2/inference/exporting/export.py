@@ -1,4 +1,4 @@
-"""A trained detector as one file that runs without Detectron2 and this project: ONNX, TorchScript.
+"""Exports a detector as an ONNX or TorchScript file that runs without Detectron2 and this project.
 
 Both are traced (`torch.onnx.export` with dynamo=False): `torch.export` cannot follow Detectron2's
 padding, whose size depends on the picture's.
@@ -22,7 +22,7 @@ from ghm_d2.errors import UsageError
 from ghm_d2.inference.exporting.dense import ONE_STAGE, detect
 from ghm_d2.inference.load import class_names
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # of each format's files
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # format -> suffix of its files
 METADATA = "ghm_d2.json"  # the key in ONNX's metadata, and TorchScript's extra file
 INPUT, BATCH_INPUT = "image", "images"
 INSTALL = "pip install 'ghm_d2[export]'"
@@ -30,7 +30,7 @@ OPSET = 17
 
 
 def check_format(form: str, half: bool = False) -> None:
-    """Raises: UsageError for an unknown format, a missing package, or float16 in TorchScript."""
+    """Raise UsageError for an unknown format, a missing package, or float16 in TorchScript."""
     if form not in SUFFIXES:
         raise UsageError(f"--format is one of {', '.join(SUFFIXES)}, not {form!r}")
     if half and form != "onnx":
@@ -46,27 +46,27 @@ def check_format(form: str, half: bool = False) -> None:
 
 
 def export(model: nn.Module, cfg, form: str, *, batch: bool = False, half: bool = False) -> bytes:
-    """The file of `model`, in evaluation mode and on a CPU, in the format "onnx" or "torchscript".
+    """Return `model`, in evaluation mode on a CPU, as a file in the format "onnx" or "torchscript".
 
-    Its graph takes one image, (3, H, W) of any height and width, in INPUT.FORMAT, of 0 to 255 and
-    resized as `ghm predict` does; it scales values and pads by itself. ONNX takes float32,
-    TorchScript uint8 too. It gives, best first and after NMS, boxes (n, 4), XYXY in px of that
-    image, scores (n,) in [0, 1] and classes (n,), int64; of Mask R-CNN masks too, (n, 1, 28, 28)
-    probabilities within the box. `describe` is in the file, as JSON.
+    The graph takes one image (3, H, W) of any height and width, in INPUT.FORMAT, values 0 to
+    255, resized as by `ghm predict`; it normalises and pads the image itself. ONNX takes float32,
+    TorchScript also uint8. After NMS and best first, it returns boxes (n, 4), XYXY in px of that
+    image, scores (n,) in [0, 1] and classes (n,), int64; for Mask R-CNN also masks (n, 1, 28, 28),
+    probabilities within the box. The file contains the result of `describe` as JSON.
 
-    Thresholds are those of `model`. NMS shifts the classes apart and takes them together, as
-    torchvision does up to 1000 boxes; it takes more of them class by class, so that float32's
-    rounding can decide otherwise there where boxes are thousands of px large.
+    Thresholds are those of `model`. NMS takes all classes together, with their boxes shifted apart.
+    torchvision does this for up to 1000 boxes and takes the classes one by one for more. Its result
+    can then differ by float32's rounding if boxes are thousands of px large.
 
     Args:
-        batch: the graph takes images (N, 3, H, W) of one size, of any N, and gives boxes
+        batch: the graph takes images (N, 3, H, W) of one size, for any N, and returns boxes
             (N, D, 4), scores (N, D), classes (N, D) and num_detections (N,), int64. D is
-            TEST.DETECTIONS_PER_IMAGE; after an image's last detection come zeros, and class -1.
+            TEST.DETECTIONS_PER_IMAGE; an image's unused rows are zeros, with class -1.
         half: weights and network are float16; inputs, outputs and the decoding of boxes float32.
 
     Raises:
-        UsageError: an unknown format, `onnx` is not installed, a detector that is not known, a
-            batch for a two-stage one, or `half` for TorchScript.
+        UsageError: the format or the detector is unknown, `onnx` is not installed, `batch` is set
+            for a two-stage detector, or `half` for TorchScript.
     """
     check_format(form, half)
     if not isinstance(model, (*ONE_STAGE, GeneralizedRCNN)):
@@ -82,18 +82,18 @@ def export(model: nn.Module, cfg, form: str, *, batch: bool = False, half: bool 
     about, example = describe(model, cfg, batch=batch, half=half), _example(cfg)
     if half:  # PyTorch's float16 is slow on a CPU
         example = example[:, :128, :160]
-    if batch:  # of two images: an axis of length 1 would be traced as one to broadcast
+    if batch:  # two images: the trace would broadcast an axis of length 1
         example = torch.stack([example, example.flip(-1)])
     module = _Graph(_halved(model) if half else model, batch)
     write = _onnx if form == "onnx" else _torchscript
     with torch.no_grad(), warnings.catch_warnings(), _traceable(module.model):
-        warnings.simplefilter("ignore")  # of the tracer, on Python numbers that do not vary
+        warnings.simplefilter("ignore")  # the tracer warns of Python numbers, which do not vary
         return write(module.eval(), example, about)
 
 
 def example_size(cfg) -> tuple[int, int]:
-    """Height and width in px of a picture as INPUT.* resizes it."""
-    height = cfg.INPUT.MIN_SIZE_TEST or 256  # 0 stands for "as it is"
+    """Return height and width in px of an example picture, resized as INPUT.* says."""
+    height = cfg.INPUT.MIN_SIZE_TEST or 256  # 0 stands for no resizing
     return height, height if cfg.INPUT.RESIZE == "square" else height * 5 // 4
 
 
@@ -103,7 +103,7 @@ def _example(cfg) -> Tensor:
 
 
 def describe(model: nn.Module, cfg, *, batch: bool = False, half: bool = False) -> dict:
-    """Return what somebody who has only the file must know to run it; arguments as of `export`."""
+    """Return what one needs to know to run the file; the arguments are those of `export`."""
     sizes = ("RESIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
     images = ["batch"] if batch else []
     many = [*images, cfg.TEST.DETECTIONS_PER_IMAGE] if batch else ["n"]  # detections
@@ -127,7 +127,7 @@ def describe(model: nn.Module, cfg, *, batch: bool = False, half: bool = False) 
             "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),  # what to pad images of a batch with
         },
         "resize": {key: cfg.INPUT[key] for key in sizes},
-        "size_divisibility": model.backbone.size_divisibility,  # the graph pads to it
+        "size_divisibility": model.backbone.size_divisibility,  # the graph pads to multiples of it
         "outputs": outputs,
     }
 
@@ -141,7 +141,7 @@ _MASKS = {
 
 
 def detections_of(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
-    """Boxes, scores and classes, and the masks in their boxes where there are some."""
+    """Return an image's boxes, scores, classes and, if any, masks within the boxes."""
     if isinstance(model, GeneralizedRCNN):
         found = model.inference([{"image": image}], do_postprocess=False)[0]
     else:
@@ -151,9 +151,7 @@ def detections_of(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Graph(nn.Module):
-    """Tensors in the place of Detectron2's dicts and `Instances`: the inputs of `export`'s graph,
-    and its outputs.
-    """
+    """The graph of `export`: `model` with tensors instead of Detectron2's dicts and `Instances`."""
 
     def __init__(self, model: nn.Module, batch: bool):
         super().__init__()
@@ -170,10 +168,10 @@ class _Graph(nn.Module):
 
 
 def _halved(model: nn.Module) -> nn.Module:
-    """A copy whose layers are float16, between inputs and outputs of float32.
+    """Return a copy with float16 layers between float32 inputs and outputs.
 
-    Float32 stay the box predictor and the mask head of two-stage detectors, whose inputs are
-    float32 and which are small.
+    The box predictor and the mask head of two-stage detectors stay float32: they are small, and
+    their inputs are float32.
     """
     model = copy.deepcopy(model)
     if isinstance(model, GeneralizedRCNN):
@@ -188,7 +186,7 @@ def _halved(model: nn.Module) -> nn.Module:
 
 
 def _cast(x, dtype: torch.dtype):
-    """A tensor, or a dict, list or tuple of what `_cast` takes."""
+    """Cast a tensor, or all tensors in nested dicts, lists and tuples, to `dtype`."""
     if isinstance(x, dict):
         return {key: _cast(value, dtype) for key, value in x.items()}
     return x.to(dtype) if isinstance(x, Tensor) else type(x)(_cast(value, dtype) for value in x)
@@ -196,7 +194,7 @@ def _cast(x, dtype: torch.dtype):
 
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
-    """A two-stage `model` without those methods whose trace would hold for the example alone."""
+    """Replace, within the context, methods of a two-stage `model` that a trace would freeze."""
     replaced = []
     if isinstance(model, GeneralizedRCNN):
         heads = model.roi_heads
@@ -213,21 +211,21 @@ def _traceable(model: nn.Module) -> Iterator[None]:
             delattr(module, name)
 
 
-# Detectron2's split what they predict by the number of each image's proposals, a Python number
+# Detectron2's methods split predictions by the images' numbers of proposals, which a trace freezes
 def _boxes_of_one(self, predictions, proposals) -> list[Tensor]:
-    """`FastRCNNOutputLayers.predict_boxes` of one image."""
+    """`FastRCNNOutputLayers.predict_boxes` for one image."""
     _, deltas = predictions
     return [self.box2box_transform.apply_deltas(deltas, proposals[0].proposal_boxes.tensor)]
 
 
 def _probabilities_of_one(self, predictions, _proposals) -> list[Tensor]:
-    """`FastRCNNOutputLayers.predict_probs` of one image."""
+    """`FastRCNNOutputLayers.predict_probs` for one image."""
     scores, _ = predictions
     return [scores.sigmoid() if getattr(self, "use_sigmoid_ce", False) else scores.softmax(-1)]
 
 
 def _masks_of_one(self, features: Tensor, instances: list[Instances]) -> list[Instances]:
-    """A mask head's `forward` in evaluation, of one image."""
+    """A mask head's `forward` in evaluation, for one image."""
     logits = self.layers(features)
     if logits.shape[1] > 1:  # else one mask for all classes
         index = instances[0].pred_classes.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])

@@ -1,4 +1,4 @@
-"""An exported detector beside the one it was made from."""
+"""Compares an exported detector with the model that it was made from."""
 
 import io
 import math
@@ -18,7 +18,7 @@ from ghm_d2.inference.exporting.export import detections_of, example_size
 from ghm_d2.progress import Progress
 
 Detections = tuple[Tensor, Tensor, Tensor]  # boxes (n, 4), scores (n,), classes (n,)
-AT_ONCE = 3  # images that a file for a batch gets at once; the trace saw two
+AT_ONCE = 3  # images per call of a file for a batch; the trace saw two
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Tolerance:
 
     px: float
     score: float
-    left_out: float  # the share of the detections, those that differ most, that does not count
+    left_out: float  # share of the detections, those that differ most, that is ignored
 
 
 def tolerance_of(model, half: bool = False) -> Tolerance:
-    """Far above rounding, and far below what matters to a detection.
+    """Return limits far above rounding errors and far below what matters for a detection.
 
     Rounding decides which of two boxes with nearly the same score NMS keeps. In float32 that
-    happens to the many proposals of two-stage detectors alone.
+    happens only to the many proposals of two-stage detectors.
     """
     if half:
         return Tolerance(px=1.0, score=0.01, left_out=0.05)
@@ -43,36 +43,36 @@ def tolerance_of(model, half: bool = False) -> Tolerance:
 
 @dataclass
 class Agreement:
-    """The largest differences from PyTorch, over the detections of all images.
+    """The largest differences from PyTorch, as in `differences`, over the detections of all images.
 
-    See `differences`; those of detections at the threshold, or at the end of a full list, are left
-    out, and `tolerance.left_out` of the others, those that differ most.
+    Detections at the threshold or at the end of a full list do not count. Among the others, the
+    share `tolerance.left_out` that differs most is ignored too.
     """
 
     images: int
     detections: int  # of PyTorch
-    compared: int  # of these, those that are not left out
+    compared: int  # of these, those above the threshold and the end of a full list
     px: float
     score: float
     tolerance: Tolerance
 
     @property
     def holds(self) -> bool | None:
-        """True where nothing but rounding sets the two apart; None where nothing was compared."""
-        if not self.compared and not self.px:  # px is infinite where the file alone has some
+        """True if only rounding separates the two; None if nothing was compared."""
+        if not self.compared and not self.px:  # px is infinite if only the file has detections
             return None
         return self.px <= self.tolerance.px and self.score <= self.tolerance.score
 
 
 def can_run(form: str) -> bool:
-    """Return whether what runs files of this format is installed."""
+    """Return whether a runtime for files of this format is installed."""
     return form != "onnx" or find_spec("onnxruntime") is not None
 
 
 def load_exported(data: bytes, form: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function from the file's input, float32, to its outputs, that runs it on the CPU."""
+    """Return a function that runs the file on the CPU, from its float32 input to its outputs."""
     if form == "torchscript":
-        import torchvision  # noqa: F401  the operator nms is its
+        import torchvision  # noqa: F401  registers the operator nms
 
         return torch.jit.load(io.BytesIO(data), map_location="cpu")
     import onnxruntime
@@ -88,9 +88,9 @@ def load_exported(data: bytes, form: str) -> Callable[[Tensor], tuple[Tensor, ..
 
 
 def check_images(cfg, count: int) -> tuple[str, list[Tensor]]:
-    """Return the images' source, and `count` images (3, H, W) of 0 to 255, resized, float32.
+    """Return the images' source, and `count` resized images (3, H, W), float32, 0 to 255.
 
-    They are the first ones of DATASETS.TEST; noise of several sizes where there is no such data.
+    They are the first images of DATASETS.TEST, or noise of several sizes if there is no such data.
     """
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -99,12 +99,12 @@ def check_images(cfg, count: int) -> tuple[str, list[Tensor]]:
         name = cfg.DATASETS.TEST[0]
         batches = islice(build_test_loader(cfg, name), count)
         return name, [raise_on_bad_image(batch)[0]["image"].float() for batch in batches]
-    except (UsageError, DataError, OSError):  # Detectron2's loaders let the last one through
+    except (UsageError, DataError, OSError):  # Detectron2's loaders raise OSError
         return "noise", noise(cfg, count)
 
 
 def noise(cfg, count: int) -> list[Tensor]:
-    """Images (3, H, W), float32; all of one size where INPUT.RESIZE is "square"."""
+    """Return random images (3, H, W), float32; all of one size if INPUT.RESIZE is "square"."""
     generator = torch.Generator().manual_seed(0)
     height, width = example_size(cfg)
     step = 0 if cfg.INPUT.RESIZE == "square" else 17
@@ -142,7 +142,7 @@ def compare(
 
 
 def _one_size(images: Sequence[Tensor], pixel_mean: Tensor) -> list[Tensor]:
-    """Return images (3, H, W) of one size, `pixel_mean` added at the right and at the bottom."""
+    """Pad images (3, H, W) to one size, with `pixel_mean` at the right and at the bottom."""
     size = [max(image.shape[i] for image in images) for i in (1, 2)]
     padded = [pixel_mean.to(image).reshape(3, 1, 1).repeat(1, *size) for image in images]
     for whole, image in zip(padded, images, strict=True):
@@ -151,14 +151,14 @@ def _one_size(images: Sequence[Tensor], pixel_mean: Tensor) -> list[Tensor]:
 
 
 def _in_batches(run: Callable, images: Sequence[Tensor]) -> Iterator[Detections]:
-    """The detections of each image, without their padding, from a file for a batch."""
+    """Yield each image's detections, without padding, from a file for a batch."""
     for start in range(0, len(images), AT_ONCE):
         for *padded, count in zip(*run(torch.stack(images[start : start + AT_ONCE])), strict=True):
             yield tuple(x[:count] for x in padded)
 
 
 def limits(model) -> tuple[int, float]:
-    """The most detections of an image, and the least score of one."""
+    """Return the most detections per image, and the least score of a detection."""
     if isinstance(model, GeneralizedRCNN):
         predictor = model.roi_heads.box_predictor
         return predictor.test_topk_per_image, predictor.test_score_thresh
@@ -168,16 +168,17 @@ def limits(model) -> tuple[int, float]:
 def differences(
     expected: Detections, found: Detections, least: float = -math.inf
 ) -> tuple[float, float]:
-    """Return the largest distances, in px and in score, of a detection to the nearest of its class.
+    """Return the largest distances, in px and in score, of a detection to its counterpart.
 
-    Infinite where a detection has no such counterpart. The order does not count, since rounding
-    decides that of equal scores. A detection counts if its score is above `least`.
+    The counterpart is the nearest detection of its class on the other side; without one the
+    distance is infinite. The order is ignored, since rounding decides that of equal scores. A
+    detection counts if its score is above `least`.
     """
     return _largest(_distances(expected, found, least))
 
 
 def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
-    """(n, 2): of each detection of either side that counts, px and score to the nearest."""
+    """Return (n, 2): px and score to its counterpart, for each detection that counts."""
     px = (expected[0][:, None] - found[0]).abs().amax(-1)
     score = (expected[1][:, None] - found[1]).abs()
     other = expected[2][:, None] != found[2]
@@ -194,7 +195,7 @@ def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
 
 
 def _largest(distances: Tensor, left_out: float = 0.0) -> tuple[float, float]:
-    """The largest px and score of all but a share of the detections."""
+    """Return the largest px and score, without the share `left_out` that differs most."""
     if not len(distances):
         return 0.0, 0.0
     order = distances.amax(1).argsort()

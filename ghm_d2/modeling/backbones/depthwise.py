@@ -1,4 +1,4 @@
-"""Depthwise convolutions under a CPU's autocast."""
+"""Depthwise convolutions under autocast on a CPU."""
 
 import types
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def keep_depthwise_in_float32(module: nn.Module) -> None:
-    """Let the depthwise convolutions of `module` ignore autocast on a CPU, in place.
+    """Make the depthwise convolutions of `module` ignore autocast on a CPU, in place.
 
     PyTorch's backward pass of a depthwise convolution in bfloat16 is about ten times slower on a
     CPU than in float32, and takes more time than bfloat16 saves in all other layers.
@@ -18,7 +18,7 @@ def keep_depthwise_in_float32(module: nn.Module) -> None:
 
 
 def _forward_in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    forward = type(conv).forward  # timm's convolutions have one of their own
+    forward = type(conv).forward  # timm's convolutions override it
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return forward(conv, x)
     with torch.autocast("cpu", enabled=False):

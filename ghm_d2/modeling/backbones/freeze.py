@@ -1,4 +1,4 @@
-"""Keeping parts of a network fixed: batch norm, and what the first feature maps are made by."""
+"""Freezing parts of a network: batch norm, and the layers behind the first feature maps."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """Detectron2's frozen batch norm, with the activation that timm keeps in the same module.
 
-    `FrozenBatchNorm2d.convert_frozen_batchnorm` would lose it: to it timm's `BatchNormAct2d` is
-    a `BatchNorm2d` and no more.
+    `FrozenBatchNorm2d.convert_frozen_batchnorm` would lose the activation, because it treats
+    timm's `BatchNormAct2d` as a plain `BatchNorm2d`.
     """
 
     def __init__(self, num_features: int, eps: float, drop: nn.Module, act: nn.Module):
@@ -21,18 +21,17 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         self.drop, self.act = drop, act
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activation of the normalised x, (N, C, H, W)."""
+        """Return the activation of the normalised x, (N, C, H, W)."""
         return self.act(self.drop(super().forward(x)))
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Put frozen layers in the place of every BatchNorm2d: fixed statistics, no parameters.
+    """Replace every BatchNorm2d by a frozen layer with fixed statistics and no parameters.
 
-    Names in the state dict stay, but for `num_batches_tracked`, which a frozen layer has no use
-    for.
+    Names in the state dict stay, except that `num_batches_tracked` is removed.
 
     Returns:
-        `module`, changed in place; a new one where it is a batch norm itself.
+        `module`, changed in place, or a new module if it is a batch norm itself.
     """
     if not isinstance(module, _BATCH_NORMS):
         for name, child in module.named_children():
@@ -48,19 +47,19 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def freeze_parameters_of(model: nn.Module, outputs: Sequence[int], sample: Tensor) -> None:
-    """Fix every parameter that the given outputs of `model` depend on, and the batch norm there.
+    """Freeze every parameter that the given outputs of `model` depend on, and the batch norm there.
 
-    Which those are is asked of autograd, since each timm model arranges its stages differently.
+    Autograd finds these parameters, because each timm model arranges its stages differently.
 
     Args:
-        model: gives a list of tensors; changed in place.
-        outputs: positions in that list; none leaves the model as it is.
+        model: returns a list of tensors; changed in place.
+        outputs: indices into that list; if there are none, the model is not changed.
         sample: an input; its values do not matter.
     """
     if not outputs:
         return
     was_training = model.training
-    maps = model.eval()(sample)  # in training mode the sample would enter the statistics
+    maps = model.eval()(sample)  # in training mode the sample would change the statistics
     named = dict(model.named_parameters())
     total = torch.stack([maps[i].sum() for i in outputs]).sum()
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
@@ -73,6 +72,6 @@ def freeze_parameters_of(model: nn.Module, outputs: Sequence[int], sample: Tenso
 
 
 def _filled(frozen: FrozenBatchNorm2d, state: dict[str, Tensor]) -> FrozenBatchNorm2d:
-    for name, value in state.items():  # all but weight and bias where the layer has none
+    for name, value in state.items():  # without weight and bias if the layer is not affine
         getattr(frozen, name).copy_(value)
     return frozen

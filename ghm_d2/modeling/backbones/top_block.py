@@ -1,4 +1,4 @@
-"""The pyramid levels P6 and P7 of RetinaNet and FCOS, where publications differ."""
+"""The pyramid levels P6 and P7 of RetinaNet and FCOS, in which publications differ."""
 
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 
@@ -7,19 +7,19 @@ from ghm_d2.errors import UsageError
 
 
 class PlainP6P7(LastLevelP6P7):
-    """Detectron2's block without the ReLU between P6 and P7, as mmdetection has it."""
+    """Detectron2's block without the ReLU between P6 and P7, as in mmdetection."""
 
     def forward(self, features):
-        """Return [P6, P7] of the map that P6 is made from, (N, C, H, W)."""
+        """Return [P6, P7], computed from the map that P6 reads, (N, C, H, W)."""
         p6 = self.p6(features)
         return [p6, self.p7(p6)]
 
 
 def fit_top_block(backbone, cfg) -> None:
-    """Put the block that MODEL.FPN.P6_INPUT and P7_RELU ask for into the place of Detectron2's.
+    """Replace Detectron2's top block by the one that MODEL.FPN.P6_INPUT and P7_RELU choose.
 
     Raises:
-        UsageError: the backbone has no such block, or no such level.
+        UsageError: the backbone has no `LastLevelP6P7`, or no level P6_INPUT.
     """
     keys = ghm_keys(cfg, "MODEL.FPN")
     if keys.P7_RELU and not keys.P6_INPUT:

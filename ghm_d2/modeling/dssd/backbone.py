@@ -1,4 +1,4 @@
-"""The feature maps that SSD predicts from: a backbone's, and smaller ones after them."""
+"""The feature maps that SSD predicts from: a backbone's maps, followed by smaller ones."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from ghm_d2.modeling.dssd.deconvolution import DeconvolutionPath
 
 
 class CaffeStem(BasicStem):
-    """ResNet's stem with Caffe's pooling, 3x3 without padding, sizes rounded up.
+    """ResNet's stem with Caffe's pooling: 3x3 without padding, sizes rounded up.
 
-    513 px thus give 128 and, three stages on, the maps of 64 and 32 that DSSD is published with;
-    Detectron2's stem gives 129.
+    An image of 513 px thus has a map of 128 px here, and maps of 64 and 32 px in later stages, as
+    in the DSSD paper. Detectron2's stem gives 129 px.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ class CaffeStem(BasicStem):
 
 @BACKBONE_REGISTRY.register()
 def build_ghm_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet of MODEL.RESNETS and MODEL.BACKBONE.FREEZE_AT, with `CaffeStem`.
+    """Build Detectron2's ResNet with `CaffeStem`; MODEL.RESNETS and MODEL.BACKBONE configure it.
 
-    DSSD has res5 at stride 16 (MODEL.RESNETS.RES5_DILATION 2) and the maps res3 and res5.
+    DSSD uses the maps res3 and res5, with res5 at stride 16 (MODEL.RESNETS.RES5_DILATION 2).
     """
     resnet = build_resnet_backbone(cfg, input_shape)
     channels, norm = cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM
@@ -49,22 +49,22 @@ def build_ghm_ssd_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 class ProjectedBlock(BottleneckBlock):
     """A bottleneck block whose shortcut is always a convolution (`ResBody` of the authors' code).
 
-    With stride 1 it is DSSD's prediction module (c) (figure 2): a 1x1 convolution on the skip
-    even where the channels stay. With stride 2 it makes the next smaller map, by 2x2
-    convolutions on both paths; an odd side is padded by a row of zeros, so that its last row
-    counts and no map vanishes.
+    With stride 1 it is DSSD's prediction module (c) (figure 2): the skip has a 1x1 convolution even
+    if the number of channels stays. With stride 2 it makes the next smaller map, with 2x2
+    convolutions on both paths. An odd side is padded by a row of zeros, so that its last row is
+    used and no map vanishes.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "BN"):
         """
         Args:
-            in_channels, out_channels: of the maps; a quarter of the latter inside.
-            stride: 1 or 2, the kernel size of the first convolution and of the shortcut too.
-            norm: of each convolution, as `get_norm` has it.
+            in_channels, out_channels: channels of the maps; inside there are out_channels / 4.
+            stride: 1 or 2; also the kernel size of the first convolution and of the shortcut.
+            norm: the norm of each convolution; see Detectron2's `get_norm`.
         """
         width = out_channels // 4
         super().__init__(in_channels, out_channels, bottleneck_channels=width, norm=norm)
-        self.stride = stride  # of the block, which Detectron2 reads
+        self.stride = stride  # the block's stride, which Detectron2 reads
         self.conv1 = _projection(in_channels, width, stride, norm)
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
 
@@ -76,7 +76,7 @@ class ProjectedBlock(BottleneckBlock):
         return super().forward(x)
 
     def _check_batch_norm(self, x: Tensor) -> None:
-        """Raise UsageError where batch norm would have one value of each channel to learn from."""
+        """Raise UsageError if batch norm would train on one value per channel."""
         values = x.shape[0] * x[0, 0].numel() // self.stride**2
         if self.training and values == 1 and isinstance(self.conv1.norm, nn.BatchNorm2d):
             raise UsageError(
@@ -87,10 +87,10 @@ class ProjectedBlock(BottleneckBlock):
 
 
 class L2Norm(nn.Module):
-    """Each pixel's features brought to length 1, times a learnt scale for each channel.
+    """Scales each pixel's features to length 1, then by a learnt factor per channel.
 
-    SSD does so to conv4_3 of VGG with a scale of 20 (section 3.1), whose features are much larger
-    than those of later maps. DSSD's authors leave it out on ResNets.
+    SSD applies it with an initial factor of 20 to VGG's conv4_3 (section 3.1), whose features are
+    much larger than those of later maps. DSSD's authors leave it out on ResNets.
     """
 
     def __init__(self, channels: int, scale: float):
@@ -103,7 +103,7 @@ class L2Norm(nn.Module):
 
 
 class SSDBackbone(Backbone):
-    """Maps of a backbone, each next one half as large, called "p<n>" where the stride is 2**n."""
+    """A backbone's maps and smaller ones, each half the one before; stride 2**n is "p<n>"."""
 
     def __init__(
         self,
@@ -118,18 +118,18 @@ class SSDBackbone(Backbone):
     ):
         """
         Args:
-            bottom_up: whose maps come first; each must have twice the stride of the one before.
-            in_features: their names.
-            num_levels: of maps in all; the rest are made by `ProjectedBlock`s (DSSD's res6 to
-                res10, of 1024 channels).
-            extra_channels: of these.
-            deconv_channels: of DSSD's deconvolution modules; 0 has none, which is SSD.
-            l2_norm_scale: of the first map's `L2Norm` at the start; 0 has none.
-            norm: of all these layers, as `get_norm` has it.
+            bottom_up: the backbone, whose maps come first.
+            in_features: names of its maps; each must have twice the stride of the one before.
+            num_levels: number of maps in all; `ProjectedBlock`s make the rest (DSSD's res6 to
+                res10, with 1024 channels).
+            extra_channels: channels of these.
+            deconv_channels: channels of DSSD's deconvolution modules; 0 omits them, as in SSD.
+            l2_norm_scale: initial scale of the first map's `L2Norm`; 0 omits it.
+            norm: the norm of all these layers; see Detectron2's `get_norm`.
 
         Raises:
-            UsageError: strides that do not double, features that the backbone does not have, or
-                fewer levels than features.
+            UsageError: the strides do not double, the backbone lacks a feature, or there are fewer
+                levels than features.
         """
         super().__init__()
         first, channels = _check_features(bottom_up, in_features, num_levels)
@@ -149,7 +149,7 @@ class SSDBackbone(Backbone):
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return maps (N, C, H / stride, W / stride), rounded up, of images (N, 3, H, W)."""
+        """Return maps (N, C, H / stride, W / stride), rounded up, from images (N, 3, H, W)."""
         features = self.bottom_up(images)
         maps = [features[name] for name in self.in_features]
         for block in self.extra:
@@ -159,7 +159,7 @@ class SSDBackbone(Backbone):
 
 
 def _check_features(bottom_up: Backbone, names: Sequence[str], num_levels: int):
-    """The stride of the first map, and the channels of each."""
+    """Return the stride of the first map, and the channels of each."""
     shapes = bottom_up.output_shape()
     if not names or any(name not in shapes for name in names):
         raise UsageError(

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class DeconvolutionModule(nn.Module):
-    """A map of the way up, made of the next smaller one there and SSD's map of its own size."""
+    """Combines the next smaller deconvolved map with SSD's map of the output's size."""
 
     def __init__(self, in_channels: int, lateral_channels: int, channels: int, *, norm: str = "BN"):
         """
         Args:
-            in_channels: of the smaller map.
-            lateral_channels: of SSD's map.
-            channels: of all layers here; published as 512.
-            norm: of the 3x3 convolutions, as `get_norm` has it.
+            in_channels: channels of the smaller map.
+            lateral_channels: channels of SSD's map.
+            channels: channels of all layers here; 512 in the paper.
+            norm: the norm of the 3x3 convolutions; see Detectron2's `get_norm`.
         """
         super().__init__()
         self.deconv = ConvTranspose2d(in_channels, channels, kernel_size=2, stride=2)
@@ -31,12 +31,12 @@ class DeconvolutionModule(nn.Module):
         _start_near_one(self.conv)
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
-        """Return a map (N, channels, H, W) of `x`, of half the size, and of `lateral` (N, C, H, W).
+        """Return a map (N, channels, H, W) from `x`, of half the size, and `lateral` (N, C, H, W).
 
-        Where H or W is odd, `x` is of half the size rounded up, and its last row falls away.
+        If H or W is odd, the size of `x` is rounded up, and the enlarged map is cropped.
         """
         x, (height, width) = self.deconv(x), lateral.shape[-2:]
-        # a padding below 0 crops; above 0 it helps backbones that round sizes down
+        # negative padding crops; positive padding is for backbones that round sizes down
         x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
         return F.relu(self.conv(x) * self.lateral(lateral))
 
@@ -47,8 +47,8 @@ class DeconvolutionPath(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int, *, norm: str = "BN"):
         """
         Args:
-            in_channels: of SSD's maps, the largest map first.
-            channels, norm: of the modules.
+            in_channels: channels of SSD's maps, the largest map first.
+            channels, norm: see `DeconvolutionModule`.
         """
         super().__init__()
         *laterals, smallest = in_channels
@@ -82,10 +82,10 @@ def _conv3x3(in_channels: int, out_channels: int, norm: str, activation=None) ->
 
 
 def _start_near_one(layer: Conv2d) -> None:
-    """Start a layer with a norm near 1: as a factor of a product it lets the other factor through.
+    """Start a normed layer's outputs near 1, so that a product passes its other factor on.
 
-    The authors start from a trained SSD instead. From a backbone's weights alone, products of
-    six factors that are all about 0 learn slowly.
+    The authors start from a trained SSD instead. If only the backbone is pretrained, products
+    of six factors near 0 learn slowly.
     """
     if isinstance(getattr(layer.norm, "bias", None), nn.Parameter):
         nn.init.constant_(layer.norm.weight, 0.1)

@@ -17,16 +17,16 @@ class GHMDefaultBoxes(DefaultAnchorGenerator):
     """The default boxes of SSD (section 2.2, "Choosing scales and aspect ratios").
 
     MODEL.ANCHOR_GENERATOR.SIZES holds two sizes in px for each level, its own scale s_k and the
-    next one's, s_k+1; .ASPECT_RATIOS those ratios a > 1 that come with their inverse. A cell has
-    squares of s_k and sqrt(s_k s_k+1), and for each ratio a box of s_k sqrt(a) by s_k / sqrt(a)
-    and one of the two sides exchanged: eight boxes with DSSD's 1.6, 2 and 3 ("Training").
+    next level's, s_k+1. .ASPECT_RATIOS holds ratios a > 1; their inverses are added. A cell has
+    squares with sides s_k and sqrt(s_k s_k+1), and for each ratio a box of s_k sqrt(a) by
+    s_k / sqrt(a) and its transpose. DSSD's 1.6, 2 and 3 ("Training") give eight boxes.
     """
 
     def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
         """Return the default boxes x0 y0 x1 y1 around (0, 0): (2 + 2 * len(aspect_ratios), 4).
 
         Raises:
-            UsageError: sizes that are not two, ascending, or ratios not above 1.
+            UsageError: there are not two ascending sizes, or a ratio is not above 1.
         """
         if len(sizes) != 2 or not 0 < sizes[0] < sizes[1]:
             raise UsageError(

@@ -10,10 +10,10 @@ from ghm_d2.modeling.dssd.backbone import ProjectedBlock
 
 
 class SSDHead(nn.Module):
-    """Class scores and box deltas for each default box, by layers of each level's own.
+    """Predicts class scores and box deltas for each default box, with separate layers per level.
 
-    A 3x3 convolution each (SSD, section 2.1), behind DSSD's prediction module (c) (figure 2
-    there) where there are channels for it.
+    Each prediction is a 3x3 convolution (SSD, section 2.1), after DSSD's prediction module (c)
+    (figure 2 there) if `channels` is not 0.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class SSDHead(nn.Module):
     ):
         """
         Args:
-            input_shape: of each level.
+            input_shape: the shape of each level's map.
             num_classes: K.
-            num_anchors: A, default boxes a cell, of each level.
-            channels: of the prediction modules, published as 1024; 0 has none.
-            norm: of the prediction modules.
-            prior_prob: in [0, 1), of an object at the start; 0 starts from equal scores.
+            num_anchors: A, the number of default boxes per cell, of each level.
+            channels: channels of the prediction modules, 1024 in the paper; 0 omits them.
+            norm: the norm in the prediction modules.
+            prior_prob: initial probability of an object, in [0, 1); 0 starts from equal scores.
         """
         super().__init__()
         self.prediction, self.cls_score, self.bbox_pred = (nn.ModuleList() for _ in range(3))

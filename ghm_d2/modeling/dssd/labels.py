@@ -8,17 +8,17 @@ from torch import Tensor
 def label_default_boxes(
     default_boxes: Boxes, gt: Instances, iou_threshold: float, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The label of each default box of an image, and the object's box that it is matched with.
+    """Return the label and the matched object's box of each default box of an image.
 
     Args:
-        default_boxes: R.
+        default_boxes: R default boxes.
         gt: G objects, with `gt_boxes` and `gt_classes`.
-        iou_threshold: from which a default box is an object's, whatever others are.
+        iou_threshold: IoU from which a default box is matched, however many others are.
         num_classes: K.
 
     Returns:
-        gt_labels (R,) int64, 0..K-1 a class, K background; gt_boxes (R, 4), which mean something
-        for boxes with a class only.
+        gt_labels (R,) int64, 0..K-1 a class, K background; and gt_boxes (R, 4), which are
+        meaningful for foreground boxes only.
     """
     if not len(gt):
         background = gt.gt_classes.new_full((len(default_boxes),), num_classes)
@@ -33,21 +33,21 @@ def label_default_boxes(
 
 
 def match_one_to_one(iou: Tensor) -> Tensor:
-    """A default box for each object, however small their overlap: the object's index, or -1.
+    """Match each object with one default box, however small their overlap.
 
-    The pair with the largest IoU of all comes first, then the largest among the objects and
-    boxes that are left, as in the authors' code (`MatchBBox`): of two objects that want the same
-    box, the one that fits worse takes its next best. An object that overlaps nothing has none.
-    Nothing here waits for the device.
+    The pair with the largest IoU is matched first, then the best pair of the remaining objects and
+    boxes, as in the authors' code (`MatchBBox`). If two objects want the same box, the one with the
+    smaller IoU takes its next best. An object that overlaps no box has none. Nothing here waits for
+    the device.
 
     Args:
         iou: (G, R).
 
     Returns:
-        (R,) int64.
+        (R,) int64, the index of each box's object, or -1.
     """
     num_objects, num_boxes = iou.shape
-    # each of the others can take one box away, so that an object's G best are enough
+    # each other object can take only one box, so that an object's G best boxes are enough
     iou, boxes = iou.topk(min(num_objects, num_boxes), dim=1)
     rows = torch.arange(num_objects, device=iou.device)[:, None].expand_as(boxes)
     own = boxes.new_full((num_boxes + 1,), -1)  # the last place is for pairs that do not overlap

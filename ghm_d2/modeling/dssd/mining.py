@@ -9,17 +9,17 @@ from ghm_d2.kernels.reference import upcast
 def mined_ce_loss(
     logits: Tensor, labels: Tensor, neg_pos_ratio: float, weight: Tensor | None = None
 ) -> Tensor:
-    """The sum of the cross entropies of all objects' boxes and of each image's hardest others.
+    """Return the cross entropy summed over foreground boxes and each image's hard negatives.
 
-    Hardest are those whose loss as background is largest. An image has `neg_pos_ratio` times as
-    many as it has objects' boxes, rounded down, and so none without an object (as in the
-    authors' code, `MineHardExamples`).
+    Hard negatives are the background boxes with the largest losses. An image has `neg_pos_ratio`
+    times as many of them as foreground boxes, rounded down, and thus none without an object (as in
+    the authors' code, `MineHardExamples`).
 
     Args:
         logits: (N, R, K + 1).
         labels: (N, R) int64, 0..K-1 a class, K background.
-        neg_pos_ratio: published as 3.
-        weight: (K + 1,), a factor on the losses of each label.
+        neg_pos_ratio: 3 in the paper.
+        weight: (K + 1,), the factor on the losses of each label.
 
     Returns:
         a scalar, float32 for half precision.

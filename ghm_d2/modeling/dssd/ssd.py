@@ -35,10 +35,10 @@ DEFAULTS = LossChoice("mining", "smooth_l1", smooth_l1_beta=1.0)  # as published
 class GHMSSD(DenseDetector):
     """SSD (arXiv 1512.02325), and DSSD (arXiv 1701.06659) on a backbone with deconvolution.
 
-    Sums (mining, cross entropy, smooth L1, ASL1) are divided by the number of default boxes that
-    are matched with objects (SSD, equation 1), at least 1; GHM losses normalise themselves. All
-    are computed in float32 at least. Mining is of each image. Several processes train as one with
-    the whole batch, after one all-reduce of counts a step.
+    Summed losses (mining, cross entropy, smooth L1, ASL1) are divided by the number of default
+    boxes that are matched with objects (SSD, equation 1), at least 1. GHM losses normalise
+    themselves. Losses are computed in at least float32. Mining is done per image. Several processes
+    train like one process with the whole batch, after one all-reduce of counts per step.
     """
 
     @configurable
@@ -65,17 +65,17 @@ class GHMSSD(DenseDetector):
         """
         Args:
             backbone, head, anchor_generator: maps, predictions and default boxes of each level.
-            box2box_transform: between default boxes and objects.
+            box2box_transform: converts between boxes and deltas.
             num_classes: K.
-            pixel_mean, pixel_std: of each channel.
-            iou_threshold: from which a default box is an object's.
-            neg_pos_ratio: of hard negative mining.
-            ghm_c, ghm_r: `SoftmaxGHMC` and `GHMR`, where a loss type names them.
-            test_score_thresh, test_topk_candidates: which boxes of a class go into NMS.
-            test_nms_thresh: IoU above which the lower scored box of a class goes.
-            max_detections_per_image: that are left at last.
-            **losses: the fields of `LossChoice`: `cls_loss_type` is "mining", "ce" (all boxes) or
-                "ghm_c", `box_reg_loss_type` is "smooth_l1", "asl1" or "ghm_r".
+            pixel_mean, pixel_std: mean and standard deviation of each channel.
+            iou_threshold: see `label_default_boxes`.
+            neg_pos_ratio: see `mined_ce_loss`.
+            ghm_c, ghm_r: `SoftmaxGHMC` and `GHMR`, needed if a loss type names them.
+            test_score_thresh, test_topk_candidates: select the boxes of a class that go into NMS.
+            test_nms_thresh: IoU above which NMS removes the lower scored box of a class.
+            max_detections_per_image: most detections after NMS.
+            **losses: the fields of `LossChoice`. `cls_loss_type` is "mining", "ce" (all boxes) or
+                "ghm_c"; `box_reg_loss_type` is "smooth_l1", "asl1" or "ghm_r".
 
         Raises:
             UsageError: an unknown loss type, or a GHM loss without its module.
@@ -114,8 +114,8 @@ class GHMSSD(DenseDetector):
             anchor_generator.num_anchors,
             channels=keys.HEAD_CHANNELS,
             norm=keys.NORM,
-            # mining starts from equal scores, as published; losses of all boxes would start with
-            # the background's sum
+            # mining starts from equal scores, as published; from these, losses over all boxes
+            # would be dominated by the background at first
             prior_prob=0.0 if keys.CLS_LOSS_TYPE == "mining" else keys.PRIOR_PROB,
         )
         return {
@@ -164,10 +164,10 @@ class GHMSSD(DenseDetector):
 
         Args:
             anchors: default boxes of each level, R in all.
-            pred_logits: of each level, (N, R_l, K + 1), background last.
-            gt_labels: of each image, (R,).
-            pred_anchor_deltas: of each level, (N, R_l, 4).
-            gt_boxes: of each image, (R, 4).
+            pred_logits: (N, R_l, K + 1) per level, background last.
+            gt_labels: (R,) per image.
+            pred_anchor_deltas: (N, R_l, 4) per level.
+            gt_boxes: (R, 4) per image.
         """
         gt_labels = torch.stack(gt_labels)
         pos_mask = gt_labels != self.num_classes
@@ -209,7 +209,7 @@ class GHMSSD(DenseDetector):
         return upcast(logits).softmax(-1)[..., :-1], upcast(deltas)
 
     def _infer_image(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size) -> Instances:
-        """Detect as SSD's DetectionOutput does, from boxes (R, 4), scores (R, K), deltas (R, 4)."""
+        """Detect like SSD's DetectionOutput, from boxes (R, 4), scores (R, K), deltas (R, 4)."""
         scores, index = scores.topk(min(len(scores), self.test_topk_candidates), dim=0)
         candidate, classes = (scores > self.test_score_thresh).nonzero().unbind(1)
         scores, index = scores[candidate, classes], index[candidate, classes]

@@ -1,4 +1,4 @@
-"""Saving and loading of checkpoints: weights are data, and a save is whole or not there."""
+"""Saving and loading checkpoints: files are read as data and written atomically."""
 
 import os
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from ghm_d2.modeling.weights.weight_files import read_weights, state_dict_of
 from ghm_d2.modeling.yolov3 import darknet_weights
 from ghm_d2.run_folder import LAST_CHECKPOINT
 
-_MOST_NAMED = 12  # tensors or modules in a line
+_MOST_NAMED = 12  # most tensors or modules that one line names
 
 
-# what a file's odd contents end in, once it has been read
+# errors that the unexpected contents of a readable file lead to
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class LoadReport(NamedTuple):
     """A report on loaded weights: which tensors fitted the model, and which did not.
 
-    `loaded` counts the file's tensors that went into the model; `missing` are the model's names
-    that the file lacks, `unexpected` the file's names that the model lacks, `mismatched` the
-    names of both whose shapes differ, with (name, shape in the file, shape in the model). `origin`
-    is a line on weights of another project that were converted.
+    `loaded` counts the file's tensors that went into the model. `missing` are the model's names
+    that the file lacks, and `unexpected` the file's names that the model lacks. `mismatched` has
+    (name, shape in the file, shape in the model) for names whose shapes differ. `origin` is a line
+    on weights that were converted from another project; "" for others.
     """
 
     path: str
@@ -43,7 +43,7 @@ class LoadReport(NamedTuple):
     origin: str = ""
 
     def warnings(self) -> list[str]:
-        """One line for each thing to be said: origin, keys not used, tensors left as they were."""
+        """Return lines on the origin, unused keys, resized predictors and missing tensors."""
         anew = [f"{name} {theirs} -> {ours}" for name, theirs, ours in self.mismatched]
         left = "tensors of the model are not in the weights and keep their initial values"
         said = (
@@ -58,16 +58,16 @@ class LoadReport(NamedTuple):
 class GHMCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with every file read as data and written atomically.
 
-    Accepts what Detectron2's does: local paths, http(s):// and detectron2:// addresses, the model
-    zoo's and Caffe2's .pkl, pycls' .pyth, files of `torch.save`; .safetensors; and darknet's
-    .weights, .backup and .conv.74, for models with its layers; mmdetection's RetinaNet and that of
-    GHM's authors, for a RetinaNet. No file is executed (see
+    Like Detectron2's it accepts local paths, http(s):// and detectron2:// addresses, .pkl of the
+    model zoo and Caffe2, .pyth of pycls and files of `torch.save`. It also accepts .safetensors;
+    darknet's .weights, .backup and .conv.74, for models with darknet's layers; and RetinaNets of
+    mmdetection and GHM's authors, for a RetinaNet. Nothing in a file is executed (see
     `ghm_d2.modeling.weights.weight_files`).
 
     Attributes:
         report: the `LoadReport` of the last `load`, None before it.
-        fallbacks: a line for each checkpoint, or note of one, that was passed over when one to
-            resume from was last looked for: which, why, and what is used instead.
+        fallbacks: a line for each checkpoint or `last_checkpoint` file that the last call of
+            `get_checkpoint_file` skipped: which, why, and what is used instead.
     """
 
     def __init__(self, model: nn.Module, save_dir: str | os.PathLike = "", **kwargs: Any):
@@ -75,21 +75,21 @@ class GHMCheckpointer(DetectionCheckpointer):
         super().__init__(model, os.fspath(save_dir), **kwargs)
         self.report: LoadReport | None = None
         self.fallbacks: list[str] = []
-        self._name, self._heuristics, self._origin = "", False, ""  # of the file `load` is at
+        self._name, self._heuristics, self._origin = "", False, ""  # of the file being loaded
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint, or nothing if `path` is empty.
 
         Args:
-            path: of the file, or its address. "?matching_heuristics=True" behind it matches names
-                by their ends, as for the model zoo's backbones.
-            checkpointables: names of what to load beside the model; all that were added if None.
+            path: the file's path or address. If "?matching_heuristics=True" follows it, names
+                are matched by their suffixes, as for the model zoo's backbones.
+            checkpointables: names of objects to load beside the model; None: all that were added.
 
         Returns:
-            What the file holds beyond that, such as "iteration".
+            The other contents of the file, such as "iteration".
 
         Raises:
-            WeightsError: the file is missing, cannot be fetched, is damaged, tries to load
+            WeightsError: the file is missing, cannot be fetched, is damaged or tries to load
                 anything but data, or none of its tensors fits the model.
         """
         self.report = None
@@ -105,16 +105,16 @@ class GHMCheckpointer(DetectionCheckpointer):
             raise WeightsError(f"{path} does not fit this run: {reason}") from error
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `name`.pth into `save_dir`: it is there whole, or what was there before is.
+        """Write `name`.pth into `save_dir` atomically, and name it in `last_checkpoint`.
 
         Args:
-            name: without folder and ending.
+            name: the file's name without folder and ending.
             **kwargs: plain data to save beside the state dicts: numbers, strings, tensors and
                 containers of them. Anything else could not be loaded again.
 
         Raises:
-            OutputError: it cannot be written; earlier checkpoints and the note of the last are
-                as they were.
+            OutputError: the file cannot be written. Earlier checkpoints and `last_checkpoint` are
+                unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -136,26 +136,26 @@ class GHMCheckpointer(DetectionCheckpointer):
         self._replace(path, lambda file: torch.save(data, file))
 
     def _replace(self, path: str, write: Callable[[BinaryIO], Any]) -> None:
-        if "://" in path:  # a store behind PathManager has no renaming
+        if "://" in path:  # PathManager's remote stores cannot rename files
             with self.path_manager.open(path, "wb") as file:
                 write(file)
         else:
             write_atomically(path, write)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note the last checkpoint's name, for `get_checkpoint_file`."""
+        """Write a checkpoint's name into `last_checkpoint`, for `get_checkpoint_file`."""
         name = last_filename_basename.encode()
         self._replace(os.path.join(self.save_dir, LAST_CHECKPOINT), lambda f: f.write(name))
 
     def has_checkpoint(self) -> bool:
-        """Return whether `save_dir` can be resumed from: has a checkpoint, or the note of one."""
+        """Return whether `save_dir` has a checkpoint or a `last_checkpoint` file."""
         return last_whole.has_checkpoint(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
-        """The last whole checkpoint in `save_dir`, "" if there is none; sets `fallbacks`.
+        """Return the checkpoint in `save_dir` to resume from, "" if none; sets `fallbacks`.
 
         Raises:
-            WeightsError: there are checkpoints, or the note of one, but none is whole.
+            WeightsError: there are checkpoints or a `last_checkpoint` file, but none is intact.
         """
         self.fallbacks = []
         if not self.has_checkpoint():
@@ -173,7 +173,7 @@ class GHMCheckpointer(DetectionCheckpointer):
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
         zoo = isinstance(loaded, dict) and {"model", "__author__"} <= loaded.keys()
         if filename.endswith(".pkl") and not zoo:
-            # Caffe2's: detection models of Detectron 1 have "blobs", its ImageNet models do not
+            # from Caffe2: detection models of Detectron 1 have "blobs", its ImageNet models do not
             state = state_dict_of(loaded, filename, ("blobs",))
             state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
             return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
@@ -206,7 +206,7 @@ class GHMCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _check_sizes(self, mismatched) -> None:
-        """Refuse what is not just a predictor of other classes, which has other outputs alone."""
+        """Refuse shapes that differ in more than the number of outputs, as for other classes."""
         parameters = dict(self.model.named_parameters())
         for name, theirs, ours in mismatched:
             if name in parameters and theirs[1:] != ours[1:]:
@@ -217,7 +217,7 @@ class GHMCheckpointer(DetectionCheckpointer):
 
 
 def _split_query(path: str) -> tuple[str, bool]:
-    """The path without Detectron2's query, and whether that asks for matching heuristics."""
+    """Return the path without Detectron2's query, and whether that asks for name matching."""
     bare, mark, query = path.rpartition("?")
     if not mark or os.path.exists(path):
         return path, False

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run is resumed from: the last one of its folder that is whole."""
+"""Find the checkpoint that a run resumes from: the last intact one in its folder."""
 
 import math
 import os
@@ -10,23 +10,23 @@ from ghm_d2.modeling.weights.weight_files import read_weights
 from ghm_d2.run_folder import FINAL_WEIGHTS, LAST_CHECKPOINT
 
 _LONGEST_NAME = 255
-_CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # model_best holds no state of a run
+_CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")  # model_best has no training state
 
 
 def has_checkpoint(folder: str) -> bool:
-    """Return whether a folder has anything to resume from: a checkpoint, or the note of one."""
+    """Return whether a folder has a checkpoint, or a `last_checkpoint` file."""
     return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(_names_in(folder))
 
 
 def find_checkpoint(folder: str) -> tuple[str, list[str]]:
-    """The path of the checkpoint to resume from, and a line for each that was passed over.
+    """Return the path of the checkpoint to resume from, and a line for each that was skipped.
 
-    It is the one noted last, if that is whole: every byte is checked. Otherwise it is the newest
-    whole one that is no newer than that; of all, where the note is missing or names no file of the
-    folder. A line tells what was passed over, why, and what is used instead.
+    The checkpoint named in `last_checkpoint` is chosen if it is intact; every byte is checked.
+    Otherwise the newest intact checkpoint that is not newer is chosen, or the newest of all if
+    `last_checkpoint` holds no file name. A line says what was skipped, why, and what replaces it.
 
     Raises:
-        WeightsError: none is whole.
+        WeightsError: no checkpoint is intact.
     """
     noted, fault = _noted(folder)
     if noted:
@@ -48,9 +48,9 @@ def find_checkpoint(folder: str) -> tuple[str, list[str]]:
 
 
 def damage(path: str) -> str:
-    """Describe the damage of a file of `torch.save`, such as "is empty"; "" if it is whole.
+    """Return the fault of a file of `torch.save`, such as "is empty"; "" if it is intact.
 
-    PyTorch writes checksums, but does not look at them when it reads.
+    PyTorch writes checksums, but does not check them when it reads.
     """
     if not os.path.isfile(path):
         return "is missing"
@@ -70,7 +70,7 @@ def _names_in(folder: str) -> list[str]:
 
 
 def _noted(folder: str) -> tuple[str, str]:
-    """The name of the last checkpoint, or "" and what is wrong with the note of it."""
+    """Return the name in `last_checkpoint` and "", or "" and the fault of that file."""
     try:
         with open(os.path.join(folder, LAST_CHECKPOINT), "rb") as file:
             name = file.read(_LONGEST_NAME + 1).decode(errors="replace").strip()
@@ -78,7 +78,7 @@ def _noted(folder: str) -> tuple[str, str]:
         return "", "is missing"
     except OSError as error:
         return "", f"cannot be read ({error.strerror})"
-    # A folder from elsewhere must not lead to files outside it
+    # A folder from someone else must not lead to files outside it
     plain = name.isprintable() and len(name) <= _LONGEST_NAME and not name.startswith(".")
     if not name or not plain or os.path.basename(name) != name:
         return "", f"names {name[:80]!r}, which is no file of its folder"
@@ -86,20 +86,20 @@ def _noted(folder: str) -> tuple[str, str]:
 
 
 def _earlier(folder: str, noted: str) -> list[str]:
-    """Names of checkpoints no newer than the one noted, newest first; all if none is noted."""
+    """List the other checkpoints that are not newer than `noted`, newest first; all if it is ""."""
     ages = {name: _iteration(folder, name) for name in _names_in(folder) if name != noted}
     newest = _iteration(folder, noted)
     return sorted((n for n in ages if ages[n] <= newest), key=ages.get, reverse=True)
 
 
 def _iteration(folder: str, name: str) -> float:
-    """Return the iteration at which a checkpoint was saved; infinity if nothing tells."""
+    """Return the iteration at which a checkpoint was saved; infinity if it is unknown."""
     named = _CHECKPOINT.fullmatch(name)
     if named and name != FINAL_WEIGHTS:
         return int(named[1])
     path = os.path.join(folder, name)
     if not named or damage(path):
         return math.inf
-    found = read_weights(path)  # a run that was prolonged has later ones than its first final one
+    found = read_weights(path)  # an extended run has checkpoints newer than its first model_final
     iteration = found.get("iteration") if isinstance(found, dict) else None
     return iteration if isinstance(iteration, int) else math.inf

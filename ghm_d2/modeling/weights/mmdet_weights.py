@@ -1,8 +1,8 @@
 """RetinaNet checkpoints of mmdetection (1, 2 and 3), and of GHM's authors, who built on it.
 
-The networks are Detectron2's but for what a configuration chooses: names and the order of anchors
-are changed here. What no tensor tells, such as the order of colours, is compared with the model,
-and weights that would mean something else in it are refused.
+Names and the order of anchors are converted here; other differences from Detectron2's networks are
+matters of configuration. Settings that no tensor shows, such as the order of colours, are compared
+with the model's, and the weights are refused if they differ.
 """
 
 import re
@@ -20,7 +20,7 @@ from ghm_d2.modeling.backbones.top_block import PlainP6P7
 
 _RETINANET = "bbox_head.retina_cls.weight"
 _MMDET = ("neck.lateral_convs.", "neck.fpn_convs.", "bbox_head.", "rpn_head.rpn_", "roi_head.")
-# counters, the losses' averages, and the means of colours, which are compared instead
+# not loaded: counters, averages of losses, and mean colours, which are compared instead
 _UNUSED = re.compile(r".+\.num_batches_tracked|bbox_head\.loss_\w+\..+|data_preprocessor\..+")
 _PARTS = {
     "backbone.conv1.": "backbone.bottom_up.stem.conv1.",
@@ -29,7 +29,7 @@ _PARTS = {
     "bbox_head.retina_reg.": "head.bbox_pred.",
 }
 _BLOCK, _OUR_BLOCK = r"backbone\.layer(\d)\.(\d+)\.", "backbone.bottom_up.res{}.{}."
-_NUMBERED = (  # their name; ours; where their first number n is a * n + b in ours: a, b
+_NUMBERED = (  # their name, our name, a, b: their first number n becomes a * n + b in ours
     (_BLOCK + r"conv(\d)\.(.+)", _OUR_BLOCK + "conv{}.{}", 1, 1),
     (_BLOCK + r"bn(\d)\.(.+)", _OUR_BLOCK + "conv{}.norm.{}", 1, 1),
     (_BLOCK + r"downsample\.0\.(.+)", _OUR_BLOCK + "shortcut.{}", 1, 1),
@@ -40,32 +40,32 @@ _NUMBERED = (  # their name; ours; where their first number n is a * n + b in ou
     (r"bbox_head\.cls_convs\.(\d+)\.conv\.(.+)", "head.cls_subnet.{}.{}", 2, 0),
     (r"bbox_head\.reg_convs\.(\d+)\.conv\.(.+)", "head.bbox_subnet.{}.{}", 2, 0),
 )
-_COLOURS = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # mean and deviation of R, G, B
+_COLOURS = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # mean and std of R, G, B
 _IS = r"['\"]?\s*[=:]\s*"
-_MOST = 50  # numbers of a list: a stranger's text must not take all memory
+_MOST = 50  # longest list to read: an untrusted text must not use up the memory
 _NEAR = {"rtol": 0.0, "atol": 1e-3}
 
 
 def is_mmdet(state: Mapping[str, Any]) -> bool:
-    """Return whether a state dict has mmdetection's names, of whatever detector."""
+    """Return whether a state dict has mmdetection's names, for any detector."""
     return any(name.startswith(_MMDET) for name in state)
 
 
 def from_mmdet(
     state: Mapping[str, Tensor], meta: Any, model: nn.Module, path: str
 ) -> tuple[dict[str, Tensor], str]:
-    """A state dict under Detectron2's names, and a line on what it was.
+    """Return the state dict under Detectron2's names, and a line on its origin.
 
     Args:
-        state: as mmdetection saves it.
-        meta: what it saves under that name: its version and configuration, if they are there. What
-            is not is taken to be as in its retinanet_r50_fpn and in the authors' experiments.
-        model: a RetinaNet, which the weights are for; it stays as it is.
-        path: of the file, for messages.
+        state: a state dict that mmdetection saved.
+        meta: the checkpoint's "meta": mmdetection's version and configuration, if present. Missing
+            settings default to those of its retinanet_r50_fpn and of the authors' experiments.
+        model: the RetinaNet that the weights are for; it is not changed.
+        path: the file's path, for messages.
 
     Raises:
-        WeightsError: of another detector or other anchors, or the model's configuration would make
-            something else of the weights; then the message has the keys that mend it.
+        WeightsError: the weights are of another detector or for other anchors, or the model has
+            other settings than they were trained with; then the message lists the keys to set.
     """
     if _RETINANET not in state:
         raise WeightsError(f"{path} is mmdetection's, and not of RetinaNet: that alone is read")
@@ -96,7 +96,7 @@ def from_mmdet(
 
 
 class _Facts:
-    """The configuration in a checkpoint's `meta`, where it is text."""
+    """The version, configuration text and classes that a checkpoint's `meta` holds."""
 
     def __init__(self, meta: Mapping[str, Any]):
         version = meta.get("mmdet_version", "3" if "mmengine_version" in meta else "")
@@ -109,7 +109,7 @@ class _Facts:
         self.classes = _some(meta.get("CLASSES") or named.get("classes"))
 
     def numbers(self, key: str, default: Sequence[float]) -> list[float]:
-        """The list in brackets behind `key`."""
+        """Return the list of numbers that follows `key`, or `default`."""
         found = re.search(rf"\b{key}{_IS}[\[(]([\d\s.,eE+-]*)[\])]", self.text)
         try:
             numbers = [float(word) for word in re.split(r"[\s,]+", found[1]) if word]
@@ -118,7 +118,7 @@ class _Facts:
         return numbers if 0 < len(numbers) <= _MOST else list(default)
 
     def number(self, key: str, default: float) -> float:
-        """The number behind `key`."""
+        """Return the number that follows `key`, or `default`."""
         found = re.search(rf"\b{key}{_IS}(\d{{1,5}}(?:\.\d+)?)\b", self.text)
         return float(found[1]) if found else default
 
@@ -167,7 +167,7 @@ def _listed(numbers: Sequence[float]) -> str:
 
 
 def _some(names: Any) -> str:
-    """The first few of a list of names, "" for anything else."""
+    """Return the first five of a list of names; "" for anything else."""
     if not isinstance(names, list | tuple):
         return ""
     shown = ", ".join(printable(f"{name:.40}") for name in names[:5] if isinstance(name, str))
@@ -180,7 +180,7 @@ def _same(held: Tensor, wanted: Sequence[float]) -> bool:
 
 
 def _anchor_order(facts: _Facts, model: nn.Module, path: str) -> list[int]:
-    """Return for each of our anchors at a location the index of the same one of theirs."""
+    """Return mmdetection's index of each of our anchors at a location."""
     ratios = torch.tensor(facts.numbers("(?:anchor_)?ratios", (0.5, 1.0, 2.0)))
     octaves = min(int(facts.number("scales_per_octave", 3)), _MOST)
     scales = facts.number("octave_base_scale", 4) * 2 ** (torch.arange(octaves) / octaves)
@@ -213,7 +213,7 @@ def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> No
 
 
 def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
-    """Bring outputs of theirs, anchor by anchor, into the order of ours."""
+    """Reorder mmdetection's outputs, which are grouped by anchor, to our order of anchors."""
     if not tensor.dim() or len(tensor) % len(order):
         raise WeightsError(
             f"{path}: {name}, {tuple(tensor.shape)}, is not for {len(order)} anchors"
@@ -222,7 +222,7 @@ def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
 
 
 def _rename(name: str) -> str:
-    """Return Detectron2's name for mmdetection's, or the name itself if both have the same."""
+    """Return Detectron2's name for a name of mmdetection; the same name if no rule matches."""
     for theirs, ours in _PARTS.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

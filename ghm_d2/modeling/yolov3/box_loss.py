@@ -16,7 +16,7 @@ CoordinateLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
-    """The chosen loss of each coordinate: L2, smooth L1 or ASL1; None for GHM-R.
+    """Return the chosen loss of a coordinate: L2, smooth L1 or ASL1; None for GHM-R.
 
     Raises:
         UsageError: its parameter is out of range.
@@ -46,17 +46,17 @@ def box_loss(
     image_sizes: Sequence[tuple[int, int]],
     loss: CoordinateLoss,
 ) -> Tensor:
-    """The sum over positive anchors, each weighed by `box_weights`.
+    """Return the loss summed over positive anchors, each weighted by `box_weights`.
 
     Args:
-        pred, target: `past_sigmoid` and `encode_boxes`, (N, R_l, 4) a level; the targets of other
-            anchors than positive ones may be anything, NaN included.
-        boxes: (N, R_l, 4) matched boxes in px, a level each.
-        positive: (N, R_l) bool a level.
+        pred, target: results of `past_sigmoid` and `encode_boxes`, (N, R_l, 4) per level. Targets
+            of anchors that are not positive may be anything, even NaN.
+        boxes: matched boxes in px, (N, R_l, 4) per level.
+        positive: (N, R_l) bool per level.
         image_sizes: height and width of each image in px.
-        loss: of each coordinate.
+        loss: the loss of a coordinate.
     """
-    # filled in on the device: a copy of numbers to it would wait for it
+    # filled on the device, because copying numbers to it would wait for it
     areas = torch.stack([boxes[0].new_full((), h * w) for h, w in image_sizes])
     total = pred[0].new_zeros(())
     for p, t, b, mask in zip(pred, target, boxes, positive, strict=True):
@@ -67,11 +67,9 @@ def box_loss(
 
 
 def box_weights(boxes: Tensor, image_areas: Tensor) -> Tensor:
-    """Return darknet's weights of boxes, 2 - w * h with sides in parts of the image: (N, R, 1).
+    """Return darknet's weights of boxes, 2 - w * h with sides as fractions of the image, (N, R, 1).
 
-    They lie in [1, 2].
-
-    A box larger than its image weighs 1, as one that fills it.
+    They lie in [1, 2]. A box larger than its image has the weight 1, like one that fills it.
 
     Args:
         boxes: (N, R, 4) in px.

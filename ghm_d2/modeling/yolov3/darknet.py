@@ -17,7 +17,7 @@ FINEST_OUTPUT = 3  # "res3", of stride 8
 def conv_block(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, norm: str = "BN"
 ) -> Conv2d:
-    """A convolution without bias, batch norm and LeakyReLU(0.1); a bias where `norm` is ""."""
+    """Build a convolution, a norm and LeakyReLU(0.1); it has a bias only if `norm` is ""."""
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -33,10 +33,10 @@ def conv_block(
 
 
 def check_norm(key: str, norm: str, channels: Iterable[int]) -> None:
-    """Make sure that layers of these channels can have `norm`, the value of `key`.
+    """Check that `norm`, the value of `key`, suits layers with these numbers of channels.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: it does not.
     """
     for number in channels:
         try:
@@ -50,7 +50,7 @@ def check_norm(key: str, norm: str, channels: Iterable[int]) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """1x1 to half the channels, 3x3 back to all, added to the input."""
+    """A 1x1 convolution to half the channels and a 3x3 one back to all, added to the input."""
 
     def __init__(self, channels: int, norm: str = "BN"):
         super().__init__()
@@ -63,12 +63,12 @@ class ResidualBlock(nn.Module):
 
 
 class DarkNet(Backbone):
-    """A stem and stages that each halve the size and double the channels.
+    """A stem, and stages that each halve the size and double the channels.
 
-    Stage n, "res<n>", has stride 2**n, as Detectron2 names maps; the outputs are those of stride 8
-    and more: of DarkNet-53 "res3" (256 channels), "res4" (512) and "res5" (1024).
+    Stage n has stride 2**n and is called "res<n>", as in Detectron2. The outputs are the maps of
+    stride 8 and more. DarkNet-53 has "res3" (256 channels), "res4" (512) and "res5" (1024).
 
-    The layers are defined in the order of darknet's cfg files, which `darknet_weights` goes by.
+    The layers are defined in the order of darknet's cfg files, on which `darknet_weights` relies.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class DarkNet(Backbone):
     ):
         """
         Args:
-            in_channels: of the pictures.
-            stem_channels: doubled by each stage.
-            depths: residual blocks a stage, of at least three stages.
+            in_channels: channels of the images.
+            stem_channels: channels of the stem; each stage doubles them.
+            depths: number of residual blocks of each stage, for at least three stages.
             norm: see Detectron2's `get_norm`.
-            freeze_at: number of first stages, the stem among them, whose parameters and batch
+            freeze_at: number of first stages, counting the stem, whose parameters and batch
                 norm statistics stay fixed.
 
         Raises:
@@ -99,7 +99,7 @@ class DarkNet(Backbone):
             )
         if stem_channels < 1:
             raise UsageError(f"MODEL.DARKNET.STEM_CHANNELS is at least 1, not {stem_channels}")
-        check_norm("MODEL.DARKNET.NORM", norm, [stem_channels])  # others are multiples of it
+        check_norm("MODEL.DARKNET.NORM", norm, [stem_channels])  # the rest are its multiples
         if freeze_at not in range(len(depths) + 2):
             raise UsageError(f"MODEL.DARKNET.FREEZE_AT is 0 to {len(depths) + 1}, not {freeze_at}")
         self.stem = conv_block(in_channels, stem_channels, 3, norm=norm)
@@ -121,7 +121,7 @@ class DarkNet(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride: other sizes would not give maps that double exactly."""
+        """The largest stride; at other image sizes a map is not exactly twice the next one."""
         return 2 ** len(self.stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class DarkNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_ghm_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
-    """A `DarkNet` from MODEL.DARKNET.*.
+    """Build a `DarkNet` from MODEL.DARKNET.*.
 
     Raises:
         UsageError: see `DarkNet`.

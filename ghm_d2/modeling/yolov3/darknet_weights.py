@@ -1,10 +1,10 @@
 """darknet's weight files: raw float32 numbers in the order of the cfg file's layers.
 
-After a header (int32 major, minor and revision; the number of training images seen, int64 from
-version 0.2 on and int32 before) there are, for each convolution, biases, then with batch norm its
-weights, running means and running variances, then the kernel, (out, in, height, width). Source:
-darknet's src/parser.c, load_weights_upto and load_convolutional_weights. Nothing in the file
-says what it is of: its length is the only thing to check that by.
+The header holds int32 major, minor and revision, and the number of training images seen (int64
+from version 0.2 on, int32 before). Each convolution follows with its biases; with batch norm its
+weights, running means and running variances; and its kernel (out, in, height, width). Source:
+darknet's src/parser.c, load_weights_upto and load_convolutional_weights. The file does not name
+its network, so that only its length can be checked.
 """
 
 import os
@@ -20,22 +20,22 @@ from ghm_d2.files import write_atomically
 from ghm_d2.modeling.yolov3.darknet import DarkNet
 from ghm_d2.modeling.yolov3.head import YOLOv3Head
 
-# of whole models, of checkpoints, and of DarkNet-53 alone (74 layers, 52 of them convolutions)
+# whole models, checkpoints, and DarkNet-53 alone (74 layers, 52 of them convolutions)
 ENDINGS = (".weights", ".backup", ".conv.74")
 _VERSION = struct.Struct("<3i")
 _SEEN, _OLD_SEEN = struct.Struct("<q"), struct.Struct("<i")
 
 
 def read_darknet_weights(path: str, model: nn.Module) -> dict[str, Tensor]:
-    """The part of `model`'s state dict that a file holds, of the whole model or its backbone.
+    """Return the part of `model`'s state dict in a file: the whole model, or the backbone.
 
     Args:
-        path: of a local file.
-        model: with a `DarkNet` as `backbone`, and for more than that a `YOLOv3Head` as `head`.
+        path: a local file.
+        model: has a `DarkNet` as `backbone` and, to read a whole model, a `YOLOv3Head` as `head`.
 
     Raises:
-        WeightsError: the model has other layers, the file's length is not that of the model or of
-            its backbone, or a number in it is not finite or a variance negative.
+        WeightsError: the model has other layers than darknet's, the file's length fits neither the
+            model nor its backbone, a number is NaN or infinite, or a variance is negative.
     """
     backbone, everything = _tensors(model, path)
     try:
@@ -49,20 +49,20 @@ def read_darknet_weights(path: str, model: nn.Module) -> dict[str, Tensor]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
     state = _split(numbers, tensors, path)
-    # torch's batch norm counts batches as well, to no purpose here
+    # torch's batch norm also has batch counters, which nothing here reads
     counters = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
     return state | {n: b for n, b in counters.items() if _beside(n) in state}
 
 
 def write_darknet_weights(path: str, model: nn.Module, images_seen: int = 0) -> None:
-    """Write a `YOLOv3` with a `DarkNet`, or of another detector that backbone, for darknet.
+    """Write a `YOLOv3` with a `DarkNet`, or another detector's `DarkNet` backbone, for darknet.
 
-    What was read is written back to the bit, of header version 0.2.
+    Weights that were read are written back bit-identically. The header has version 0.2.
 
     Args:
-        path: of the file, which is there whole or not at all.
+        path: the file, which is written atomically.
         model: see `read_darknet_weights`.
-        images_seen: in training; darknet goes on counting there.
+        images_seen: number of training images, from which darknet continues to count.
 
     Raises:
         WeightsError: the model has other layers than darknet's.
@@ -79,7 +79,7 @@ def write_darknet_weights(path: str, model: nn.Module, images_seen: int = 0) -> 
 
 
 def _tensors(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone's tensors in the file's order by their names in `model`, and all tensors'."""
+    """Return the backbone's tensors, and all tensors, by their names and in the file's order."""
     backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
     if not isinstance(backbone, DarkNet):
         raise WeightsError(
@@ -120,7 +120,7 @@ def _header_size(header: bytes, path: str) -> int:
 
 
 def _fitting(found: int, backbone: dict, everything: dict, path: str) -> dict[str, Tensor]:
-    """Return the tensors, the backbone's or all, that have `found` bytes of numbers."""
+    """Return all tensors or the backbone's, whichever take up `found` bytes."""
     for tensors in (everything, backbone):
         if found == 4 * _count(tensors):
             return tensors

@@ -16,9 +16,9 @@ BOX_AND_OBJECTNESS = 5  # x, y, w, h and objectness, before the classes
 
 
 class YOLOv3Head(nn.Module):
-    """Goes from the coarsest map to the finest: convolutions, predictions, a route to the next.
+    """Predicts from the coarsest map to the finest; each level passes features to the next.
 
-    The layers are defined in the order of yolov3.cfg, which `darknet_weights` goes by.
+    The layers are defined in the order of yolov3.cfg, on which `darknet_weights` relies.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class YOLOv3Head(nn.Module):
     ):
         """
         Args:
-            in_channels: of the backbone's maps, the finest first, as in the two below.
-            channels: C of each level, of its 1x1 convolutions; its 3x3 convolutions have 2C.
-            num_anchors: A, priors of each level.
+            in_channels: channels of the backbone's maps, the finest first, as in the next two.
+            channels: C of each level; its 1x1 convolutions have C, its 3x3 convolutions 2C.
+            num_anchors: A, the number of priors of each level.
             num_classes: K.
             norm: see Detectron2's `get_norm`.
-            prior_prob: objectness at the start. darknet's is 0.5, which makes the first losses of
-                the many background priors some hundred times as large; 0.01 as in RetinaNet.
+            prior_prob: initial objectness, 0.01 as in RetinaNet. darknet's 0.5 makes the first
+                losses of the many background priors some hundred times as large.
 
         Raises:
             UsageError: `channels` below 1, or an unknown norm.
@@ -55,9 +55,9 @@ class YOLOv3Head(nn.Module):
         self.levels = nn.ModuleList(levels)  # the coarsest first
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Return predictions (N, A * (5 + K), H, W) a level of maps (N, C, H, W), the finest first.
+        """Return predictions (N, A * (5 + K), H, W) from maps (N, C, H, W), the finest level first.
 
-        A prior's channels in darknet's order: x, y (before the sigmoid), w, h, objectness and
+        A prior's channels are in darknet's order: x, y (before the sigmoid), w, h, objectness and
         class logits.
         """
         predictions, coarser = [], None
@@ -68,11 +68,11 @@ class YOLOv3Head(nn.Module):
 
 
 def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[int]]:
-    """The strides and channels of the maps that MODEL.YOLOV3, `keys`, names.
+    """Return the strides and channels of the maps that `keys`, MODEL.YOLOV3, names.
 
     Raises:
-        UsageError: a map that the backbone does not give, lists of different lengths, strides
-            that do not double, a level without priors, or priors that are no sides above 0.
+        UsageError: the backbone lacks a map, lists differ in length, strides do not double, a
+            level has no priors, or a prior is not a pair of sides above 0.
     """
     names = list(keys.IN_FEATURES)
     unknown = [name for name in names if name not in shapes]
@@ -112,7 +112,7 @@ def _is_prior(shape) -> bool:
 
 
 class _Level(nn.Module):
-    """One scale; `routed` is the number of the coarser level's channels, 0 for the coarsest."""
+    """One level; `routed` is the number of channels from the coarser level, 0 for the coarsest."""
 
     def __init__(self, map_channels, routed, c, num_anchors, num_classes, norm, prior_prob):
         super().__init__()
@@ -131,7 +131,7 @@ class _Level(nn.Module):
             bias[:, BOX_AND_OBJECTNESS - 1] = -math.log((1 - prior_prob) / prior_prob)
 
     def forward(self, x: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The predictions, and what is routed to the next level."""
+        """Return the predictions, and the features that the next finer level reads."""
         if coarser is not None:
             upsampled = F.interpolate(self.route(coarser), scale_factor=2.0, mode="nearest")
             x = torch.cat([upsampled, x], dim=1)

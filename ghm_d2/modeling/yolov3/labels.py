@@ -1,4 +1,4 @@
-"""YOLOv3's priors, what each is to learn, and the numbers it learns it in."""
+"""YOLOv3's priors, their training targets, and the encoding of boxes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class PriorGenerator(DefaultAnchorGenerator):
-    """Detectron2's anchors, of given widths and heights, at the centre of each cell.
+    """Detectron2's anchor generator with given widths and heights, centred in each cell.
 
     Args:
         shapes: (width, height) in px of each level's priors.
-        strides: px a cell, of each level.
+        strides: px per cell of each level.
     """
 
     def __init__(self, shapes: Sequence[Sequence[Sequence[float]]], strides: Sequence[int]):
@@ -27,12 +27,12 @@ class PriorGenerator(DefaultAnchorGenerator):
 
 
 class _Priors(NamedTuple):
-    """The P priors of all levels; each field has a row for each."""
+    """The P priors of all levels; each field has one row per prior."""
 
     shape: Tensor  # (P, 2) width and height in px
-    stride: Tensor  # (P, 1) of its level
+    stride: Tensor  # (P, 1) px per cell of its level
     grid: Tensor  # (P, 2) columns and rows of its level
-    step: Tensor  # (P,) anchors a cell of its level
+    step: Tensor  # (P,) anchors per cell of its level
     first: Tensor  # (P,) index of its first anchor, among all R
 
 
@@ -44,27 +44,27 @@ def label_priors(
     num_classes: int,
     ignore_iou: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The label of each anchor, and the box it is matched with, of each image.
+    """Return each anchor's label and the box that it is matched with, for each image.
 
-    Of each object one anchor is positive (arXiv 1804.02767, section 2.1): that of the prior, among
-    all levels', whose shape overlaps the object's the most, at the cell that the object's centre
-    lies in. Other anchors that overlap an object by more than `ignore_iou` are ignored, and all
-    else is background. "Overlap" is the anchor's here, as in the paper's words ("if the bounding
-    box prior is not the best but does overlap..."); darknet's code takes the predicted box, whose
-    labels change with the weights: two losses could not be compared on the same targets.
+    Each object has one positive anchor (arXiv 1804.02767, section 2.1). It belongs to the prior, of
+    all levels, whose shape overlaps the object's the most, and lies in the cell of the object's
+    centre. Other anchors that overlap an object by more than `ignore_iou` are ignored, and the rest
+    are background. "Overlap" is that of the anchor, as in the paper ("if the bounding box prior is
+    not the best but does overlap..."). darknet's code uses the predicted box instead. Labels then
+    change with the weights, and two losses could not be compared on the same targets.
 
-    Where two objects have one anchor in common the later one has it, as in darknet. A centre on
-    the border or outside belongs to the nearest cell. Boxes without an area are no objects.
+    If two objects share an anchor, the later object gets it, as in darknet. A centre on the border
+    or outside belongs to the nearest cell. Boxes without an area do not count as objects.
 
     Args:
-        anchors: of each level of `generator`, R in all.
-        gt_instances: of each image.
+        anchors: the anchors of each level of `generator`, R in all.
+        gt_instances: the objects of each image.
         num_classes: K.
         ignore_iou: at most 1.
 
     Returns:
-        gt_labels, (R,) int64 an image: 0..K-1 a class, K background, -1 ignored; gt_boxes,
-        (R, 4) an image, which mean something for anchors with a class only.
+        gt_labels, (R,) int64 per image: 0..K-1 a class, K background, -1 ignored; and gt_boxes,
+        (R, 4) per image, which are meaningful for positive anchors only.
     """
     priors, all_anchors = _priors(anchors, generator), Boxes.cat(anchors)
     pairs = [_label(all_anchors, priors, gt, num_classes, ignore_iou) for gt in gt_instances]
@@ -76,7 +76,7 @@ def _priors(anchors: list[Boxes], generator: PriorGenerator) -> _Priors:
     rows, first = [], 0
     for level, stride, a in zip(anchors, generator.strides, generator.num_anchors, strict=True):
         corner, end = level.tensor[:a].split(2, dim=1)
-        # the last anchor's centre tells how many cells there are, without waiting for the device
+        # the last anchor's centre gives the number of cells without waiting for the device
         last = level.tensor[-1].view(2, 2).mean(0)
         grid = (last / stride + 0.5).round().long()
         index = torch.arange(a, device=corner.device)
@@ -94,7 +94,7 @@ def _label(anchors, priors, gt, num_classes, ignore_iou) -> tuple[Tensor, Tensor
     size = boxes[:, 2:] - boxes[:, :2]
     valid = (size > 0).all(1) & boxes.isfinite().all(1)  # (G,)
     slot = _anchor_of(boxes, size, priors)
-    slot = torch.where(valid, slot, len(anchors))  # one row more, for those without an anchor
+    slot = torch.where(valid, slot, len(anchors))  # an extra row takes objects without an anchor
     owner = slot.new_full((len(anchors) + 1,), -1)
     objects = torch.arange(len(gt), device=slot.device)
     owner = owner.scatter_reduce(0, slot, objects, "amax")[:-1]  # (R,) the last object, or -1
@@ -106,7 +106,7 @@ def _label(anchors, priors, gt, num_classes, ignore_iou) -> tuple[Tensor, Tensor
 
 
 def _anchor_of(boxes: Tensor, size: Tensor, priors: _Priors) -> Tensor:
-    """Return the index of the anchor that each box of (G, 4) belongs to, (G,)."""
+    """Return the index of each box's anchor, (G,), for boxes (G, 4)."""
     common = torch.minimum(size[:, None], priors.shape).prod(-1)  # (G, P), same centre
     union = size.prod(1)[:, None] + priors.shape.prod(1) - common
     best = (common / union).argmax(1)
@@ -118,16 +118,16 @@ def _anchor_of(boxes: Tensor, size: Tensor, priors: _Priors) -> Tensor:
 
 
 def box_values(predictions: Tensor) -> Tensor:
-    """Return sigma(tx), sigma(ty), tw, th, (..., 4), of raw predictions (..., 4 or more)."""
+    """Return sigma(tx), sigma(ty), tw, th, (..., 4), from raw predictions (..., 4 or more)."""
     return torch.cat([predictions[..., :2].sigmoid(), predictions[..., 2:4]], dim=-1)
 
 
 def past_sigmoid(predictions: Tensor) -> Tensor:
     """Return `box_values` whose gradient reaches the raw predictions unchanged, as darknet's does.
 
-    The sigmoid's slope, at most 1/4 and next to nothing where it is flat, is left out: of a
-    squared error that makes the gradient of cross entropy. The gradient norm that GHM-R goes by is
-    then that of what the network puts out, as in other detectors.
+    The gradient leaves out the sigmoid's slope, which is at most 1/4 and near 0 where the sigmoid
+    is flat. A squared error then has the gradient of cross entropy. GHM-R then goes
+    by the gradient at the network's raw output, as in other detectors.
     """
     raw = predictions[..., :4]
     return raw - raw.detach() + box_values(predictions).detach()
@@ -137,12 +137,12 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, stride: int) -> Tensor:
     """Return the targets of `box_values`, (..., 4) (arXiv 1804.02767, section 2.1).
 
     Args:
-        anchors, boxes: (..., 4) in px. Of a box without an area the result is no number.
-        stride: px a cell.
+        anchors, boxes: (..., 4) in px. A box without an area gives NaN or infinite targets.
+        stride: px per cell.
 
     Returns:
-        the centre within the cell, in cells and within [0, 1], and the logarithm of width and
-        height over the anchor's.
+        the centre relative to the cell, in cells and clamped to [0, 1]; and the logarithms of
+        width and height divided by the anchor's.
     """
     size = anchors[..., 2:] - anchors[..., :2]
     cell = anchors.unflatten(-1, (2, 2)).mean(-2) / stride - 0.5
@@ -152,9 +152,10 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, stride: int) -> Tensor:
 
 
 def anchor_deltas(values: Tensor, anchors: Tensor, stride: int) -> Tensor:
-    """Convert `box_values` (..., 4) to deltas of Detectron2's `Box2BoxTransform` of weights 1.
+    """Convert `box_values` (..., 4) to deltas of Detectron2's `Box2BoxTransform` with weights 1.
 
-    That clamps the logarithms at log(1000 / 16): a box has at most 62.5 times its prior's sides.
+    It clamps the logarithms at log(1000 / 16), so that a box has at most 62.5 times the prior's
+    sides.
     """
     size = anchors[..., 2:] - anchors[..., :2]
     return torch.cat([(values[..., :2] - 0.5) * stride / size, values[..., 2:]], dim=-1)

@@ -32,7 +32,7 @@ from ghm_d2.modeling.yolov3.labels import (
     past_sigmoid,
 )
 
-CLS_LOSSES = ("ce", "ghm_c")  # of objectness too
+CLS_LOSSES = ("ce", "ghm_c")  # also for objectness
 REG_LOSSES = ("l2", "smooth_l1", "asl1", "ghm_r")
 DEFAULTS = LossChoice("ce", "l2", smooth_l1_beta=0.1)
 
@@ -42,11 +42,11 @@ class GHMYOLOv3(DenseDetector):
     """YOLOv3 on any backbone whose maps' strides double.
 
     The losses "ce", "l2", "smooth_l1" and "asl1" are sums divided by the number of images, as in
-    darknet; GHM losses normalise themselves. Of labels and losses nothing waits for the device but
-    the number of positive anchors that is logged every 20 iterations.
+    darknet; GHM losses normalise themselves. Labels and losses do not wait for the device, except
+    to log the number of positive anchors every 20 iterations.
 
-    Several processes train as one with the whole batch, after one all-reduce of counts a step; but
-    MODEL.GHM.CLS.DENSITY exact is of each process's own samples.
+    Several processes train like one process with the whole batch, after one all-reduce of counts
+    per step. But MODEL.GHM.CLS.DENSITY exact covers each process's own samples only.
     """
 
     @configurable
@@ -74,21 +74,21 @@ class GHMYOLOv3(DenseDetector):
         """
         Args:
             backbone, head_in_features: the maps that feed the head, the finest first.
-            head: gives (N, A * (5 + K), H, W) a level; see `YOLOv3Head`.
+            head: returns (N, A * (5 + K), H, W) per level; see `YOLOv3Head`.
             anchor_generator: the priors of each level.
             num_classes: K.
-            pixel_mean, pixel_std: of each channel.
+            pixel_mean, pixel_std: mean and standard deviation of each channel.
             ignore_iou: see `label_priors`.
             obj_loss_type: "ce" or "ghm_c".
-            ghm_obj, ghm_c, ghm_r: `GHMC` of the objectness, `GHMC` of the classes and `GHMR`,
-                where a loss type names them.
-            test_score_thresh: of objectness times class probability.
-            test_topk_candidates: before non-maximum suppression, of each level.
-            test_nms_thresh: IoU.
-            max_detections_per_image: after it.
-            **losses: the fields of `LossChoice`: `cls_loss_type` is "ce" or "ghm_c",
-                `box_reg_loss_type` is "l2", "smooth_l1", "asl1" or "ghm_r"; `smooth_l1_beta` and
-                `asl1_mu` are in cells and in logarithms of sides.
+            ghm_obj, ghm_c, ghm_r: `GHMC` for objectness, `GHMC` for classes and `GHMR`, needed if
+                a loss type names them.
+            test_score_thresh: threshold of objectness times class probability.
+            test_topk_candidates: most candidates per level before non-maximum suppression (NMS).
+            test_nms_thresh: IoU threshold of NMS.
+            max_detections_per_image: most detections after NMS.
+            **losses: the fields of `LossChoice`. `cls_loss_type` is "ce" or "ghm_c".
+                `box_reg_loss_type` is "l2", "smooth_l1", "asl1" or "ghm_r". `smooth_l1_beta` and
+                `asl1_mu` are in cells for centres and in logarithms for sides.
 
         Raises:
             UsageError: an unknown loss type, a GHM loss without its module, or `ignore_iou` or
@@ -162,15 +162,15 @@ class GHMYOLOv3(DenseDetector):
         """Return the losses of arXiv 1804.02767, sections 2.1 and 2.2.
 
         Args:
-            anchors: of each level, R_l of them, R in all.
-            predictions: (N, R_l, 5 + K) a level.
-            gt_labels, gt_boxes: (R,) and (R, 4) an image, as of `label_anchors`.
+            anchors: R_l anchors per level, R in all.
+            predictions: (N, R_l, 5 + K) per level.
+            gt_labels, gt_boxes: (R,) and (R, 4) per image, from `label_anchors`.
             image_sizes: height and width in px of each image, without its padding.
         """
         choice, background = self.loss_choice, self.num_classes
         labels = torch.stack(gt_labels)  # (N, R)
         positive = (labels >= 0) & (labels != background)
-        count_foreground(positive, choice.sync)  # for the log alone
+        count_foreground(positive, choice.sync)  # only for the log
         predictions = [upcast(p) for p in predictions]
         objects = torch.where(labels < 0, -1, (labels == background).long())  # 0 object, 1 none
         classes = torch.where(positive, labels, -1)
@@ -198,13 +198,13 @@ class GHMYOLOv3(DenseDetector):
     def _ce_loss(
         self, logits: list[Tensor], labels: list[Tensor], weights: list[Tensor] | None = None
     ) -> Tensor:
-        """The sum of the binary cross entropies of `flat_levels`, and of their weights."""
+        """Return the sum of the weighted binary cross entropies of the results of `flat_levels`."""
         loss = partial(bce_loss, reduction="sum", kernel=self.loss_choice.kernel)
         levels = zip(logits, labels, weights or [None] * len(logits), strict=True)
         return sum(loss(x, y, weight=weight) for x, y, weight in levels)
 
     def _box_levels(self, anchors, gt_boxes, positive):
-        """Return encoded boxes, the matched boxes and the mask of positive ones, a level each."""
+        """Return encoded boxes, matched boxes and the mask of positive anchors, per level."""
         sizes = [len(a) for a in anchors]
         boxes = torch.stack(gt_boxes).split(sizes, dim=1)
         levels = zip(anchors, boxes, self.anchor_generator.strides, strict=True)
@@ -241,7 +241,7 @@ class GHMYOLOv3(DenseDetector):
         deltas: list[Tensor],
         image_size: tuple[int, int],
     ) -> Instances:
-        """Detect as Detectron2's `RetinaNet` does: scores (R_l, K) and deltas (R_l, 4) a level."""
+        """Detect like Detectron2's `RetinaNet`: scores (R_l, K) and deltas (R_l, 4) per level."""
         pred = self._decode_multi_level_predictions(
             anchors, scores, deltas, self.test_score_thresh, self.test_topk_candidates, image_size
         )
@@ -251,6 +251,6 @@ class GHMYOLOv3(DenseDetector):
         return pred[keep[: self.max_detections_per_image]]
 
     def _by_anchor(self, predictions: list[Tensor]) -> list[Tensor]:
-        """Rearrange predictions (N, A * (5 + K), H, W) of a level to (N, H * W * A, 5 + K)."""
+        """Rearrange each level's predictions (N, A * (5 + K), H, W) to (N, H * W * A, 5 + K)."""
         size = BOX_AND_OBJECTNESS + self.num_classes
         return self._transpose_dense_predictions([predictions], [size])[0]

@@ -1,4 +1,4 @@
-"""AP against the condition, a line a method."""
+"""The figure of AP by condition, with one line per method."""
 
 from matplotlib.figure import Figure
 
@@ -18,7 +18,7 @@ from ghm_d2.reports.results import Row
 
 
 def conditions_figure(rows: list[Row]) -> Picture | None:
-    """Draw AP of each method in each condition; None if nothing is repeated or finished."""
+    """Draw AP of each method in each condition; None without conditions or without results."""
     found = by_condition(rows)
     if not any(row.ap["AP"].n for of_condition in found.values() for row in of_condition.values()):
         return None

@@ -1,4 +1,4 @@
-"""Differences of AP with their intervals, a line a pair: a comparison at a glance."""
+"""The figure of AP differences with their intervals, with one line per pair."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ WORD_COLOURS = {HIGHER: COLOURS[0], LOWER: COLOURS[1], SAME: COLOURS[2], UNDECID
 
 
 def differences_figure(reports: Sequence[Report]) -> Picture | None:
-    """A panel a comparison; None where none has two seeds of both sides of a pair."""
+    """Draw one panel per comparison; None if no pair has two seeds on both sides."""
     shown = []
     for report in reports:
         comparison = report.study.comparison

@@ -1,4 +1,4 @@
-"""The look of the figures: one style, a colour a side, small multiples, and PNGs without a date."""
+"""The look of all figures: one style, one colour per side, panels, and PNGs without a date."""
 
 import io
 import math
@@ -23,8 +23,8 @@ from ghm_d2.reports.page.document import Picture
 # Okabe and Ito's palette, which the colour-blind can tell apart; their yellow is too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
-OTHERS = "#C8CDD2"  # of the lines that a panel is not about
-# as many sides can be told apart in one panel; more get a panel each
+OTHERS = "#C8CDD2"  # the colour of other sides' lines in a side's panel
+# with more sides than this, each gets its own panel, since their lines could not be told apart
 MOST_LINES = 6
 COLUMNS = 3
 STYLE: Any = {
@@ -63,7 +63,7 @@ def plain(text: str, longest: int = 44) -> str:
 def draw(file: str, title: str, caption: str, build: Callable[[], Figure]) -> Picture:
     """The figure that `build` makes, as a PNG.
 
-    The file's bytes hang on the figure alone: the same records give the same file.
+    The file's bytes depend only on the figure: the same records give the same file.
     """
     with matplotlib.rc_context(STYLE):
         figure = build()
@@ -71,7 +71,7 @@ def draw(file: str, title: str, caption: str, build: Callable[[], Figure]) -> Pi
         canvas.draw()  # savefig would draw twice
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         plt.close(figure)
-    # a palette instead of 32 bits a pixel: a third of the size, and no difference to the eye
+    # a palette instead of 32 bits per pixel: a third of the size, and no visible difference
     png = io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(png, format="png", optimize=True)
     return Picture(file, png.getvalue(), title, caption)
@@ -85,7 +85,7 @@ def panels(
     share_y: bool = True,
     columns: int = COLUMNS,
 ) -> tuple[Figure, list[Axes]]:
-    """A grid of small multiples, a panel a title; one or two are larger."""
+    """A grid of panels, one per title; with one or two columns the panels are larger."""
     if len(titles) in (2, 4):
         columns = 2
     columns = max(1, min(columns, len(titles)))
@@ -113,7 +113,7 @@ def panels(
 
 
 def side_panels(sides: Sequence[tuple[int, str]], height: float) -> tuple[Figure, Sequence[Axes]]:
-    """An axis for each side, of (index, name): one for all of a few, a panel each for more."""
+    """An axis per side (index, name): the same for all, or a panel each if over MOST_LINES."""
     if len(sides) > MOST_LINES:
         return panels([name for _, name in sides], height=min(height, 2.5))
     figure, axes = panels([""], height=height)
@@ -122,7 +122,7 @@ def side_panels(sides: Sequence[tuple[int, str]], height: float) -> tuple[Figure
 
 
 def log_scale(axes: Sequence[Axes]) -> None:
-    """Give y axes one logarithmic scale, with round numbers where it spans little."""
+    """Give the y axes one logarithmic scale, with ticks at 1, 2 and 5 if it spans under 1:1000."""
     for axis in axes:
         axis.set_yscale("log")
     low, high = axes[0].get_ylim()
@@ -133,13 +133,13 @@ def log_scale(axes: Sequence[Axes]) -> None:
 
 
 def label_outside(figure: Figure, x: str, y: str) -> None:
-    """Name the axes of all panels once."""
+    """Label the axes of all panels once."""
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
 
 
 def legend(figure: Figure, labels: Sequence[tuple[str, str, Any]]) -> None:
-    """A legend above the panels, of (text, colour, line style)."""
+    """Add a legend of (text, colour, line style) above the panels."""
     handles = [Line2D([], [], color=c, linestyle=s) for _, c, s in labels]
     texts = [plain(text) for text, _, _ in labels]
     widest = max(map(len, texts), default=1)
@@ -153,5 +153,5 @@ def legend(figure: Figure, labels: Sequence[tuple[str, str, Any]]) -> None:
 
 
 def numbers(values: Iterable[float | None]) -> np.ndarray:
-    """A float array; null becomes NaN, which is not drawn."""
+    """A float array; None becomes NaN, which is not drawn."""
     return np.array([np.nan if v is None else v for v in values], dtype=float)

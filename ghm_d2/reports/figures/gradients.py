@@ -1,4 +1,4 @@
-"""Figures of gradients on the trained models, and of what losses make of them (analysis.json)."""
+"""Figures of the trained models' gradients, and of how losses weight them (analysis.json)."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ from ghm_d2.reports.runs import SeedRun, SideRuns, part
 
 PARTS = {"cls": "classification", "reg": "box regression"}
 NORMS = {"cls": ("g", "samples"), "reg": ("g = |d| / sqrt(d² + mu²)", "box coordinates")}
-# the losses by their names in analysis.json, the plain one first
+# name of a loss in analysis.json -> its label, the plain loss first
 LOSSES = {
     "cls": {"CE": "CE", "focal": "focal", "GHM-C": "GHM-C", "GHM-C robust": "GHM-C, robust"},
     "reg": {"SL1": "SL1", "ASL1": "ASL1", "GHM-R": "GHM-R", "GHM-R robust": "GHM-R, robust"},
@@ -75,7 +75,7 @@ def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 
 def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """Draw a sample's weight under each loss by its gradient norm; None without an analysis."""
+    """Draw a sample's weight under each loss against its gradient; None without an analysis."""
     found = _analysed(sides, "effective_gradient", part_of)
     if not found:
         return None
@@ -83,7 +83,7 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
     plain_loss = next(iter(losses))
 
     def build() -> Figure:
-        # how far |d| goes hangs on the head's units: a side's own
+        # the range of |d| depends on the units of each side's head
         figure, axes = panels([name for name, _ in found], share_x=part_of == "cls")
         for axis, (_, curves) in zip(axes, found, strict=True):
             axis.set_xlabel(_mu_words(curves), fontsize="small")
@@ -118,7 +118,7 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 
 def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
-    """Draw each loss's shares of the gradient among samples; None without an analysis."""
+    """Draw how each loss divides the gradient among samples; None without an analysis."""
     found = _analysed(sides, "gradient_share", part_of)
     if not found:
         return None
@@ -147,12 +147,12 @@ def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
 
 
 def _analysed(sides: list[SideRuns], *keys: str) -> list[tuple[str, dict]]:
-    """The side's name, and this part of its analysis, of the sides that have it."""
+    """Return (name of the side, this part of its analysis) for each side that has it."""
     return [(s.name, part(run.analysis, *keys)) for s in sides if (run := s.analysed(*keys))]
 
 
 def _loss_legend(figure: Figure, losses: dict[str, str], found: list[dict]) -> None:
-    """A legend of the losses that any analysis has; earlier versions lack the robust form."""
+    """Add a legend of the losses that any analysis has; older ones lack the robust form."""
     styles = zip(losses.items(), LOSS_STYLES, strict=True)
     there = [
         (label, *style) for (name, label), style in styles if any(name in one for one in found)

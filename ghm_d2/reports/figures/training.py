@@ -24,7 +24,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def learning_curves(sides: list[SideRuns]) -> Picture | None:
-    """AP against iteration; None where no run was evaluated."""
+    """AP against iteration; None if no run was evaluated."""
     caption = (
         "Line: mean over the seeds that finished. Band: from the lowest to the highest of them, "
         "not a confidence interval."
@@ -34,7 +34,7 @@ def learning_curves(sides: list[SideRuns]) -> Picture | None:
 
 
 def loss_curves(sides: list[SideRuns]) -> Picture | None:
-    """The classification loss against iteration; None where none was written."""
+    """The classification loss against iteration; None if none was written."""
     caption = (
         "loss_cls, each point the median of 20 iterations, on a logarithmic scale; line and band "
         "as above. The losses are different functions: compare how they fall and how steady they "
@@ -45,7 +45,7 @@ def loss_curves(sides: list[SideRuns]) -> Picture | None:
 
 
 def gradient_ratios(sides: list[SideRuns]) -> Picture | None:
-    """Classification's gradient over the boxes', by iteration; None where none was measured."""
+    """Classification gradient / box gradient against iteration; None if none was measured."""
     caption = (
         "L2 norms of the gradients of classification and of boxes at the features that both heads "
         "read, a batch every 20 iterations or so, on a logarithmic scale; line and band as above. "
@@ -107,7 +107,7 @@ def _draw_side(axis, curves: list[tuple[str, Curve]], shade: str, style: str) ->
 
 
 def _spread(curves: list[tuple[str, Curve]]) -> tuple[list[int], list, list, list]:
-    """Iterations, and lowest, mean and highest value then, of the finished runs that have one."""
+    """Iterations, and the lowest, mean and highest value of the finished runs at each of them."""
     values: dict[int, list[float]] = {}
     for status, (steps, points) in curves:
         if status == FINISHED:
@@ -119,14 +119,14 @@ def _spread(curves: list[tuple[str, Curve]]) -> tuple[list[int], list, list, lis
 
 
 def density_figures(sides: list[SideRuns]) -> list[Picture]:
-    """The moving average over time of each side with a GHM loss; a picture for each kind of it."""
+    """The moving average over time of each side with a GHM loss; one picture per kind of loss."""
     kinds: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     for side in sides:
         rows_of_side = next((run.density for run in side.finished if run.density), [])
         for name in dict.fromkeys(row["density"] for row in rows_of_side):
             rows = [row for row in rows_of_side if row["density"] == name]
             steps = np.array([row["iteration"] + 1 for row in rows])
-            # (T, M); of a moving average a feature level, their sum
+            # (T, M); one moving average per feature level is summed up
             ema = np.stack([np.nansum([numbers(level) for level in r["ema"]], 0) for r in rows])
             kind, where = kind_of(name)
             if ema.any():  # momentum 0 averages nothing
@@ -135,7 +135,7 @@ def density_figures(sides: list[SideRuns]) -> list[Picture]:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """The loss and its place of, such as, "proposal_generator.ghm_c.density"."""
+    """Split a name such as "proposal_generator.ghm_c.density" into a loss and its place."""
     kind = name.split(".")[-2] if "." in name else name
     where = ", RPN" if "proposal_generator" in name else ""
     return {"ghm_c": "GHM-C", "ghm_r": "GHM-R"}.get(kind, kind), where

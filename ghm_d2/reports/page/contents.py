@@ -1,4 +1,4 @@
-"""The contents of a report, in their order."""
+"""The contents of a report, in the order in which they appear."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def document_of(report: Report) -> Document:
     """The whole report.
 
     Raises:
-        DataError: a file of a run is not what its name says.
+        DataError: a file of a run does not have the known format.
     """
     study = report.study
     comparison = study.comparison
@@ -151,7 +151,7 @@ def _speed(sides: list[SideRuns]) -> list[Block]:
 
 
 def _models(sides: list[SideRuns]) -> list[Block]:
-    """The figures made from analyses, with a line for whatever is missing."""
+    """The figures made from analyses, and a line that names the missing ones."""
     drawn = {
         "gradient norms": lambda: gradient_figures.gradient_norms(sides, "cls"),
         "gradient norms of boxes": lambda: gradient_figures.gradient_norms(sides, "reg"),
@@ -193,7 +193,7 @@ def _noise(report: Report) -> list[Block]:
 
 
 def _worst(sides: list[SideRuns]) -> list[Block]:
-    """A contact sheet a side, folded."""
+    """One folded contact sheet per side."""
     blocks: list[Block] = []
     missing = []
     for i, side in enumerate(sides):

@@ -1,6 +1,6 @@
 """A document of paragraphs, tables and pictures, as Markdown and as one HTML file.
 
-Every text in it may be hostile, since names of classes, files and data sets are: both forms escape.
+Names of classes, files and data sets may be hostile, so both formats escape every text.
 """
 
 import base64
@@ -17,7 +17,7 @@ TEMPLATE = "report.html.j2"
 
 
 class Best(str):
-    """A table's cell in bold."""
+    """A table cell in bold."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headers; the first `text_columns` are names, the others figures."""
+    """Rows of cells under headers; the first `text_columns` hold names, the others numbers."""
 
     headers: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -42,9 +42,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or JPEG with the name of its file, what it shows, and how to read it.
+    """A PNG or JPEG with its file name, a title, and a caption that says how to read it.
 
-    `folded` pictures are shown on demand, where the form allows it.
+    `folded` pictures are shown on demand, if the format allows it.
     """
 
     file: str
@@ -70,7 +70,7 @@ Block = Text | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and the blocks under it."""
 
     title: str
     blocks: list[Block]
@@ -78,7 +78,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A title, what is asked, what the answer is, and the sections that bear it out."""
+    """A title, the question, the answer, and the sections that support it."""
 
     title: str
     question: str
@@ -93,7 +93,7 @@ class Document:
 
 
 def data_uri(data: bytes, mime: str) -> str:
-    """A "png" or "jpeg" as a data: URI, which an <img> shows without fetching anything."""
+    """A "png" or "jpeg" picture as a data: URI, which an <img> shows without loading a file."""
     return f"data:image/{mime};base64,{base64.b64encode(data).decode()}"
 
 
@@ -107,12 +107,12 @@ def is_picture(data: bytes) -> bool:
 
 
 def html(document: Document) -> str:
-    """The document as one HTML file that fetches nothing and runs nothing."""
+    """The document as one HTML file that loads nothing and has no script."""
     return render(TEMPLATE, document=document)
 
 
 def render(template: str, **values) -> str:
-    """A page from a template of this folder, in which every text is escaped."""
+    """Render a template of this folder; every text in it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -125,7 +125,7 @@ def render(template: str, **values) -> str:
 
 
 def markdown(document: Document) -> str:
-    """The document as Markdown (GitHub's), its pictures as files beside it."""
+    """The document as GitHub Markdown, which links to the pictures as files beside it."""
     parts = [f"# {escape(document.title)}", _paragraph(document.question)]
     parts += ["## Answer", *map(_paragraph, document.verdict)]
     for section in document.sections:
@@ -135,7 +135,7 @@ def markdown(document: Document) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """A table alone as Markdown."""
+    """A table as Markdown."""
     rule = ["---" if i < table.text_columns else "---:" for i in range(len(table.headers))]
     lines = [map(escape, table.headers), rule, *(map(_cell, row) for row in table.rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -143,9 +143,9 @@ def markdown_table(table: Table) -> str:
 
 def escape(text: str) -> str:
     """Escape `text` for a line of Markdown that shows it as it is, in or outside a table."""
-    # and without what would steer a terminal that shows the file
+    # without control characters, which could steer a terminal that shows the file
     line = "".join(c for c in " ".join(text.split()) if c.isprintable())
-    # an underscore within a word is none of Markdown's
+    # an underscore within a word has no meaning in Markdown
     line = re.sub(r"[\\`*\[\]|~]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])", r"\\\g<0>", line)
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -160,13 +160,13 @@ def _block(block: Block) -> str:
     if isinstance(block, Picture):
         return f"![{escape(block.title)}]({block.file})\n\n{escape(block.caption)}"
     if block.kind == "code":
-        # four spaces make code of any text, where a fence could be closed from within
+        # code by four spaces of indent, since the text could close a fence
         return "\n".join("    " + line for line in block.text.splitlines())
     return _paragraph(block.text)
 
 
 def _paragraph(text: str) -> str:
-    """A line that starts no list, heading or rule, whatever its first word is."""
+    """Return `text` as a line that starts no list, heading or rule, however it begins."""
     return re.sub(r"^([#+=-]|\d+(?=[.)]))", _entity, escape(text))
 
 

@@ -1,4 +1,4 @@
-"""The page of suspect annotations: worst first, each beside what the model sees."""
+"""The page of suspect annotations: the worst first, each beside the model's detection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ghm_d2.reports.page.document import data_uri, render
 
 TEMPLATE = "suspects.html.j2"
-# what a card says of its kind
+# kind of suspect -> the words on its card
 WORDS = {
     "class": "wrong class?",
     "box": "box off?",
@@ -20,12 +20,12 @@ class Card:
     """A suspect as the page shows it.
 
     Attributes:
-        number: its place in suspects.csv, from 1.
-        kind: of WORDS.
-        class_name: that of the annotation; of a missing one the class that the model sees.
-        seen: what the model sees, such as "7, score 0.84"; "" for nothing.
-        file: the image's.
-        jpeg: the picture of both.
+        number: its row in suspects.csv, from 1.
+        kind: a key of WORDS.
+        class_name: the annotation's class; for a missing annotation the class the model sees.
+        seen: the model's detection, such as "7, score 0.84"; "" if there is none.
+        file: the image's file name.
+        jpeg: a picture of the annotation beside the detection.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Card:
 
 
 def page(title: str, notes: Sequence[str], cards: Sequence[Card]) -> str:
-    """One HTML file with a filter by kind and class, which fetches nothing and runs nothing.
+    """One HTML file with a filter by kind and class; it loads nothing and has no script.
 
     Args:
         notes: paragraphs above the cards.

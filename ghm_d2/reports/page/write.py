@@ -17,7 +17,7 @@ from ghm_d2.reports.report import Report, read_report
 from ghm_d2.reports.study import Study, is_comparison
 
 HTML_FILE, MARKDOWN_FILE, RUNS_FILE = "report.html", "report.md", "runs.csv"
-# what runs.csv has in columns of its own, or not at all
+# fields of a record that runs.csv has in other columns, or not at all
 APART = (
     *("seed", "status", "outcome", "packages", "metrics", "mask_metrics", "per_class", "best"),
     *("evaluated_on", "other_sets", "objects", "train_objects", "weight_variation"),
@@ -31,12 +31,12 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
     The same records give the same bytes.
 
     Args:
-        folder: of a comparison (comparison.json), finished or not; or one with runs in it, which
-            are then grouped by what was trained.
+        folder: a comparison's folder (with comparison.json), finished or not, or a folder of runs,
+            which are then grouped by what was trained.
         output: where to write; by default the comparison's folder, or FOLDER/report.
 
     Raises:
-        DataError: there is neither in `folder`, or a file is not what its name says.
+        DataError: `folder` has neither, or a file does not have the known format.
         UsageError: `output` cannot be written.
     """
     folder = Path(folder)
@@ -62,7 +62,7 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
 
 
 def write_overview(folder: Path, reports: list[Report]) -> Path | None:
-    """Draw the differences of all comparisons in `folder` there; the file, unless there are none.
+    """Draw the differences of all comparisons into a picture in `folder`; None without any.
 
     Raises:
         UsageError: `folder` cannot be written.
@@ -78,7 +78,7 @@ def write_overview(folder: Path, reports: list[Report]) -> Path | None:
 
 
 def runs_csv(study: Study) -> str:
-    """A row a planned run: side, seed, status, outcome, and the numbers of its record."""
+    """One row per planned run: side, seed, status, outcome, and the numbers in its record."""
     runs = [(side, run) for side in study.sides for run in side.runs]
     records = [run.record for _, run in runs if run.record]
     classes = sorted({name for record in records for name in record.per_class})
@@ -110,7 +110,7 @@ def _numbers(record: RunRecord | None) -> dict[str, Any]:
 
 
 def _figures(record: RunRecord) -> dict[str, float | None]:
-    """Return AP of boxes, of masks as mask_AP, and of further data sets with their names before."""
+    """Return box AP, mask AP as mask_AP, and both on further data sets, prefixed by their names."""
     found: dict[str, float | None] = {}
     for number, figures in enumerate(record.sets):
         before = f"{figures.dataset} " if number else ""

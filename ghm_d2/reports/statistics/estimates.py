@@ -1,4 +1,4 @@
-"""Means and differences of AP over seeds, and the errors that seeds and test images leave."""
+"""Means and differences of AP over seeds, with the errors from seeds and from test images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-ALPHA = 0.05  # probability of a claim where there is no difference
+ALPHA = 0.05  # probability of claiming a difference that does not exist
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of `n` values and the interval of their expectation, of 95% unless said otherwise.
+    """The mean of `n` values and its confidence interval, 95% unless another is stated.
 
-    mean is None for n = 0; low and high are None for n < 2, where nothing is known of the spread.
+    mean is None for n = 0; low and high are None for n < 2, because the spread is unknown.
     """
 
     n: int
@@ -25,19 +25,19 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Half the length of the interval; None where there is none."""
+        """Half the length of the interval; None if there is none."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 class Error(NamedTuple):
-    """A standard error in AP. noise: how well it is known, half the variance of its square."""
+    """A standard error in AP. noise: half the variance of its square, which gives `df`."""
 
     se: float
     noise: float
 
     @property
     def df(self) -> float:
-        """The degrees of freedom that it is known with (Satterthwaite)."""
+        """The degrees of freedom of the error (Satterthwaite)."""
         return max(1.0, self.se**4 / self.noise) if self.noise else math.inf
 
 
@@ -45,8 +45,8 @@ class Error(NamedTuple):
 class Replicates:
     """A run's AP on resamples of its test images.
 
-    set: a name of the images; runs judged on the same set have the same resamples.
-    images: how many there are. ap: (B,) percentages.
+    set: identifies the images; runs judged on the same set have the same resamples.
+    images: number of images. ap: (B,) percentages.
     """
 
     set: str
@@ -54,13 +54,13 @@ class Replicates:
     ap: np.ndarray
 
     def same_images(self, other: "Replicates") -> bool:
-        """Return whether `other` is of the same resamples."""
+        """Return whether `other` has the same resamples."""
         return (self.set, len(self.ap)) == (other.set, len(other.ap))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A side's AP by seed, and replicates of those runs that have some."""
+    """A side's AP by seed, and the replicates of the runs that have some."""
 
     ap: dict[int, float]
     replicates: dict[int, Replicates] = field(default_factory=dict)
@@ -73,10 +73,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Effect:
-    """A side's mean AP minus its reference's over `n` seeds, and the two errors of that.
+    """The mean difference in AP of a side and its reference over `n` seeds, and its two errors.
 
-    mean is None for n = 0. seeds: from the chance in training; None for n < 2. images: from the
-    choice of test images; None where it is not known, and then not counted.
+    mean is None for n = 0. seeds: the error from chance in training; None for n < 2. images: the
+    error from the choice of test images; None if it is not known, and then not counted.
     """
 
     n: int
@@ -86,7 +86,7 @@ class Effect:
 
     @property
     def error(self) -> Error | None:
-        """The error from seeds and from images together."""
+        """The combined error from seeds and images."""
         if self.seeds is None or self.images is None:
             return self.seeds
         se = math.hypot(self.seeds.se, self.images.se)
@@ -110,7 +110,7 @@ class Effect:
 
 
 def effect_of(values: Sequence[float]) -> Effect:
-    """The mean of `values`, such as paired differences, with the error that their spread gives."""
+    """The mean of `values`, such as paired differences, with the error from their spread."""
     n = len(values)
     if n < 2:
         return Effect(n, float(values[0]) if n else None)
@@ -120,9 +120,9 @@ def effect_of(values: Sequence[float]) -> Effect:
 
 
 def estimate(values: Iterable[float | None]) -> Estimate:
-    """Mean and 95% t interval of `values`; None, a value that is not defined, is not counted in n.
+    """Mean and 95% t interval of `values`; undefined values, None, are not counted in n.
 
-    Student's t assumes about normal, independent values: seeds, not classes or images.
+    Student's t assumes roughly normal, independent values: seeds, not classes or images.
     """
     return effect_of([value for value in values if value is not None]).estimate()
 
@@ -135,7 +135,7 @@ def paired_effect(side: Scores, reference: Scores) -> Effect:
 
 
 def unpaired_effect(side: Scores, reference: Scores) -> Effect:
-    """Return `side` minus `reference` over all their seeds, with one variance pooled of both."""
+    """Return `side` minus `reference` over all their seeds, with the pooled variance of both."""
     a, b = list(side.ap.values()), list(reference.ap.values())
     if not a or not b:
         return Effect(0)
@@ -151,11 +151,11 @@ def unpaired_effect(side: Scores, reference: Scores) -> Effect:
 
 
 def _image_error(side: Scores, reference: Scores, seeds: Sequence[int]) -> Error | None:
-    """The error that the choice of test images leaves in a difference, of these seeds together.
+    """The error from the choice of test images in the mean difference over these seeds.
 
-    That is the spread of the mean difference over resamples of the images. What images give one
-    seed alone is part of the spread over seeds too, and so is counted twice: without it the test
-    would claim up to 6 % instead of 5 % where there is no difference (see
+    It is the spread of the mean difference over resamples of the images. The effect of images on
+    single seeds is also part of the spread over seeds, so it is counted twice. Otherwise the test
+    would claim a difference that does not exist in up to 6 % of cases instead of 5 % (see
     tools/simulate_verdicts.py). None without replicates of two seeds.
     """
     pairs = [

@@ -18,17 +18,17 @@ from ghm_d2.reports.study import read_study
 POWER = 0.8
 MOST_SEEDS = 100
 EXPECTED = 2.0  # a difference of AP that people hope for
-# Where nothing was measured, in AP: the median standard deviation of a run over 26 configurations
-# on BCCD at 300 iterations; and a rough value of what 60 to 100 test images leave in a difference
+# In AP, if nothing was measured: a run's standard deviation, the median of 26 configurations on
+# BCCD at 300 iterations; and roughly the error of a difference due to 60 to 100 test images
 ASSUMED_SD, ASSUMED_IMAGE_SE, ASSUMED_IMAGES = 0.9, 0.3, 60
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The chance in a paired difference of AP. source: where it is known from.
+    """The random error of a paired difference of AP. source: where the values come from.
 
-    sd: standard deviation over seeds. image_se: what the test images, so many, leave in the mean
-    difference however many seeds there are.
+    sd: standard deviation over seeds. image_se: standard error of the mean difference from the
+    choice of `images` test images, which more seeds do not reduce.
     """
 
     sd: float
@@ -60,15 +60,15 @@ class Spread:
         return high
 
     def seeds_for(self, difference: float) -> int | None:
-        """The fewest seeds that find a difference with 80 % power at 5 %; None for over 100."""
+        """The fewest seeds that find a difference with 80 % power at 5 %; None if over 100."""
         counts = range(2, MOST_SEEDS + 1)
         return next((n for n in counts if self.power(difference, n) >= POWER), None)
 
 
 def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[int]) -> Spread:
-    """The spread that finished runs below `folder` had on these data with so many iterations.
+    """The spread of the finished runs below `folder` on these data with these iterations.
 
-    Where there are none with several seeds, or without replicates, what is assumed.
+    Values are assumed if no side has several seeds, or if the runs have no replicates.
     """
     try:
         sides = [s for s in read_study(folder).sides if _is_like(s, datasets, iterations)]
@@ -96,7 +96,7 @@ def _is_like(side: SideRuns, datasets: Collection[str], iterations: Collection[i
 
 @dataclass(frozen=True)
 class PlannedPower:
-    """The difference of its primary pair that the seeds of a plan can show."""
+    """The difference of the primary pair that a plan's seeds can show."""
 
     spread: Spread
     seeds: int

@@ -1,4 +1,4 @@
-"""The course of each side's training: balance of gradients, variation of weights and of loss."""
+"""How steadily each side trains: balance of gradients, variation of weights and of the loss."""
 
 from ghm_d2.reports.figures.training import kind_of
 from ghm_d2.reports.page.document import Table
@@ -10,7 +10,7 @@ HEADERS = {RATIO: "Gradient, classes / boxes", LOSS: "Variation of loss_cls"}
 
 
 def steadiness(side: SideRuns) -> dict[str, Estimate]:
-    """Estimate over the seeds that finished; a GHM loss's weights by its name, such as "GHM-C"."""
+    """Estimates over the finished seeds; keys: RATIO, LOSS, and GHM losses such as "GHM-C"."""
     records = [run.record for run in side.finished if run.record]
     densities = dict.fromkeys(name for record in records for name in record.weight_variation)
     weights = {
@@ -22,7 +22,7 @@ def steadiness(side: SideRuns) -> dict[str, Estimate]:
 
 
 def steadiness_table(sides: list[SideRuns]) -> Table:
-    """A row a side; no rows where no run has a figure."""
+    """One row per side; no rows if no run has a figure."""
     found = {side.name: steadiness(side) for side in sides}
     names = {name for values in found.values() for name, value in values.items() if value.n}
     weights = sorted(names - HEADERS.keys())

@@ -1,7 +1,7 @@
-"""The claims that differences allow: one of four words, with the errors of many tests held down.
+"""The verdict on each difference: one of four words, corrected for multiple tests.
 
-A comparison's primary pair is tested alone at 5 %, its other pairs together at 5 % (Holm). Looks at
-fewer seeds that were planned beforehand share the 5 %.
+A comparison's primary pair is tested alone at 5 %, its other pairs together at 5 % (Holm). Planned
+looks at fewer seeds share the 5 %.
 """
 
 import math
@@ -23,12 +23,12 @@ from ghm_d2.reports.statistics.estimates import (
 HIGHER, LOWER, SAME = "higher", "lower", "practically the same"
 UNDECIDED, INTERIM = "undecided", "interim"
 ONE_SEED, NO_SEED = "one seed: no claim", "no seed on both sides: no claim"
-ENOUGH_SEEDS = 6  # below, no two-sided sign-flip test reaches 5 %, and a result is exploration
+ENOUGH_SEEDS = 6  # with fewer, no two-sided sign-flip test reaches 5 %: exploration only
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A pair to be judged. seeds: all that are planned, in the order in which they are run."""
+    """A pair to be judged. seeds: all planned seeds, in the order in which they are run."""
 
     side: Scores
     reference: Scores
@@ -45,11 +45,11 @@ class Contrast:
 class Verdict:
     """The verdict on a pair.
 
-    word: one of the constants above; before all seeds are there, how many are.
-    effect: what it rests on: all seeds that are there, or those of the look that decided.
-    p: of no difference, corrected for the other pairs and looks; None without a test.
-    alpha: `estimate` is an interval of confidence 1 - alpha, which holds zero unless p <= 5 %.
-    pooled: the same interval without pairing, of the variance over seeds pooled of both sides.
+    word: one of the constants above; until all seeds are done, INTERIM and their number.
+    effect: the difference over all finished seeds, or over those of the look that decided.
+    p: the p-value, corrected for the other pairs and looks; None without a test.
+    alpha: the interval in `estimate` has confidence 1 - alpha, and holds zero unless p <= 5 %.
+    pooled: the same interval without pairing, from the pooled variance of both sides.
     """
 
     word: str
@@ -68,8 +68,8 @@ def judge(contrasts: Sequence[Contrast], margin: float, looks: Sequence[int] = (
     """The verdicts on the pairs of one comparison.
 
     Args:
-        margin: differences up to it, in AP, make no difference to anybody.
-        looks: numbers of seeds, planned beforehand, after which a decision is taken early.
+        margin: differences in AP up to this size are practically none.
+        looks: planned numbers of seeds after which an early verdict is possible.
     """
     first = [contrast for contrast in contrasts if contrast.primary]
     others = [contrast for contrast in contrasts if not contrast.primary]
@@ -78,10 +78,10 @@ def judge(contrasts: Sequence[Contrast], margin: float, looks: Sequence[int] = (
 
 
 def spending(looks: Sequence[int], seeds: int) -> list[float]:
-    """The part of 5 % that each of `looks`, rising and below `seeds`, may use, and the last one.
+    """The parts of 5 % that each of `looks`, rising and below `seeds`, and the last test may use.
 
-    Early looks get little, as O'Brien and Fleming's do (the spending function of Lan and DeMets);
-    the parts add up to 5 %, and so hold it whatever the looks have in common.
+    Early looks get little, as with O'Brien and Fleming (the spending function of Lan and DeMets).
+    The parts add up to 5 %, so the limit holds however the looks are correlated.
     """
     spent = [2 * float(ndtr(ndtri(ALPHA / 2) / math.sqrt(look / seeds))) for look in looks]
     return np.diff([0.0, *spent, ALPHA]).tolist()
@@ -99,7 +99,7 @@ def holm(p: Sequence[float], alpha: float) -> tuple[list[float], list[float]]:
 
 
 def _family(family: Sequence[Contrast], margin: float, looks: Sequence[int]) -> list[Verdict]:
-    """The verdicts on pairs that are corrected for each other: of the first look that decides."""
+    """The verdicts on pairs corrected for each other, each from the first look that decides it."""
     found: dict[int, Verdict] = {}
     seeds = max((len(contrast.seeds) for contrast in family), default=0)
     planned = sorted({look for look in looks if 1 < look < seeds})
@@ -116,7 +116,7 @@ def _family(family: Sequence[Contrast], margin: float, looks: Sequence[int]) -> 
 
 
 def _p_if_complete(contrast: Contrast, effect: Effect, look: int) -> float | None:
-    """Return the p-value of the effect; None unless all seeds of the look are there."""
+    """Return the p-value of the effect; None unless all seeds of the look are finished."""
     return effect.p if effect.n == min(look, len(contrast.seeds)) else None
 
 
@@ -138,7 +138,7 @@ def _decided(
 
 
 def _so_far(contrast: Contrast) -> Verdict:
-    """Return a verdict without a claim, on the seeds that are there."""
+    """Return a verdict without a claim, on the seeds that are finished."""
     planned = len(contrast.seeds)
     effect = contrast.effect(planned)
     word = f"{INTERIM}: {effect.n} of {planned} seeds, no verdict"

@@ -1,4 +1,4 @@
-"""How classification and boxes are balanced: their gradients at the features that both read."""
+"""The balance of classification and boxes: their gradients at the features that both read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from ghm_d2.modeling.shared_features import reader_of_shared_features
 
 GRADIENT_RATIO = "grad_ratio_cls_box"
-PERIOD = 20  # iterations: about as often as it is measured
+PERIOD = 20  # iterations between two measurements, approximately
 _TERMS = (("loss_cls", "loss_obj"), ("loss_box_reg",))  # YOLOv3's objectness is classification
 
 
 @contextmanager
 def shared_features(detector: nn.Module) -> Iterator[list[Tensor]]:
-    """Within it, a forward pass puts the features into the list; none of an unknown detector.
+    """Yield a list that a forward pass fills with the shared features, if the detector is known.
 
-    The list holds aliases that the heads read in the features' place. A gradient at them goes
-    through the heads alone, though one feature map may be made of another.
+    The list holds aliases, which the heads read in place of the features. A gradient at them passes
+    through the heads only, even if one feature map is computed from another.
     """
     reader, found = reader_of_shared_features(detector), []
     if reader is None:
@@ -41,12 +41,12 @@ def shared_features(detector: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def squared_norms(losses: dict[str, Tensor], features: list[Tensor]) -> Tensor | None:
-    """Squared L2 norms, (2,), of the gradients of classification and of boxes at `features`.
+    """Return squared L2 norms, (2,), of the gradients of classification and boxes at `features`.
 
-    The graph is left for the training's own backward pass, which they do not change.
+    The graph is kept for the training's own backward pass, whose result does not change.
 
     Returns:
-        None where nothing is known: no features, none that is trained, or losses of other names.
+        the norms; None if there are no features, none is trained, or the losses have other names.
     """
     trained = [x for x in features if x.requires_grad]
     terms = [[losses[name] for name in names if name in losses] for names in _TERMS]

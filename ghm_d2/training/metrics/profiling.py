@@ -1,4 +1,4 @@
-"""`ghm train --profile`: where a step's time goes, by torch.profiler."""
+"""`ghm train --profile`: measures with torch.profiler where a step's time goes."""
 
 import functools
 from pathlib import Path
@@ -17,15 +17,15 @@ _PREFIX = "ghm_d2 "
 
 
 def part(name: str):
-    """A context that a profile shows as one of `PARTS`; otherwise it costs next to nothing."""
+    """Return a context that a profile shows as one of `PARTS`; without a profile it is cheap."""
     return record_function(_PREFIX + name)
 
 
 class ProfileHook(HookBase):
-    """Profiles a few steps of a training, and tells and writes where their time went.
+    """Profiles a few steps of a training, and reports where their time went.
 
-    It writes profile.json, milliseconds a step of each part, and trace.json, to be opened at
-    https://ui.perfetto.dev or chrome://tracing.
+    It writes profile.json, with the milliseconds per step of each part, and trace.json, which
+    https://ui.perfetto.dev and chrome://tracing display.
     """
 
     def __init__(self, folder: Path, device: str, progress: Progress):
@@ -60,7 +60,7 @@ class ProfileHook(HookBase):
                 self._restore.append(module)
 
     def _end(self) -> None:
-        done = max(self._steps, 1)  # a step may have been cut off
+        done = max(self._steps, 1)  # `_steps` is 0 if the first one was cut off
         found, self._profile = self._profile, None
         for module in self._restore:
             del module.losses
@@ -76,9 +76,9 @@ class ProfileHook(HookBase):
 
 
 def parts_of(found: profile, steps: int) -> dict[str, float]:
-    """Milliseconds a step of each of `PARTS`, the forward pass without the losses.
+    """Return the milliseconds per step of each of `PARTS`; "forward" excludes the losses.
 
-    On a GPU each part has the longer of its time on the device and on the CPU.
+    On a GPU the time of a part is its time on the GPU or on the CPU, whichever is longer.
     """
     events = {event.key.removeprefix(_PREFIX): event for event in found.key_averages()}
     times = {}

@@ -1,4 +1,4 @@
-"""Figures of the second half of a training, read from what it has written."""
+"""Figures of the second half of a training, read from its log files."""
 
 import json
 import statistics
@@ -11,18 +11,18 @@ from ghm_d2.training.metrics.gradient_ratio import GRADIENT_RATIO
 
 
 def gradient_ratio(folder: Path, max_iter: int) -> float | None:
-    """Median of the gradients' ratio in metrics.jsonl, classification over boxes; None without."""
+    """Return the median gradient ratio, classification over boxes, in metrics.jsonl, or None."""
     rows = _late_rows(folder / METRICS_FILE, max_iter)
     values = [row[GRADIENT_RATIO] for row in rows if row.get(GRADIENT_RATIO) is not None]
     return float(f"{statistics.median(values):.6g}") if values else None
 
 
 def weight_variation(folder: Path, max_iter: int) -> dict[str, float]:
-    """How much a sample's weight varies from batch to batch, by the density's name.
+    """Return how much a sample's weight varies from batch to batch, by the density's name.
 
-    It is the standard deviation over the mean of the weight that a sample of a unit region has,
-    over the logged batches with such samples; averaged over the regions (of all logged classes, if
-    each has a density) by their share of the gradient: samples x weight x the region's middle.
+    For each unit region it is the standard deviation of a sample's weight, divided by its mean,
+    over the logged batches with samples there. The regions (of all logged classes, if each has a
+    density) are averaged by their share of the gradient: samples x weight x the region's middle.
     Densities with fewer than two batches are left out.
     """
     rows = [row for row in _late_rows(folder / DENSITY_FILE, max_iter) if "weights" in row]
@@ -36,7 +36,7 @@ def weight_variation(folder: Path, max_iter: int) -> dict[str, float]:
 
 
 def _variation(counts: np.ndarray, weights: np.ndarray) -> float | None:
-    """As above, of (batches, classes, regions)."""
+    """Compute `weight_variation` of one density, from arrays (batches, classes, regions)."""
     variations, shares = [], []
     for j, k in np.ndindex(counts.shape[1:]):
         there = weights[counts[:, j, k] > 0, j, k]

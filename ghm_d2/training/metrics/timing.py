@@ -1,4 +1,4 @@
-"""How long a training will take, from a few steps of it."""
+"""Estimates how long a training will take, from a few of its steps."""
 
 import statistics
 import time
@@ -15,10 +15,10 @@ WARM_UP, STEPS, IMAGES = 2, 3, 3
 
 
 def time_steps(cfg) -> tuple[float, float]:
-    """(seconds an iteration, seconds an evaluated image), each the median of three.
+    """Return the seconds per iteration and per evaluated image, each the median of three.
 
-    Nothing is written. The images are seen by a detector that has not learnt anything yet, which
-    may find more to sort out than a trained one. A training that diverges is timed until then.
+    Nothing is written. The detector is not trained yet, so it may have more detections to sort out
+    than a trained one. A training that diverges is timed until then.
 
     Args:
         cfg: as for `training.train.train`.

@@ -1,7 +1,7 @@
-"""SOLVER.TRACKERS: a training's figures in Weights & Biases or MLflow, as Detectron2 EventWriters.
+"""SOLVER.TRACKERS: Detectron2 EventWriters that log a training to Weights & Biases or MLflow.
 
-Where their servers are, and who one is, they know from their own environment variables
-(WANDB_API_KEY, WANDB_MODE, MLFLOW_TRACKING_URI and so on).
+The trackers' own environment variables set the server and the account (WANDB_API_KEY, WANDB_MODE,
+MLFLOW_TRACKING_URI and so on).
 """
 
 import json
@@ -17,14 +17,14 @@ from ghm_d2.files import write_text
 from ghm_d2.run_folder import TRACKER_FILE
 
 PROJECT = "ghm_d2"
-GROUP = "GHM_D2_RUN_GROUP"  # environment variable: what the runs of a comparison are listed under
+GROUP = "GHM_D2_RUN_GROUP"  # environment variable: the group of a comparison's runs
 _SMOOTHING_WINDOW = 20  # iterations; as in metrics.jsonl
 
 
 class _Tracker(EventWriter):
-    """Sends the values of each iteration that is logged; a resumed run goes on in its old entry."""
+    """Sends the values of each logged iteration; a resumed run continues its entry."""
 
-    name: str  # of the module too
+    name: str  # also the name of the module to import
     package: str
 
     def __init__(self, cfg, start_iter: int):
@@ -34,7 +34,7 @@ class _Tracker(EventWriter):
         write_text(self._folder / TRACKER_FILE, json.dumps(ids) + "\n")
 
     def _open(self, cfg, before: str | None) -> str:
-        """Begin or go on with the entry `before`; its id."""
+        """Begin an entry, or continue the one with the id `before`, and return its id."""
         raise NotImplementedError
 
     def _send(self, values: dict[str, float], iteration: int) -> None:
@@ -52,7 +52,7 @@ class _Tracker(EventWriter):
 
 
 class WandbWriter(_Tracker):
-    """An entry of Weights & Biases: project, name, group and configuration."""
+    """Writes an entry of Weights & Biases, with project, name, group and configuration."""
 
     name = package = "wandb"
 
@@ -76,7 +76,7 @@ class WandbWriter(_Tracker):
 
 
 class MLflowWriter(_Tracker):
-    """A run of MLflow: experiment, name, group as a tag, configuration as a file."""
+    """Writes a run of MLflow, with experiment and name, a tag for the group and config.yaml."""
 
     name, package = "mlflow", "mlflow-skinny"
 
@@ -109,8 +109,8 @@ def trackers_of(cfg, start_iter: int = 0) -> list[EventWriter]:
     """Return a writer for each of SOLVER.TRACKERS.
 
     Raises:
-        UsageError: the package of one is not installed, or its server refuses; no entry is begun
-            where a package is missing.
+        UsageError: a tracker's package is not installed, or its server refuses. No entry is begun
+            if a package is missing.
     """
     kinds = [TRACKERS[name] for name in cfg.SOLVER.TRACKERS]
     for kind in kinds:
@@ -131,7 +131,7 @@ def _import(kind: type[_Tracker]):
 
 
 def _read_ids(folder: Path) -> dict[str, str]:
-    """The ids of the entries by tracker, as this run has left them."""
+    """Return tracker -> id of this run's entry, as an earlier start of the run wrote them."""
     try:
         found = json.loads((folder / TRACKER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

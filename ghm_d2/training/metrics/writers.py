@@ -1,4 +1,4 @@
-"""What a training writes as it goes: metrics.jsonl, density.jsonl, and its progress."""
+"""Hooks and writers for metrics.jsonl, density.jsonl, TensorBoard and the progress display."""
 
 import json
 import os
@@ -22,9 +22,9 @@ SMOOTHING_WINDOW = 20  # iterations; as in Detectron2's own writers
 
 
 class MetricsWriter(EventWriter):
-    """Appends a JSON object for each iteration that is logged: losses (medians of 20), lr, AP.
+    """Appends a JSON object for each logged iteration: losses (medians of 20), lr, AP.
 
-    Lines of iterations that a resumed run will repeat are dropped first.
+    Lines of iterations that a resumed run will repeat are deleted first.
     """
 
     def __init__(self, file: Path, start_iter: int = 0):
@@ -44,10 +44,10 @@ class MetricsWriter(EventWriter):
 
 
 class EventsWriter(TensorboardXWriter):
-    """Detectron2's writer for TensorBoard, whose thread's failures are errors of the output.
+    """Detectron2's TensorBoard writer, which turns failures of its thread into OutputError.
 
     Raises:
-        OutputError: by `write` and `close`, where the thread could not write.
+        OutputError: by `write` and `close`, if the thread could not write.
     """
 
     def __init__(self, folder: Path, start_iter: int = 0):
@@ -71,10 +71,10 @@ class EventsWriter(TensorboardXWriter):
 
 
 class WholeStepsWriter(hooks.PeriodicWriter):
-    """Detectron2's, but it writes nothing at the end of a run that was cut short.
+    """Detectron2's `PeriodicWriter`, which writes nothing when a run is cut short.
 
-    The files then do not depend on interruptions: a resumed run writes the same lines as one that
-    was never interrupted.
+    A resumed run therefore writes the same lines as an uninterrupted one. Evaluations between two
+    periods are written too.
     """
 
     def after_step(self):
@@ -92,18 +92,18 @@ class WholeStepsWriter(hooks.PeriodicWriter):
             writer.close()
 
 
-MOST_CLASSES = 10  # whose densities a log tells apart, so that it stays small
+MOST_CLASSES = 10  # classes with their own rows in the log, so that it stays small
 
 
 class DensityLog(HookBase):
-    """Appends what every gradient density made of a batch, every `period` iterations.
+    """Appends the state of every gradient density, every `period` iterations.
 
-    "ema" is its moving average, a row a feature level (one row for all classes together); "counts"
-    are the batch's samples and "weights" the mean weight of one of them by unit region, all levels
-    together, up to factors that are the same for all, of each density of a class, at most
-    MOST_CLASSES of them. They are of the last part under SOLVER.ACCUMULATE. Where they follow the
-    data, "prior_count" is the samples added to each unit region (the mean over classes), and "mu"
-    that of GHM-R.
+    "ema" is the moving average, one row per feature level, or one row summed over the classes.
+    "counts" are the batch's samples in each unit region and "weights" their mean weight, up to a
+    common factor. Both cover all levels together and have one row per class with its own density,
+    at most MOST_CLASSES. Under SOLVER.ACCUMULATE they are those of the last part. "prior_count" is
+    the number of samples added to each unit region (mean over classes) and "mu" that of GHM-R;
+    both are logged only if they follow the data.
     """
 
     def __init__(self, file: Path, model, period: int, start_iter: int = 0):
@@ -140,8 +140,8 @@ class DensityLog(HookBase):
             append_lines(self._file, rows)
 
     def _following(self, name: str, density: GradientDensity) -> dict:
-        """What follows the data beside the average."""
-        follows = density.prior and density.momentum  # else c is that of each batch alone
+        """Return "prior_count" and "mu", each only if it follows the data."""
+        follows = density.prior and density.momentum  # else each batch has its own prior count
         found = {"prior_count": density.prior_count.mean().item()} if follows else {}
         mu = getattr(self._losses[name], "mu", None)
         return found | {"mu": mu.item()} if isinstance(mu, Tensor) else found
