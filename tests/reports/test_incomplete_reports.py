@@ -28,7 +28,7 @@ from ghm_d2.reports.statistics.verdicts import NO_SEED
 def test_a_comparison_that_is_not_done_is_reported_as_far_as_it_is(comparison, ap, told):
     report = write_report(comparison(ap, SMALL_PAIRS, analysis=False))
     text = text_of(report, "report.md")
-    for words in (*told, "The same command again does the runs that are not done."):
+    for words in (*told, "The same command again trains the missing runs."):
         assert words in text
     json.dumps(report.to_json(), allow_nan=False)
 
@@ -40,7 +40,7 @@ def test_what_no_analysis_has_is_left_out_in_one_line(comparison):
         *("density_ghm_c.png", "density_ghm_r.png"),
     }
     text = text_of(report, "report.md")
-    assert "Left out, since no run's analysis.json has it: gradient norms" in text
+    assert "Not drawn, because no run's analysis.json has it: gradient norms" in text
     assert "No run has left pictures of its worst images." in text
     assert "## Annotation noise" not in text
 

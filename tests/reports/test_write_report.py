@@ -143,7 +143,7 @@ def test_whose_settings_a_side_shares_is_told(comparison):
     found.sides[1].settings_of = FOCAL
     found.write(folder)
     write_report(folder)
-    assert f"{GHM} takes what {FOCAL} found." in (folder / "report.md").read_text()
+    assert f"{GHM} uses the settings found for {FOCAL}." in (folder / "report.md").read_text()
 
 
 def test_how_steady_the_sides_trained_is_told(comparison):

@@ -45,5 +45,5 @@ def conditions_figure(rows: list[Row]) -> Picture | None:
         label_outside(figure, "", "AP")
         return figure
 
-    caption = "Mean over the seeds, with its 95% t interval; a run that diverged counts as 0."
+    caption = "Mean over the seeds, with its 95% t interval. A run that diverged counts as 0."
     return draw("conditions.png", "AP by condition", caption, build)

@@ -49,8 +49,8 @@ def differences_figure(reports: Sequence[Report]) -> Picture | None:
         return figure
 
     caption = (
-        "Side minus reference, of the same seeds, with the verdict's interval. Shaded: practically "
-        "the same."
+        "Side minus reference, paired by seed, with the interval of the verdict. The shaded "
+        "differences are practically none."
     )
     return draw(FILE, "Differences of AP", caption, build)
 

@@ -64,11 +64,11 @@ def gradient_norms(sides: list[SideRuns], part_of: str) -> Picture | None:
     images = part(found[0][2].analysis, "gradient_norms", "images")
     of = f"on {images} training images" if images else "on training images"
     caption = f"The trained models (first seed that finished) {of}, without augmentation. " + (
-        "Left: what the model is sure of, mostly background. Right: what it gets wrong, among "
-        f"it the annotations that are themselves wrong. {PLAIN_NORM}"
+        "On the left are samples that the model is sure of, mostly background. On the right are "
+        f"samples that it gets wrong, some of them because the annotation is wrong. {PLAIN_NORM}"
         if part_of == "cls"
-        else "Left: coordinates that fit. Right: outliers. d in deltas without the box coder's "
-        f"weights, {_mus(run for _, _, run in found)}."
+        else "On the left are coordinates that fit, on the right outliers. d is in deltas without "
+        f"the box coder's weights, {_mus(run for _, _, run in found)}."
     )
     title = f"Gradient norms, {PARTS[part_of]}"
     return draw(f"gradient_norms_{part_of}.png", title, caption, build)
@@ -100,18 +100,19 @@ def sample_weights(sides: list[SideRuns], part_of: str) -> Picture | None:
         return figure
 
     caption = (
-        f"What a sample of these trained models (first seed that finished) weighs under each loss: "
-        f"its gradient over {plain_loss}'s, scaled so that all samples together weigh as with "
-        f"{plain_loss}. "
+        "The weight of a sample of these trained models (first seed that finished) under each loss "
+        f"is its gradient divided by that of {plain_loss}, scaled so that the total weight of all "
+        f"samples is that of {plain_loss}. "
     )
     caption += (
-        "GHM-C as published and in robust form, by the density of these samples, all feature "
-        "levels together, without moving average, where a training has one a batch (over sigmoids "
-        "the robust form has one a class, and what is drawn is the mean over the classes' "
-        f"samples); focal loss of background samples. {PLAIN_NORM}"
+        "Published and robust GHM-C use the density of these samples over all feature levels, "
+        "without a moving average; a training has one density per batch. With sigmoids the robust "
+        "form has a density per class, and the mean over the samples of all classes is drawn. "
+        f"Focal loss is that of background samples. {PLAIN_NORM}"
         if part_of == "cls"
-        else "ASL1 and GHM-R with the mu of each side's configuration, used by it or not, robust "
-        "GHM-R with mu from the data; both by one density of these samples, without moving average."
+        else "ASL1 and GHM-R have the mu of each side's configuration, even if the side does not "
+        "use it. Robust GHM-R has mu from the data. Both use one density of these samples, without "
+        "a moving average."
     )
     title = f"Weight of a sample, {PARTS[part_of]}"
     return draw(f"sample_weight_{part_of}.png", title, caption, build)
@@ -141,7 +142,7 @@ def gradient_shares(sides: list[SideRuns], part_of: str) -> Picture | None:
         if part_of == "cls"
         else "tenth of the box coordinates, from those that fit best to those that fit worst,"
     )
-    caption = f"What share of each loss's gradient a {what} has; samples and losses as above."
+    caption = f"The share of each loss's gradient in a {what}; samples and losses are those above."
     title = f"Shares of the gradient, {PARTS[part_of]}"
     return draw(f"gradient_share_{part_of}.png", title, caption, build)
 

@@ -50,7 +50,7 @@ def precision_recall(sides: list[SideRuns]) -> Picture | None:
         label_outside(figure, "recall", "precision")
         return figure
 
-    caption = "Mean over classes and over the seeds that finished, on the validation images."
+    caption = "Mean over the classes and over the seeds that finished, on the validation images."
     return draw("precision_recall.png", "Precision and recall", caption, build)
 
 
@@ -75,9 +75,9 @@ def confusion(sides: list[SideRuns]) -> Picture | None:
 
     iou = found[0][1].analysis["confusion"]["iou"]
     caption = (
-        f"Number of boxes (first seed that finished) at IoU {iou:g}, from the score on that the "
-        "panel names; shade: share of the row. Last column: missed. Last row: detections of what "
-        "is not there."
+        f"Number of boxes (first seed that finished) at IoU {iou:g}, with the lowest score that "
+        "the panel names. The shade is the share of the row. The last column counts missed "
+        "objects, the last row false detections."
     )
     return draw("confusion.png", "Confusion matrix", caption, build)
 
@@ -118,9 +118,9 @@ def noise_weights(rows: list[NoiseRow]) -> Picture:
         return figure
 
     caption = (
-        "Mean over the seeds that finished, with its 95% t interval. Left of 1 (dashed): the loss "
-        "makes less of the plain gradient (cross entropy's, smooth L1's) of spoilt annotations "
-        "than of that of clean ones."
+        "Mean over the seeds that finished, with its 95% t interval. Left of the dashed line at 1, "
+        "the loss reduces the gradient of spoilt annotations more than that of clean ones, "
+        "compared with cross entropy or smooth L1."
     )
     return draw("noise.png", "Weight of spoilt annotations", caption, build)
 

@@ -26,8 +26,8 @@ Curve = tuple[list[int], list[float]]
 def learning_curves(sides: list[SideRuns]) -> Picture | None:
     """AP against iteration; None if no run was evaluated."""
     caption = (
-        "Line: mean over the seeds that finished. Band: from the lowest to the highest of them, "
-        "not a confidence interval."
+        "The line is the mean over the seeds that finished. The band reaches from the lowest to "
+        "the highest of them; it is not a confidence interval."
     )
     title = "AP on the validation images"
     return _curves(sides, "bbox/AP", "AP", "learning.png", title, caption)
@@ -36,9 +36,9 @@ def learning_curves(sides: list[SideRuns]) -> Picture | None:
 def loss_curves(sides: list[SideRuns]) -> Picture | None:
     """The classification loss against iteration; None if none was written."""
     caption = (
-        "loss_cls, each point the median of 20 iterations, on a logarithmic scale; line and band "
-        "as above. The losses are different functions: compare how they fall and how steady they "
-        "are, not how high they stand."
+        "loss_cls on a logarithmic scale; each point is the median of 20 iterations, line and band "
+        "are as above. The losses are different functions: compare how they fall and how steady "
+        "they are, not their values."
     )
     title = "Classification loss in training"
     return _curves(sides, "loss_cls", "loss_cls", "loss.png", title, caption, log=True)
@@ -47,9 +47,9 @@ def loss_curves(sides: list[SideRuns]) -> Picture | None:
 def gradient_ratios(sides: list[SideRuns]) -> Picture | None:
     """Classification gradient / box gradient against iteration; None if none was measured."""
     caption = (
-        "L2 norms of the gradients of classification and of boxes at the features that both heads "
-        "read, a batch every 20 iterations or so, on a logarithmic scale; line and band as above. "
-        "At 1 both pull alike at what the heads share."
+        "Ratio of the L2 norms of the classification gradient and the box gradient at the features "
+        "that both heads read, for one batch about every 20 iterations, on a logarithmic scale; "
+        "line and band are as above. At 1 both gradients are equally large there."
     )
     title = "Gradient of classification over that of boxes"
     key = "grad_ratio_cls_box"
@@ -70,7 +70,7 @@ def _curves(
     if not found:
         return None
     if any(status != FINISHED for *_, curves in found for status, _ in curves):
-        caption += " Thin dotted lines: runs that did not finish."
+        caption += " Thin dotted lines are runs that did not finish."
 
     def build() -> Figure:
         figure, axes = side_panels([(i, name) for i, name, _ in found], height=3.8)
@@ -86,7 +86,7 @@ def _curves(
         return figure
 
     if len(found) > MOST_LINES:
-        caption += " Grey: the means of the other sides."
+        caption += " Grey lines are the means of the other sides."
     return draw(file, title, caption, build)
 
 
@@ -162,10 +162,10 @@ def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) 
         return figure
 
     caption = (
-        f"{kind}: how many samples have a gradient norm of that size, as the moving average has "
-        "it after the batch's last feature level, from the first iteration (left) to the last, "
-        "for the first seed that finished. "
-        "White: none, or too few to draw. The brighter a row, the less each of its samples weighs."
+        f"{kind}: the moving average of the number of samples by gradient norm, after the last "
+        "feature level of each batch, from the first iteration (left) to the last, for the first "
+        "seed that finished. White means none, or too few to draw. The brighter a row, the less "
+        "each of its samples weighs."
     )
     slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in kind.lower())
     title = f"The density's moving average over time, {kind}"

@@ -54,12 +54,13 @@ def progress_of(study: Study) -> str:
 
 def _results(report: Report) -> list[Block]:
     text = (
-        "Mean over the seeds, ± half the 95% t interval; AP in percent, at the end of the "
-        "training, and 0 where it diverged. Bold: the best mean of a column, whether or not it "
-        "differs from the others."
+        "Each cell is the mean over the seeds, ± half its 95% t interval. AP is in percent, at the "
+        "end of the training; a run that diverged counts as 0. The best mean of a column is bold, "
+        "whether or not the difference is significant."
     )
     if any(row.published for row in report.rows):
-        text += " Published rows are other people's, of the same method, network and schedule."
+        text += " Rows called published are results of others with the same method, network and "
+        text += "schedule."
     notes = [progress_of(report.study), *report.study.notes]
     records = [record for side in report.study.sides for record in side.records]
     text += next((f" {note}" for record in records if (note := tables.objects_note(record))), "")
@@ -68,7 +69,10 @@ def _results(report: Report) -> list[Block]:
         blocks += [Text(f"On {name}:"), table]
     classes = classes_table(report.study.sides)
     if classes.rows:
-        blocks += [Text("AP by class, the rarest first, with its training annotations:"), classes]
+        blocks += [
+            Text("AP by class, the rarest first, with the number of training annotations:"),
+            classes,
+        ]
     return [*_conditions(report), *blocks, *(Text(note) for note in notes)]
 
 
@@ -82,17 +86,17 @@ def _differences(report: Report) -> list[Block]:
         return []
     margin = report.study.comparison.margin
     text = (
-        "Side minus reference, of the same seeds. The verdict is on AP: higher or lower where p is "
-        f"at most 0.05, practically the same where the whole interval lies within ± {margin:g} AP, "
-        "else undecided, which does not mean that there is no difference. p and the interval of AP "
-        "are corrected for the number of pairs and looks; AP50 and AP75 have 95% intervals over "
-        "the seeds alone."
+        "Differences are side minus reference, paired by seed. The verdict is on AP: higher or "
+        f"lower if p is at most 0.05, practically the same if the whole interval lies within "
+        f"± {margin:g} AP, else undecided, which does not mean that there is no difference. p and "
+        "the interval of AP are corrected for the number of pairs and looks. AP50 and AP75 have "
+        "95% intervals over the seeds alone."
     )
     of_errors = (
-        "What the intervals of AP are made of: the standard error that the chance in training "
-        "leaves (SE seeds), the one that the choice of test images leaves however many seeds there "
-        "are (SE images, a bootstrap; - where runs have kept no replicates), and beside the paired "
-        "interval the one that does not pair the seeds, with the variance pooled of both sides."
+        "The interval of AP has two sources. SE seeds is the standard error due to chance in "
+        "training. SE images is the standard error due to the choice of test images, from a "
+        "bootstrap; more seeds do not reduce it (- if the runs kept no resamples). The unpaired "
+        "interval does not pair the seeds and pools the variance of both sides."
     )
     picture = differences_figure([report])
     return [
@@ -106,16 +110,16 @@ def _differences(report: Report) -> list[Block]:
 
 def _costs(report: Report) -> list[Block]:
     text = (
-        "Means over the finished runs. s/iteration: median of a training, without evaluations, "
-        "data loading included (± half the 95% t interval); ms/image: the network at inference, "
-        "without loading; peak memory (2^20 bytes): of the whole process, evaluations included; "
-        "GFLOPs: multiply-adds of one image; loss: forward and backward of the detector's losses "
-        "of one batch, the RPN's left out."
+        "Means over the finished runs. s/iteration is the median of a training, with data loading "
+        "and without evaluations (± half its 95% t interval). ms/image is the time of the network "
+        "at inference, without loading. Peak memory, in units of 2^20 bytes, is that of the whole "
+        "process, with evaluations. GFLOPs are multiply-adds per image. Loss is the time of the "
+        "forward and backward pass of the detector's losses for one batch, without the RPN's."
     )
     devices = {record.device for side in report.study.sides for record in side.records}
     blocks: list[Block] = [tables.costs_table(report.rows), Text(text, "note")]
     if len(devices) > 1:
-        blocks.append(Text("The runs were not all made on one device: times do not compare."))
+        blocks.append(Text("The runs used different devices, so their times are not comparable."))
     return blocks
 
 
@@ -123,10 +127,11 @@ def _training(sides: list[SideRuns]) -> list[Block]:
     densities = checked(lambda: training_figures.density_figures(sides), DENSITY_FILE)
     table, ratios = steadiness_table(sides), training_figures.gradient_ratios(sides)
     text = (
-        "Of the second half of the training, ± half the 95% t interval over the seeds. Gradient: "
-        "the median ratio of classification's to the boxes', L2 norms at the features that both "
-        "heads read. Variation: standard deviation / mean, of loss_cls, and of the weight that a "
-        "sample of a unit region has, averaged over the regions by their share of the gradient."
+        "Means over the second half of the training, ± half the 95% t interval over the seeds. "
+        "Gradient is the median ratio of the classification gradient to the box gradient, as L2 "
+        "norms at the features that both heads read. Variation is standard deviation / mean: of "
+        "loss_cls, and of the weight of a sample in a unit region, averaged over the regions by "
+        "their share of the gradient."
     )
     steadiness: list[Block] = [table, Text(text, "note")] if table.rows else []
     return [
@@ -144,8 +149,8 @@ def _training(sides: list[SideRuns]) -> list[Block]:
 def _speed(sides: list[SideRuns]) -> list[Block]:
     table = checked(lambda: speed_table(sides), METRICS_FILE)
     text = (
-        "Iterations until AP first reaches that share of its own final AP, or of the highest mean "
-        "final AP of all sides, linear between evaluations; ± half the 95% t interval."
+        "Iterations until AP first reaches a share of the side's own final AP, or of the highest "
+        "mean final AP of all sides; linear between evaluations, ± half the 95% t interval."
     )
     return [table, Text(text, "note")] if table.rows else []
 
@@ -171,7 +176,7 @@ def _models(sides: list[SideRuns]) -> list[Block]:
         else:
             blocks.append(picture)
     if missing:
-        text = f"Left out, since no run's {ANALYSIS_FILE} has it: {', '.join(missing)}."
+        text = f"Not drawn, because no run's {ANALYSIS_FILE} has it: {', '.join(missing)}."
         blocks.append(Text(text, "note"))
     return blocks
 
@@ -181,13 +186,14 @@ def _noise(report: Report) -> list[Block]:
         return []
     picture = checked(lambda: model_figures.noise_weights(report.noise))
     text = (
-        "Weight: the share that the anchors matched to such boxes have of the loss's gradient, "
-        "over their share of the plain gradient: of the score of the annotated (spoilt: the "
-        "wrong) class against cross entropy's, of the box against smooth L1's. Cross entropy and "
-        "smooth L1 themselves have 1 throughout. A spoilt annotation's plain gradient is larger "
-        "than a clean one's; the weight says what the loss makes of that. Ratio: mean over the "
-        "seeds, ± half its 95% t interval, on the same boxes; below 1 the spoilt annotations "
-        "weigh less than the clean ones. Boxes that the noise left out have no weight to measure."
+        "The weight compares two shares of the anchors matched to such boxes: their share of the "
+        "loss's gradient, divided by their share of the plain gradient. The plain gradient is that "
+        "of cross entropy for the score of the annotated class (the wrong one if it is spoilt), "
+        "and that of smooth L1 for the box, so cross entropy and smooth L1 have weight 1. The "
+        "plain gradient of a spoilt annotation is larger than that of a clean one; the weight says "
+        "what the loss does with it. The ratio is the mean over the seeds, ± half its 95% t "
+        "interval, on the same boxes. Below 1, spoilt annotations weigh less than clean ones. "
+        "Missing boxes have no weight."
     )
     return [tables.noise_table(report.noise), Text(text, "note"), picture]
 
@@ -232,7 +238,7 @@ def _how(study: Study) -> list[Block]:
             "comparison is not judged on; the full-length ones decide."
         )
         shared = [s for s in comparison.sides if s.settings_of]
-        text += "".join(f" {s.name} takes what {s.settings_of} found." for s in shared)
+        text += "".join(f" {s.name} uses the settings found for {s.settings_of}." for s in shared)
         if {s.settings_of for s in shared} & {s.name for s in comparison.sides}:
             text += " That favours the side that was searched."
         blocks += [Text(text), tables.search_table(comparison.search)]
@@ -240,10 +246,10 @@ def _how(study: Study) -> list[Block]:
         blocks.append(Text("No setting was searched: each side ran as configured."))
     blocks.append(tables.setting_table(study.sides, facts))
     blocks += _versions(study.sides)
-    blocks.append(Text("ghm report of this folder writes this report again.", "note"))
+    blocks.append(Text("ghm report FOLDER, with this folder, writes this report again.", "note"))
     not_done = sum(run.status == NOT_DONE for side in study.sides for run in side.runs)
     if not_done and comparison.command:
-        blocks.append(Text("The same command again does the runs that are not done.", "note"))
+        blocks.append(Text("The same command again trains the missing runs.", "note"))
     return blocks
 
 
