@@ -86,7 +86,7 @@ class HarmonizedLoss(nn.Module):
         check_range("loss_weight", loss_weight, 0)
         check_choice("reduction", reduction, REDUCTIONS)
         self.loss_weight, self.reduction = float(loss_weight), reduction
-        self._number: Tensor | float = 0.0  # samples of the last call over all processes, by these
+        self._share: Tensor | float = 0.0  # the last call's samples divided by its processes
         self.density = GradientDensity(**density)
 
     @classmethod
@@ -133,10 +133,10 @@ class HarmonizedLoss(nn.Module):
         if self.reduction == "mean":
             return loss.total()
         # a recomputed loss has the counts of this process alone
-        number = self._number if is_recomputing() else loss.value.sum() / loss.world
+        share = self._share if is_recomputing() else loss.value.sum() / loss.world
         if not torch.compiler.is_compiling():
-            self._number = number
-        beta = loss.weights() * number  # the weights are beta / N times the number of processes
+            self._share = share
+        beta = loss.weights() * share  # the weights are beta / N times the number of processes
         return counted.total(beta) if self.reduction == "sum" else counted.each(beta)[0]
 
     def _counted_loss(self, counted: kernels.Counted, others: Mapping[str, Tensor]) -> CountedLoss:

@@ -27,7 +27,7 @@ def ghm_losses(model) -> dict:
 
 @pytest.mark.parametrize("name", ["R_50_FPN_ghm_1x", "R_101_FPN_ghm_1x"])
 def test_retinanet_has_the_published_losses(name):
-    """As in the authors' experiments/cfg_retinanet_ghm_r50_fpn_1x.py and losses/ghm_loss.py."""
+    """They are those of the authors' cfg_retinanet_ghm_r50_fpn_1x.py and losses/ghm_loss.py."""
     losses = ghm_losses(build(f"coco/retinanet_{name}.yaml"))
     expected = {"GHMC": (30, 0.75, 1.0), "GHMR": (10, 0.7, 10.0)}
     assert losses.keys() == expected.keys() and losses["GHMR"].mu == 0.02

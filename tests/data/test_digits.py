@@ -78,7 +78,7 @@ def test_boxes_are_inside_apart_and_of_the_asked_sizes():
 
 
 def test_boxes_are_tight_around_the_ink():
-    """What differs from the same picture without the digit fills the box and nothing else."""
+    """The difference from the same picture without the digit fills the box and nothing else."""
     spec = replace(SMALL, train=20, objects=(1, 1))
     empty = generate(replace(spec, objects=(0, 0)), "train")
     for sample, without in zip(generate(spec, "train"), empty, strict=True):
@@ -90,7 +90,7 @@ def test_boxes_are_tight_around_the_ink():
 
 
 def test_pictures_and_boxes_are_those_of_the_first_version():
-    """What was measured on them stays comparable: this is of the version without masks."""
+    """Earlier measurements stay comparable: the hash is that of the version without masks."""
     content = hashlib.sha256()
     for split in ("train", "val"):
         for sample in generate(replace(SMALL, noise=0.5), split):
@@ -107,7 +107,7 @@ def box_of(mask):
 
 @pytest.mark.parametrize("noise", [0.0, 0.9])
 def test_masks_are_as_large_as_their_boxes(noise):
-    """Those of shifted boxes too, which move along."""
+    """The masks of shifted boxes are too, because they move along."""
     spec = replace(SMALL, train=40, noise=noise)
     for sample in generate(spec, "train"):
         for annotation in sample.annotations + sample.missing:
@@ -118,7 +118,7 @@ def test_masks_are_as_large_as_their_boxes(noise):
 
 
 def test_masks_are_the_ink_with_its_holes():
-    """Of one digit a picture, against the same picture without it."""
+    """One digit per picture is compared with the same picture without it."""
     from scipy import ndimage
 
     spec = replace(SMALL, train=60, objects=(1, 1), side=(30, 40), clutter=(0, 0))

@@ -173,7 +173,7 @@ def test_nothing_is_frozen_at_what_the_example_shows(built, monkeypatch, form):
     ("form", "seen"), [("onnx", True), ("onnx", False), ("torchscript", False)]
 )
 def test_images_without_a_detection(built, monkeypatch, form, seen):
-    """Whether or not the example of the trace has detections."""
+    """The example of the trace may have detections or none."""
     cfg, model = built("retinanet_ghm")
     dark, bright = torch.zeros(3, 64, 80), noise(cfg, 1)[0]
     best = [model([{"image": x}])[0]["instances"].scores.max().item() for x in (dark, bright)]

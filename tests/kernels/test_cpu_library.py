@@ -44,7 +44,7 @@ def test_threads_share_the_rows(samples):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc") or sys.platform == "win32", reason="no compiler")
 def test_threads_without_openmp_give_the_same(tmp_path, monkeypatch):
-    """As on macOS, whose compiler has none."""
+    """The library is built like on macOS, whose compiler has no OpenMP."""
     folder, load = Path(cpu.__file__).parent, cpu._library.__wrapped__
     built = tmp_path / ("_cpu" + cpu.EXTENSION_SUFFIXES[0])
     flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread"]
@@ -126,7 +126,7 @@ def test_threads_of_the_caller_do_not_disturb_each_other():
 @needs_library
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_can_use_it_too():
-    """As workers of a data loader are forked; in a process of its own, since pytest is not."""
+    """Data loaders fork their workers. The test forks in a process of its own, not in pytest's."""
     script = """
 import os, torch
 torch.set_num_threads(2)

@@ -15,7 +15,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 def bits(x):
-    """What tells -0 from 0 too; NaN is one, whatever its bits."""
+    """The bits of each number, so that -0 differs from 0; all NaNs are equal."""
     return torch.where(x.isnan(), 0, x.view(torch.int16)), x.isnan()
 
 

@@ -80,7 +80,7 @@ def norms(shape, bins, seed):
 
 
 def _labels(rows, classes, seed):
-    """Of every sort: classes, background and ignored."""
+    """Labels of every sort: classes, background and ignored."""
     return torch.randint(-1, classes + 1, (rows,), generator=generator(seed + 2))
 
 

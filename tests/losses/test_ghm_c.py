@@ -344,7 +344,7 @@ def test_rows_on_the_edge_of_a_region_are_in_one_region_in_both_passes(classes, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_sample_is_weighed_in_the_region_that_it_was_counted_in(kind):
-    """Of many norms, edges among them: with one region too many a sample would weigh nothing."""
+    """Many norms lie on edges; counted in another region, such a sample would weigh nothing."""
     generator = torch.Generator().manual_seed(19)
     logits = torch.randn(20_000, columns(kind), generator=generator).mul_(2).requires_grad_()
     labels = torch.randint(0, CLASSES + 1, (20_000,), generator=generator)

@@ -87,7 +87,7 @@ def test_debias_and_first_begin_as_without_an_average():
 
 
 def test_outliers_are_turned_down_and_easy_boxes_too():
-    """What GHM-R is for: the many easy and the many outlying boxes lose, the few others win."""
+    """GHM-R gives the many easy and the many outlying boxes less weight, the few others more."""
     d = torch.cat([torch.full((90,), 1e-4), torch.full((4,), 0.015), torch.full((6,), 5.0)])
     pred = d[:, None].repeat(1, 4).requires_grad_()
     loss = GHMR(momentum=0.0)(pred, torch.zeros_like(pred))

@@ -1,4 +1,4 @@
-"""What holds of every loss whatever the batch: any size, precision, logits and ignored rows."""
+"""Properties of every loss for any batch: any size, precision, logits and ignored rows."""
 
 import math
 
@@ -213,7 +213,7 @@ def test_weights_of_valid_samples_add_up_to_their_number(samples, batch, bins):
 @several
 @given(batch=one_level, bins=st.integers(1, 12))
 def test_the_loss_is_each_samples_loss_by_its_weight(kernel, samples, batch, bins):
-    """Of regions with one sample each the loss would be their mean; here as the paper has it."""
+    """The weights are the paper's; with one sample per region the loss would be a plain mean."""
     pred, labels = batch[0]
     norm = norms(samples, pred, labels)
     counts = region_counts(norm, bins)

@@ -35,7 +35,7 @@ def num_foreground(samples, labels):
 
 
 def mean_loss(samples, pred, *others):
-    """Of the samples that count, by PyTorch's own functions."""
+    """The mean over the samples that count, by PyTorch's own functions."""
     if samples == "asl1":
         return asl1_loss(pred, others[0])[others[1]].mean()
     labels = others[0]
@@ -241,7 +241,7 @@ def test_step_never_waits_for_the_device(samples):
 
 @every_loss
 def test_gradcheck(samples):
-    """Of both tensors and of a mu from the data; the weights and mu are constants."""
+    """Both tensors, and a mu from the data, are checked; the weights and mu are constants."""
     module = LOSSES[samples].robust(bins=4, kernel="torch").double()
     pred, *others = batch(samples, 10, spread=1.0)
     module(pred, *others)
@@ -251,7 +251,7 @@ def test_gradcheck(samples):
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(samples, dtype):
-    """Of predictions and, as a part of a model, of the module: averages stay float32."""
+    """Predictions, and the module as a part of a model, may be half; averages stay float32."""
     pred, *others = batch(samples)
     others = [x.to(dtype) if x.is_floating_point() else x for x in others]
     module, half = LOSSES[samples].robust(), LOSSES[samples].robust()

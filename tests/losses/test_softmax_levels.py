@@ -18,7 +18,7 @@ def levels(seed=0):
 
 
 def test_levels_update_one_average_in_turn():
-    """As if each level were a batch of its own, one after the other."""
+    """The result is as if each level were a batch of its own, one after the other."""
     together, alone = SoftmaxGHMC(), SoftmaxGHMC()
     for seed in range(3):
         logits, labels = levels(seed)

@@ -298,7 +298,7 @@ def test_inference_is_detectron2s():
 
 @pytest.mark.parametrize("channels", ["64", "32", "48"])
 def test_a_batch_finds_what_its_images_alone_do(channels):
-    """Of one size; where others make the batch larger, group norm sees the padding too. A picture
+    """All are of one size, because group norm would see the padding of smaller ones. A picture
     this small leaves one location on the coarsest level, of which no norm of one channel is."""
     model = ghm_fcos("ghm_c", keys={"MODEL.FPN.OUT_CHANNELS": channels})
     batch = inputs((1, 2, 0, 1))

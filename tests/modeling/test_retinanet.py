@@ -63,7 +63,7 @@ def test_anchors_are_labelled_as_detectron2_does(counts):
 
 @pytest.mark.parametrize("reg", ["smooth_l1", "asl1", "ghm_r"])
 def test_the_box_loss_of_all_anchors_is_that_of_those_picked_out(reg, monkeypatch):
-    """What an accelerator computes, which nothing is picked out on."""
+    """On a GPU the loss is computed for all anchors, without picking any out."""
     picked, dense = ghm_retinanet("ce", reg), ghm_retinanet("ce", reg)
     for seed in (1, 2):
         batch = inputs((4, 3), seed)

@@ -152,7 +152,7 @@ def test_all_reduces_of_a_two_stage_detector(processes, name, number):
 
 @pytest.mark.parametrize("case", UNSYNCED)
 def test_without_sync_each_process_counts_by_itself_and_gradients_are_averaged(processes, case):
-    """As the authors' code and mmdetection do on several GPUs."""
+    """The authors' code and mmdetection do the same on several GPUs."""
     alone = [train(build(case), (2 * rank, 2 * rank + 1)) for rank in range(WORLD)]
     for p, (expected, own) in zip(processes, alone, strict=True):
         (steps, buffers), calls = p["unsynced", case]

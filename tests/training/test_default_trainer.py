@@ -64,7 +64,7 @@ def our_step(cfg, batch=None):
 
 
 def ignored_keys(name: str) -> list[str]:
-    """What Detectron2's trainer does not know of a recipe."""
+    """The keys of a recipe that Detectron2's trainer does not know."""
     keys = []
     if name.startswith("quick/"):
         keys.append("SOLVER.OPTIMIZER ADAMW")

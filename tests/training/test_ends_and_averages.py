@@ -58,7 +58,7 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def last_weights(file: Path) -> dict[str, torch.Tensor]:
-    """What the next step starts from."""
+    """The weights that the next step starts from."""
     return torch.load(file, weights_only=True)["trainer"]["hooks"]["AveragedWeights"]["last"]
 
 

@@ -1,4 +1,4 @@
-"""What a step promises: parts of a batch, mixed precision, and skipping a NaN loss or gradient."""
+"""Training steps: parts of a batch, mixed precision, and skipping a NaN loss or gradient."""
 
 import json
 

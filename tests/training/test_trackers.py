@@ -22,7 +22,7 @@ def cfg(tmp_path, monkeypatch):
 
 
 def log(cfg, start: int, end: int) -> None:
-    """What a training logs in iterations `start` to `end`, and the writers' end."""
+    """Log like a training from iteration `start` to `end`, and close the writers."""
     with EventStorage(start) as storage:
         writers = trackers_of(cfg, start)
         for i in range(start, end):
@@ -84,7 +84,7 @@ def test_what_is_unknown_or_not_installed_is_told(cfg, monkeypatch):
 
 
 class Refusal(Exception):
-    """What stands for MLflow's exception."""
+    """Stands for MLflow's exception."""
 
 
 def mlflow_with(start_run) -> SimpleNamespace:

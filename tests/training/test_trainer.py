@@ -1,4 +1,4 @@
-"""What the trainer's parts promise: clipping, optimizers, the best checkpoint, the metrics file."""
+"""The parts of the trainer: clipping, optimizers, the best checkpoint, the metrics file."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def test_metrics_of_iterations_to_be_run_again_are_dropped(tmp_path):
 
 
 def history_of(values, start=0, state=None, max_iter=4):
-    """What a `LossHistory` knows after the losses `values` of the iterations from `start` on."""
+    """A `LossHistory` that has seen the losses `values` of the iterations from `start` on."""
     trainer = GHMTrainer(config(), Quadratic(), [[{}]], build_optimizer(config(), Quadratic()))
     history = LossHistory()
     trainer.register_hooks([history])
@@ -170,7 +170,7 @@ def test_a_gpu_is_recorded_by_its_name(monkeypatch):
 
 
 def test_peak_memory_is_the_process_own():
-    """What Linux's getrusage tells of a child process starts at its parent's peak."""
+    """On Linux, getrusage of a child process starts at the peak of its parent."""
     code = "from ghm_d2.describe import peak_memory_mb; print(peak_memory_mb('cpu'))"
     parent = "import subprocess, sys, numpy; numpy.ones((125, 2**20)); "  # 1 GB, given back
     done = subprocess.run(

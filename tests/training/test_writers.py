@@ -1,4 +1,4 @@
-"""What a training writes as it goes."""
+"""The files that a training writes while it runs."""
 
 import json
 import threading

@@ -53,7 +53,7 @@ def test_a_coco_json_with_odd_values(build, tmp_path, seed):
 
 @pytest.mark.parametrize("key", ["id", "bbox", "segmentation", "image_id"])
 def test_values_nested_about_as_deep_as_the_parser_goes(build, key):
-    """What it still parses may be too deep for whatever looks at it."""
+    """A value that the parser still takes may be too deep for the checks after it."""
     coco = build.coco()
     coco["annotations"][0][key] = "deep"
     text = json.dumps(coco)

@@ -65,7 +65,7 @@ def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
 
 
 def test_a_crowd_may_be_an_rle(build, tmp_path):
-    """As in COCO itself; Detectron2 leaves crowds out of the training."""
+    """COCO itself has such crowds, and Detectron2 leaves them out of the training."""
     folder = masked(build, tmp_path / "d", RLE, "train", iscrowd=1)
     apply_to_config(mask_cfg("polygon"), folder)
 

@@ -80,7 +80,7 @@ def test_ssd_does_not_look_for_a_crop_without_objects():
 
 
 def test_ssd_changes_contrast_before_or_after_the_other_colours():
-    """As weiliu89/caffe's ApplyDistort: second, or last, each in every other picture."""
+    """Like weiliu89/caffe's ApplyDistort: second or last, each in every other picture."""
     seed(0)
     colour, second = SSDColour(), []
     for _ in range(400):

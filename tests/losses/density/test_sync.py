@@ -64,7 +64,7 @@ def begin(case, module, weight, levels):
 
 
 def train(cases, ranks, world, dtype, **options):
-    """Of each case: loss and gradient of each step, and the buffers at the end.
+    """Return for each case the loss and gradient of each step, and the buffers at the end.
 
     The cases' losses share an all-reduce. `ranks`: whose data this process has.
     """
@@ -83,7 +83,7 @@ def train(cases, ranks, world, dtype, **options):
 
 
 def count_calls(action):
-    """What `action()` gives, and how often it waited for the other processes."""
+    """Return the result of `action()`, and how often it waited for the other processes."""
     sizes, original = [], dist.all_reduce
 
     def all_reduce(tensor, *arguments, **options):

@@ -189,7 +189,7 @@ def test_the_number_of_matched_boxes_is_logged():
 
 @pytest.mark.parametrize(("cls", "reg"), PAIRS)
 def test_a_few_steps_fit_two_pictures(cls, reg):
-    """What is learnt is what is predicted: the objects of a batch are found again."""
+    """The trained detector finds the objects of the batch again."""
     keys = {"MODEL__GHM__REG__MU": 1.0, "MODEL__BACKBONE__FREEZE_AT": 5}
     model = tiny_ssd(CLS_LOSS_TYPE=cls, BBOX_REG_LOSS_TYPE=reg, **keys)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -214,7 +214,7 @@ def test_a_few_steps_fit_two_pictures(cls, reg):
 
 @pytest.mark.parametrize(("cls", "reg"), PAIRS)
 def test_the_box_loss_of_all_boxes_is_that_of_those_picked_out(cls, reg, monkeypatch):
-    """What an accelerator computes, which nothing is picked out on."""
+    """On a GPU the loss is computed for all boxes, without picking any out."""
     keys = {"CLS_LOSS_TYPE": cls, "BBOX_REG_LOSS_TYPE": reg}
     picked, dense = tiny_ssd(**keys), tiny_ssd(**keys)
     expected = step(picked, every_level())["loss_box_reg"]

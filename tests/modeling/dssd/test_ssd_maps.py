@@ -135,7 +135,7 @@ def test_deconvolution_starts_near_ssds_own_map():
 
 
 def test_l2_norm():
-    """Of each pixel over channels, times a learnt scale a channel (SSD, section 3.1)."""
+    """Each pixel is normalised over its channels, times a learnt scale per channel (SSD, 3.1)."""
     layer = L2Norm(3, 20.0)
     assert layer.weight.tolist() == [20.0] * 3
     layer.weight.data = torch.tensor([1.0, 2.0, 3.0])

@@ -152,7 +152,7 @@ def test_background_proposal_without_width(reg):
 
 
 def test_detector_without_ghm_is_detectron2s_own():
-    """Of the whole detector: GHMROIHeads and GHMRPN beside StandardROIHeads and RPN."""
+    """The whole detector, with GHMROIHeads and GHMRPN, against StandardROIHeads and RPN."""
     batches = [inputs(seed=1), inputs((0, 4), seed=2)]
     assert_same_training(ghm_faster_rcnn(), faster_rcnn(), batches)
 

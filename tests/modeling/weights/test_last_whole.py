@@ -120,7 +120,7 @@ def test_without_a_note_the_newest_is_taken(run):
 
 
 def test_the_final_checkpoint_counts_by_its_iteration(run):
-    """Of a run that ended at 4 and was prolonged; and of one that has ended at 7."""
+    """One run ended at 4 and was prolonged; another has ended at 7."""
     save(run, 4, name="model_final")
     (run / "last_checkpoint").write_text("model_0000005.pth")
     (run / "model_0000005.pth").write_bytes(b"")

@@ -142,7 +142,7 @@ def numbers_in(part):
 
 @pytest.mark.parametrize("ending", ["darknet53.conv.74", "darknet53.conv.74.weights"])
 def test_the_backbone_alone(model, tmp_path, ending):
-    """As darknet53.conv.74 is: the first 52 convolutions, and the head keeps its start."""
+    """Like darknet53.conv.74: the first 52 convolutions are loaded, the head keeps its start."""
     whole = str(tmp_path / "whole.weights")
     write_darknet_weights(whole, model)
     with open(whole, "rb") as file:

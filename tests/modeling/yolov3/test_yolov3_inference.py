@@ -166,7 +166,7 @@ def test_a_trace_serves_other_sizes_too():
 
 
 def test_half_precision_is_decoded_in_full():
-    """Of the same bfloat16 predictions, the same as with float32 ones, to the bit."""
+    """bfloat16 predictions give the same, to the bit, as the same numbers in float32."""
     planted = {(0, 0, 0, 4, c): raw(0.3, -0.7, 0.11, -0.13, c / 3, 1, 0.37) for c in range(9)}
     found = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -216,7 +216,7 @@ def test_one_unit_region_without_momentum_is_the_mean(scope):
 
 
 def test_exact_density():
-    """Of objectness and classes, which are sigmoids: each level's own, as by default."""
+    """Objectness and classes, which are sigmoids, have one per level, the default."""
     model = yolov3({**GHM, "MODEL.GHM.CLS.DENSITY": "exact"})
     anchors, predictions, labels, boxes, sizes = arguments(model, batch())
     losses = losses_of(model, anchors, predictions, labels, boxes, sizes)

@@ -45,7 +45,7 @@ def test_the_paired_test_is_scipys(n):
 
 
 def test_the_unpaired_test_is_scipys_with_pooled_variance():
-    """Of all seeds of both sides, whether or not the other has them."""
+    """It uses all seeds of both sides, even if the other side lacks them."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(50, 3, 4), rng.normal(48, 3, 6)
     found = unpaired_effect(scores(a), scores(b))
@@ -72,7 +72,7 @@ def test_pairing_shows_what_the_spread_of_seeds_hides():
 
 
 def test_images_count_as_they_move_the_mean_over_seeds():
-    """What they do to each seed alone averages out, as the seeds do."""
+    """Their effect on each seed alone averages out, like the chance of the seeds."""
     rng = np.random.default_rng(1)
     alike, own = rng.normal(0, 2, 4000), rng.normal(0, 3, (5, 4000))
     reference = scores(rng.normal(50, 1, 5), [np.full(4000, 50.0)] * 5)
