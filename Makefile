@@ -53,6 +53,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: setup
+	$(BIN)/python -m pip install --quiet --editable '.[notebook]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Lines and branches that the tests run, in processes that they start too
@@ -95,7 +96,7 @@ lint: setup
 
 # Runs, data sets and results are people's work: nothing here removes them.
 clean:
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .nox .hypothesis
+	rm -rf build dist site .cache *.egg-info .pytest_cache .ruff_cache .mypy_cache .nox .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -51,7 +51,7 @@ class CountedLoss(Count):
             RuntimeError: a second call, which would update the averages twice.
         """
         if self._weigh is None:
-            raise RuntimeError("this loss was computed before: begin() counts anew for each step")
+            raise RuntimeError("this loss was already computed; call begin() again in each step")
         weigh, self._weigh = self._weigh, None
         return weigh(self.world, **dict(zip(self._names, self.values, strict=True)))
 
@@ -91,7 +91,11 @@ class HarmonizedLoss(nn.Module):
 
     @classmethod
     def robust(cls, **options):
-        """Return the robust form, which limits the weight of rare samples: `ROBUST` and options."""
+        """Return the loss in its robust form, which limits the weight of rare samples.
+
+        Args:
+            **options: arguments of the class; they override those of the robust form, `ROBUST`.
+        """
         return cls(**{**cls.ROBUST, **options})
 
     def levels(self, *tensors) -> list[Tensor]:
