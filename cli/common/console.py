@@ -1,6 +1,7 @@
 """Output: results go to stdout (tables, or JSON with --json), everything else to stderr."""
 
 import json
+import os
 import sys
 from contextlib import contextmanager
 
@@ -11,7 +12,10 @@ from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, printable
 
 from .group import leave_error, rank
 
-out = Console(soft_wrap=True)
+# In a pipe or a file no name is broken at 80 characters; COLUMNS sets another width.
+PIPE_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150
+
+out = Console(soft_wrap=True, width=PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
 
@@ -45,7 +49,7 @@ def user_errors():
     except ModuleNotFoundError as error:
         if (error.name or "ghm_d2").startswith("ghm_d2"):
             raise
-        show_error(f"{error.name} is not installed; `ghm doctor` says what installs it")
+        show_error(f"{error.name} is not installed; `ghm doctor` shows how to install it")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         if rank() == 0:

@@ -1,5 +1,7 @@
 """Progress on stderr: a live display on a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,7 +23,7 @@ def progress():
     if rank() > 0:
         yield Progress()
         return
-    if not err.is_terminal:
+    if not _can_redraw():
         yield PlainProgress()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -42,6 +44,14 @@ def progress():
     )
     with bar:
         yield LiveProgress(bar)
+
+
+def _can_redraw() -> bool:
+    """Return whether a line on stderr can be written over.
+
+    A notebook keeps every state of the line. With FORCE_COLOR rich takes any file for a terminal.
+    """
+    return err.is_terminal and sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 class LiveProgress(Progress):
@@ -90,12 +100,15 @@ class PlainProgress(Progress):
             self.message(f"iteration {iteration}/{max_iter}  ETA {eta}  {figures(scalars)}")
 
     def track(self, items, description, total):
-        start = time.monotonic()
         for done, item in enumerate(items):
+            if done == 1:  # the first item often loads what the others need
+                start = time.monotonic()
             if done and self._due():
-                left = (time.monotonic() - start) / done * (total - done)
-                eta = timedelta(seconds=round(left))
-                self.message(f"{description}: {done}/{total}  ETA {eta}")
+                eta = ""
+                if done > 1:
+                    left = (time.monotonic() - start) / (done - 1) * (total - done)
+                    eta = f"  ETA {timedelta(seconds=round(left))}"
+                self.message(f"{description}: {done}/{total}{eta}")
             yield item
 
     def message(self, text):
