@@ -75,7 +75,8 @@ def interval(value: Estimate) -> str:
 
 def _on(question: str, differences: list[Difference]) -> str:
     """The answer to one question."""
-    start = f"{_capital(question)}: " if question else ""
+    told = question in ("", _named(differences[0]))  # the answer itself names the sides
+    start = "" if told else f"{_capital(question)}: "
     if len(differences) <= MOST_PHRASES:
         return f"{start}{'; '.join(map(_phrase, differences))}."
     return start + _by_verdict(differences)
@@ -127,11 +128,15 @@ def _by_verdict(differences: list[Difference]) -> str:
 
 
 def _brief(difference: Difference) -> str:
-    pair, ap = difference.pair, difference.ap["AP"]
-    text = f"{pair.side} against {pair.reference}"
+    ap = difference.ap["AP"]
+    text = _named(difference)
     if ap.n < 2:
         return f"{text}, {signed(ap.mean)}" if ap.n else text
     return f"{text}, {signed(ap.mean)} ({interval(ap)})"
+
+
+def _named(difference: Difference) -> str:
+    return f"{difference.pair.side} against {difference.pair.reference}"
 
 
 def _capital(text: str) -> str:
@@ -175,7 +180,7 @@ def _corrected(differences: list[Difference]) -> str:
     text = ""
     for d in differences:
         if d.pair.primary and others:
-            text = f"The primary pair, {d.pair.side} against {d.pair.reference}, is tested alone. "
+            text = f"The primary pair, {_named(d)}, is tested alone. "
     if others > 1:
         what = "The other" if text else "The"
         text += f"{what} {others} pairs are corrected for each other (Holm)."

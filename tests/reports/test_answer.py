@@ -27,6 +27,13 @@ def test_each_question_has_its_own_answer(comparison):
     assert exploration == "With fewer than 6 seeds this is exploration, not evidence."
 
 
+def test_a_question_that_only_names_the_sides_is_not_repeated(comparison):
+    """The sides of somebody's own configurations have no other question."""
+    pairs = [Pair(GHM_R, SL1, f"{GHM_R} against {SL1}")]
+    (sentence, *_) = read_report(comparison(pairs=pairs, analysis=False)).verdict
+    assert sentence.startswith(f"{GHM_R} has a higher AP than {SL1}, by ")
+
+
 def test_a_sentence_says_how_small_p_is_at_the_least(comparison):
     sure = {SL1: (50.0, 50.1, 50.0, 50.1, 50.0, 50.1), GHM_R: (60.0, 60.0, 60.1, 60.1, 60.0, 60.2)}
     assert ", p < 0.001, 6 seeds)" in read_report(comparison(sure, ONE_PAIR)).verdict[0]
