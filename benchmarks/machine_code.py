@@ -23,21 +23,22 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 CAPABILITIES = (80, 90)
 WARPS = 4  # per program
 SAMPLES = 1024  # handled by a program at a time
-INPUTS = {"x": "*fp32", "target": "*i64", "valid": "*i64", "mu": "*i64", "numel": "i32"}
+LEVELS = 5
+NUMBERS = {"sizes": ("i32",) * LEVELS, "starts": ("i32",) * (LEVELS + 1)}
+INPUTS = {"x": ("*fp32",) * LEVELS, "target": ("*i64",) * LEVELS, "valid": ("*i64",) * LEVELS}
+INPUTS |= {"mu": "*i64"} | NUMBERS
 SIGMOID = {"KIND": "sigmoid", "COLUMNS": 80, "BINS": 30, "BLOCK": SAMPLES, "WIDTH": 1}
+SIGMOID |= {"LEVELS": LEVELS}
 LOSS = {"BY_CLASS": False, "ALPHA": -1.0, "GAMMA": 0.0}
 PASSES = {
-    "count_kernel": (INPUTS | {"counts": "*i64", "blocks": "i32"}, SIGMOID | {"SLOTS": 32}),
+    "count_kernel": (INPUTS | {"counts": "*i64"}, SIGMOID | {"SLOTS": 32}),
     "count_by_class_kernel": (
-        {"counts": "*i64", "logits": "*fp32", "labels": "*i64", "rows": "i32", "blocks": "i32"},
-        {"COLUMNS": 80, "BINS": 30, "ROWS": 64, "CLASSES": 16, "SLOTS": 32},
+        {"counts": "*i64", "logits": INPUTS["x"], "labels": INPUTS["target"]} | NUMBERS,
+        {"COLUMNS": 80, "BINS": 30, "ROWS": 64, "CLASSES": 16, "SLOTS": 32, "LEVELS": LEVELS},
     ),
-    "total_kernel": (
-        INPUTS | {"sums": "*fp64", "weights": "*fp64", "blocks": "i32"},
-        SIGMOID | LOSS,
-    ),
+    "total_kernel": (INPUTS | {"sums": "*fp64", "weights": "*fp64"}, SIGMOID | LOSS),
     "gradient_kernel": (
-        INPUTS | {"gradient": "*fp32", "weights": "*fp64", "scale": "*fp32"},
+        INPUTS | {"gradient": INPUTS["x"], "weights": "*fp64", "scale": "*fp32"},
         SIGMOID | LOSS,
     ),
 }
@@ -48,9 +49,19 @@ def compile_kernel(name: str, capability: int):
     kernel = getattr(samples, name)
     tensors, constants = PASSES[name]
     signature = dict.fromkeys(kernel.arg_names, "constexpr") | tensors
-    source = ASTSource(kernel, signature, constants)
+    source = ASTSource(kernel, signature, constants, attributes(kernel, tensors))
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": WARPS})
+
+
+def attributes(kernel, tensors: dict) -> dict:
+    """All tensors start at, and all numbers are, multiples of 16, as in nearly every launch."""
+    places = []
+    for name, kind in tensors.items():
+        place = kernel.arg_names.index(name)
+        several = range(len(kind)) if isinstance(kind, tuple) else None
+        places += [(place,)] if several is None else [(place, i) for i in several]
+    return {place: [["tt.divisibility", 16]] for place in places}
 
 
 def dump(cubin: bytes, what: str) -> str:

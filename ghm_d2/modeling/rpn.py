@@ -6,6 +6,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from torch import nn
 
+from ghm_d2.losses import sum_up
 from ghm_d2.modeling.build_losses import build_ghm_c
 from ghm_d2.modeling.dense import flat_levels
 from ghm_d2.modeling.loss_choice import check_loss_type
@@ -49,6 +50,7 @@ class GHMRPN(RPN):
             labels = torch.stack(gt_labels)  # 1 object, 0 background, -1 ignored
             labels = torch.where(labels >= 0, 1 - labels, -1)  # class 0 is "object"
             logits = [x[..., None] for x in pred_objectness_logits]
-            loss = sum(self.ghm_c.levels(*flat_levels(logits, labels.long())))
-            losses["loss_rpn_cls"] = loss * self.loss_weight.get("loss_rpn_cls", 1.0)
+            counted = self.ghm_c.begin(*flat_levels(logits, labels.long()))
+            sum_up(counted)
+            losses["loss_rpn_cls"] = counted.total() * self.loss_weight.get("loss_rpn_cls", 1.0)
         return losses

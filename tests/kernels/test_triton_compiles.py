@@ -20,6 +20,13 @@ TYPES = {
 }
 
 
+def type_of(value) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    assert value % 16 == 0, "Triton would compile the kernel again for other numbers"
+    return "i32"
+
+
 class Compile:
     """In a kernel's place: compiles what would be launched."""
 
@@ -37,12 +44,8 @@ class Compile:
         assert sorted([*names[: len(args)], *constants]) == sorted(names)
         signature = dict.fromkeys(names, "constexpr")
         for name, value in zip(names, args, strict=False):
-            if isinstance(value, torch.Tensor):
-                signature[name] = "*" + TYPES[value.dtype]
-            elif value == 1:  # as a launch does
-                constants[name] = 1
-            else:
-                signature[name] = "i32"
+            several = isinstance(value, tuple)
+            signature[name] = tuple(map(type_of, value)) if several else type_of(value)
         source = ASTSource(self.kernel, signature, constants)
         options = {"num_warps": num_warps}
         result = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
@@ -78,12 +81,13 @@ def test_passes_compile(compiled, dtype, rows, bins):
     run(compiled, "sigmoid", bins, x, labels, by_class=True)
     run(compiled, "softmax", bins, x, labels)
     run(compiled, "asl1", bins, x, x, x == 0)
-    compiled.size_counts([x], [x], [x == 0])
+    compiled.size_counts([x, x], [x, x], [x == 0] * 2)
 
 
 def run(compiled, kind, bins, x, target, *valid, by_class=False, alpha=-1.0, gamma=0.0):
     mu = torch.ones((), dtype=torch.float64) if valid else None
-    arguments = kind, [x], [target], list(valid), mu, bins, by_class, alpha, gamma
+    levels = [x, x], [target, target], list(valid) * 2
+    arguments = kind, *levels, mu, bins, by_class, alpha, gamma
     counts, _ = compiled.regions(*arguments)
     weights = torch.ones(counts.shape, dtype=torch.float64)
     compiled.total(*arguments, weights)
@@ -116,5 +120,5 @@ def test_density_compiles(compiled, prior, ema_init):
 def test_without_cuda_there_is_no_such_kernel(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delitem(operators.backends, "cuda", raising=False)
-    with pytest.raises(RuntimeError, match="'triton' is not there for cpu; see ghm doctor"):
+    with pytest.raises(RuntimeError, match="'triton' is not available for cpu; see `ghm doctor`"):
         bce_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), kernel="triton")

@@ -273,7 +273,7 @@ def test_densities_of_classes_are_the_references(rows, columns, bins, dtype):
 
 @every_kind
 def test_levels_are_added_up(kind):
-    levels = [kind.make(rows, 6, 10, seed=rows) for rows in (20, 0, 7)]
+    levels = [kind.make(rows, 6, 10, seed=rows) for rows in (400, 0, 7)]
     weights = torch.stack([make_weights(10) * (i + 1) for i in range(3)])
     name, _, _, _, mu, *options = kind.arguments(levels[0], 10)
     lists = [list(x) for x in zip(*levels, strict=True)]

@@ -18,6 +18,7 @@ Equations are those of Li, Liu and Wang, AAAI 2019, arXiv 1811.05181.
 
 import functools
 import math
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -39,26 +40,28 @@ NAME = "triton"
 BLOCK = 1024  # samples that a program handles at a time
 TILE = 2048  # softmax logits that a program handles at a time; at least one row
 COUNTERS = 512  # counters of a program that counts by class
-PROGRAMS_PER_MULTIPROCESSOR = 12  # for counts and sums; a multiple of the few that run at once
+PROGRAMS_PER_MULTIPROCESSOR = 12  # a multiple of the few that run at once
 
 
 def available() -> bool:
-    """Return whether the kernels can run: on CUDA, or anywhere in Triton's interpreter."""
-    return interpreted() or torch.cuda.is_available()
+    """Return whether the kernels can run: on CUDA, or anywhere in Triton's interpreter.
+
+    Triton must be 3.3 or newer, whose kernels take tuples.
+    """
+    return hasattr(triton.language.core, "tuple") and (interpreted() or torch.cuda.is_available())
 
 
 def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tuple[Tensor, Tensor]:
     """Return counts like `cpu.regions`, and an empty (L, 0): `total` computes the losses."""
     num_regions = bins * pred[0].shape[1] if by_class else bins
     counts = pred[0].new_zeros((len(pred), num_regions), dtype=torch.int64)
-    for out, tensors in zip(counts, _levels(pred, target, valid, mu), strict=True):
-        if by_class:
-            _count_by_class(out, tensors[0], tensors[1], bins)
-        else:
-            numel, options = _samples(kind, tensors[0])
-            _launch_few(
-                count_kernel, out, *tensors, numel, SLOTS=_slots(bins), BINS=bins, **options
-            )
+    inputs = _inputs(pred, target, valid, mu)
+    if by_class:
+        _count_by_class(counts, inputs[0], inputs[1], bins)
+    else:
+        options = _options(kind, pred)
+        places = _places(kind, pred, options["BLOCK"])
+        _launch(count_kernel, counts, *inputs, *places, SLOTS=_slots(bins), BINS=bins, **options)
     return counts, counts.new_empty((len(pred), 0), dtype=torch.float64)
 
 
@@ -67,13 +70,11 @@ def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: 
 
     The arguments are as in `gradient`.
     """
-    most = _most_programs(pred[0].device)
-    sums = pred[0].new_zeros((len(pred), most), dtype=torch.float64)
-    options = {"BINS": bins, "BY_CLASS": by_class, "ALPHA": float(alpha), "GAMMA": float(gamma)}
-    levels = _levels(pred, target, valid, mu)
-    for out, w, tensors in zip(sums, weights.contiguous(), levels, strict=True):
-        numel, more = _samples(kind, tensors[0])
-        _launch_few(total_kernel, out, w, *tensors, numel, **options, **more)
+    options = _options(kind, pred, bins, by_class, alpha, gamma)
+    sizes, starts = _places(kind, pred, options["BLOCK"])
+    sums = pred[0].new_empty(starts[-1] // 16, dtype=torch.float64)
+    inputs = _inputs(pred, target, valid, mu)
+    _launch(total_kernel, sums, weights.contiguous(), *inputs, sizes, starts, **options)
     return sums.sum()
 
 
@@ -81,16 +82,11 @@ def gradient(
     kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: Tensor, scale: Tensor
 ) -> list[Tensor]:
     """scale * weights[region] * dl/dx of each sample; arguments as in `cpu.gradient`."""
-    found = []
-    # floats, since 2 and 2.0 would be compiled separately
-    options = {"BINS": bins, "BY_CLASS": by_class, "ALPHA": float(alpha), "GAMMA": float(gamma)}
-    levels = _levels(pred, target, valid, mu)
-    for w, tensors in zip(weights.contiguous(), levels, strict=True):
-        out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-        numel, more = _samples(kind, tensors[0])
-        blocks = triton.cdiv(numel, more["BLOCK"])
-        _launch(gradient_kernel, (blocks,), out, w, scale, *tensors, numel, **options, **more)
-        found.append(out)
+    options = _options(kind, pred, bins, by_class, alpha, gamma)
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in pred]
+    inputs = _inputs(pred, target, valid, mu)
+    places = _places(kind, pred, options["BLOCK"])
+    _launch(gradient_kernel, tuple(found), weights.contiguous(), scale, *inputs, *places, **options)
     return found
 
 
@@ -98,11 +94,11 @@ def size_counts(pred, target, valid) -> Tensor:
     """`reference.size_counts`, added up over all levels."""
     counts = pred[0].new_zeros(SIZE_SLOTS, dtype=torch.int64)
     options = {"BINS": SIZE_SLOTS, "SLOTS": _slots(SIZE_SLOTS), "BLOCK": BLOCK}
-    scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE}
+    scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE, "LEVELS": len(pred)}
     valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
-    for tensors in _levels(pred, target, valid, None):
-        numel = tensors[0].numel()
-        _launch_few(size_counts_kernel, counts, *tensors[:3], numel, **options, **scale)
+    *inputs, _ = _inputs(pred, target, valid, None)
+    places = _places("asl1", pred, BLOCK)
+    _launch(size_counts_kernel, counts, *inputs, *places, **options, **scale)
     return counts
 
 
@@ -119,51 +115,72 @@ def density(
     levels, bins = counts.shape
     programs = levels if own else 1
     weights = torch.empty(levels, bins, dtype=torch.float64, device=ema.device)
-    _launch(
-        density_kernel, (programs,), weights, counts.contiguous(), foreground, ema, num_updates,
-        ema_foreground, LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
-        MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0, PRIOR=float(prior),
-        NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training, FACTOR=float(factor),
-    )  # fmt: skip
+    with torch.cuda.device_of(weights):
+        density_kernel[(programs,)](
+            weights, counts.contiguous(), foreground, ema, num_updates, ema_foreground,
+            LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
+            MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0,
+            PRIOR=float(prior), NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training,
+            FACTOR=float(factor),
+        )  # fmt: skip
     return weights
 
 
-def _levels(pred, target, valid, mu) -> list[tuple[Tensor, ...]]:
-    """Return pred, target, valid and mu of each level, contiguous, for the kernels.
+def _inputs(pred, target, valid, mu) -> tuple:
+    """Return pred, target and valid of all levels, contiguous, and mu, for the kernels.
 
     A kind of sample without valid or mu gets another tensor in its place, which is not read.
+
+    Raises:
+        ValueError: levels differ in their dtype or number of classes.
     """
+    if len({(x.dtype, x.shape[1]) for x in pred}) > 1 or len({t.dtype for t in target}) > 1:
+        raise ValueError("all feature levels must have the same dtype and number of classes")
     if mu is not None and not valid:
         valid = [torch.ones_like(x, dtype=torch.bool) for x in pred]
-    levels = zip(pred, target, valid or target, strict=True)
-    return [(*(t.contiguous() for t in level), level[1] if mu is None else mu) for level in levels]
+    levels = (tuple(t.contiguous() for t in level) for level in (pred, target, valid or target))
+    return *levels, target[0] if mu is None else mu
 
 
-def _samples(kind: str, x: Tensor) -> tuple[int, dict[str, Any]]:
-    """Return the number of samples, and the options for their blocks."""
-    columns = x.shape[1]
-    if kind != "softmax":
-        return x.numel(), {"KIND": kind, "COLUMNS": columns, "WIDTH": 1, "BLOCK": BLOCK}
-    width = triton.next_power_of_2(columns)  # whole rows
-    return len(x), {
-        "KIND": kind,
-        "COLUMNS": columns,
-        "WIDTH": width,
-        "BLOCK": min(max(TILE // width, 1), 64),
-        "num_warps": min(max(width // 1024, 4), 16),
-    }
+def _options(kind: str, pred, bins=None, by_class=False, alpha=-1.0, gamma=0.0) -> dict[str, Any]:
+    """Return the options for blocks of samples; with `bins`, those for losses too."""
+    columns = pred[0].shape[1]
+    options = {"LEVELS": len(pred), "KIND": kind, "COLUMNS": columns, "WIDTH": 1, "BLOCK": BLOCK}
+    if kind == "softmax":
+        width = triton.next_power_of_2(columns)  # whole rows
+        options |= {"WIDTH": width, "BLOCK": min(max(TILE // width, 1), 64)}
+        options |= {"num_warps": min(max(width // 1024, 4), 16)}
+    if bins is not None:
+        # floats, since 2 and 2.0 would be compiled separately
+        options |= {"BINS": bins, "BY_CLASS": by_class}
+        options |= {"ALPHA": float(alpha), "GAMMA": float(gamma)}
+    return options
 
 
-def _count_by_class(counts: Tensor, logits: Tensor, labels: Tensor, bins: int) -> None:
-    rows, columns = logits.shape
-    slots = _slots(bins)
+def _places(kind: str, pred, block: int, groups: int = 1):
+    """Return the numbers of samples, and the first program of each level and the number of all.
+
+    A level gets a program for each block, or its share of the most programs and at least one. All
+    numbers are multiplied by 16, because Triton compiles a kernel again for a number in a tuple
+    that is 1, or that 16 divides or not.
+    """
+    sizes = [len(x) if kind == "softmax" else x.numel() for x in pred]
+    blocks = [triton.cdiv(size, block) for size in sizes]
+    every, most = sum(blocks), triton.cdiv(_most_programs(pred[0].device), groups)
+    if every > most:
+        blocks = [min(n, max(most * n // every, 1)) for n in blocks]
+    starts = accumulate(blocks, initial=0)
+    return tuple(16 * n for n in sizes), tuple(16 * n for n in starts)
+
+
+def _count_by_class(counts: Tensor, logits, labels, bins: int) -> None:
+    columns, slots = logits[0].shape[1], _slots(bins)
     classes = min(max(COUNTERS // slots, 1), triton.next_power_of_2(max(columns, 1)))
-    size = max(BLOCK // classes, 16)
-    blocks, groups = triton.cdiv(rows, size), triton.cdiv(columns, classes)
-    programs = min(blocks, triton.cdiv(_most_programs(logits.device), max(groups, 1)))
+    size, groups = max(BLOCK // classes, 16), max(triton.cdiv(columns, classes), 1)
+    places = _places("softmax", logits, size, groups)  # blocks of rows
     _launch(
-        count_by_class_kernel, (programs, groups), counts, logits, labels, rows, blocks,
-        COLUMNS=columns, BINS=bins, ROWS=size, CLASSES=classes, SLOTS=slots,
+        count_by_class_kernel, counts, logits, labels, *places, groups=groups,
+        LEVELS=len(logits), COLUMNS=columns, BINS=bins, ROWS=size, CLASSES=classes, SLOTS=slots,
     )  # fmt: skip
 
 
@@ -172,17 +189,12 @@ def _slots(bins: int) -> int:
     return triton.next_power_of_2(bins + 1)
 
 
-def _launch_few(kernel, out, *arguments, **options) -> None:
-    """Launch at most `_most_programs` programs, each of which processes many blocks."""
-    blocks = triton.cdiv(arguments[-1], options["BLOCK"])
-    programs = min(blocks, _most_programs(out.device))
-    _launch(kernel, (programs,), out, *arguments, blocks, **options)
-
-
-def _launch(kernel, grid, out, *arguments, **options) -> None:
-    if all(grid):
-        with torch.cuda.device_of(out):
-            kernel[grid](out, *arguments, **options)
+def _launch(kernel, out, *arguments, groups: int = 1, **options) -> None:
+    """Launch as many programs as the last argument, the places of levels, says, times `groups`."""
+    programs = arguments[-1][-1] // 16
+    if programs:
+        with torch.cuda.device_of(out[0]):
+            kernel[programs, groups](out, *arguments, **options)
 
 
 @functools.cache

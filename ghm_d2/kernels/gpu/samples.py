@@ -2,6 +2,9 @@
 
 `_block` gives the unit region, loss l and gradient of each sample in a block. The kernels count the
 regions, add up the weighed losses, or write the gradients. Tensors are contiguous.
+
+One launch covers all feature levels: an argument of which each level has its own is a tuple, and
+each program works on one level.
 """
 
 import triton
@@ -112,7 +115,7 @@ def _sigmoid_block(
     block, logits, labels, numel, COLUMNS: tl.constexpr, BINS: tl.constexpr,
     ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = block * BLOCK
+    first = tl.cast(block, tl.int64) * BLOCK
     offset = first + tl.arange(0, BLOCK)
     inside = offset < numel
     row = first // COLUMNS
@@ -128,7 +131,7 @@ def _sigmoid_block(
 @triton.jit
 def _differences(block, pred, target, valid, numel, BLOCK: tl.constexpr):
     """Return offset and mask of a block of coordinates, their validity, and pred - target."""
-    offset = block * BLOCK + tl.arange(0, BLOCK)
+    offset = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < numel
     counted = tl.load(valid + offset, inside, other=0) != 0
     return offset, inside, counted, _load(pred + offset, inside) - _load(target + offset, inside)
@@ -140,7 +143,8 @@ def _softmax_block(
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Unit region and l are per row, the other results per logit."""
-    row, column = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDTH)[None, :]
+    row = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, WIDTH)[None, :]
     label = tl.load(labels + row, row < rows, other=-1)
     own = column == tl.minimum(label, COLUMNS - 1)[:, None]
     offset = row[:, None] * COLUMNS + column
@@ -164,18 +168,57 @@ def _softmax_block(
     return offset, inside, _unit_region(g, label >= 0, BINS), loss, slope
 
 
-# --- kernels: a few programs count or add up many blocks; one per block writes the gradient ---
+# --- the level of a program ---
+
+
+@triton.jit
+def _place(starts, LEVELS: tl.constexpr):
+    """Return the level of this program, its index among the level's programs, and their number.
+
+    starts: the first program of each level, and the number of all programs, as `_of` reads them.
+    """
+    program = tl.program_id(0)
+    level = 0
+    for i in tl.static_range(1, LEVELS):
+        level += (program >= (starts[i] >> 4)).to(tl.int32)
+    first, end = starts[0] >> 4, starts[1] >> 4
+    for i in tl.static_range(1, LEVELS):
+        first = tl.where(level == i, starts[i] >> 4, first)
+        end = tl.where(level == i, starts[i + 1] >> 4, end)
+    return level, program - first, end - first
+
+
+@triton.jit
+def _of(level, values, LEVELS: tl.constexpr):
+    """Return the value of a level: a pointer, or 16 times a number."""
+    found = values[0]
+    for i in tl.static_range(1, LEVELS):
+        found = tl.where(level == i, values[i], found)
+    return found
+
+
+@triton.jit
+def _inputs(level, x, target, valid, sizes, LEVELS: tl.constexpr):
+    """Return the tensors of a level, and the number of its samples."""
+    numel = _of(level, sizes, LEVELS) >> 4
+    return _of(level, x, LEVELS), _of(level, target, LEVELS), _of(level, valid, LEVELS), numel
+
+
+# --- kernels: a few programs, each of which processes many blocks of its level ---
 
 
 @triton.jit
 def count_kernel(
-    counts, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
-    BINS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+    counts, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr, KIND: tl.constexpr,
+    COLUMNS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds to counts (BINS,)."""
+    """Adds to counts (LEVELS, BINS)."""
+    level, first, step = _place(starts, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
     slot = tl.arange(0, SLOTS)
     found = tl.zeros((SLOTS,), tl.int64)
-    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+    for block in range(first, tl.cdiv(numel, BLOCK), step):
         _, _, _, region, _, _ = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, -1.0, 0.0, BLOCK, WIDTH
         )
@@ -184,20 +227,22 @@ def count_kernel(
         else:
             found += tl.histogram(region, SLOTS)
     # integers: the same sum in any order
-    tl.atomic_add(counts + slot, found, slot < BINS)
+    tl.atomic_add(counts + level * BINS + slot, found, slot < BINS)
 
 
 @triton.jit
 def count_by_class_kernel(
-    counts, logits, labels, rows, blocks, COLUMNS: tl.constexpr, BINS: tl.constexpr,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr, SLOTS: tl.constexpr,
+    counts, logits, labels, sizes, starts, LEVELS: tl.constexpr, COLUMNS: tl.constexpr,
+    BINS: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds to counts (COLUMNS, BINS); a program handles CLASSES columns."""
+    """Adds to counts (LEVELS, COLUMNS, BINS); a program handles CLASSES columns."""
+    level, first, step = _place(starts, LEVELS)
+    logits, labels, _unread, rows = _inputs(level, logits, labels, labels, sizes, LEVELS)
     column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     slot = tl.arange(0, CLASSES * SLOTS)
     found = tl.zeros((CLASSES * SLOTS,), tl.int64)
-    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
-        row = block * ROWS + tl.arange(0, ROWS)
+    for block in range(first, tl.cdiv(rows, ROWS), step):
+        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         label = tl.load(labels + row, row < rows, other=-1)[:, None]
         inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
         x = _load(logits + row[:, None] * COLUMNS + column[None, :], inside)
@@ -206,18 +251,22 @@ def count_by_class_kernel(
         region += tl.arange(0, CLASSES)[None, :] * SLOTS
         found += tl.histogram(tl.reshape(region, (ROWS * CLASSES,)), CLASSES * SLOTS)
     of, region = tl.program_id(1) * CLASSES + slot // SLOTS, slot % SLOTS
-    tl.atomic_add(counts + of * BINS + region, found, (of < COLUMNS) & (region < BINS))
+    counts += (level * COLUMNS + of) * BINS + region
+    tl.atomic_add(counts, found, (of < COLUMNS) & (region < BINS))
 
 
 @triton.jit
 def total_kernel(
-    sums, weights, x, target, valid, mu, numel, blocks, KIND: tl.constexpr, COLUMNS: tl.constexpr,
-    BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    sums, weights, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr, KIND: tl.constexpr,
+    COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr,
+    GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Store the sum of weights[region] * l over the samples of each program."""
+    level, first, step = _place(starts, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
+    weights += level * BINS * (COLUMNS if BY_CLASS else 1)
     found = tl.zeros((1,), tl.float64)
-    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+    for block in range(first, tl.cdiv(numel, BLOCK), step):
         _, _, column, region, loss, _ = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
         )
@@ -228,20 +277,25 @@ def total_kernel(
 
 @triton.jit
 def gradient_kernel(
-    gradient, weights, scale, x, target, valid, mu, numel, KIND: tl.constexpr,
-    COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr,
-    GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    gradient, weights, scale, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr,
+    KIND: tl.constexpr, COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr,
+    ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0).to(tl.int64)
-    offset, inside, column, region, _, slope = _block(
-        block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
-    )
-    weight = _weight(weights, column, region, BINS, BY_CLASS) * tl.load(scale).to(tl.float64)
-    if KIND == "softmax":
-        weight, region = weight[:, None], region[:, None]
-    # the slope of an ignored sample may be NaN
-    value = tl.where(region < BINS, weight.to(slope.dtype) * slope, 0)
-    tl.store(gradient + offset, value, inside)
+    level, first, step = _place(starts, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
+    gradient = _of(level, gradient, LEVELS)
+    weights += level * BINS * (COLUMNS if BY_CLASS else 1)
+    factor = tl.load(scale).to(tl.float64)
+    for block in range(first, tl.cdiv(numel, BLOCK), step):
+        offset, inside, column, region, _, slope = _block(
+            block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
+        )
+        weight = (_weight(weights, column, region, BINS, BY_CLASS) * factor).to(slope.dtype)
+        counted = region < BINS
+        if KIND == "softmax":
+            weight, counted = weight[:, None], counted[:, None]
+        # the slope of an ignored sample may be NaN
+        tl.store(gradient + offset, tl.where(counted, weight * slope, 0), inside)
 
 
 @triton.jit
@@ -254,12 +308,14 @@ def _weight(weights, column, region, BINS: tl.constexpr, BY_CLASS: tl.constexpr)
 
 @triton.jit
 def size_counts_kernel(
-    counts, pred, target, valid, numel, blocks, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr,
-    LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    counts, pred, target, valid, sizes, starts, LEVELS: tl.constexpr, BINS: tl.constexpr,
+    PER_OCTAVE: tl.constexpr, LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Adds to counts (BINS,)."""
+    level, first, step = _place(starts, LEVELS)
+    pred, target, valid, numel = _inputs(level, pred, target, valid, sizes, LEVELS)
     found = tl.zeros((SLOTS,), tl.int64)
-    for block in range(tl.program_id(0).to(tl.int64), blocks, tl.num_programs(0)):
+    for block in range(first, tl.cdiv(numel, BLOCK), step):
         _, _, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
         size = tl.abs(d)
         slot = (tl.log2(size) - LOWEST) * PER_OCTAVE
