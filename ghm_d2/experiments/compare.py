@@ -156,14 +156,15 @@ def keep_plan(request: Request) -> Request:
         ("--looks", request.looks, looks),
     ):
         if kept and asked is not None and asked != planned:
+            shown = "none" if planned == () else planned
             raise UsageError(
-                f"{file} was planned with another {option}, {planned or 'none'}; a plan is not "
-                "changed once it has begun: leave the option out, or choose another --output"
+                f"{file} was planned with another {option}, {shown}, and a plan cannot "
+                f"change once it has begun; leave out {option}, or choose another --output"
             )
     if kept and _primary(kept.pairs) not in ([], _primary(request.suite.pairs)):
         raise UsageError(
-            f"{file} was planned with another primary pair, {_primary(kept.pairs)[0]}; a plan is "
-            "not changed once it has begun: choose another --output"
+            f"{file} was planned with another primary pair, {_primary(kept.pairs)[0]}, and a plan "
+            "cannot change once it has begun; choose another --output"
         )
     return replace(
         request,
@@ -214,8 +215,8 @@ def compare(
         if left and is_decided and is_decided(folder, look):
             listed = ", ".join(map(str, dict.fromkeys(left)))
             progress.message(
-                f"the look at {look} seeds has decided; not trained: seed {listed} "
-                "(--all-seeds trains them)"
+                f"the early verdict after {look} seeds decides the primary pair; seeds that are "
+                f"not trained: {listed} (--all-seeds trains them)"
             )
             break
     return folder
@@ -234,7 +235,10 @@ def _settings(
     settings, trials = read_settings(request.settings, request.budget)
     for side in request.suite.sides:
         if side.name not in settings and side.settings_of not in settings:
-            raise UsageError(f"--settings {request.settings}: nothing was searched for {side.name}")
+            raise UsageError(
+                f"--settings {request.settings} has no settings for {side.name}; leave out this "
+                "side, or search again with --search"
+            )
     return settings, trials
 
 
@@ -345,11 +349,11 @@ def _failure(run: PlannedRun, code: int) -> BaseException:
     log = run.folder / LOG_FILE
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     said = [line for line in lines if line.startswith("error: ")] or [x for x in lines if x.strip()]
-    last = said[-1] if said else "it left no word"
+    last = said[-1] if said else "it left no message"
     how = f"was killed by signal {-code}" if code < 0 else "failed"
     return kind(
         f"{run.side}, seed {run.seed} {how}: {last.removeprefix('error: ')[:500]} "
-        f"(more in {log}); what is finished is kept, and the same command goes on from here"
+        f"(see {log}); finished runs are kept, and the same command continues the comparison"
     )
 
 
@@ -368,7 +372,7 @@ class _Watch:
         ap = record.metrics.get("AP")
         result = record.outcome or ("no AP" if ap is None else f"AP {ap:.1f}")
         self._progress.message(
-            f"{len(self.done)} of {len(self._runs)}: {run.side}, seed {run.seed}: {result}"
+            f"{len(self.done)} of {len(self._runs)} runs: {run.side}, seed {run.seed}: {result}"
         )
 
     def update(self, running: list[PlannedRun]) -> None:

@@ -141,14 +141,14 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
         UsageError: the budget or a word is unknown; the message suggests known ones.
     """
     if budget not in BUDGETS:
-        raise UsageError(f"--budget is one of {', '.join(BUDGETS)}, not {budget!r}")
+        raise UsageError(f"--budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
     words = [word for word in words if word != "vs"]
     if any(word.endswith((".yaml", ".yml")) for word in words):
         return _of_configs(words)
     if words and all(Path(word, "train.json").is_file() for word in words):
         return _of_data(words, config or DATA_CONFIG)
     if config:
-        raise UsageError("--config is for a comparison of data sets: FOLDER vs FOLDER")
+        raise UsageError("--config works only for a comparison of data sets: FOLDER vs FOLDER")
     by_words = {frozenset(name.split(" vs ")): name for name in SUITES}
     # "two-stage vs one-stage" in quotes is one word
     parts = frozenset(part for word in words for part in word.split(" vs "))
@@ -168,7 +168,7 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
             are left, or the suite has no sides for this budget.
     """
     if not suite.sides:
-        raise UsageError(f"{suite.name} has sides for --budget quick alone")
+        raise UsageError(f"{suite.name} is available only with --budget quick")
     known = {side.name: side for side in suite.sides}
     for name in names:
         if name not in known:
@@ -177,7 +177,7 @@ def choose_sides(suite: Suite, names: Sequence[str] = (), optional: bool = False
     wanted = names or [s.name for s in suite.sides if optional or not s.optional]
     sides = tuple(side for side in suite.sides if side.name in wanted)
     if len(sides) < 2:
-        raise UsageError("a comparison has at least two sides; name more with --side")
+        raise UsageError("a comparison needs at least two sides; name more with --side")
     pairs = _between(sides, suite.pairs) or _against_first(sides)
     return replace(suite, sides=sides, pairs=_with_primary(pairs))
 
@@ -215,8 +215,9 @@ def _of_data(words: Sequence[str], config: str) -> Suite:
 def _distinct(words: Sequence[str], short: Sequence[str]) -> Sequence[str]:
     """Return names for sides: the short ones if they differ, else the words themselves."""
     names = words if len(set(short)) < len(short) else short
-    if len(set(names)) < len(names):
-        raise UsageError(f"{names[0]} is named twice; --seeds N repeats a run")
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UsageError(f"{name} is named twice; to repeat a run, use --seeds N")
     return names
 
 
@@ -226,8 +227,8 @@ def _unknown(words: Sequence[str], known: list[str]) -> UsageError:
         if word not in known:
             near = difflib.get_close_matches(word, known, 1, cutoff=0.0)[0]
             return UsageError(
-                f"no comparison {word!r}; did you mean {near!r}? There are {listed}, "
-                "A.yaml vs B.yaml, or FOLDER vs FOLDER"
+                f"unknown comparison {word!r}; did you mean {near!r}? The comparisons are "
+                f"{listed}, A.yaml vs B.yaml, and FOLDER vs FOLDER"
             )
-    what = f"{' '.join(words)!r} is no comparison" if words else "say what to compare"
-    return UsageError(f"{what}: {listed}, A.yaml vs B.yaml, or FOLDER vs FOLDER")
+    what = f"unknown comparison {' '.join(words)!r}" if words else "no comparison is named"
+    return UsageError(f"{what}; choose {listed}, A.yaml vs B.yaml, or FOLDER vs FOLDER")

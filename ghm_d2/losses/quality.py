@@ -29,7 +29,7 @@ def quality_focal_loss(
         quality: (N,), in [0, 1] for rows with a class; the values of other rows have no effect.
         beta: the exponent, beta in the paper; at least 0.
         reduction: "mean" over the samples that are not ignored, "sum" or "none" (N, K).
-        weight: (N,), a factor on the losses of each row.
+        weight: (N,), a factor on the losses of each row; the mean leaves out rows of weight 0.
 
     Returns:
         the loss, in float32 for half precision.
@@ -66,7 +66,7 @@ def _samples(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, T
     """Return logits (0 where ignored), their targets and a mask of valid ones, each (N, K)."""
     if logits.dim() != 2 or {labels.shape, quality.shape} != {logits.shape[:1]}:
         raise ValueError(
-            f"logits are (N, K), labels and quality (N,), not {tuple(logits.shape)}, "
+            f"logits must be (N, K), labels and quality (N,), not {tuple(logits.shape)}, "
             f"{tuple(labels.shape)} and {tuple(quality.shape)}"
         )
     classes = logits.shape[1]
@@ -85,9 +85,10 @@ def _bce(x: Tensor, target: Tensor) -> Tensor:
 
 def _reduced(loss: Tensor, valid: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     check_choice("reduction", reduction, REDUCTIONS)
-    loss = torch.where(valid, loss, 0)
     if weight is not None:
         loss = loss * weight[:, None].to(loss)
+        valid = valid & (weight > 0)[:, None]
+    loss = torch.where(valid, loss, 0)
     if reduction == "none":
         return loss
     return loss.sum() / valid.sum().clamp(min=1) if reduction == "mean" else loss.sum()

@@ -47,21 +47,26 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
     weights = tuple(map(float, cfg.MODEL.CLASS_WEIGHTS))
     if cfg.MODEL.CLASS_WEIGHTING and not weights:
         raise UsageError(
-            "MODEL.CLASS_WEIGHTS is empty; outside `ghm train`, "
-            "ghm_d2.data.class_weights.fill_class_weights(cfg) fills it in from the data"
+            "MODEL.CLASS_WEIGHTING is set, but MODEL.CLASS_WEIGHTS is empty; outside `ghm train`, "
+            "call ghm_d2.data.class_weights.fill_class_weights(cfg)"
         )
     if weights and len(weights) != num_classes:
         raise UsageError(
-            f"MODEL.CLASS_WEIGHTS has {len(weights)} numbers, and there are {num_classes} classes"
+            f"MODEL.CLASS_WEIGHTS has {len(weights)} numbers, but there are {num_classes} classes"
         )
     if not all(0 < w < math.inf for w in weights):
-        raise UsageError(f"MODEL.CLASS_WEIGHTS are above 0, not {min(weights):g}")
+        raise UsageError(
+            f"MODEL.CLASS_WEIGHTS must be finite numbers above 0; the smallest is {min(weights):g}"
+        )
     if weights and cfg.MODEL.GHM.CLS.DENSITY == "exact":
-        raise UsageError("MODEL.GHM.CLS.DENSITY exact takes no MODEL.CLASS_WEIGHTS")
+        raise UsageError(
+            "MODEL.GHM.CLS.DENSITY exact does not support MODEL.CLASS_WEIGHTS; set DENSITY to "
+            "unit_regions"
+        )
     if weights and cfg.MODEL.GHM.KERNEL not in ("auto", "torch"):
         raise UsageError(
-            f"MODEL.CLASS_WEIGHTS are computed in plain PyTorch, and MODEL.GHM.KERNEL is "
-            f"{cfg.MODEL.GHM.KERNEL}: set it to auto"
+            f"MODEL.GHM.KERNEL {cfg.MODEL.GHM.KERNEL} does not support MODEL.CLASS_WEIGHTS; set "
+            "KERNEL to auto"
         )
     return weights
 
@@ -101,8 +106,8 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
     density = cfg.MODEL.GHM.CLS.DENSITY
     if check_loss_type("MODEL.GHM.CLS.DENSITY", density, DENSITIES) == "exact":
         raise UsageError(
-            "MODEL.GHM.CLS.DENSITY exact is for sigmoids (RetinaNet, FCOS, YOLOv3, RPN), and these "
-            "classes are a softmax; set it to unit_regions"
+            "MODEL.GHM.CLS.DENSITY exact needs sigmoids (RetinaNet, FCOS, YOLOv3, RPN), but this "
+            "detector classifies with a softmax; set it to unit_regions"
         )
     return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
 
@@ -129,17 +134,19 @@ def check_kernel(cfg) -> str:
 def _build_exact(keys, scope: str) -> ExactGHMC:
     if keys.PRIOR or keys.PER_CLASS:
         raise UsageError(
-            "MODEL.GHM.CLS.PRIOR and PER_CLASS are of unit regions, and MODEL.GHM.CLS.DENSITY "
-            "exact has none; set them or DENSITY to the default (0.0, False, unit_regions)"
+            "MODEL.GHM.CLS.DENSITY exact does not support MODEL.GHM.CLS.PRIOR and PER_CLASS; set "
+            "PRIOR 0.0 and PER_CLASS False, or DENSITY unit_regions"
         )
     if scope not in ("level", "batch"):
         raise UsageError(
-            "MODEL.GHM.SCOPE level_ema is of moving averages, which MODEL.GHM.CLS.DENSITY exact "
-            "has none of; choose level or batch"
+            f"MODEL.GHM.CLS.DENSITY exact does not support MODEL.GHM.SCOPE {scope}; set SCOPE to "
+            "level or batch"
         )
+    if keys.BINS < 1:
+        raise UsageError(f"MODEL.GHM.CLS.BINS must be at least 1, not {keys.BINS}")
     try:
         return ExactGHMC(1 / keys.BINS, loss_weight=keys.LOSS_WEIGHT, scope=scope)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise UsageError(f"MODEL.GHM.CLS: {error}") from None
 
 

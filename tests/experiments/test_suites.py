@@ -62,7 +62,7 @@ def test_families_are_named_with_and_without_vs(words):
         (["losses", "vs", "regresion"], "regression"),
         ([], "losses"),
         (["a.yaml"], "at least two"),
-        (["a.yaml", "vs", "a.yaml"], "named twice"),
+        (["a.yaml", "vs", "b.yaml", "vs", "b.yaml"], "b.yaml is named twice"),
     ],
 )
 def test_an_unknown_question_names_the_nearest(words, nearest):
@@ -104,7 +104,7 @@ def test_the_published_form_is_optional_only_in_the_quick_budget():
 
 @pytest.mark.parametrize("name", ["noise", "noise-kinds", "batch-size"])
 def test_a_suite_without_published_recipes_says_so(name):
-    with pytest.raises(UsageError, match=f"{name} has sides for --budget quick alone"):
+    with pytest.raises(UsageError, match=f"{name} is available only with --budget quick"):
         choose_sides(find_suite([name], "full"))
 
 
@@ -201,5 +201,5 @@ def test_folders_of_data_are_sides(digits_folder, tmp_path):
     assert {side.config for side in chosen.sides} == {"quick/fcos.yaml"}
     with pytest.raises(UsageError, match="at least two data sets"):
         find_suite([digits_folder], "quick")
-    with pytest.raises(UsageError, match="--config is for a comparison of data sets"):
+    with pytest.raises(UsageError, match="--config works only for a comparison of data sets"):
         find_suite(["losses"], "quick", "quick/fcos.yaml")

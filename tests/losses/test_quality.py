@@ -53,6 +53,12 @@ def test_what_is_ignored_may_be_anything_and_weights_are_of_rows(name):
     weight = torch.rand(len(labels), generator=torch.Generator().manual_seed(2))
     weighed = LOSSES[name](logits, labels, quality, reduction="none", weight=weight)
     torch.testing.assert_close(weighed, each * weight[:, None].double())
+    weight[:5] = 0
+    kept = weight > 0
+    of_kept = LOSSES[name](logits[kept], labels[kept], quality[kept], weight=weight[kept])
+    torch.testing.assert_close(
+        LOSSES[name](logits, labels, quality, weight=weight), of_kept, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,6 +1,7 @@
 """`ghm data check` finds faults that would silently ruin a training or its evaluation."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ def check(
 
 
 def _detail(error: DataError, path: str | Path) -> str:
-    return str(error).removeprefix(str(path)).lstrip(": ")
+    text = str(error).removeprefix(str(path))
+    return f"line {text[1:]}" if re.match(r":\d", text) else text.lstrip(": ")
 
 
 def _look_at_all(entries: list[dict], split: str, root: Path, track):
@@ -110,11 +112,12 @@ def _look_at_all(entries: list[dict], split: str, root: Path, track):
 def _disagreements(split: str, name: str, entry: dict, probe: images.Probe) -> Iterator[Problem]:
     claimed, real = (entry.get("width"), entry.get("height")), (probe.width, probe.height)
     if claimed != real:
-        why = "; its EXIF orientation turns it" if probe.rotated else ""
-        detail = f"is {real[0]} x {real[1]} px, the JSON says {claimed[0]} x {claimed[1]}{why}"
+        why = " (rotated by its EXIF orientation)" if probe.rotated else ""
+        size = f"{real[0]} x {real[1]} px{why}"
+        detail = f"the image is {size}, but the JSON says {claimed[0]} x {claimed[1]}"
         yield Problem("size", split, name, detail)
     if probe.mode in _DEEP_MODES:
-        detail = f"has {probe.mode} pixels: Detectron2 cuts them off at 255"
+        detail = f"has {probe.mode} pixels, which Detectron2 clips at 255; convert it to 8 bits"
         yield Problem("bit-depth", split, name, detail, NEITHER)
 
 
@@ -124,9 +127,10 @@ def _copies(seen: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
         first_split, first = places[0]
         for split, name in places[1:]:
             if split == first_split:
-                yield Problem("duplicate-image", split, name, f"is a copy of {first}", NEITHER)
+                detail = f"the image is a copy of {first}; remove one of them"
+                yield Problem("duplicate-image", split, name, detail, NEITHER)
             else:
-                detail = f"leaks: the same picture is in {first_split} as {first}"
+                detail = f"data leakage: the same image is in {first_split} as {first}; remove one"
                 yield Problem("leakage", split, name, detail)
 
 
@@ -135,11 +139,11 @@ def _between(summary: dict[str, dict]) -> Iterator[Problem]:
     first = next(iter(summary), None)
     for split, counts in summary.items():
         if list(counts["per_class"]) != list(summary[first]["per_class"]):
-            detail = f"its categories differ from those of {first}"
+            detail = f"the categories differ from those of {first}; all splits need the same"
             yield Problem("categories", split, f"{split}.json", detail)
     for name, count in summary.get("train", {"per_class": {}})["per_class"].items():
         if not count:
-            detail = f"no training box of category {name!r}"
+            detail = f"category {name!r} has no box in train"
             yield Problem("unused-category", "train", "train.json", detail, NEITHER)
 
 

@@ -52,7 +52,7 @@ def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> So
         items = _items(listing.root / name, name, files[name], images)
         fault = _left_out(name, items, splits, read)
         if fault:
-            source.notes.append(f"{name}: {fault}: left out")
+            source.notes.append(f"{name} is left out: {fault}")
         else:
             read[name] = items
     if not read:
@@ -103,7 +103,7 @@ def _categories(files: dict[str, dict], root: Path, source: Source) -> dict[str,
                 free += not usable
             if ids[name] != number:
                 source.notes.append(
-                    f"{file}: class {name!r:.80} has id {number!r:.20}; in the output {ids[name]}"
+                    f"{file}: class {name!r:.80} has id {number!r:.20}, which becomes {ids[name]}"
                 )
     source.names = sorted(ids, key=ids.__getitem__)
     source.ids = [ids[name] for name in source.names]
@@ -135,13 +135,14 @@ def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]
             safe_name(claim, str(path))  # raises DataError
         claims[entry["id"]] = str(claim)
     if not claims:
-        raise DataError(f"{path}: no images")
+        raise DataError(f"{path}: lists no images")
     found, ties = images.pair([wanted(claim, name) for claim in claims.values()], REMEDY)
     items = {}
     for number, (entry, place) in enumerate(zip(data["images"], found, strict=True)):
         key = entry["id"]
         items[key] = images.item(place, claims[key], name, [], _size(entry))
-        items[key].fault = ties.get(number) or items[key].fault
+        if number in ties:
+            items[key].fault = ties[number].fault
         # `ghm data check` would refuse other ids; True and False are ints in Python
         items[key].image_id = key if type(key) is int and key >= 0 else None
     return items
@@ -150,12 +151,13 @@ def _items(path: Path, name: str, data: dict, images: Images) -> dict[Any, Item]
 def _add_boxes(source: Source, split: str, name: str, data: dict, items: dict, categories: dict):
     for number, entry in enumerate(data["annotations"], 1):
         if not isinstance(entry, dict):
-            raise DataError(f"{name}: annotation number {number} is not an object")
+            raise DataError(f"{name}: annotation number {number} is not a JSON object")
         image_id = entry.get("image_id")
         if isinstance(image_id, int | str) and image_id in items:
             items[image_id].boxes.append(_box(entry, number, categories))
         else:
-            detail = f"annotation {entry.get('id', number)!r:.40}: no image {image_id!r:.40}"
+            which = f"annotation {entry.get('id', number)!r:.40}"
+            detail = f"{which}: no image has the id {image_id!r:.40}"
             source.dropped.append(Dropped(split, "annotation", name, detail))
 
 
@@ -166,15 +168,15 @@ def _left_out(name: str, items: dict, splits: dict[str, str], read: dict) -> str
     """
     own = {item.place for item in items.values() if item.place}
     if not own:
-        return f"none of its images ({next(iter(items.values())).name:.120}, ...) is here"
+        return f"none of its images ({next(iter(items.values())).name:.120}, ...) was found"
     for other, theirs in read.items():
         both = own & {item.place for item in theirs.values()}
         if both and splits[other] and not splits[name]:
-            return f"it names no split, and {other} describes its images too"
+            return f"its name contains no split, and {other} describes the same images"
         if both and splits[other] == splits[name]:
             raise DataError(
-                f"{other} and {name} both describe {min(both)}: keep one, or name their splits "
-                "(train, val or test) in the file names"
+                f"{other} and {name} both describe {min(both)}; remove one of them, or put their "
+                "splits (train, val or test) into the file names"
             )
     return ""
 
@@ -191,7 +193,7 @@ def _leave_unused_out(source: Source) -> None:
     few = ", ".join(unused[:8]) + (", ..." if len(unused) > 8 else "")
     many = f"{len(unused)} classes that no annotation uses are"
     count = many if len(unused) > 1 else "one class that no annotation uses is"
-    source.notes.append(f"{count} left out: {few} (--all-classes keeps such)")
+    source.notes.append(f"{count} left out: {few} (--all-classes keeps unused classes)")
     index = {old: new for new, old in enumerate(used)}
     source.names = [source.names[i] for i in used]
     source.ids = [source.ids[i] for i in used]

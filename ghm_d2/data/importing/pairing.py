@@ -36,6 +36,18 @@ class Wanted(NamedTuple):
     home: str  # path in the listing of the file (or folder, ending in /) that refers to it
 
 
+class Tie(NamedTuple):
+    """Two targets in one folder that fit a file equally well, such as a.jpg and a.png."""
+
+    first: str
+    second: str
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, and the remedy."""
+        return f"{self.first} and {basename(self.second)} have the same name; remove one"
+
+
 def split_of(text: str) -> str:
     """Return the split that a file or folder name contains, or ""."""
     return next((split for split, word in _SPLITS if word.search(text.lower())), "")
@@ -81,17 +93,16 @@ class Finder:
 
     def pair(
         self, asked: list[Wanted], remedy: str, *, once: bool = False
-    ) -> tuple[list[str | None], dict[int, str]]:
-        """Return the target of each file, or None; and index -> reason for ambiguous files.
+    ) -> tuple[list[str | None], dict[int, Tie]]:
+        """Return the target of each file, or None; and index -> tie for ambiguous files.
 
         A target in a folder of another split counts only if all are, or if the file names that
-        folder. If two targets in one folder fit equally well, such as a.jpg and a.png, the file is
-        ambiguous and has no target.
+        folder. A file with a tie has no target.
         once: a target belongs to one file only, the one that fits it best.
         Raises: DataError, ending in `remedy`, if targets in two folders fit equally well, or, with
         `once`, if two files fit one target equally well.
         """
-        ties: dict[int, str] = {}
+        ties: dict[int, Tie] = {}
         choices = [self.by_stem.get(item.stem.lower(), ()) for item in asked]
         votes: Counter = Counter()
         friendly = set()
@@ -116,8 +127,8 @@ class Finder:
                 first, second = sorted((ranked[0][1], ranked[1][1]))
                 if _folder(first) != _folder(second):
                     home = item.home.rstrip("/") or "the folder"
-                    raise DataError(f"{first} or {second} for {home}: {remedy}")
-                ties[number] = f"{first} and {PurePosixPath(second).name} have the same name"
+                    raise DataError(f"{first} and {second} both match {home}; {remedy}")
+                ties[number] = Tie(first, second)
                 ranked = []
             best.append(ranked[0] if ranked else None)
         if once:
@@ -183,7 +194,7 @@ def _leave_one(asked: list[Wanted], best: list[tuple | None], remedy: str) -> No
             continue
         if rival[0] == choice[0]:
             both = sorted("/".join((*asked[i].folders, asked[i].stem)) for i in (other, number))
-            raise DataError(f"{both[0]} and {both[1]} both belong to {choice[1]}: {remedy}")
+            raise DataError(f"{both[0]} and {both[1]} both match {choice[1]}; {remedy}")
         loser = number if rival[0] > choice[0] else other
         owner[choice[1]] = number if loser == other else other
         best[loser] = None

@@ -51,12 +51,14 @@ def read_voc(listing: Listing, images: Images) -> Source:
     names = _label_file(listing) or found
     if not names:
         where = listing.root / next(iter(folders))
-        raise DataError(f"{where}: no object in any of {len(parsed)} files")
+        raise DataError(f"{where}: none of the {len(parsed)} XML files has a named <object>")
     index = {name: i for i, name in enumerate(unique_names(names, listing.root))}
     source = Source("voc", names, {})
     source.layout = f"{len(parsed)} XML files in {', '.join(folders) or 'the folder'}"
     if others:
-        source.notes.append(f"{len(others)} XML files are no annotations, the first: {others[0]}")
+        source.notes.append(
+            f"{len(others)} XML files are not annotations and are left out, the first: {others[0]}"
+        )
     items = _items(parsed, images, index)
     if not by_lists(source, listing, items, "no annotation file {}.xml".format):
         by_folder(source, list(items.values()))
@@ -70,13 +72,17 @@ def parse_xml(path: Path) -> Element:
 
     try:
         if path.stat().st_size > _LONGEST:
-            raise DataError(f"{path}: over {_LONGEST >> 20} MiB: no annotation of one image")
+            raise DataError(
+                f"{path}: over {_LONGEST >> 20} MiB, too large for the annotations of one image"
+            )
         return parse(path).getroot()
     except ParseError as error:
         raise DataError(f"{path}:{error.position[0]}: not valid XML ({error})") from None
     except DefusedXmlException as error:
         kind = type(error).__name__
-        raise DataError(f"{path}: refused: it declares XML entities ({kind})") from None
+        raise DataError(
+            f"{path}: refused: it declares XML entities ({kind}); remove them"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, LookupError) as error:  # an unknown or wrong encoding
@@ -99,7 +105,8 @@ def _items(parsed: dict[str, Element], images: Images, index: dict[str, int]) ->
     for number, (path, root) in enumerate(parsed.items()):
         boxes, size = _boxes(root, index), _size(root)
         items[path] = images.item(found[number], claims[number], path, boxes, size)
-        items[path].fault = ties.get(number) or items[path].fault
+        if number in ties:
+            items[path].fault = ties[number].fault
     return items
 
 
@@ -111,12 +118,12 @@ def _box(obj: Element, where: str, index: dict[str, int]) -> Box:
     name = _text(obj, "name")
     box = Box(where, index.get(name, -1), [0, 0, 0, 0])
     if not name:
-        box.fault = "it has no <name>"
+        box.fault = "has no <name>"
         return box
     if name not in index:
         box.fault = f"unknown category {name!r}"
     elif obj.find("bndbox") is None:
-        box.fault = "it has no <bndbox>"
+        box.fault = "has no <bndbox>"
     else:
         corners = {side: _text(obj, f"bndbox/{side}") for side in _SIDES}
         try:

@@ -45,7 +45,9 @@ def read_yolo(listing: Listing, images: Images) -> Source:
 
 def _read_yaml(listing: Listing, images: Images, files: list[str]) -> Source:
     if len(files) > 1:
-        raise DataError(f"{files[0]} and {files[1]} in {listing.root} both name splits: keep one")
+        raise DataError(
+            f"{files[0]} and {files[1]} in {listing.root} both define splits; remove one of them"
+        )
     path = listing.root / files[0]
     data = _load_yaml(path)
     source = Source("yolo", _names(data.get("names"), path), {}, f"{files[0]}, with class names")
@@ -56,9 +58,11 @@ def _read_yaml(listing: Listing, images: Images, files: list[str]) -> Source:
         if entry:
             splits[split] = _entry_images(source, listing, images, entry, files[0], split)
     if not splits:
-        raise DataError(f"{path}: names none of train, val and test")
+        raise DataError(f"{path}: defines none of the splits train, val and test")
     if not any(splits.values()):
-        raise DataError(f"{path}: {source.notes[0] if source.notes else 'names no image'}")
+        raise DataError(
+            f"{listing.root}: {source.notes[0]}" if source.notes else f"{path}: lists no image"
+        )
     names = sorted({name for found in splits.values() for name in found})
     texts = set(listing.of(".txt"))
     labels = {name: label for name in names if (label := _label_path(name)) in texts}
@@ -77,7 +81,7 @@ def _read_yaml(listing: Listing, images: Images, files: list[str]) -> Source:
 def _read_folders(listing: Listing, images: Images) -> Source:
     labels = _labels(listing, images)
     if not labels:
-        raise DataError(f"{listing.root}: no data.yaml, and no label file called like an image")
+        raise DataError(f"{listing.root}: has no data.yaml, and no label file named like an image")
     where, names = _class_names(listing, labels)
     source = Source("yolo", names, {})
     folders = sorted({_folder(label) or "the folder" for label in labels})
@@ -123,7 +127,7 @@ def _load_yaml(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid YAML ({str(error)[:80]})") from None
     if not isinstance(data, dict):
-        raise DataError(f"{path}: must map names, train and val to values")
+        raise DataError(f"{path}: must be a mapping with the keys names, train and val")
     return data
 
 
@@ -134,7 +138,7 @@ def _names(names, path: Path) -> list[str]:
             raise DataError(f"{path}: names must be numbered 0 to {len(names) - 1} without a gap")
         names = [keys[i] for i in range(len(keys))]
     if not isinstance(names, list):
-        raise DataError(f"{path}: names must list the classes")
+        raise DataError(f"{path}: names must be a list of the class names")
     return unique_names(names, path)
 
 
@@ -152,10 +156,10 @@ def _entry_images(source, listing, images, entry, file: str, split: str) -> list
             below = f"{place}/" if place else ""
             found.update(n for n in images.listing.images if n.startswith(below))
         else:
-            fault = f"{split} names {name!r:.120}, which does not exist in the folder"
+            fault = f"{split} is {name!r:.120}, which does not exist in the folder"
             if split == "train":
                 raise DataError(f"{listing.root / file}: {fault}")
-            source.notes.append(f"{file}: {fault}: left out")
+            source.notes.append(f"{file}: {fault} and is left out")
     return sorted(found)
 
 
@@ -232,13 +236,13 @@ def _class_names(listing: Listing, labels: list[str]) -> tuple[str, list[str]]:
                 break
     if not found:
         raise DataError(
-            f"{listing.root}: {len(labels)} YOLO label files ({labels[0]}, ...), but no file names "
-            "their classes: write the names, one a line, to classes.txt"
+            f"{listing.root}: {len(labels)} YOLO label files ({labels[0]}, ...), but no file with "
+            "the class names; write them to classes.txt, one per line"
         )
     first, names = next(iter(found.items()))
     other = next((name for name in found if found[name] != names), None)
     if other:
-        raise DataError(f"{first} and {other} name different classes: import one of the folders")
+        raise DataError(f"{first} and {other} name different classes; import one folder at a time")
     return first, names
 
 
@@ -257,7 +261,7 @@ def _read_names(listing: Listing, name: str) -> list[str]:
 def _pair(images: Images, labels: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return image -> label file, and image without suffix -> why its label file is ambiguous."""
     found, ties = images.pair([by_stem(label) for label in labels], REMEDY, once=True)
-    twins = {text.split(" and ")[0]: text for text in ties.values()}
+    twins = {tie.first: tie.fault for tie in ties.values()}
     pairs = {name: label for name, label in zip(found, labels, strict=True) if name}
     return pairs, {str(PurePosixPath(name).with_suffix("")): t for name, t in twins.items()}
 
@@ -289,16 +293,16 @@ def _tell_bare(source: Source) -> None:
     items = [item for items in source.splits.values() for item in items if not item.fault]
     bare = sum(item.where == item.place for item in items)
     if bare:
-        source.notes.append(f"{bare} images have no label file: taken as background")
+        source.notes.append(f"{bare} images have no label file and count as background")
 
 
 def _box(words: list[str], number: int, label: Path, names: list[str], pose: bool) -> Box:
     try:
         values = [float(word) for word in words]
     except ValueError:
-        raise DataError(f"{label}:{number}: {' '.join(words)!r:.60} is not numbers") from None
+        raise DataError(f"{label}:{number}: must be numbers, not {' '.join(words)!r:.60}") from None
     if len(values) < 5 or not values[0].is_integer():
-        raise DataError(f"{label}:{number}: must be `class x y w h`, is {' '.join(words)!r:.60}")
+        raise DataError(f"{label}:{number}: must be `class x y w h`, not {' '.join(words)!r:.60}")
     where, category = f"line {number}", int(values[0])
     if len(values) <= 6 or pose:
         x, y, w, h = values[1:5]
@@ -311,5 +315,5 @@ def _box(words: list[str], number: int, label: Path, names: list[str], pose: boo
     if not 0 <= category < len(names):
         box.fault = f"unknown category {category}: there are {len(names)} classes"
     elif any(v > 1.5 for v in values[1:5] if math.isfinite(v)):
-        box.fault = "values above 1: YOLO's are fractions of the image"
+        box.fault = "has values above 1; YOLO coordinates are fractions of the image size"
     return box

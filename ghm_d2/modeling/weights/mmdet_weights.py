@@ -68,18 +68,20 @@ def from_mmdet(
             other settings than they were trained with; then the message lists the keys to set.
     """
     if _RETINANET not in state:
-        raise WeightsError(f"{path} is mmdetection's, and not of RetinaNet: that alone is read")
+        raise WeightsError(f"{path}: of mmdetection's detectors, only RetinaNet can be loaded")
     bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
     if not (isinstance(model, RetinaNet) and isinstance(model.backbone, FPN)):
-        raise WeightsError(f"{path} is mmdetection's RetinaNet, and this model is none with an FPN")
+        raise WeightsError(
+            f"{path} is mmdetection's RetinaNet, but this model is not a RetinaNet with an FPN"
+        )
     if not isinstance(bottom_up, ResNet):
-        raise WeightsError(f"{path} has a ResNet, and this model has another backbone")
+        raise WeightsError(f"{path} has a ResNet, but this model has another backbone")
     facts = _Facts(meta if isinstance(meta, dict) else {})
-    line = f"{path}: RetinaNet of mmdetection {facts.version or '(which version it does not say)'}"
+    line = f"{path}: RetinaNet of mmdetection {facts.version or '(unknown version)'}"
     settings = _settings(facts, model)
     wrong = [f"{key} {value}" for key, value, is_so in settings if not is_so]
     if wrong:
-        raise WeightsError(f"{line} would mean something else here; add {' '.join(wrong)}")
+        raise WeightsError(f"{line} was trained with other settings; add {' '.join(wrong)}")
     order = _anchor_order(facts, model, path)
     renamed = {}
     for name, tensor in state.items():
@@ -88,7 +90,7 @@ def from_mmdet(
                 tensor = _reorder(tensor, order, name, path)
             renamed[_rename(name)] = tensor
     _check_parts(renamed, model, path)
-    known = "trained with" if facts.text else "it does not say, but as usual, trained with"
+    known = "trained with" if facts.text else "its settings are not recorded and assumed to be"
     line += f"; {known} {' '.join(f'{key} {value}' for key, value, _ in settings)}"
     if facts.classes:
         line += f"; its classes, in this order: {facts.classes}"
@@ -193,12 +195,17 @@ def _anchor_order(facts: _Facts, model: nn.Module, path: str) -> list[int]:
         same = ((ours[:, None] / theirs - 1).abs() < 1e-3).all(dim=2)
         if len(ours) != len(theirs) or not (same.sum(dim=1) == 1).all():
             raise WeightsError(
-                f"{path} is for other anchors than MODEL.ANCHOR_GENERATOR's: per location, ratios "
-                f"{_listed(ratios.tolist())} of sides {_listed(scales.tolist())} times the stride"
+                f"{path} was trained with other anchors than those of MODEL.ANCHOR_GENERATOR: "
+                f"ratios {_listed(ratios.tolist())}, sizes {_listed(scales.tolist())} times the "
+                "stride"
             )
         orders.add(tuple(same.int().argmax(dim=1).tolist()))
-    (order,) = orders
-    return list(order)
+    if len(orders) > 1:
+        raise WeightsError(
+            f"{path} lists the anchors of a location in another order on each level; set the same "
+            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS and number of SIZES for all levels"
+        )
+    return list(orders.pop())
 
 
 def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> None:
@@ -207,8 +214,8 @@ def _check_parts(state: Mapping[str, Tensor], model: nn.Module, path: str) -> No
     if extra or lacking:
         which = f"it has {extra[0]}" if extra else f"it lacks {lacking[0]}"
         raise WeightsError(
-            f"{path} is of another architecture than this model, such as MODEL.RESNETS.DEPTH: "
-            f"{which} ({len(extra)} tensors too many, {len(lacking)} too few)"
+            f"{path} has another architecture than this model: {which} ({len(extra)} tensors too "
+            f"many, {len(lacking)} missing); check keys such as MODEL.RESNETS.DEPTH"
         )
 
 
@@ -216,7 +223,7 @@ def _reorder(tensor: Tensor, order: list[int], name: str, path: str) -> Tensor:
     """Reorder mmdetection's outputs, which are grouped by anchor, to our order of anchors."""
     if not tensor.dim() or len(tensor) % len(order):
         raise WeightsError(
-            f"{path}: {name}, {tuple(tensor.shape)}, is not for {len(order)} anchors"
+            f"{path}: {name} of shape {tuple(tensor.shape)} does not fit {len(order)} anchors"
         )
     return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -80,14 +81,14 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def refusal(self, reason: str) -> WeightsError:
         return WeightsError(
-            f"{self.name} was refused: {reason}, and weights are plain arrays of numbers; nothing "
-            "in it was executed"
+            f"{self.name} was refused: {reason}, but weights must be plain arrays of numbers; "
+            "nothing in it was executed"
         )
 
     def _dtype(self, code, align=False, copy=True) -> "_DType":
         code = code.decode("latin1") if isinstance(code, bytes) else code
         if not _NUMBER.fullmatch(code):
-            raise self.refusal(f"it holds an array of type {code!r}")
+            raise self.refusal(f"it contains an array of type {code!r}")
         return _DType(code)
 
     def _reconstruct(self, ndarray, shape, code) -> "_Array":
@@ -133,10 +134,10 @@ class _Array:
 def _array(raw, dtype: _DType, shape, order: str) -> np.ndarray:
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(raw, bytes | bytearray):
-        raise ValueError(f"an array's contents are a {type(raw).__name__}")
+        raise ValueError(f"the contents of an array are of type {type(raw).__name__}")
     array = np.ndarray(shape, dtype.numpy, buffer=raw, order=order)
     if array.nbytes != len(raw):
-        raise ValueError(f"{len(raw)} bytes for an array of {array.nbytes}")
+        raise ValueError(f"an array of {array.nbytes} bytes has {len(raw)} bytes of contents")
     return array.astype(dtype.numpy.newbyteorder("="))  # a writable copy in native byte order
 
 
@@ -150,12 +151,24 @@ def _finish(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         done[id(value)] = value.numpy
     elif isinstance(value, dict):
+        _check_hashed(value)
         for key in value:
             value[key] = _finish(value[key], done)
     elif isinstance(value, list):
         value[:] = [_finish(v, done) for v in value]
     elif isinstance(value, tuple):
         done[id(value)] = tuple(_finish(v, done) for v in value)
-    elif not isinstance(value, set | frozenset):
-        raise TypeError(f"it holds a {type(value).__name__}")
+    elif isinstance(value, set | frozenset):
+        _check_hashed(value)
+    else:
+        raise TypeError(f"it contains an object of type {type(value).__name__}")
     return done[id(value)]
+
+
+def _check_hashed(values: Iterable) -> None:
+    """Refuse keys of a dictionary, and members of a set, of another type than `_LEAVES`."""
+    for value in values:
+        if isinstance(value, tuple | frozenset):
+            _check_hashed(value)
+        elif not isinstance(value, _LEAVES):
+            raise TypeError(f"a key or member of a set is of type {type(value).__name__}")

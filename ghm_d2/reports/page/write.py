@@ -37,7 +37,7 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
 
     Raises:
         DataError: `folder` has neither, or a file does not have the known format.
-        UsageError: `output` cannot be written.
+        UsageError, OutputError: `output` cannot be written.
     """
     folder = Path(folder)
     report = read_report(folder)
@@ -51,12 +51,12 @@ def write_report(folder: Path, output: Path | None = None) -> Report:
     }
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
-        for picture in document.pictures:
-            write_atomically(str(output / picture.file), methodcaller("write", picture.data))
-        for name, text in texts.items():
-            write_text(output / name, text)
     except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror}") from None
+        raise UsageError(f"{output} cannot be created: {error.strerror}") from None
+    for picture in document.pictures:
+        write_atomically(str(output / picture.file), methodcaller("write", picture.data))
+    for name, text in texts.items():
+        write_text(output / name, text)
     names = [*texts, *(picture.file for picture in document.pictures)]
     return Report(report.study, tuple(output / name for name in names))
 
@@ -65,15 +65,12 @@ def write_overview(folder: Path, reports: list[Report]) -> Path | None:
     """Draw the differences of all comparisons into a picture in `folder`; None without any.
 
     Raises:
-        UsageError: `folder` cannot be written.
+        OutputError: `folder` cannot be written.
     """
     picture = differences_figure(reports)
     if picture is None:
         return None
-    try:
-        write_atomically(str(folder / picture.file), methodcaller("write", picture.data))
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}") from None
+    write_atomically(str(folder / picture.file), methodcaller("write", picture.data))
     return folder / picture.file
 
 

@@ -35,19 +35,19 @@ def test_sound_data_have_no_problem_and_are_counted(build, tmp_path):
     [
         ({"bbox": [3, 4, -5, 10]}, "bad-box", "error", "inverted or empty"),
         ({"bbox": [3, 4, 0, -5]}, "bad-box", "error", "inverted or empty"),
-        ({"bbox": [3, 4, 1.03, 0.0]}, "empty-box", "warning", "leaves it out"),
+        ({"bbox": [3, 4, 1.03, 0.0]}, "empty-box", "warning", "skipped in training"),
         ({"bbox": [3, 4, float("nan"), 10]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, float("inf"), 10]}, "bad-box", "error", "not finite"),
         ({"bbox": [3, 4, True, True]}, "bad-box", "error", "not finite"),
-        ({"bbox": [3, 4, 5]}, "bad-box", "error", "not four numbers"),
-        ({"bbox": None}, "bad-box", "error", "not four numbers"),
-        ({"bbox": [60, 4, 20, 10]}, "outside", "warning", "by 16 px outside the image of 64 x 48"),
-        ({"bbox": [70, 4, 20, 10]}, "outside-box", "warning", "wholly outside"),
+        ({"bbox": [3, 4, 5]}, "bad-box", "error", "not a list of four numbers"),
+        ({"bbox": None}, "bad-box", "error", "not a list of four numbers"),
+        ({"bbox": [60, 4, 20, 10]}, "outside", "warning", "16 px outside the image of 64 x 48"),
+        ({"bbox": [70, 4, 20, 10]}, "outside-box", "warning", "completely outside"),
         ({"category_id": 3}, "unknown-category", "error", "unknown category 3"),
         ({"category_id": [1]}, "unknown-category", "error", "unknown category"),
-        ({"ignore": 1}, "ignore-flag", "error", "refuses"),
+        ({"ignore": 1}, "ignore-flag", "error", "does not support"),
         ({"iscrowd": None}, "crowd-flag", "error", "None"),
-        ({"area": "9"}, "missing-field", "warning", "no number"),
+        ({"area": "9"}, "missing-field", "warning", "not a number"),
         ({"segmentation": [[1, 2, 3, 4]]}, "lost-mask", "warning", "three points"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad-mask", "warning", "finite"),
         ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "bad-mask", "warning", "far outside the image"),
@@ -87,7 +87,7 @@ def test_a_missing_field_stops_what_needs_it(build, tmp_path, field, train, val)
     for split, severity in (("train", train), ("val", val)):
         report = run(build.data(tmp_path / "d", **{split: coco}), split)
         (problem,) = found(report, "missing-field")
-        assert problem[1] == severity and f"lacks {field}" in problem[2]
+        assert problem[1] == severity and f"has no {field}" in problem[2]
 
 
 def test_a_set_without_annotations_can_be_evaluated_but_not_trained_on(build, tmp_path):
@@ -144,8 +144,16 @@ def test_leakage_is_an_error_and_a_copy_in_one_split_a_warning(build, tmp_path):
         build.picture(folder / "images" / name, seed=sum(b"a.png"))
     report = run(folder)
     assert found(report) == [
-        ("leakage", "error", "leak.bmp: leaks: the same picture is in train as a.png"),
-        ("duplicate-image", "warning", "copy.png: is a copy of a.png"),
+        (
+            "leakage",
+            "error",
+            "leak.bmp: data leakage: the same image is in train as a.png; remove one",
+        ),
+        (
+            "duplicate-image",
+            "warning",
+            "copy.png: the image is a copy of a.png; remove one of them",
+        ),
     ]
 
 
@@ -207,6 +215,13 @@ def test_a_malformed_json_does_not_hide_the_other_split(build, tmp_path, text):
     report = run(folder)
     assert [(p.kind, p.split) for p in report.errors] == [("malformed", "train")]
     assert report.summary["val"]["images"] == 1
+
+
+def test_a_malformed_json_is_reported_with_its_line(build, tmp_path):
+    folder = build.data(tmp_path / "d")
+    (folder / "train.json").write_text('{"images": [],\n\n"annotations"}')
+    (fault,) = run(folder).errors
+    assert fault.detail.startswith("line 3: not valid JSON")
 
 
 def test_progress_is_told_of_every_image(build, tmp_path):

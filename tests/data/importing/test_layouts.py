@@ -96,7 +96,7 @@ LAYOUTS = {
         | pictures("images/b.jpg", "images/c.jpg", "images/d.jpg")
         | {"images/a.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF", "README.md": "# x", ".idea/x.xml": "<"},
         *("voc", {"train": (2, 2), "val": (1, 1)}, ["cat"]),
-        ["a.jpg: cannot be decoded", "made one of 20%"],
+        ["a.jpg: cannot be decoded", "20% of train became val"],
     ),
     "voc beside the images, of train and test, in upper case": (
         files_of("images/train/", ".xml", {"IMG_1": voc("x.jpg"), "IMG_2": voc("IMG_2")})
@@ -114,14 +114,14 @@ LAYOUTS = {
         | pictures("images/a.jpg", "images/b.jpg", "images/c.jpg")
         | {"train.txt": "./images/a.jpg ./labels/a.xml\n", "val.txt": "images\\b.jpg\nlost\n"},
         *("voc", {"train": (1, 1), "val": (1, 1)}, ["cat"]),
-        ["1 annotated images are in no split", "val.txt: no annotation file lost.xml"],
+        ["1 annotated images belong to no split", "val.txt: no annotation file lost.xml"],
     ),
     "voc objects without a box or a name": (
         {"a.xml": voc(more="<object><name>cat</name></object><object><bndbox/></object>")}
         | {"b.xml": voc()}
         | pictures("a.png", "b.png"),
         *("voc", {"train": (1, 1), "val": (1, 1)}, ["cat"]),
-        ["object 1: it has no <bndbox>", "object 2: it has no <name>"],
+        ["object 1: has no <bndbox>", "object 2: has no <name>"],
     ),
     "CVAT's Pascal VOC 1.1": (
         files_of("Annotations/", ".xml", {s: voc(f"{s}.png") for s in "ab"})
@@ -156,7 +156,7 @@ LAYOUTS = {
         | {"annotations/instances_val2017.json": coco(["2.jpg"])}
         | pictures("val2017/2.jpg"),
         *("coco", {"val": (1, 2)}, ["cat", "dog"]),
-        ["instances_train2017.json: none of its images (1.jpg, ...) is here"],
+        ["instances_train2017.json is left out: none of its images (1.jpg, ...) was found"],
     ),
     "COCO with names of one's own": (
         {"annotations/custom_train.json": coco(["a.jpg"])}
@@ -183,7 +183,7 @@ LAYOUTS = {
         | {"val.json": coco(["b.jpg"])}
         | pictures("images/a.jpg", "images/b.jpg"),
         *("coco", {"train": (1, 2), "val": (1, 2)}, ["cat", "dog"]),
-        ["all.json: it names no split, and train.json describes its images too"],
+        ["all.json is left out: its name contains no split, and train.json describes the same"],
     ),
     "two tasks of CVAT's COCO 1.0": (
         {"one/annotations/instances_default.json": coco(["a.jpg", "b.jpg"], first=1)}
@@ -219,7 +219,7 @@ LAYOUTS = {
         | {"cleaned/clean_report.json": "{}", "cleaned/e.txt": LABEL}  # as `ghm data clean` leaves
         | pictures("cleaned/e.jpg"),
         *("yolo", {"train": (3, 4), "val": (1, 0)}, ["cat", "dog"]),
-        ["1 images have no label file: taken as background"],
+        ["1 images have no label file and count as background"],
     ),
     "darknet with lists": (
         files_of("data/img/", ".txt", LABELS)
@@ -228,7 +228,7 @@ LAYOUTS = {
         | {"data/valid.txt": "data/img/c.jpg\ndata/img/gone.jpg\ndata/img/moves.gif"}
         | pictures(*(f"data/img/{s}.jpg" for s in "abc")),
         *("yolo", {"train": (2, 3), "val": (1, 1)}, ["cat", "dog"], 
-        ["gone.jpg: no such image", "moves.gif: images are BMP, JPEG"]),
+        ["gone.jpg: no such image", "moves.gif: not BMP, JPEG"]),
     ),
     "YOLO in train/images": (
         files_of("train/labels/", ".txt", {"a": LABEL + "1 .1 .1 .6 .1 .6 .7\n"})
@@ -244,7 +244,7 @@ LAYOUTS = {
            "test: ../test/images\nnc: 2\nnames: ['cat', 'dog']\n"}
         | pictures("train/images/a.jpg", "valid/images/b.jpg"),
         *("yolo", {"train": (1, 1), "val": (1, 1)}, ["cat", "dog"]),
-        ["test names '../test/images', which does not exist"],
+        ["test is '../test/images', which does not exist"],
     ),
 }  # fmt: skip
 
@@ -259,8 +259,8 @@ def test_a_layout_is_recognised(make, tmp_path, name):
     told = report["notes"] + [f"{d['file']}: {d['detail']}" for d in report["dropped"]]
     for words in said:
         assert any(words in line for line in told), told
-    made_val = {"no val split in the source: made one of 20% (seed 0)"}
-    assert len(set(told) - made_val) == len([w for w in said if "made one" not in w]), told
+    made_val = {"the source has no val split: 20% of train became val (seed 0)"}
+    assert len(set(told) - made_val) == len([w for w in said if "became val" not in w]), told
 
 
 @pytest.mark.parametrize("name", ["Roboflow's COCO", "labelImg's YOLO", "COCO's own layout"])
@@ -290,8 +290,8 @@ def test_a_file_that_numbers_the_same_classes_otherwise_is_told(make, tmp_path):
     val = json.loads((tmp_path / "out" / "val.json").read_text())
     assert [a["category_id"] for a in val["annotations"]] == [2, 3]
     assert report["notes"] == [
-        "val.json: class 'dog' has id 0; in the output 2",
-        "val.json: class 'cow' has id 2; in the output 3",
+        "val.json: class 'dog' has id 0, which becomes 2",
+        "val.json: class 'cow' has id 2, which becomes 3",
     ]
 
 
@@ -305,19 +305,19 @@ TWICE = files_of("labels/", ".txt", LABELS) | files_of("old/labels/", ".txt", LA
 REFUSED = {
     "images of two folders": (
         {"one.json": coco(["a.jpg"])} | pictures("small/a.jpg", "large/a.jpg"),
-        *(DataError, r"large/a\.jpg or small/a\.jpg for one\.json: name the folder with --images"),
+        *(DataError, r"large/a\.jpg and small/a\.jpg both match one\.json; choose the .* --images"),
     ),
     "annotations of two folders": (
         {"old/a.xml": voc(), "new/a.xml": voc()} | pictures("images/a.jpg"),
-        *(DataError, r"new/a and old/a both belong to images/a\.jpg"),
+        *(DataError, r"new/a and old/a both match images/a\.jpg"),
     ),
     "an image in two files of a split": (
         {"train.json": coco(["a.jpg"]), "train_v2.json": coco(["a.jpg"])} | pictures("a.jpg"),
-        *(DataError, r"train\.json and train_v2\.json both describe a\.jpg: keep one"),
+        *(DataError, r"train\.json and train_v2\.json both describe a\.jpg; remove one"),
     ),
     "labels without class names": (
         files_of("labels/", ".txt", LABELS) | pictures("images/a.jpg"),
-        *(DataError, r"1 YOLO label files .* one a line, to classes\.txt"),
+        *(DataError, r"1 YOLO label files .* to classes\.txt, one per line"),
     ),
     "labels of two sets": (
         {"one/a.txt": LABEL, "one/classes.txt": "cat", "two/b.txt": LABEL, "two/classes.txt": "dog"}
@@ -326,11 +326,11 @@ REFUSED = {
     ),
     "labelme's own files": (
         {"a.json": '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'} | pictures("a.jpg"),
-        *(DataError, r"no data set in it: found 1 images, 1 \.json files; .*labelme2coco\.py"),
+        *(DataError, r"no data set recognised; found 1 images, 1 \.json files; .*labelme2coco\.py"),
     ),
     "CVAT's own XML": (
         {"annotations.xml": "<annotations>\n<image/></annotations>"} | pictures("a.jpg"),
-        *(DataError, "CVAT's own XML: export as COCO 1.0"),
+        *(DataError, "CVAT's own XML format; export the data as COCO 1.0"),
     ),
     "two formats": (
         {"a.xml": voc(), "a.txt": LABEL, "classes.txt": "cat"} | pictures("a.jpg"),
@@ -356,9 +356,14 @@ def test_two_images_of_one_label_file_are_left_out_and_named(make, tmp_path):
     """CVAT writes one label file for a.jpg and a.png, so whose boxes they are is not known."""
     files = LAYOUTS["CVAT's YOLO 1.1"][0] | pictures("obj_train_data/a.png")
     files["train.txt"] += "data/obj_train_data/a.png\n"
+    for name, text in list(files.items()):
+        if name.startswith("obj_train_data"):
+            files[name.replace("obj_train_data", "black and white")] = files.pop(name)
+        elif isinstance(text, str):
+            files[name] = text.replace("obj_train_data", "black and white")
     report = import_folder(make(files), tmp_path / "out")
     assert sum(s["images"] for s in report["splits"].values()) == 2
-    same = "obj_train_data/a.jpg and a.png have the same name"
+    same = "black and white/a.jpg and a.png have the same name; remove one"
     assert [d["detail"] for d in report["dropped"]] == [same, same]
 
 

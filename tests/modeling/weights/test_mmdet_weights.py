@@ -193,7 +193,7 @@ def refusal(state, model, **meta):
 
 def test_a_model_that_would_read_them_otherwise_is_refused_with_the_keys(theirs):
     said = refusal(theirs.state_dict(), ours({}), config=CONFIG)
-    assert "RetinaNet of mmdetection (which version it does not say) would mean" in said
+    assert "RetinaNet of mmdetection (unknown version) was trained with" in said
     words = said.partition("; add ")[2].split()
     assert dict(zip(words[::2], words[1::2], strict=True)) == THEIRS
 
@@ -233,10 +233,13 @@ def test_other_classes_start_anew(theirs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("bbox_head.retina_cls.weight"), "not of RetinaNet"),
+        (lambda s: s.pop("bbox_head.retina_cls.weight"), "only RetinaNet can be loaded"),
         (lambda s: s.pop("neck.fpn_convs.4.conv.bias"), "it lacks backbone.top_block.p7.bias"),
         (lambda s: s.update({"backbone.stem.0.weight": torch.ones(2)}), "it has backbone.stem.0"),
-        (lambda s: s.update({"bbox_head.retina_reg.bias": torch.ones(7)}), "not for 9 anchors"),
+        (
+            lambda s: s.update({"bbox_head.retina_reg.bias": torch.ones(7)}),
+            "does not fit 9 anchors",
+        ),
     ],
 )
 def test_other_networks_are_refused(change, message, theirs, model):
@@ -248,7 +251,13 @@ def test_other_networks_are_refused(change, message, theirs, model):
 def test_other_anchors_are_refused(theirs, model):
     config = CONFIG.replace("octave_base_scale=4", "octave_base_scale=2")
     said = refusal(theirs.state_dict(), model, config=config)
-    assert "[0.5,1,2] of sides [2,2.51984,3.1748] times the stride" in said
+    assert "ratios [0.5,1,2], sizes [2,2.51984,3.1748] times the stride" in said
+
+
+def test_anchors_in_another_order_on_one_level_are_refused(theirs):
+    ratios = str([[0.5, 1.0, 2.0]] * 4 + [[2.0, 1.0, 0.5]])
+    model = ours({**THEIRS, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": ratios})
+    assert "in another order on each level" in refusal(theirs.state_dict(), model)
 
 
 @pytest.mark.parametrize(

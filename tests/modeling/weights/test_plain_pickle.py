@@ -112,6 +112,12 @@ def test_plain_containers_load(tmp_path):
         assert loaded["c"][0] is loaded["c"][1]
 
 
+@pytest.mark.parametrize("value", [{np.dtype("f4"): 1}, {(1, np.dtype("f4"))}], ids=str)
+def test_keys_and_members_of_sets_are_plain_too(value):
+    with pytest.raises(WeightsError, match="a key or member of a set is of type"):
+        load_plain_pickle(io.BytesIO(pickle.dumps(value)), "file")
+
+
 class Python2Pickler(pickle._Pickler):
     """Writes as Python 2 did: text and bytes alike as byte strings."""
 
