@@ -103,7 +103,7 @@ def run(part: Part, args, limit: float) -> dict:
         "command": " ".join(["python", *words]).replace(f"{ROOT}/", ""),
     }
     if code != 0:
-        outcome["error"] = f"exit code {code}" if code is not None else "time limit"
+        outcome["error"] = f"exit code {code}" if code is not None else "time limit exceeded"
     outcome["printed"] = printed[-4000:]
     result = json.loads(file.read_text()) if file.is_file() else None
     _write(file, {**outcome, "environment": args.environment, "result": result})
@@ -158,9 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="seconds a part, to try it on a CPU")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="such as checks or steps")
-    parser.add_argument("--minutes", type=float, default=9, help="no part goes on after them")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a few seconds per part, to test on a CPU"
+    )
+    parser.add_argument("--only", nargs="+", metavar="PART", help="parts to run, such as checks")
+    parser.add_argument("--minutes", type=float, default=9, help="time limit for all parts")
     args = parser.parse_args()
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,7 @@ def main() -> None:
         if left > 5:
             outcomes.append(run(part, args, left))
         else:
-            outcomes.append({"part": part.name, "status": "skipped", "error": "no time is left"})
+            outcomes.append({"part": part.name, "status": "skipped", "error": "no time left"})
         _write(args.output / "summary.json", {**args.environment, "parts": outcomes})
         shown = outcomes[-1]
         print(

@@ -157,7 +157,7 @@ def waiting_is_an_error(args) -> Iterator[None]:
 
 def _need_cuda(args) -> None:
     if args.device == "cpu":
-        raise SkipError("needs CUDA")
+        raise SkipError("needs a CUDA GPU")
 
 
 def checks() -> Iterator[tuple[str, Callable]]:
@@ -191,7 +191,7 @@ def check(function: Callable, args) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="a JSON file; default stdout")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: stdout")
     args = parser.parse_args()
     results = []
     for name, function in checks():

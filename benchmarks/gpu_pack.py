@@ -31,7 +31,7 @@ DOWNLOADED = (
 BUILT = ("antlr4-python3-runtime", "fvcore", "iopath")
 INSTALL = """\
 #!/bin/sh
-# Installs what is missing; packages that are there already are left as they are. Words are for pip.
+# Installs missing packages and leaves the others unchanged. All arguments are passed to pip.
 # usage: sh install.sh [--target DIR | --user | --break-system-packages ...]
 set -e
 here=$(dirname "$0")
@@ -83,7 +83,7 @@ def main() -> None:
     megabytes = sum(file.stat().st_size for file in PACK.iterdir()) / 1e6
     print(f"{PACK}: {len(list(PACK.glob('*.whl')))} wheels, {megabytes:.1f} MB")
     if megabytes > MOST_MB:
-        sys.exit(f"error: that is over {MOST_MB} MB; name what can be left out")
+        sys.exit(f"error: the pack is larger than {MOST_MB} MB; leave packages out")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
-    parser.add_argument("--output", type=Path, help="a JSON file; default stdout")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: stdout")
     args = parser.parse_args()
     register_all()
     rows = [row for weights in args.weights for row in rows_of(weights, args.images)]

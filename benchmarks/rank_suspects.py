@@ -68,7 +68,8 @@ def read_folder(folder: Path, clean: dict | None) -> list[Image]:
             number = entry["id"]
             if number in seen:
                 raise SystemExit(
-                    f"{folder}: image {number} was judged twice: other folds or seeds?"
+                    f"{folder}: image {number} was judged twice; the folder must hold only runs of "
+                    "one seed and one number of folds"
                 )
             seen.add(number)
             best_first = sorted(found.get(number, []), key=lambda d: -d["score"])
@@ -279,7 +280,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--clean", type=Path, help="a COCO JSON of the same images without errors")
+    parser.add_argument("--clean", type=Path, help="COCO JSON without errors of the same images")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     clean = json.loads(options.clean.read_text()) if options.clean else None

@@ -24,15 +24,15 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    text = "(anchor, class) pairs; default 8000000"
+    text = "number of (anchor, class) pairs; default: 8000000"
     parser.add_argument("--samples", type=int, nargs="+", default=[SAMPLES], help=text)
     parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--boxes", type=int, default=4_000, help="of the regression losses")
+    parser.add_argument("--boxes", type=int, default=4_000, help="boxes for the regression losses")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="LOSS")
     parser.add_argument("--rounds", type=int, default=9)
-    text = "of one loss at one size, after which it sits out the rounds that are left"
+    text = "time limit of one loss at one size; the loss skips the rounds after it"
     parser.add_argument("--seconds", type=float, default=10, help=text)
-    parser.add_argument("--output", type=Path, help="a JSON file; default stdout")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: stdout")
     return parser.parse_args(words)
 
 

@@ -50,12 +50,14 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="quick/retinanet_ghm.yaml")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, default=4, help="of a batch")
+    parser.add_argument("--images", type=int, default=4, help="images per batch")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"))
-    parser.add_argument("--amp", choices=("float16", "bfloat16"), help="default: float32")
+    parser.add_argument(
+        "--amp", choices=("float16", "bfloat16"), help="autocast dtype; default: float32"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each side")
-    parser.add_argument("--output", type=Path, help="a JSON file; default stdout")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per side")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: stdout")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     return parser.parse_args(words)
 

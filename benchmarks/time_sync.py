@@ -56,11 +56,13 @@ def benchmark(device: str, calls: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--calls", type=int, default=50, help=f"in each of {ROUNDS} rounds")
-    parser.add_argument("--output", type=Path, help="a JSON file; default stdout")
+    parser.add_argument("--calls", type=int, default=50, help=f"calls in each of {ROUNDS} rounds")
+    parser.add_argument("--output", type=Path, help="JSON file to write; default: stdout")
     args = parser.parse_args()
     if not dist.is_torchelastic_launched():
-        parser.error("torchrun starts this: torchrun --nproc-per-node 2 benchmarks/time_sync.py")
+        parser.error(
+            "start this with torchrun: torchrun --nproc-per-node 2 benchmarks/time_sync.py"
+        )
     with process_group(args.device):
         result = benchmark(args.device, args.calls)
         if dist.get_rank() == 0:

@@ -11,8 +11,8 @@ def main() -> None:
         if (error.name or "").startswith("ghm_d2"):
             raise
         print(
-            f"error: ghm needs {error.name}, which is not installed: the losses alone need torch, "
-            "and the rest is installed by pip install 'ghm_d2[detectors]'",
+            f"error: ghm needs the package {error.name}, which is not installed; run: pip install "
+            "'ghm_d2[detectors]' (only the losses work without it)",
             file=sys.stderr,
         )
         sys.exit(2)

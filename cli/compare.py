@@ -172,13 +172,13 @@ def compare(
 def _check_options(launcher: str, jobs: int, settings: bool, search: bool, looks, seeds) -> None:
     """Refuse options that contradict each other."""
     if launcher not in ("local", "submitit"):
-        raise UsageError(f"--launcher is local or submitit, not {launcher!r}")
+        raise UsageError(f"--launcher must be local or submitit, not {launcher!r}")
     if launcher == "submitit" and jobs > 1:
-        raise UsageError("--jobs is for this machine; with submitit every run is a job")
+        raise UsageError("--jobs works only with --launcher local; with submitit each run is a job")
     if settings and search:
-        raise UsageError("--settings takes what was searched before; leave out --search")
+        raise UsageError("--settings replaces a search; leave out --search and --search-on")
     if looks and max(looks) >= seeds:
-        raise UsageError(f"--looks names fewer seeds than --seeds, which is {seeds}")
+        raise UsageError(f"--looks must be below --seeds, which is {seeds}")
 
 
 def _choose_suite(words: list[str], budget: str, config, sides: list[str], optional: bool):
@@ -233,7 +233,7 @@ def _compare(
 def _tell_left_out(whole, suite) -> None:
     names = [s.name for s in whole.sides if s.optional and s not in suite.sides]
     if names:
-        note = f"left out, unless with --optional: {', '.join(names)}"
+        note = f"optional sides left out (--optional adds them): {', '.join(names)}"
         err.print(note, markup=False, highlight=False)
 
 
@@ -262,10 +262,10 @@ def _print_plan(plan, power, console) -> None:
             table.add_row(name, *map(str, cells))
     console.print(table)
     if plan.later:
-        say("The search's last trials depend on its first ones; the time below counts them in.")
+        say("The last trials depend on the first ones; the expected time includes them.")
     total = timedelta(seconds=round(plan.expected_seconds))
     how = "one run after another" if plan.at_once == 1 else f"{plan.at_once} runs at a time"
-    say(f"Expected: {total} in all, {how}, from a few timed steps")
+    say(f"Expected time: {total} in all, {how}, estimated from a few timed steps")
     primary = next(pair for pair in plan.suite.pairs if pair.primary)
     say(f"Primary pair: {primary.side} against {primary.reference}")
     say(str(power))

@@ -63,7 +63,7 @@ def _print(rows: list[dict]) -> None:
         name, method, network, *numbers = _cells(row)
         table.add_row(f"{name}\n  [dim]{method}, {network}[/]", *numbers)
     out.print(table)
-    out.print("train one: ghm train --config configs/quick/retinanet_ghm.yaml", highlight=False)
+    out.print("to train one: ghm train --config configs/quick/retinanet_ghm.yaml", highlight=False)
 
 
 def _print_markdown(rows: list[dict]) -> None:

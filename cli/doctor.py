@@ -114,7 +114,7 @@ def devices() -> str:
         return "MPS"
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     reason = "".join(f"; {warning.message}".splitlines()[0] for warning in caught[:1])
-    return f"CPU only here (built for {built}{reason})"
+    return f"CPU only (torch is built for {built}{reason})"
 
 
 def check_detectron2() -> Finding:
@@ -133,7 +133,9 @@ def check_detectron2() -> Finding:
         # one found by PYTHONPATH has no metadata
         finding.version = finding.version or detectron2.__version__
         ours = "+ghm." in finding.version
-        finding.detail = "Python files only, by tools/detectron2_wheel.py" if ours else "your own"
+        finding.detail = (
+            "Python files only, by tools/detectron2_wheel.py" if ours else "your own build"
+        )
     elif "pkg_resources" in finding.detail:  # v0.6 needs it, and setuptools 81 removed it
         finding.mend = pip("install", "setuptools<81")
     elif finding.status == "broken":
@@ -157,10 +159,12 @@ def check_kernels() -> Finding:
     used = {device: kernels.name_for(torch.device(device)) for device in devices}
     finding.detail = ", ".join(f"{names[name]} on {device}" for device, name in used.items())
     if used["cpu"] == "torch":
-        reason = "the C library is not compiled, which takes gcc or clang, or is of another source"
+        reason = "the C library is not compiled (this needs gcc or clang) or is out of date"
         finding.fail("missing", f"{finding.detail}, slower: {reason}", again)
     elif used.get("cuda") == "torch":
-        finding.fail("missing", f"{finding.detail}, slower: no Triton", pip("install", "triton"))
+        reason = "Triton 3.3 or newer is not installed (torch 2.7 or newer installs it)"
+        again = pip("install", "--upgrade", "torch")
+        finding.fail("missing", f"{finding.detail}, slower: {reason}", again)
     return finding
 
 
@@ -186,9 +190,9 @@ def show(findings: list[Finding]) -> None:
         line = f"{f.name:34}{f.version or '-':20}{f.status:10}{f.detail}".rstrip()
         out.print(line, markup=False, highlight=False, style="red" if f.fatal else None)
     for command in dict.fromkeys(f.mend for f in findings if f.mend):
-        out.print(f"To mend this: {command}", markup=False, highlight=False)
+        out.print(f"To fix this: {command}", markup=False, highlight=False)
     if any(finding.fatal for finding in findings):
-        err.print("Something that training needs is missing or broken, see above.")
+        err.print("A package that training needs is missing or broken; see above.")
     else:
-        out.print("All that training and evaluation need is there.")
+        out.print("Everything that training and evaluation need is installed.")
         out.print("Devices, compilers and libraries: python -m detectron2.utils.collect_env")

@@ -79,8 +79,8 @@ def _export(weights, overrides, form, kind, output, config, check, as_json) -> N
         err.print(_nothing_compared(agreement, cfg), style="bold yellow")
     elif agreement and not agreement.holds:
         err.print(
-            "the file's detections differ from PyTorch's by more than rounding: look at them "
-            "before you use it",
+            "the file's detections differ from PyTorch's by more than rounding errors; check them "
+            "before you use the file",
             style="bold red",
         )
         raise typer.Exit(1)
@@ -94,7 +94,7 @@ def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown
     if not count:
         return None, ""
     if not can_run(form):
-        shown.message(f"not checked: onnxruntime is not installed ({INSTALL})")
+        shown.message(f"the file is not checked, because onnxruntime is not installed ({INSTALL})")
         return None, ""
     source, images = check_images(cfg, count)
     return compare(model, load_exported(data, form), images, shown, **kind), source
@@ -102,14 +102,14 @@ def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown
 
 def _check_output(output: Path, weights: Path) -> None:
     if output.is_dir():
-        raise UsageError(f"--output {output} is a folder; name a file")
+        raise UsageError(f"--output {output} is a folder; give the name of a file")
     if output.exists() and output.samefile(weights):
-        raise UsageError(f"--output {output} is the weights' file; name another")
+        raise UsageError(f"--output {output} is the weights file; choose another name")
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror}: {output.parent}") from None
+        raise UsageError(f"--output {output} cannot be written: {error.strerror}") from None
 
 
 def _plain(agreement, source: str) -> dict | None:
@@ -136,10 +136,11 @@ def _nothing_compared(agreement, cfg) -> str:
     key = score_threshold_key(cfg)
     if not agreement.detections:
         return (
-            "nothing was detected, so nothing was compared with PyTorch; to check the file lower "
-            f"the score threshold ({key} VALUE)"
+            "nothing was detected, so the file could not be compared with PyTorch; lower the score "
+            f"threshold ({key} VALUE) and export again"
         )
     return (
-        "nothing was compared with PyTorch, as rounding decides which of such scores are given "
-        f"out: all are at the threshold ({key}) or equal the last of TEST.DETECTIONS_PER_IMAGE"
+        "the file could not be compared with PyTorch, because rounding decides which detections "
+        f"are returned: all scores are at the threshold ({key}) or equal the last one that "
+        "TEST.DETECTIONS_PER_IMAGE allows"
     )

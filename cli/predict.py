@@ -54,7 +54,7 @@ def predict(
     with user_errors():
         unknown = [name for name in formats or () if name not in FORMATS]
         if unknown:
-            raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {unknown[0]!r}")
+            raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {unknown[0]!r}")
         options = {"threshold": threshold, "side": side, "tta": tta, "device": device}
         images, names = _predict(sources, weights, config, output, pictures, formats or [], options)
 
@@ -62,7 +62,7 @@ def predict(
         for image in images[:20]:
             tell(f"{image.file}: {len(image.detections)} detections")
         if len(images) > 20:
-            tell(f"... {len(images)} in all")
+            tell(f"... {len(images)} images and frames in all")
         tell(f"written to {output}")
 
     rows = [

@@ -38,12 +38,14 @@ def report(
     """
     with user_errors():
         if markdown and (as_json or output is not None):
-            raise UsageError("--markdown prints a table and writes nothing: leave out the others")
+            raise UsageError("--markdown only prints tables; leave out --json and --output")
         from ghm_d2.reports.study import find_comparisons, is_comparison
 
         comparisons = [] if is_comparison(folder) else find_comparisons(folder)
         if comparisons and output is not None:
-            raise UsageError(f"{folder} holds comparisons, whose reports stay in their folders")
+            raise UsageError(
+                f"{folder} holds comparisons, each with its own report; leave out --output"
+            )
         if markdown:
             out.print(_markdown(folder, comparisons), markup=False, highlight=False, end="")
         elif comparisons:
@@ -84,7 +86,7 @@ def _write_all(folder: Path, comparisons: list[Path], as_json: bool) -> None:
         for report in written:
             tell(f"report: {report.files[0]}")
         if picture:
-            tell(f"differences of all: {picture}")
+            tell(f"differences of all comparisons: {picture}")
 
     emit([report.to_json() for report in written], as_json=as_json, human=human)
 

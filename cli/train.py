@@ -106,11 +106,11 @@ def train(
             raise UsageError("--resume continues a run, --overwrite removes it: choose one")
         if resume and (config is not None or seed is not None):
             raise UsageError(
-                "--resume goes on with the run's own config.yaml and seed: leave out "
-                "--config and --seed; KEY VALUE overrides apply"
+                "--resume uses the run's own config.yaml and seed; leave out --config and --seed "
+                "(KEY VALUE overrides are possible)"
             )
         if resume and auto_batch:
-            raise UsageError("--auto-batch is for a new run; --resume goes on with the run's batch")
+            raise UsageError("--auto-batch works only for a new run; leave it out with --resume")
         if config is None and not resume:
             raise UsageError("--config FILE is needed; `ghm configs` lists the shipped ones")
         folder = output or Path("runs") / Path(config or "").stem
@@ -132,7 +132,7 @@ def train(
 def _own_config(folder: Path) -> str:
     own = folder / CONFIG_FILE
     if not own.is_file():
-        raise UsageError(f"{folder} holds no run to resume")
+        raise UsageError(f"{folder} holds no run to resume; name the run's folder with --output")
     return str(own)
 
 
@@ -221,20 +221,24 @@ def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
         seconds = 0 if asked_for else expected_analysis_seconds(cfg, record, evaluated=True)
         if seconds > LARGEST_SHARE * record.train_seconds:
             shown.message(
-                f"no {ANALYSIS_FILE}: it would take about {seconds:.0f} s, over "
-                f"{LARGEST_SHARE:.0%} of the training's time; make it with: {command}"
+                f"{ANALYSIS_FILE} is not written, because it would take about {seconds:.0f} s, "
+                f"over {LARGEST_SHARE:.0%} of the training time; to write it, run: {command}"
             )
             return
         analyse_run(cfg, record, shown, evaluation)
     except KeyboardInterrupt:
-        shown.message(f"the run is finished, its analysis is not; make it with: {command}")
+        shown.message(
+            f"the run is finished, but its analysis is not; to analyse it, run: {command}"
+        )
         raise
     except Exception as error:
         if asked_for:
             raise
         logging.getLogger("ghm_d2").exception("the analysis failed")
         reason = str(error).partition("\n")[0] or type(error).__name__
-        shown.message(f"the run is finished, but its analysis failed: {reason}; again: {command}")
+        shown.message(
+            f"the run is finished, but its analysis failed: {reason}; to try again, run: {command}"
+        )
 
 
 def _show(record, folder: Path, as_json: bool) -> None:
@@ -261,7 +265,7 @@ def _show(record, folder: Path, as_json: bool) -> None:
         present = (RUN_FILE, METRICS_FILE, PICTURE_FILE, ANALYSIS_FILE)
         names = [name for name in present if (folder / name).is_file()]
         tell(f"{folder}: checkpoints, {', '.join(names)}")
-        tell(f"evaluate again: ghm eval --weights {folder / best}")
+        tell(f"to evaluate again: ghm eval --weights {folder / best}")
 
     emit(asdict(record), as_json=as_json, human=human)
 
@@ -288,6 +292,9 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 def _remove_run(folder: Path, cfg) -> None:
     for weights in (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED):
         if weights and Path(weights).resolve().parent == folder.resolve():
-            raise UsageError(f"--overwrite would remove {weights}, which the new run starts from")
+            raise UsageError(
+                f"--overwrite would remove {weights}, from which the new run starts; choose "
+                "another --output"
+            )
     for file in _find(folder, WRITTEN_BY_TRAINING):
         file.unlink()

@@ -49,22 +49,22 @@ class OutputError(GHMError):
     @classmethod
     def of(cls, path, error: OSError) -> "OutputError":
         """Return the error for a failure to write `path`, with what to do about it."""
-        otherwise = (error.strerror or str(error), "write elsewhere")
+        otherwise = (error.strerror or str(error), "write to another folder")
         reason, remedy = _OUTPUT_FAULTS.get(error.errno, otherwise)
         return cls(
-            f"{path} cannot be written: {reason}; files saved earlier are whole; {remedy}, then "
-            "run the command again (a training with --resume)"
+            f"{path} cannot be written: {reason}; {remedy}, then run the command again (a training "
+            "with --resume); files saved earlier are intact"
         )
 
 
 _OUTPUT_FAULTS = {  # errno -> reason, remedy
-    errno.ENOSPC: ("no space is left on its disk", "free some space"),
+    errno.ENOSPC: ("its disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
-    errno.EFBIG: ("it would be longer than the limit on files", "raise the limit (ulimit -f)"),
-    errno.EROFS: ("its file system is read-only", "make it writable or write elsewhere"),
-    errno.EACCES: ("permission denied", "make its folder writable or write elsewhere"),
-    errno.ENOENT: ("its folder is not there", "bring the folder back"),
-    errno.EIO: ("its disk failed", "check the disk or write elsewhere"),
+    errno.EFBIG: ("it would exceed the limit on file sizes", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("its file system is read-only", "make it writable or write to another one"),
+    errno.EACCES: ("permission denied", "make its folder writable or write to another one"),
+    errno.ENOENT: ("its folder does not exist", "create the folder again"),
+    errno.EIO: ("its disk reports an I/O error", "check the disk or write to another one"),
 }
 
 

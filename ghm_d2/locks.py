@@ -25,7 +25,7 @@ def take(lock) -> bool:
     except OSError as error:
         raise UsageError(
             f"{lock.name}: cannot be locked ({error.strerror}); choose an --output on a file "
-            "system with locks"
+            "system that supports file locks"
         ) from None
     return True
 
@@ -43,5 +43,7 @@ def training_in(folder: Path) -> Iterator[None]:
         except UsageError:
             free = True  # without locks nobody can tell
         if not free:
-            raise UsageError(f"another process is training in {folder}; --output names another one")
+            raise UsageError(
+                f"another process is training in {folder}; choose another folder with --output"
+            )
         yield

@@ -123,7 +123,7 @@ class RunRecord:
         file = Path(folder) / RUN_FILE
         if not os.path.lexists(file):
             raise DataError(f"{folder}: no {RUN_FILE}; is this the folder of a run?")
-        return _read(cls, file, "the record of a run")
+        return _read(cls, file, "run record")
 
     @classmethod
     def of(cls, row: "TableRow", file: Path) -> "RunRecord":
@@ -133,7 +133,7 @@ class RunRecord:
             DataError: the row has no valid record.
         """
         text, where = json.dumps(row["record"]).encode(), f"{file}: {row['folder']}"
-        return _decode(cls, text, where, "the record of a run")
+        return _decode(cls, text, where, "run record")
 
 
 @dataclass
@@ -205,8 +205,8 @@ class Comparison:
         file = Path(folder)
         file = file if file.is_file() else file / COMPARISON_FILE
         if not os.path.lexists(file):
-            raise DataError(f"{folder}: no {COMPARISON_FILE}")
-        return _read(cls, file, "a comparison")
+            raise DataError(f"{folder}: no {COMPARISON_FILE}; is this the folder of a comparison?")
+        return _read(cls, file, "comparison record")
 
 
 def _read(kind: type[_Record], file: Path, what: str) -> _Record:
@@ -217,7 +217,7 @@ def _read(kind: type[_Record], file: Path, what: str) -> _Record:
             another type, or a number beyond 1e15.
     """
     if not file.is_file() or file.stat().st_size > _MOST_BYTES:
-        raise DataError(f"{file}: not a plain file, or over {_MOST_BYTES >> 20} MiB")
+        raise DataError(f"{file} must be a regular file of at most {_MOST_BYTES >> 20} MiB")
     try:
         text = file.read_bytes()
     except OSError as error:
@@ -230,7 +230,7 @@ def _decode(kind: type[_Record], text: bytes, where: object, what: str) -> _Reco
         record = msgspec.json.decode(text, type=kind)
         _refuse_unknown(text, record)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not {what}: {error!s:.200}") from None
+        raise DataError(f"{where}: not a valid {what}: {error!s:.200}") from None
     return record
 
 

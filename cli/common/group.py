@@ -97,7 +97,7 @@ def end_if_hopeless() -> None:
 
 
 def launch(
-    group: Group, show_error: Callable[[str], None], remedy: str = "--resume continues"
+    group: Group, show_error: Callable[[str], None], remedy: str = "--resume continues the run"
 ) -> None:
     """Run this same command under torchrun, in the processes of `group`, and wait for them.
 
@@ -133,13 +133,15 @@ def launch(
 
 def _check(group: Group) -> None:
     if min(group.num_gpus, group.num_machines) < 1 or group.max_restarts < 0:
-        raise UsageError("--num-gpus and --num-machines are at least 1, --max-restarts at least 0")
+        raise UsageError(
+            "--num-gpus and --num-machines must be at least 1, and --max-restarts at least 0"
+        )
     if group.num_machines > 1 and not group.rdzv:
         raise UsageError("--num-machines needs --rdzv HOST:PORT, the same on all machines")
     if group.num_machines > 1 and group.max_restarts:
         raise UsageError(
-            "--max-restarts is of one machine, since several count restarts differently; after a "
-            "failure run the command with --resume on each"
+            "--max-restarts works only on one machine; with several, run the command with --resume "
+            "on each machine after a failure"
         )
 
 
@@ -165,5 +167,6 @@ def _tell_first(failures: dict, show_error: Callable[[str], None], remedy: str) 
     if codes == {EXIT_INTERRUPTED}:
         raise typer.Exit(EXIT_INTERRUPTED)
     first = (killed or list(failures.values()))[0]
-    how = f"was killed by signal {-first.exitcode}" if killed else f"ended with {first.exitcode}"
-    raise RunError(f"a process of the group (pid {first.pid}) {how}; {remedy}")
+    code = first.exitcode
+    how = f"was killed by signal {-code}" if killed else f"ended with exit code {code}"
+    raise RunError(f"one of the processes (pid {first.pid}) {how}; {remedy}")

@@ -42,7 +42,7 @@ def make_folder(folder: Path, option: str = "--output") -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"{option} {folder}: {error.strerror}") from None
+        raise UsageError(f"{option} {folder} cannot be written: {error.strerror}") from None
 
 
 def check_overrides(overrides: Sequence[str], **others: str) -> None:
@@ -54,4 +54,4 @@ def check_overrides(overrides: Sequence[str], **others: str) -> None:
     options = {"MODEL.DEVICE": "--device", "OUTPUT_DIR": "--output"} | others
     for key in overrides[::2]:
         if key in options:
-            raise UsageError(f"{key} is what the option {options[key]} sets")
+            raise UsageError(f"set {key} with the option {options[key]}")

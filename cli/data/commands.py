@@ -212,7 +212,7 @@ def show(
             raise UsageError(f"{output}: exists already; pass --overwrite to replace it")
         splits = locate(data)
         if split not in splits:
-            raise UsageError(f"--split is {split!r}; {data} has {', '.join(splits)}")
+            raise UsageError(f"{data} has no split {split!r}, only {', '.join(splits)}")
         pictures, names = pick(*splits[split], count)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)

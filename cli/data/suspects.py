@@ -59,7 +59,7 @@ def suspects(
     """
     with user_errors():
         if weights and overrides:
-            raise UsageError("KEY VALUE overrides are of trainings: leave them out with --weights")
+            raise UsageError("--weights needs no training; leave out the KEY VALUE overrides")
         from ghm_d2.analysis.suspect_files import SUSPECTS_TABLE, has_decisions
 
         from ..common.logs import quiet
@@ -68,7 +68,8 @@ def suspects(
         check_overrides(overrides or [], SEED="--seed", **OF_DATA)
         if has_decisions(output / SUSPECTS_TABLE):
             raise UsageError(
-                f"{output / SUSPECTS_TABLE} has decisions: rename it, or choose another --output"
+                f"{output / SUSPECTS_TABLE} has decisions, which would be lost; rename it, or "
+                "choose another --output"
             )
         make_folder(output)
         if weights:
@@ -129,7 +130,9 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
 
     name = resolve(data, split)
     if is_lvis(name):
-        raise UsageError(f"{name}: LVIS annotates a part of its classes in each image, not all")
+        raise UsageError(
+            f"{name} cannot be judged: LVIS annotates only part of the classes in each image"
+        )
     file, root = json_file(name), Path(MetadataCatalog.get(name).image_root)
     validate(name, "training")
     number = len(load_json(file)["images"])  # keep no more in memory while detectors train

@@ -19,7 +19,7 @@ def add_ghm_config(cfg) -> None:
     theirs = _add_absent(cfg, ghm_defaults())
     if theirs:
         logging.getLogger(__name__).warning(
-            "ghm_d2 also reads these keys of another project, whose values stay: %s",
+            "another project has set keys that ghm_d2 also reads; their values are kept: %s",
             ", ".join(theirs),
         )
 
@@ -37,13 +37,13 @@ def ghm_keys(cfg, group: str):
     for key, default in defaults.items():
         if key not in node:
             raise UsageError(
-                f"{group}.{key} is missing: call ghm_d2.config.add_ghm_config(cfg) after the "
-                "functions with which other projects add keys, and before a file is merged"
+                f"{group}.{key} is missing: call ghm_d2.config.add_ghm_config(cfg) after other "
+                "projects have added their keys, and before you merge a file"
             )
         if not _fits(node[key], default):
             raise UsageError(
-                f"{group}.{key} is {node[key]!r}, which another project may understand; set it to "
-                f"a {type(default).__name__}, such as {default!r}"
+                f"{group}.{key} is {node[key]!r}, which ghm_d2 cannot use (maybe another project "
+                f"set it); set it to a {type(default).__name__}, such as {default!r}"
             )
     return node
 
@@ -62,7 +62,10 @@ def _add_absent(node, ours, prefix: str = "") -> list[str]:
             node[key] = type(ours)() if group else value
             added |= not group
         elif group != isinstance(node[key], dict):
-            raise UsageError(f"{name} is a value of another project, and a group of keys in ghm_d2")
+            raise UsageError(
+                f"{name} conflicts with a key of another project: in one of the projects it is a "
+                "group of keys, in the other a single value"
+            )
         elif not group and _as_list(node[key]) != _as_list(value):
             different.append(f"{name} {node[key]!r} (ghm_d2: {value!r})")
     inner = [

@@ -65,29 +65,33 @@ def check_config(cfg) -> None:
     for words, holds, keys in _RANGES:
         for key in keys:
             if not holds(_get(cfg, key)):
-                raise UsageError(f"{key} is {words}, not {_get(cfg, key)}")
+                raise UsageError(f"{key} must be {words}, not {_get(cfg, key)}")
     for key, choices in _CHOICES.items():
         if _get(cfg, key) not in choices:
             named = ", ".join(choice or "''" for choice in choices)
-            raise UsageError(f"{key} is one of {named}, not {_get(cfg, key)!r}")
+            raise UsageError(f"{key} must be one of {named}, not {_get(cfg, key)!r}")
     half_on_cpu = cfg.SOLVER.AMP.DTYPE == "float16" and not cfg.MODEL.DEVICE.startswith("cuda")
     if cfg.SOLVER.AMP.ENABLED and half_on_cpu:
-        raise UsageError("SOLVER.AMP.DTYPE float16 is for GPUs; a CPU takes bfloat16")
+        raise UsageError("SOLVER.AMP.DTYPE float16 needs a CUDA GPU; use bfloat16 on a CPU")
     if cfg.SOLVER.EMA_DECAY and cfg.TEST.PRECISE_BN.ENABLED:
         raise UsageError(
-            "TEST.PRECISE_BN is of the last weights, SOLVER.EMA_DECAY of averaged ones"
+            "TEST.PRECISE_BN.ENABLED and SOLVER.EMA_DECAY exclude each other: precise BN works on "
+            "the last weights, not on the averaged ones; switch one of them off"
         )
     for tracker in cfg.SOLVER.TRACKERS:
         if tracker not in TRACKERS:
-            raise UsageError(f"SOLVER.TRACKERS are of {', '.join(TRACKERS)}, not {tracker!r}")
+            raise UsageError(
+                f"each of SOLVER.TRACKERS must be one of {', '.join(TRACKERS)}, not {tracker!r}"
+            )
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
-        raise UsageError("SOLVER.PATIENCE counts evaluations: set TEST.EVAL_PERIOD above 0")
+        raise UsageError("SOLVER.PATIENCE counts evaluations; set TEST.EVAL_PERIOD above 0")
     _check_readers(cfg.MODEL)
     _check_class_weights(cfg.MODEL)
     fpn, found = cfg.MODEL.FPN, cfg.MODEL.META_ARCHITECTURE
     if (fpn.P6_INPUT or not fpn.P7_RELU) and found not in ("GHMRetinaNet", "GHMFCOS"):
         raise UsageError(
-            f"MODEL.FPN.P6_INPUT and P7_RELU are for GHMRetinaNet and GHMFCOS, not {found}"
+            f"only GHMRetinaNet and GHMFCOS read MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU, not "
+            f"{found}; keep the defaults '' and True"
         )
 
 
@@ -107,13 +111,14 @@ def _check_class_weights(model) -> None:
     weighting, given = model.CLASS_WEIGHTING, bool(len(model.CLASS_WEIGHTS))
     if given != bool(weighting) and weighting not in ("inverse", "effective"):
         raise UsageError(
-            f"MODEL.CLASS_WEIGHTS has {len(model.CLASS_WEIGHTS)} numbers, and "
-            f"MODEL.CLASS_WEIGHTING is {weighting!r}: numbers go with 'given'"
+            f"MODEL.CLASS_WEIGHTS has {len(model.CLASS_WEIGHTS)} weights, but "
+            f"MODEL.CLASS_WEIGHTING is {weighting!r}; your own weights need 'given', and 'given' "
+            "needs weights"
         )
     reader = "ROI_HEADS.NAME" if model.META_ARCHITECTURE == TWO_STAGE else "META_ARCHITECTURE"
     found = _get(model, reader)
     if weighting and not current_name(f"MODEL.{reader}", found).startswith("GHM"):
-        raise UsageError(f"MODEL.CLASS_WEIGHTING needs a MODEL.{reader} of ghm_d2, not {found}")
+        raise UsageError(f"MODEL.CLASS_WEIGHTING needs a GHM class as MODEL.{reader}, not {found}")
 
 
 def _get(node, key: str):

@@ -42,7 +42,10 @@ def score_threshold_key(cfg) -> str:
     """Return the key of the lowest score of a detection; UsageError for an unknown detector."""
     arch = cfg.MODEL.META_ARCHITECTURE
     if arch not in DETECTORS:
-        raise UsageError(f"MODEL.META_ARCHITECTURE {arch}: the key of its threshold is not known")
+        raise UsageError(
+            f"the score threshold key of MODEL.META_ARCHITECTURE {arch} is not known; use one of "
+            f"{', '.join(DETECTORS)}"
+        )
     return f"MODEL.{DETECTORS[arch].classes}.SCORE_THRESH_TEST"
 
 

@@ -83,16 +83,16 @@ READ = (
     "TEST.PRECISE_BN",
 )
 
-_KEYPOINTS = "no detector here learns keypoints; train them with Detectron2's tools/train_net.py"
-_PROPOSALS = "Detectron2 would execute the proposal files; use GeneralizedRCNN with its RPN"
-_SEGMENTS = "only boxes and masks of objects are found here; train it with Detectron2's own script"
+_KEYPOINTS = "ghm_d2 has no keypoint detector; use Detectron2's tools/train_net.py"
+_PROPOSALS = "Detectron2 would execute code in proposal files; use GeneralizedRCNN with its RPN"
+_SEGMENTS = "ghm_d2 detects only boxes and instance masks; use Detectron2's tools/train_net.py"
 # key -> why only Detectron2's default is accepted, and what to do instead
 REFUSED = {
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _PROPOSALS,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _PROPOSALS,
     "DATASETS.PROPOSAL_FILES_TEST": _PROPOSALS,
     "DATASETS.PROPOSAL_FILES_TRAIN": _PROPOSALS,
-    "GLOBAL.HACK": "nothing reads it; remove it",
+    "GLOBAL.HACK": "no code reads it; remove it",
     "MODEL.KEYPOINT_ON": _KEYPOINTS,
     "MODEL.LOAD_PROPOSALS": _PROPOSALS,
     "MODEL.PANOPTIC_FPN": _SEGMENTS,
@@ -101,8 +101,8 @@ REFUSED = {
     "TEST.KEYPOINT_OKS_SIGMAS": _KEYPOINTS,
     "VERSION": "convert the file with detectron2.config.upgrade_config",
 }
-_ROTATED = "rotated boxes are neither loaded nor evaluated here"
-_FREEZE = "the number of fixed stages is MODEL.{}.FREEZE_AT of this backbone"
+_ROTATED = "ghm_d2 neither loads nor evaluates rotated boxes; choose a class for upright boxes"
+_FREEZE = "this backbone reads the number of frozen stages from MODEL.{}.FREEZE_AT; set that key"
 
 
 def check_detectron2_keys(cfg) -> None:
@@ -129,12 +129,12 @@ def _without_effect(cfg) -> Iterator[tuple[str, str]]:
     if model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor", "ProposalNetwork"):
         yield "MODEL.META_ARCHITECTURE", _SEGMENTS
     if model.META_ARCHITECTURE not in ours and cfg.TEST.AUG.ENABLED:
-        yield "TEST.AUG.ENABLED", f"it is for {', '.join(ours)}; set it to False"
+        yield "TEST.AUG.ENABLED", f"only {', '.join(ours)} support it; set it to False"
     if model.META_ARCHITECTURE in ours and not two_stage:
         if cfg.VIS_PERIOD > 0:
             yield "VIS_PERIOD", "only GeneralizedRCNN draws pictures while it trains; set it to 0"
         if model.MASK_ON:
-            yield "MODEL.MASK_ON", "only GeneralizedRCNN has masks; set it to False"
+            yield "MODEL.MASK_ON", "only GeneralizedRCNN predicts masks; set it to False"
     for key in ("PROPOSAL_GENERATOR", "ROI_HEADS", "ANCHOR_GENERATOR"):
         if model[key].NAME in ("RRPN", "RROIHeads", "RotatedAnchorGenerator"):
             yield f"MODEL.{key}.NAME", _ROTATED
@@ -144,4 +144,4 @@ def _without_effect(cfg) -> Iterator[tuple[str, str]]:
         if group.lower() in model.BACKBONE.NAME and model.BACKBONE.FREEZE_AT != 2:  # the default
             yield "MODEL.BACKBONE.FREEZE_AT", _FREEZE.format(group)
     if cfg.SOLVER.NESTEROV and cfg.SOLVER.OPTIMIZER != "SGD":
-        yield "SOLVER.NESTEROV", "it belongs to SOLVER.OPTIMIZER SGD; set it to False"
+        yield "SOLVER.NESTEROV", "only SOLVER.OPTIMIZER SGD uses it; set it to False"

@@ -77,7 +77,7 @@ def merge_overrides(cfg, overrides: Sequence[str]) -> None:
     overrides = list(overrides)
     for word in overrides:
         if word.startswith("--"):
-            raise UsageError(f"no option {word}; --help lists them")
+            raise UsageError(f"unknown option {word}; --help lists the options")
     if len(overrides) % 2:
         raise UsageError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
     _merge(cfg, dict(zip(overrides[::2], overrides[1::2], strict=True)))
@@ -141,29 +141,29 @@ def _read_with_base(file: Path, read: list[Path], seen: tuple[Path, ...]) -> dic
     """
     file = file.resolve()
     if file in seen:
-        raise UsageError(f"{file}: {BASE_KEY} leads back to the file itself")
+        raise UsageError(f"{file}: {BASE_KEY} includes the file itself, directly or indirectly")
     read.append(file)
     if len(read) > _MOST_BASES:
-        raise UsageError(f"{file}: {BASE_KEY} of more than {_MOST_BASES} files in all")
+        raise UsageError(f"{file}: {BASE_KEY} includes more than {_MOST_BASES} files; use fewer")
     if file.suffix == ".py":
         raise UsageError(
-            f"{file}: a Python file is for Detectron2's lazyconfig_train_net.py, and ghm executes "
-            "none; `ghm configs` lists YAML files"
+            f"{file}: ghm does not execute Python configurations, which are for Detectron2's "
+            "lazyconfig_train_net.py; use a YAML file (`ghm configs` lists the shipped ones)"
         )
     try:
         loaded = _parse(file)
         size = _count(loaded, {})
     except RecursionError:
-        raise UsageError(f"{file}: values are nested too deeply, or within themselves") from None
+        raise UsageError(f"{file}: values are nested too deeply, or contain themselves") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
     # PyYAML raises more than YAMLError, for numbers of 10,000 digits or months past December
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file}: not a plain YAML file: {_first_line(error)}") from None
     if not isinstance(loaded, dict):
-        raise UsageError(f"{file}: a configuration is a mapping of keys to values")
+        raise UsageError(f"{file}: a configuration must be a mapping of keys to values")
     if size > _MOST_VALUES:
-        raise UsageError(f"{file}: more than {_MOST_VALUES} values; leave out the aliases")
+        raise UsageError(f"{file}: more than {_MOST_VALUES} values, with aliases expanded")
     bases = loaded.get(BASE_KEY) or []
     values: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -207,7 +207,7 @@ def _merge(cfg, values: dict[str, Any]) -> None:
         if key in groups:
             if value == {}:  # the file names the group and sets no key
                 continue
-            raise UsageError(f"{_shown(key)} is a group of keys, not a value")
+            raise UsageError(f"{_shown(key)} is a group of keys, not a value; set a key in it")
         if key not in known:
             near = difflib.get_close_matches(key[:300], known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -226,13 +226,14 @@ def _check_harmless(cfg) -> None:
     """Refuse values that would run code, and numbers that would only exhaust a machine."""
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UsageError(
-            "MODEL.LOAD_PROPOSALS is not supported: Detectron2 would execute the proposal files"
+            "MODEL.LOAD_PROPOSALS is not supported, because Detectron2 would execute code in the "
+            "proposal files; set it to False"
         )
     for key, value in flatten({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT}).items():
         limit = next(most for ends, most in _LIMITS if key.endswith(ends))
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and abs(number) > limit:
-                raise UsageError(f"{key} is at most {limit}, not {number!s:.20}")
+                raise UsageError(f"{key} must be at most {limit}, not {number!s:.20}")
 
 
 def flatten(node: dict, prefix: str = "") -> dict[str, Any]:

@@ -87,7 +87,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
         train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
     if not test or (need_train and not train):
         key = "DATASETS.TRAIN" if test else "DATASETS.TEST"
-        raise UsageError(f"no data set: pass --dataset NAME|FOLDER or set {key}")
+        raise UsageError(f"no data set is given; pass --dataset NAME|FOLDER or set {key}")
     names = tuple(resolve(name, "val") for name in test)
     cfg.DATASETS.TEST = names
     _require_distinct([set_name(name) for name in names])
@@ -99,7 +99,7 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
     if not need_train and trained and trained != classes:
         raise DataError(
             f"{names[0]} and the data that the detector was trained on have "
-            f"{_difference(classes, trained)}"
+            f"{_difference(classes, trained)}; evaluate on data with the classes of the training"
         )
     cfg.DATASETS.CLASS_NAMES = tuple(classes)
     set_num_classes(cfg, len(classes))
@@ -116,7 +116,9 @@ def _require_distinct(labels: list[str]) -> None:
     """Refuse names that occur twice: the results of each data set are listed under its name."""
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
-        raise UsageError(f"DATASETS.TEST holds {twice[0]} twice; rename the folder of one")
+        raise UsageError(
+            f"DATASETS.TEST has two data sets named {twice[0]}; remove one or rename its folder"
+        )
 
 
 def data_label(registered: str) -> str:
@@ -135,7 +137,10 @@ def classes_of(name: str) -> list[str]:
         DatasetCatalog.get(name)
         classes = MetadataCatalog.get(name).get("thing_classes")
     if not classes:
-        raise DataError(f"{name}: registered without thing_classes, so the classes are unknown")
+        raise DataError(
+            f"{name}: the data set is registered without class names; "
+            f"set MetadataCatalog.get({name!r}).thing_classes"
+        )
     return list(classes)
 
 
@@ -146,7 +151,7 @@ def locate(name_or_folder: str) -> dict[str, tuple[str, str]]:
         found = [path / f"{split}.json" for split in SPLITS]
         files = {p.stem: (str(p), str(image_root(path))) for p in found if p.is_file()}
         if not files:
-            raise DataError(f"{path}: holds none of train.json, val.json, test.json; {IMPORT_HINT}")
+            raise DataError(f"{path}: has no train.json, val.json or test.json; {IMPORT_HINT}")
         return files
     if name_or_folder == DIGITS:
         folder = digits_folder()
@@ -164,7 +169,7 @@ def digits_folder(spec: digits.DigitsSpec | None = None) -> Path:
     root = os.environ.get("DETECTRON2_DATASETS") or cache_folder()
     folder = Path(os.path.abspath(root)) / f"digits-{spec.digest}"
     if not folder.is_dir():
-        logger.info("generating digits in %s", folder)
+        logger.info("generating the data set digits in %s", folder)
         try:
             with new_folder(folder) as draft:
                 digits.write(spec, draft)
@@ -246,7 +251,7 @@ def _locate_registered(name: str) -> dict[str, tuple[str, str]]:
     files = {s: MetadataCatalog.get(n) for s, n in found.items()}
     lacking = [found[s] for s, m in files.items() if m.get("json_file") is None]
     if lacking:
-        raise DataError(f"{lacking[0]}: registered without a COCO JSON, so it cannot be checked")
+        raise DataError(f"{lacking[0]}: registered without a COCO JSON, which this command needs")
     there = {s: m for s, m in files.items() if os.path.isfile(m.json_file)} or files
     return {s: (m.json_file, m.get("image_root", "")) for s, m in there.items()}
 
@@ -256,26 +261,32 @@ def _common_classes(names: tuple[str, ...]) -> list[str]:
     for name in names[1:]:
         other = classes_of(name)
         if other != first:
-            raise DataError(f"{names[0]} and {name} have {_difference(first, other)}")
+            raise DataError(
+                f"{names[0]} and {name} have {_difference(first, other)}; all data sets of a run "
+                "need the same classes in the same order"
+            )
     return first
 
 
 def _difference(a: list[str], b: list[str]) -> str:
     """Describe how two lists of classes differ, in a text that stays short for eighty classes."""
-    pairs = zip_longest(a, b, fillvalue="none")
+    pairs = zip_longest(a, b, fillvalue="(no class)")
     one, other = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"different classes: {len(a)} and {len(b)}, {one!r} where the other has {other!r}"
+    return (
+        f"different classes ({len(a)} and {len(b)}): the first has {one!r} where the second has "
+        f"{other!r}"
+    )
 
 
 def _unknown(name: str, split: str) -> UsageError:
     from detectron2.data import DatasetCatalog
 
     if os.sep in name or name.endswith(".json"):
-        return UsageError(f"{name}: no such folder, nor a registered data set")
+        return UsageError(f"{name}: no such folder, and no registered data set has this name")
     known = set(DatasetCatalog.list()) | {DIGITS}
     known |= {n.removesuffix(f"_{s}") for n in known for s in SPLITS}
     near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.0)
     return UsageError(
-        f"unknown data set {name!r} ({split}): the nearest known name is {near[0]!r}; "
+        f"unknown data set {name!r} ({split} split): the most similar known name is {near[0]!r}; "
         "a folder with train.json and val.json is accepted too"
     )

@@ -154,9 +154,9 @@ def safe_name(name: Any, where: str) -> str:
         return name
     path = PurePosixPath(name.replace("\\", "/") if isinstance(name, str) else "")
     if not path.name.strip() or not is_plain(name):
-        raise DataError(f"{where}: {name!r:.80} is not the name of an image")
+        raise DataError(f"{where}: {name!r:.80} is not a valid name of an image file")
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(f"{where}: the image name {name!r:.120} leaves the image folder")
+        raise DataError(f"{where}: the image name {name!r:.120} points outside the image folder")
     return str(path)
 
 
@@ -172,11 +172,11 @@ def is_finite(value: Any) -> bool:
 def box_fault(box: Any) -> str | None:
     """Return why an [x, y, w, h] box in px is not valid, or None."""
     if not isinstance(box, list | tuple) or len(box) != 4:
-        return "bbox is not four numbers"
+        return "bbox is not a list of four numbers"
     if not all(map(is_finite, box)):
         if not all(isinstance(v, int | float) for v in box):
-            return "bbox is not four numbers"
-        return f"box {show_box(box)} is not finite"
+            return "bbox is not a list of four numbers"
+        return f"box {show_box(box)} has values that are not finite"
     if box[2] <= 0 or box[3] <= 0:
         return f"box {show_box(box)} is inverted or empty"
     return None

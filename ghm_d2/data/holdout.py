@@ -71,11 +71,16 @@ def _write_part(
         _link_again(folder / "images", metadata.image_root)
         return
     if metadata.get("json_file") is None:
-        raise DataError(f"{train_name}: registered without a COCO JSON, so it cannot be divided")
+        raise DataError(
+            f"{train_name}: the data set is registered without a COCO JSON, so it cannot be split"
+        )
     coco = load_json(metadata.json_file)
     images = sorted(coco["images"], key=lambda image: image["id"])
     if len(images) < fewest:
-        raise DataError(f"{train_name}: {len(images)} images are too few to hold some out")
+        raise DataError(
+            f"{train_name}: {len(images)} images are too few to hold some out; at least {fewest} "
+            "are needed"
+        )
     random.Random(seed).shuffle(images)
     val = {image["id"] for image in held_out(images)}
     try:

@@ -71,7 +71,7 @@ def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels is over the limit of {limit}"
+                    f"{path}: {image.width} x {image.height} px exceeds the limit of {limit} px"
                 )
             mode, orientation = image.mode, image.getexif().get(_EXIF_ORIENTATION, 1)
             upright = ImageOps.exif_transpose(image)
@@ -84,7 +84,7 @@ def _decode(path: str | os.PathLike) -> tuple[Image.Image, str, bool]:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # on damaged files decoders raise anything, struct.error among them
         if _is_pointer(path):
-            raise DataError(f"{path}: a Git LFS pointer, not an image: git lfs pull") from None
+            raise DataError(f"{path}: Git LFS pointer, not an image; run `git lfs pull`") from None
         raise DataError(f"{path}: cannot be decoded ({_one_line(error)})") from None
 
 

@@ -45,7 +45,7 @@ def decode(segmentation: list | dict, height: int, width: int) -> np.ndarray:
 def mask_fault(segmentation: Any, width: int, height: int) -> str | None:
     """Return why a segmentation is not valid in an image of `width` x `height` px, or None."""
     if max(width, height) > _LONGEST_SIDE or width * height > _MOST_PIXELS:
-        return f"segmentation in an image of {width} x {height} px, which is too large for masks"
+        return f"segmentation of an image of {width} x {height} px, which is too large for masks"
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, width, height)
     if not isinstance(segmentation, list) or not segmentation:
@@ -72,7 +72,7 @@ def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
     A polygon may leave the image on each side by up to the image's own width or height.
     """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return "segmentation has a polygon that is not x, y of three points or more"
+        return "segmentation has a polygon that is not a list of x, y for at least three points"
     # a data set may have a million polygons: NumPy is only used for the few that may be faulty
     try:
         low, high, total = min(polygon), max(polygon), sum(polygon)
@@ -80,18 +80,19 @@ def polygon_fault(polygon: Any, width: int, height: int) -> str | None:
     except (TypeError, OverflowError):  # no numbers, or an integer of a thousand digits
         finite = False
     if not finite:
-        return "segmentation has a polygon that is not of finite numbers"
+        return "segmentation has a polygon with values that are not finite numbers"
     shorter, longest = min(width, height), _TIMES_AROUND * 2 * (width + height)
     if low < -shorter or high > 2 * shorter:
         for values, side in ((polygon[::2], width), (polygon[1::2], height)):
             if min(values) < -side or max(values) > 2 * side:
-                return f"segmentation has a polygon far outside the image of {width} x {height}"
+                return f"segmentation has a polygon far outside the image of {width} x {height} px"
     if len(polygon) * (high - low) > longest:
         points = np.array(polygon, float)
         length = np.abs(points[2:] - points[:-2]).sum()
         if length > longest:
             return (
-                f"segmentation has a polygon of {length:.6g} px, {_TIMES_AROUND} times the image's"
+                f"segmentation has a polygon {length:.6g} px long, more than {_TIMES_AROUND} times "
+                "the perimeter of the image"
             )
     return None
 
@@ -129,14 +130,14 @@ def loaded(segmentation: Any) -> Any:
 def _rle_fault(rle: dict, width: int, height: int) -> str | None:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width] or any(type(side) is not int for side in size):
-        return f"segmentation is an RLE of size {size!r:.40}, not [{height}, {width}]"
+        return f"segmentation is an RLE of size {size!r:.40}, but the image has [{height}, {width}]"
     if isinstance(counts, list):
         runs = counts if all(type(run) is int for run in counts) else None
     else:
         runs = _unpack(counts)
     if not runs or min(runs) < 0 or sum(runs) != width * height:
         return "segmentation is an RLE whose counts do not add up to its size"
-    return None if any(runs[1::2]) else "segmentation is an RLE without a pixel"
+    return None if any(runs[1::2]) else "segmentation is an RLE that covers no pixel"
 
 
 def _unpack(counts: Any) -> list[int] | None:

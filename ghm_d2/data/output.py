@@ -45,7 +45,9 @@ def _move(draft: Path, folder: Path) -> None:
     try:
         draft.rename(folder)  # replaces an empty folder, and never one that holds something
     except OSError:
-        raise UsageError(f"{folder}: another process has written to it meanwhile") from None
+        raise UsageError(
+            f"{folder}: another process has written to this folder; choose another folder"
+        ) from None
 
 
 def _refuse_foreign(folder: Path, overwrite: bool) -> None:
@@ -58,8 +60,11 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
         raise UsageError(f"{folder}: is not empty; choose another folder or pass --overwrite")
     foreign = sorted(content - _OURS)
     if content and (foreign or not content & REPORTS):
-        held = f"holds {foreign[0]}" if foreign else "was not written by ghm"
-        raise UsageError(f"{folder}: {held}, so --overwrite will not delete it; choose another")
+        held = f"contains {foreign[0]}, which" if foreign else "this folder"
+        raise UsageError(
+            f"{folder}: {held} was not written by ghm, so --overwrite does not delete it; "
+            "choose another folder"
+        )
 
 
 def _umask() -> int:

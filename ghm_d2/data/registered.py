@@ -45,5 +45,5 @@ def require_lvis(registered: str) -> None:
         import_module("lvis")
     except ImportError as error:
         raise UsageError(
-            f"{registered} needs the package lvis ({error}): pip install 'ghm_d2[lvis]'"
+            f"{registered} needs the package lvis ({error}); run pip install 'ghm_d2[lvis]'"
         ) from None

@@ -74,7 +74,7 @@ class CrossValidation:
             UsageError, DataError: the configuration or the data cannot be used.
         """
         if self.folds < 2:
-            raise UsageError(f"--folds is 2 or more, not {self.folds}")
+            raise UsageError(f"--folds must be at least 2, not {self.folds}")
         generous = _generous(self.config, self.overrides, self.name)
         words, runs = (*self.overrides, *generous, "TEST.EVAL_PERIOD", "0"), []
         for fold in range(self.folds):
@@ -104,9 +104,9 @@ class CrossValidation:
         for run in self.runs():
             record, file = run.record(), run.folder / DETECTIONS_FILE
             if record is None or record.status != "finished" or not file.is_file():
-                why = record.outcome if record else "it is not trained"
-                why = why or "none of its images is annotated: take fewer folds"
-                raise DataError(f"{run.side} has no detections: {why} (more in {run.folder})")
+                why = record.outcome if record else "it was not trained"
+                why = why or "none of its images is annotated; use fewer --folds"
+                raise DataError(f"{run.side} has no detections: {why} (see {run.folder})")
             coco = load_json(Path(str(run.dataset)) / "val.json")
             yield from _images(coco, json.loads(file.read_text(encoding="utf-8")))
 
@@ -117,7 +117,7 @@ def json_file(name: str) -> str:
 
     file = MetadataCatalog.get(name).get("json_file")
     if file is None:
-        raise DataError(f"{name}: registered without a COCO JSON, so it cannot be judged")
+        raise DataError(f"{name} cannot be judged: it was registered without a COCO JSON file")
     return file
 
 

@@ -230,7 +230,7 @@ class SubmititLauncher:
         try:
             import submitit
         except ImportError:
-            raise UsageError("--launcher submitit needs: pip install submitit") from None
+            raise UsageError("--launcher submitit needs submitit: pip install submitit") from None
         self._executor = submitit.AutoExecutor(folder=folder)
         gpus = int(device.startswith("cuda"))
         self._executor.update_parameters(name="ghm", timeout_min=minutes, gpus_per_node=gpus)

@@ -179,13 +179,14 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
     """
     if side.dataset:
         if dataset:
-            raise UsageError("the compared folders are the data sets: leave out --dataset")
+            raise UsageError("the compared folders are the data sets; leave out --dataset")
         return absolute(side.dataset)
     if side.noise is None:
         return dataset and absolute(dataset)
     if dataset not in (None, "digits"):
         raise UsageError(
-            f"{side.name} needs digits, whose annotation errors are known: leave out --dataset"
+            f"{side.name} needs the data set digits, whose annotation errors are known; leave out "
+            "--dataset"
         )
     if isinstance(side.noise, dict):
         rates: dict[str, Any] = {f"noise_{kind}": rate for kind, rate in side.noise.items()}
@@ -204,14 +205,15 @@ def require_one_judge(suite: Suite) -> None:
     for folder in folders:
         file, _ = locate(folder).get("val", (None, None))
         if file is None:
-            raise DataError(f"{folder}: has no val.json to be judged on")
+            raise DataError(f"{folder} has no val.json, on which the comparison would be judged")
         coco = load_json(file)
         sizes = [(image["id"], image["width"], image["height"]) for image in coco["images"]]
         judge = sizes, coco["annotations"], coco["categories"]
         first = first or judge
         if judge != first:
             raise DataError(
-                f"{folders[0]} and {folder} have different val splits, and are judged on one"
+                f"{folders[0]} and {folder} have different val splits; to compare them, give them "
+                "the same val split"
             )
 
 
@@ -240,8 +242,8 @@ def make_run(
     cfg = prepare(config, overrides, dataset=dataset, seed=seed, device=device)
     if cfg.SOLVER.PATIENCE:
         raise UsageError(
-            "SOLVER.PATIENCE picks the best weights by the images that a comparison is judged on; "
-            "set it to 0"
+            "early stopping (SOLVER.PATIENCE) would choose weights on the images that judge the "
+            "comparison; set SOLVER.PATIENCE to 0"
         )
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)

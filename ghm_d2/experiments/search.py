@@ -93,8 +93,8 @@ class SideSearch:
         cfg = load_config(config, list(overrides))
         if cfg.MODEL.META_ARCHITECTURE not in WEIGHT_GROUPS:
             raise UsageError(
-                f"--search knows {', '.join(WEIGHT_GROUPS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
-                "with focal and smooth_l1 GHMRetinaNet trains as RetinaNet does"
+                f"--search supports {', '.join(WEIGHT_GROUPS)}, not {cfg.MODEL.META_ARCHITECTURE}; "
+                "GHMRetinaNet with focal and smooth_l1 losses is the same as RetinaNet"
             )
         no_evaluation = ("TEST.EVAL_PERIOD", "0")
         self._full = (*overrides, *no_evaluation)
@@ -235,14 +235,17 @@ def read_settings(file: Path, budget: str) -> tuple[Settings, list[Trial]]:
         if trial.chosen and settings.setdefault(trial.side, tuple(trial.overrides)) != tuple(
             trial.overrides
         ):
-            raise DataError(f"{file}: two settings are chosen for {trial.side}")
+            raise DataError(f"{file}: the search has two chosen settings for {trial.side}")
     if not settings:
-        raise UsageError(f"{file}: no settings were searched; name a comparison with --search")
+        raise UsageError(f"{file}: no settings were searched; name a comparison made with --search")
     if found.budget != budget:
-        raise UsageError(f"{file}: the search is for --budget {found.budget}, not {budget}")
+        raise UsageError(f"{file}: the search was made with --budget {found.budget}, not {budget}")
     for words in settings.values():
         if not _is_searched(words):
-            raise DataError(f"{file}: settings that no search finds: {' '.join(words)}")
+            raise DataError(
+                f"{file}: no search chooses the settings {' '.join(words)}; a search sets only "
+                f"{RATE_KEY} and {WEIGHT_KEY}, to values above 0"
+            )
     return settings, found.search
 
 
@@ -280,13 +283,14 @@ def trial_data(
     compared = prepare(config, overrides, dataset=dataset, device=device)
     cfg = compared if other is None else prepare(config, overrides, dataset=other, device=device)
     if len(cfg.DATASETS.TRAIN) > 1:
-        raise UsageError("--search divides one training set; DATASETS.TRAIN names several")
+        raise UsageError("--search needs exactly one data set in DATASETS.TRAIN")
     name = cfg.DATASETS.TRAIN[0]
     if other is not None:
         judged = compared.DATASETS.TEST
         if shared := sum(shared_images(name, test) for test in judged):
             raise UsageError(
-                f"--search-on {other}: the comparison is judged on {shared} of its training images"
+                f"--search-on {other}: the comparison is judged on {shared} of its training "
+                "images; choose another data set"
             )
         if not any(shared_images(val, test) for val in cfg.DATASETS.TEST for test in judged):
             return data_label(name), other

@@ -32,7 +32,7 @@ def config_source(weights: Path, config: str | None) -> str:
         return config or zoo_name(weights)
     beside = weights.parent / CONFIG_FILE
     if not weights.is_file():
-        raise WeightsError(f"no weights {weights}")
+        raise WeightsError(f"no weights file {weights}")
     if config is None and not beside.is_file():
         raise UsageError(f"no {CONFIG_FILE} beside {weights}; name one with --config FILE")
     return config or str(beside)
@@ -83,7 +83,7 @@ def load_detector(cfg, weights: Path):
     if bad := [name for name in wrong if not name.startswith(excused)]:
         more = f"and {len(bad) - 1} more tensors are" if len(bad) > 1 else "is"
         raise WeightsError(
-            f"{weights}: not of this configuration's model: {bad[0]} {more} missing or of another "
-            "shape"
+            f"{weights} does not fit the model of this configuration: {bad[0]} {more} missing or "
+            "of another shape; name the configuration of the weights with --config"
         )
     return model.eval()

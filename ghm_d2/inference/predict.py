@@ -53,7 +53,9 @@ class Predictor:
         height, width = picture.shape[:2]
         longest = keys.MAX_SIZE_TEST if keys.RESIZE == "shortest_edge" else float("inf")
         if min(height, width) * longest < max(height, width):
-            raise DataError(f"{name}: a picture of {width} x {height} px cannot be resized")
+            raise DataError(
+                f"{name}: an image of {width} x {height} px is too elongated to be resized; crop it"
+            )
         image = convert_PIL_to_numpy(Image.fromarray(picture), keys.FORMAT)
         image = self._resize.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(image.transpose(2, 0, 1).copy())

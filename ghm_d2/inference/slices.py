@@ -31,7 +31,7 @@ class SlicedPredictor:
             from sahi.models.base import DetectionModel
             from sahi.prediction import ObjectPrediction
         except ImportError:
-            raise UsageError("--slice needs: pip install sahi (or 'ghm_d2[slices]')") from None
+            raise UsageError("--slice needs sahi: pip install sahi (or 'ghm_d2[slices]')") from None
 
         class Adapter(DetectionModel):
             def set_model(self, model):

@@ -24,7 +24,7 @@ def find_sources(sources: Sequence[str]) -> tuple[list[Path], list[Path]]:
     for source in sources:
         here = _files(source)
         if not here:
-            raise DataError(f"no image or video: {source}{_deeper(source)}")
+            raise DataError(f"no image or video found: {source}{_deeper(source)}")
         found += here
     distinct = list(dict.fromkeys(found))
     videos = [file for file in distinct if file.suffix.lower() in VIDEOS]
@@ -47,4 +47,4 @@ def _deeper(source: str) -> str:
     pattern = str(Path(glob.escape(source)) / "**")
     if not Path(source).is_dir() or not _files(pattern):
         return ""
-    return f"; its subfolders have some: give the pattern '{pattern}'"
+    return f"; its subfolders contain some, which the pattern '{pattern}' finds"

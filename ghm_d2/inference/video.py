@@ -31,7 +31,7 @@ def predict_video(
     try:
         import av
     except ImportError:
-        raise UsageError("videos need: pip install av (or 'ghm_d2[video]')") from None
+        raise UsageError("videos need PyAV: pip install av (or 'ghm_d2[video]')") from None
     found: list[Found] = []
     labels = dict(enumerate(names))
     try:
@@ -53,7 +53,7 @@ def predict_video(
                 target.mux(packet)
     except (av.FFmpegError, IndexError) as error:
         output.unlink(missing_ok=True)
-        raise DataError(f"{file}: no video that can be read ({error})") from None
+        raise DataError(f"{file}: cannot be read as a video ({error})") from None
     return found
 
 
@@ -61,7 +61,10 @@ def _stream(av, target, source):
     """Add a stream of the source's size and rate, with even sides, as the codecs require."""
     codec = next((name for name in CODECS if name in av.codecs_available), None)
     if codec is None:
-        raise UsageError(f"PyAV here can write no video: it has none of {', '.join(CODECS)}")
+        raise UsageError(
+            f"the installed PyAV cannot write videos, because it lacks the codecs "
+            f"{', '.join(CODECS)}; install it from PyPI: pip install --force-reinstall av"
+        )
     drawn = target.add_stream(codec, rate=source.average_rate or 25)
     drawn.width, drawn.height = (max(2, side - side % 2) for side in (source.width, source.height))
     drawn.pix_fmt = "yuv420p"

@@ -136,7 +136,7 @@ def update_density(
     devices = {t.device for t in arguments}
     if len(devices) > 1:
         raise RuntimeError(
-            f"counts and averages are on several devices: {sorted(map(str, devices))}"
+            f"counts and averages must be on one device, not on {sorted(map(str, devices))}"
         )
     usual = (
         ema.dtype == wide(ema.dtype) == ema_foreground.dtype
@@ -161,10 +161,12 @@ def compiled(kernel: str, device: torch.device) -> bool:
         RuntimeError: the kernel is not available for this device.
     """
     if kernel not in KERNELS:
-        raise ValueError(f"kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     name = "torch" if kernel == "torch" else operators.backend_name(device.type)
     if kernel not in ("auto", name):
-        raise RuntimeError(f"the kernel {kernel!r} is not there for {device.type}; see ghm doctor")
+        raise RuntimeError(
+            f"the kernel {kernel!r} is not available for {device.type}; see `ghm doctor`"
+        )
     return name != "torch"
 
 
@@ -176,8 +178,8 @@ def _all_compiled(kernel: str, levels, samples: Samples | None = None, weights=N
     able = not (dense or weights or any(t.requires_grad for t in targets))
     if kernel in ("c", "triton") and not able:
         raise RuntimeError(
-            f"the kernel {kernel!r} takes labels, no weights, and no target that needs a gradient: "
-            "leave it at auto"
+            f"the kernel {kernel!r} supports only integer labels or box targets without gradient, "
+            "and no weights; use kernel='auto'"
         )
     return found == [True] and able
 

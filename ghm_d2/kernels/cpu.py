@@ -140,14 +140,14 @@ def _call(name: str, pred, target, valid, i: int, **fields) -> None:
     if name.startswith("asl1"):
         y = y if y.dtype in _FORMATS else y.to(wide(x.dtype))
     elif y.dtype != torch.int64 or len(y) != len(x):
-        raise TypeError(f"labels are int64 (N,), not {y.dtype} {tuple(y.shape)}")
+        raise TypeError(f"labels must be int64 (N,), not {y.dtype} {tuple(y.shape)}")
     x, y = x.contiguous(), y.contiguous()
     mask = valid[i].contiguous() if valid else None
     pointers = x.data_ptr(), y.data_ptr(), None if mask is None else mask.data_ptr()
     formats = _FORMATS.get(x.dtype, 0), _FORMATS.get(y.dtype, 0)
     job = _Job(*pointers, *x.shape, *formats, **{"parts": _num_parts(x), **fields})
     if _functions()[name, x.dtype](ctypes.byref(job)):
-        raise MemoryError(f"no memory for {name}")
+        raise MemoryError(f"out of memory in the C function {name}")
 
 
 def _options(kind: str, mu: Tensor | None, bins: int, num_regions: int, alpha: float, gamma: float):
@@ -176,7 +176,7 @@ def _functions() -> dict[tuple[str, torch.dtype], Callable]:
     """Return the C functions by name and dtype."""
     functions = _library()
     if functions is None:
-        raise RuntimeError("the C library was not built; see ghm doctor")
+        raise RuntimeError("the C library was not built; see `ghm doctor`")
     return functions
 
 
@@ -191,9 +191,11 @@ def _library() -> dict[tuple[str, torch.dtype], Callable] | None:
         built_from = (ctypes.c_char * 64).in_dll(library, "ghm_source").value.decode()
         source = b"".join(source.read_bytes() for source in sources)
         if source and hashlib.sha256(source).hexdigest() != built_from:
-            raise OSError("it was built from another source")
+            raise OSError("it was built from other source files")
     except (OSError, ValueError) as error:
-        warnings.warn(f"{path.name} is not used ({error}): install ghm_d2 again", stacklevel=2)
+        warnings.warn(
+            f"the C library {path.name} is not used ({error}); reinstall ghm_d2", stacklevel=2
+        )
         return None
     functions = {}
     for dtype, suffix in _SUFFIXES.items():

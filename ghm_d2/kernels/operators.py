@@ -74,7 +74,7 @@ def triton_backend() -> ModuleType | None:
 def _run(name: str, device_type: str, *args):
     backend = backends.get(device_type) or backend_of(device_type)
     if backend is None:
-        raise RuntimeError(f"ghm_d2::{name} has no kernel for {device_type}; see ghm doctor")
+        raise RuntimeError(f"ghm_d2::{name} has no kernel for {device_type}; see `ghm doctor`")
     return getattr(backend, name)(*args)
 
 
@@ -205,4 +205,4 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("a gradient that is to be differentiated needs kernel='torch'")
+        raise RuntimeError("a second derivative needs kernel='torch'")

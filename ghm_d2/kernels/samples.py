@@ -98,7 +98,7 @@ def _check_logits(logits: Tensor, labels: Tensor) -> Level:
     if labels.shape == logits.shape and labels.dim() == 2:
         return logits, labels
     if labels.is_floating_point():
-        raise ValueError(f"labels are integers, not {labels.dtype}")
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
     _check_shape("labels", labels, logits, logits.shape[:1])
     return logits, labels.long()
 
@@ -119,7 +119,8 @@ def check_deltas(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> L
 def _check_shape(name: str, given: Tensor, pred: Tensor, shape: torch.Size) -> None:
     if pred.dim() != 2 or given.shape != shape:
         raise ValueError(
-            f"predictions are (N, K), not {tuple(pred.shape)} with {name} {tuple(given.shape)}"
+            f"predictions must be (N, K) and match {name}, not {tuple(pred.shape)} with {name} "
+            f"{tuple(given.shape)}"
         )
     if given.device != pred.device:
-        raise ValueError(f"predictions are on {pred.device}, but {name} on {given.device}")
+        raise ValueError(f"predictions are on {pred.device}, but {name} are on {given.device}")

@@ -95,8 +95,8 @@ def focal_loss(
         return _reduced(samples, rows, None, reduction, kernel)
     if kernel not in ("auto", "torch"):
         raise RuntimeError(
-            f"the kernel {kernel!r} takes labels, no weights, gamma from 0, and no reduction none: "
-            "leave it at auto"
+            f"the kernel {kernel!r} supports only integer labels without weights, gamma >= 0, and "
+            "the reductions mean and sum; use kernel='auto'"
         )
     dense = labels
     if labels.dim() == 1:
@@ -214,7 +214,7 @@ class SmoothL1(nn.Module):
     def __init__(self, beta: float = 0.1, reduction: str = "mean"):
         super().__init__()
         if not beta >= 0:
-            raise ValueError(f"beta is at least 0, not {beta}")
+            raise ValueError(f"beta must be at least 0, not {beta}")
         self.beta, self.reduction = beta, reduction
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:

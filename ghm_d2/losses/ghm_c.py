@@ -125,7 +125,7 @@ class SoftmaxGHMC(_GHMC):
     def __init__(self, bins: int = 30, momentum: float = 0.75, **options):
         super().__init__(bins, momentum, **options)
         if self.density.num_classes > 1:
-            raise ValueError("a density for each class is of sigmoids; leave out num_classes")
+            raise ValueError("SoftmaxGHMC has no density per class; leave out num_classes")
 
     def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one set of proposals or pixels.

@@ -27,7 +27,7 @@ class Rows:
     def weight_of_rows(self) -> Tensor | None:
         """Return `weight` as (M,); ValueError if it has a value for each logit."""
         if self.weight is not None and self.weight.shape[1] != 1:
-            raise ValueError(f"weights have the shape of labels, not {tuple(self.shape)}")
+            raise ValueError(f"weights must have the shape of labels, not {tuple(self.shape)}")
         return None if self.weight is None else self.weight[:, 0]
 
     def like_logits(self, values: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ def as_rows(
     shape, dense = logits.shape, target.shape == logits.shape
     if not dense and (len(shape) < 2 or target.shape != shape[:1] + shape[2:]):
         raise ValueError(
-            f"logits are (N, C) with labels (N,), or targets of their own shape; not "
+            f"logits must be (N, C) with labels (N,), or with targets of the same shape, not "
             f"{tuple(shape)} with {tuple(target.shape)}"
         )
     if not dense and target.is_floating_point():
-        raise ValueError(f"labels are integers, not {target.dtype}")
+        raise ValueError(f"labels must be integers, not {target.dtype}")
     if target.device != logits.device:
-        raise ValueError(f"logits are on {logits.device}, but the target on {target.device}")
+        raise ValueError(f"logits are on {logits.device}, but the target is on {target.device}")
     if weight is not None:
         weight = _weight_rows(weight, shape)
     rows = _as_matrix(logits)
@@ -105,13 +105,13 @@ def _weight_rows(weight: Tensor, shape: torch.Size) -> Tensor:
         return _as_matrix(weight)
     if weight.shape == shape[:1] + shape[2:]:
         return weight.reshape(-1, 1)
-    raise ValueError(f"weights have the shape of logits or labels, not {tuple(weight.shape)}")
+    raise ValueError(f"weights must have the shape of logits or labels, not {tuple(weight.shape)}")
 
 
 def _check_labels(labels: Tensor, num_labels: int) -> None:
     if labels.numel() and (labels.max() >= num_labels or labels.min() < -1):
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(
-            f"labels lie in [-1, {num_labels - 1}], not in [{low}, {high}]; a label to be left out "
-            "is -1 or `ignore_index`"
+            f"labels must lie in [-1, {num_labels - 1}], not in [{low}, {high}]; mark ignored "
+            "samples with -1 or `ignore_index`"
         )

@@ -78,7 +78,7 @@ class GHMC(_MMDetGHM):
         reduction: str = "mean",
     ):
         if not use_sigmoid:
-            raise NotImplementedError("use_sigmoid=False; ghm_d2.losses has SoftmaxGHMC")
+            raise NotImplementedError("use_sigmoid=False: use ghm_d2.losses.SoftmaxGHMC instead")
         loss = losses.GHMC(bins, momentum, loss_weight=loss_weight, reduction=reduction, sync=False)
         super().__init__(loss, 1 + 1e-6)
         self.use_sigmoid = use_sigmoid

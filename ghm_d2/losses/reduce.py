@@ -23,7 +23,7 @@ def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
     if value not in known:
-        raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 def check_range(name: str, value, low, high=None, *, integer: bool = False) -> None:
@@ -32,12 +32,13 @@ def check_range(name: str, value, low, high=None, *, integer: bool = False) -> N
     NumPy scalars are accepted too.
     """
     if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
-        raise ValueError(f"{name} is {'an integer' if integer else 'a number'}, not {value!r}")
+        kind = "an integer" if integer else "a number"
+        raise ValueError(f"{name} must be {kind}, not {value!r}")
     if high is not None:
         if not low <= value < high:
-            raise ValueError(f"{name} lies in [{low}, {high}), not {value}")
+            raise ValueError(f"{name} must lie in [{low}, {high}), not {value}")
     elif integer:
         if value < low:
-            raise ValueError(f"{name} is at least {low}, not {value}")
+            raise ValueError(f"{name} must be at least {low}, not {value}")
     elif not low < value < float("inf"):
-        raise ValueError(f"{name} is finite and greater than {low}, not {value}")
+        raise ValueError(f"{name} must be finite and greater than {low}, not {value}")

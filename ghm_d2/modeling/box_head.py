@@ -58,8 +58,8 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
         of_softmax = ghm_c is not None or class_weights
         if of_softmax and getattr(self, "use_sigmoid_ce", False):  # not in Detectron2 0.6
             raise UsageError(
-                "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c and MODEL.CLASS_WEIGHTS are of a softmax, "
-                "so that MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
+                "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE ghm_c and MODEL.CLASS_WEIGHTS need a softmax; "
+                "set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
             )
 
     @classmethod

@@ -90,8 +90,8 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         self.ghm_c, self.ghm_r = modules
         if not self.center_sampling_radius > 0:
             raise UsageError(
-                "MODEL.FCOS.CENTER_SAMPLING_RADIUS is above 0, not "
-                f"{self.center_sampling_radius:g}; a large number, such as 1e6, switches it off"
+                "MODEL.FCOS.CENTER_SAMPLING_RADIUS must be above 0, not "
+                f"{self.center_sampling_radius:g}; 1e6 switches center sampling off"
             )
         self._start_normalizer(300.0)
 
@@ -231,16 +231,16 @@ def _build_head(keys, shapes) -> FCOSHead:
         get_norm(norm, 1)
     except KeyError:
         raise UsageError(
-            f'MODEL.FCOS.NORM is "GN", "BN", "SyncBN", "FrozenBN" or "", not {keys.NORM!r}'
+            f'MODEL.FCOS.NORM must be "GN", "BN", "SyncBN", "FrozenBN" or "", not {keys.NORM!r}'
         ) from None
     if keys.NUM_CONVS < 1:
-        raise UsageError(f"MODEL.FCOS.NUM_CONVS is at least 1, not {keys.NUM_CONVS}")
+        raise UsageError(f"MODEL.FCOS.NUM_CONVS must be at least 1, not {keys.NUM_CONVS}")
     if not keys.IN_FEATURES:
         raise UsageError(f"MODEL.FCOS.IN_FEATURES is empty; the backbone has {', '.join(shapes)}")
     missing = [name for name in keys.IN_FEATURES if name not in shapes]
     if missing:
         raise UsageError(
-            f"MODEL.FCOS.IN_FEATURES: the backbone has {', '.join(shapes)}, not {missing[0]}"
+            f"MODEL.FCOS.IN_FEATURES has {missing[0]}, but the backbone has {', '.join(shapes)}"
         )
     shapes = [shapes[name] for name in keys.IN_FEATURES]
     return FCOSHead(

@@ -94,8 +94,8 @@ def used_module(
         return None
     if module is None:
         raise UsageError(
-            f"{key} {loss_type} is computed by a module, and none is given: pass one of "
-            "ghm_d2.losses, as building from a configuration does"
+            f"{key} {loss_type} needs a loss module, but none is given; pass one from "
+            "ghm_d2.losses, or build the detector from a configuration"
         )
     return module
 
@@ -107,5 +107,5 @@ def check_loss_type(key: str, value: str, known: tuple[str, ...]) -> str:
         UsageError: it is not; the message lists the key and the known values.
     """
     if value not in known:
-        raise UsageError(f"{key} is one of {', '.join(known)}, not {value!r}")
+        raise UsageError(f"{key} must be one of {', '.join(known)}, not {value!r}")
     return value

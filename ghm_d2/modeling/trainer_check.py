@@ -27,13 +27,13 @@ def check_trainer(cfg) -> None:
     alone = [key for key in _keys_of_ghm_train(cfg) if _owner(trainer, "build_hooks") in _HOOKS]
     if alone:
         raise UsageError(
-            f"{', '.join(alone)}: read by `ghm train`, and not by a script's trainer; leave it "
-            "out, or add a hook in build_hooks"
+            f"{', '.join(alone)}: read only by `ghm train`, not by the trainer of this script; "
+            "leave it out, or add a hook in build_hooks"
         )
     ignored = [key for method, key in _keys_set(cfg) if _owner(trainer, method) == _DETECTRON2]
     if ignored:
         raise UsageError(
-            f"Detectron2's DefaultTrainer does not know {', '.join(ignored)}; write in your script "
+            f"Detectron2's DefaultTrainer ignores {', '.join(ignored)}; write in your script "
             "`from ghm_d2.training.default_trainer import GHMDefaultTrainer as DefaultTrainer`"
         )
 

@@ -165,8 +165,8 @@ def checked(make: Callable[[], Made], file: str = ANALYSIS_FILE) -> Made:
         return make()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
-            f"{file} of a run is not of the known form ({error!r}); without the file the report "
-            "leaves its figures out"
+            f"{file} of a run has an unknown format ({error!r}); remove the file to get a report "
+            "without its figures"
         ) from error
 
 
@@ -179,11 +179,13 @@ def read_file(file: Path, parse: Callable[[str], Made]) -> Made | None:
     if not os.path.lexists(file):
         return None
     if not is_own(file):
-        raise DataError(f"{file}: a link, no plain file, or over {LONGEST_FILE >> 20} MiB")
+        raise DataError(
+            f"{file} must be a regular file of at most {LONGEST_FILE >> 20} MiB, not a link"
+        )
     try:
         return parse(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON: {error}") from None
+        raise DataError(f"{file}: not valid JSON: {error}") from None
 
 
 def json_lines(text: str) -> list:
@@ -200,7 +202,7 @@ def json_lines(text: str) -> list:
 def _replicates(found: dict) -> Replicates:
     ap = [np.nan if value is None else value for value in found["AP"]]
     if not all(_is_number(value) for value in (found["images"], *ap)):
-        raise ValueError("a replicate of AP that is no number")
+        raise ValueError("a bootstrap replicate of AP is not a number")
     return Replicates(str(found["set"]), int(found["images"]), np.array(ap, dtype=float))
 
 

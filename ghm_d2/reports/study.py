@@ -82,7 +82,7 @@ def find_records(folder: Path) -> dict[str, RunRecord]:
     kept = _kept_records(Path(folder))
     found = {name: RunRecord.of(*kept[name]) for name in sorted(kept) if name[:2] != ".."}
     if not found:
-        raise DataError(f"{folder}: no run in it: no {RUN_FILE}")
+        raise DataError(f"{folder} contains no run: there is no {RUN_FILE}")
     return found
 
 
@@ -133,7 +133,10 @@ def _beside(folder: Path, name: str) -> Path:
     """The run's folder; a mailed comparison may not name other folders of the reader."""
     run = folder / name
     if "\0" in name or not run.resolve().is_relative_to(folder.resolve().parent):
-        raise DataError(f"{folder / COMPARISON_FILE}: the run {name!r:.120} lies elsewhere")
+        raise DataError(
+            f"{folder / COMPARISON_FILE}: the run {name!r:.120} lies outside the folder that holds "
+            "the comparison"
+        )
     return run
 
 
@@ -141,14 +144,14 @@ def _check(comparison: Comparison, file: Path) -> None:
     names = [side.name for side in comparison.sides]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"{file}: two sides are called {name!r}")
+            raise DataError(f"{file}: two sides have the name {name!r}")
     for side in comparison.sides:
         if len(side.runs) > len(comparison.seeds):
-            raise DataError(f"{file}: {side.name!r} has more runs than there are seeds")
+            raise DataError(f"{file}: {side.name!r} has more runs than the comparison has seeds")
     for pair in comparison.pairs:
         for name in (pair.side, pair.reference):
             if name not in names:
-                raise DataError(f"{file}: a pair names {name!r}, which is no side")
+                raise DataError(f"{file}: a pair names {name!r}, which is not a side")
 
 
 def _grouped(folder: Path) -> Study:

@@ -36,28 +36,28 @@ def fit_batch(cfg, progress: Progress) -> tuple[CfgNode, str]:
     """
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         raise UsageError(
-            f"--auto-batch measures a GPU's memory, and the device is {cfg.MODEL.DEVICE}: set "
+            f"--auto-batch measures GPU memory, but the device is {cfg.MODEL.DEVICE}; set "
             "SOLVER.IMS_PER_BATCH instead"
         )
     if comm.get_world_size() > 1:
         raise UsageError(
-            "--auto-batch is for one process: run it on one GPU, stop, and set "
-            "SOLVER.IMS_PER_BATCH to what it found times the number of GPUs"
+            "--auto-batch works only with one process: run it on one GPU, stop the run, and set "
+            "SOLVER.IMS_PER_BATCH to the batch size that it found times the number of GPUs"
         )
     torch.cuda.init()
     solver = cfg.SOLVER
     batch, share = _largest(cfg, progress)
     if not batch:
         raise UsageError(
-            f"a batch of {solver.ACCUMULATE} does not fit into the GPU's memory: lower "
-            "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN, or set SOLVER.AMP.ENABLED True"
+            f"even the smallest batch of {solver.ACCUMULATE} does not fit into the GPU's memory; "
+            "lower INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN, or set SOLVER.AMP.ENABLED True"
         )
     scaled = _scaled(cfg, batch)
     line = f"a batch of {batch} takes {share:.0%} of the GPU's memory"
     if batch != solver.IMS_PER_BATCH:
         line += f": {batch_changes(solver, scaled.SOLVER)}"
     if batch >= solver.IMS_PER_BATCH and _too_few_iterations(cfg, 2 * batch):
-        line += f"; a larger one would leave fewer than {FEWEST_ITERATIONS:,} iterations"
+        line += f"; a larger batch would leave fewer than {FEWEST_ITERATIONS:,} iterations"
     return scaled, line
 
 

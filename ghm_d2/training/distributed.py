@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ghm_d2.errors import EXIT_INTERRUPTED, PeerError, UsageError
 
 _GRACE = 30  # seconds for saving a checkpoint, as torchrun allows
-LOST = "another process of the group has ended, and this one cannot go on without it"
+LOST = "another rank has ended, so this rank cannot continue"
 
 
 @contextmanager
@@ -38,12 +38,12 @@ def process_group(device: str) -> Iterator[None]:
         return
     rank = int(os.environ["LOCAL_RANK"])
     if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device of several processes is cpu or cuda, not {device}")
+        raise UsageError(f"several processes need --device cpu or cuda, not {device}")
     if device == "cuda":
         if rank >= torch.cuda.device_count():
             raise UsageError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes here need as many GPUs, and there "
-                f"are {torch.cuda.device_count()}; --device cpu needs none"
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes need as many GPUs, but this machine "
+                f"has {torch.cuda.device_count()}; start fewer processes, or use --device cpu"
             )
         torch.cuda.set_device(rank)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -38,7 +38,7 @@ def diverged(
     found = gather({"where": first_nonfinite_output(model, batch), "images": files})
     where = next((x["where"] for x in found if x["where"]), None)
     files = [file for x in found for file in x["images"]]
-    source = f", first in {where}" if where else ""
+    source = f", first in the output of {where}" if where else ""
     images = f" (images: {', '.join(files)})" if files else ""
     happened = f"iteration {iteration}: {what}"
     report = {"iteration": iteration, "what": what, "where": where, "images": files}

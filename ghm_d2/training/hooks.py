@@ -104,7 +104,9 @@ class FiniteCheckpointer(hooks.PeriodicCheckpointer):
         due = (iteration + 1) % self.period == 0 or iteration >= self.max_iter - 1
         if due and not is_finite(self.trainer.detector):
             what = f"iteration {iteration}: weights are NaN or infinite"
-            raise DivergedError(f"{what}; the last checkpoint is older and finite; {REMEDY}", what)
+            raise DivergedError(
+                f"{what}; they are not saved, and earlier checkpoints are finite; {REMEDY}", what
+            )
         super().after_step()
 
 
@@ -192,7 +194,7 @@ class StopOnSignal(HookBase):
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._progress.message("stopping after this step; once more to stop at once")
+        self._progress.message("stopping after this step; interrupt again to stop at once")
 
     def before_step(self):
         self.trainer.stop_requested = self.requested

@@ -50,7 +50,7 @@ def build_optimizer(cfg, model) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
-        raise UsageError(f"SOLVER.OPTIMIZER is one of {known}, not {solver.OPTIMIZER!r}")
+        raise UsageError(f"SOLVER.OPTIMIZER must be one of {known}, not {solver.OPTIMIZER!r}")
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,

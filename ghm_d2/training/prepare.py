@@ -62,7 +62,10 @@ def prepare(
     fill_class_weights(cfg)
     if resume and tuple(cfg.DATASETS.CLASS_NAMES) != classes:
         data = dataset or cfg.DATASETS.TRAIN[0]
-        raise DataError(f"{data} has other classes than the run that is to be resumed")
+        raise DataError(
+            f"{data} has other classes than the run to resume; use the run's data set, or start a "
+            "new run"
+        )
     for name in cfg.DATASETS.TRAIN:
         validate(name, "training")
     _prepare_tests(cfg)
@@ -121,14 +124,14 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-        raise UsageError(f"--device is auto, cpu, cuda or mps, not {device!r}")
+        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("no CUDA device here; use --device auto, and see ghm doctor")
+        raise UsageError("PyTorch finds no CUDA device; use --device auto, or see `ghm doctor`")
     count = torch.cuda.device_count()
     if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= count:
-        raise UsageError(f"--device {device}: the last one here is cuda:{count - 1}")
+        raise UsageError(f"--device {device}: the last GPU of this machine is cuda:{count - 1}")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("no MPS device here; use --device auto, and see ghm doctor")
+        raise UsageError("PyTorch finds no MPS device; use --device auto, or see `ghm doctor`")
     return device
 
 
@@ -157,8 +160,8 @@ def scale_to_group(cfg, resume: bool = False) -> tuple[CfgNode, str]:
     solver = cfg.SOLVER
     if solver.IMS_PER_BATCH % (world * solver.ACCUMULATE):
         raise UsageError(
-            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} cannot be divided among {world} "
-            f"processes with SOLVER.ACCUMULATE {solver.ACCUMULATE}"
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} must be a multiple of the number of "
+            f"processes ({world}) times SOLVER.ACCUMULATE ({solver.ACCUMULATE})"
         )
     return cfg, _scaling_note(before, solver, world)
 
@@ -166,9 +169,9 @@ def scale_to_group(cfg, resume: bool = False) -> tuple[CfgNode, str]:
 def _scaling_note(before, after, world: int) -> str:
     shared = f"{world} processes share each batch of {after.IMS_PER_BATCH}; " if world > 1 else ""
     if after is before:
-        return shared and f"{shared}BASE_LR {after.BASE_LR:g} is as configured"
+        return shared and f"{shared}BASE_LR {after.BASE_LR:g} is not scaled"
     return shared + (
-        f"for {world} instead of SOLVER.REFERENCE_WORLD_SIZE {before.REFERENCE_WORLD_SIZE}, "
+        f"scaled from SOLVER.REFERENCE_WORLD_SIZE {before.REFERENCE_WORLD_SIZE} to {world}: "
         f"{batch_changes(before, after)}"
     )
 
@@ -176,8 +179,8 @@ def _scaling_note(before, after, world: int) -> str:
 def batch_changes(before, after) -> str:
     """Describe for the log how batch, learning rate and schedule of a SOLVER node were scaled."""
     return (
-        f"IMS_PER_BATCH {before.IMS_PER_BATCH} becomes {after.IMS_PER_BATCH}, BASE_LR "
-        f"{before.BASE_LR:g} {after.BASE_LR:.3g}, MAX_ITER {before.MAX_ITER} {after.MAX_ITER}"
+        f"IMS_PER_BATCH {before.IMS_PER_BATCH} -> {after.IMS_PER_BATCH}, BASE_LR "
+        f"{before.BASE_LR:g} -> {after.BASE_LR:.3g}, MAX_ITER {before.MAX_ITER} -> {after.MAX_ITER}"
     )
 
 
@@ -208,7 +211,7 @@ def config_errors():
         yield
     except (KeyError, ValueError, AssertionError, IndexError) as error:
         raise UsageError(
-            f"the configuration cannot be built: {str(error).partition(chr(10))[0]}"
+            f"the configuration is invalid: {str(error).partition(chr(10))[0]}"
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"no such file: {error.filename}") from None

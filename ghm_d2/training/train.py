@@ -306,7 +306,7 @@ class _TrainingRun:
             trainer.iter = trainer.done - 1
             self.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
             saved = self.checkpointer.get_checkpoint_file()
-            self.progress.message(f"saved {saved}; --resume continues")
+            self.progress.message(f"saved {saved}; --resume continues from it")
 
     def complete(self) -> None:
         """Enter the measurements into the record, and write it."""
@@ -386,7 +386,7 @@ def _load(checkpointer: GHMCheckpointer, weights: str, resume: bool, progress: P
         progress.message(line)
     if resuming and "trainer" not in loaded:
         raise WeightsError(
-            f"{report.path} holds weights alone, without the state that a run is resumed from; "
-            f"write the name of a checkpoint {CHECKPOINTS} into {LAST_CHECKPOINT}"
+            f"{report.path} contains only weights, without the training state that --resume needs; "
+            f"write the name of a checkpoint ({CHECKPOINTS}) into {LAST_CHECKPOINT}"
         )
     return loaded["trainer"] if resuming else {}

@@ -181,13 +181,13 @@ class GHMTrainer(SimpleTrainer):
     def _note_bad_images(self, faults: dict[str, str]) -> None:
         for name, why in sorted(x for of_rank in comm.all_gather(faults) for x in of_rank.items()):
             if name not in self.bad_images:
-                self._tell(f"{why}; left out of the training")
+                self._tell(f"{why}; the image is left out of the training")
                 self.bad_images[name] = why
         limit = self._cfg.DATALOADER.MAX_BAD_IMAGES
         if len(self.bad_images) > limit:
             self.take_back()
             raise DataError(
-                f"{why}; {len(self.bad_images)} images could not be read, and "
+                f"{why}; {len(self.bad_images)} images could not be read, but "
                 f"DATALOADER.MAX_BAD_IMAGES is {limit}; `ghm data check` lists all such images"
             )
 

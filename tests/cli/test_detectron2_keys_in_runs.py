@@ -32,7 +32,7 @@ def run(ghm, tiny, digits_folder, tmp_path_factory):
 def test_a_result_that_is_not_expected_is_an_error_of_a_finished_run(run):
     folder, done = run
     assert done.returncode == 1 and "bbox AP is " in done.stderr
-    assert "wants 99.0 ± 0.5" in done.stderr
+    assert "requires 99.0 ± 0.5" in done.stderr
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 

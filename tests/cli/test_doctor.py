@@ -46,7 +46,7 @@ def test_a_complete_environment_passes_and_names_what_it_has():
     assert found["torch"]["version"] == metadata.version("torch") and found["torch"]["detail"]
     assert found["loss kernels"]["detail"].startswith("C on cpu") or not cpu.available()
     text = CliRunner().invoke(app, ["doctor"])
-    assert metadata.version("torch") in text.stdout and "is there." in text.stdout
+    assert metadata.version("torch") in text.stdout and "is installed." in text.stdout
 
 
 @pytest.mark.parametrize(("version", "status"), [("2.4.1+cu121", "too old"), ("2.10.0", "ok")])

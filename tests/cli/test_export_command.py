@@ -85,7 +85,7 @@ def test_torchscript_with_overrides_from_elsewhere(weights, tmp_path, capfd):
     assert run(Path(alone), overrides=keys, **options) == 0
     printed = capfd.readouterr()
     assert "difference" not in printed.out
-    assert "nothing was detected, so nothing was compared" in printed.err
+    assert "nothing was detected, so the file could not be compared" in printed.err
     assert "lower the score threshold (MODEL.RETINANET.SCORE_THRESH_TEST VALUE)" in printed.err
     assert torch.jit.load(tmp_path / "x.pt")(torch.zeros(3, 40, 50))[0].shape == (0, 4)
 
@@ -139,7 +139,7 @@ def test_a_file_that_differs_ends_with_1(weights, tmp_path, capfd, monkeypatch):
         ({"form": "torchscript", "half": True}, 2, "--half needs --format onnx"),
         ({"output": Path("nowhere/x.onnx")}, 2, "nowhere"),
         ({"output": Path()}, 2, "is a folder"),
-        ({"config": "configs/quick/faster_rcnn_ghm_r.yaml"}, 3, "is of another model"),
+        ({"config": "configs/quick/faster_rcnn_ghm_r.yaml"}, 3, "belongs to another model"),
         ({"overrides": ["MODEL.NO", "1"]}, 2, "unknown key"),
     ],
 )

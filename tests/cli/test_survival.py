@@ -279,7 +279,7 @@ def test_what_every_process_of_a_group_refuses_is_said_once(survivor, tmp_path):
     process = survivor.start(tmp_path / "run", *GROUP, "SOLVER.IMS_PER_BATCH", "3")
     stderr = process.communicate(timeout=240)[1]
     assert process.returncode == 2, stderr
-    assert "divided among 2" in stderr and stderr.count("error: ") == 1
+    assert "number of processes (2)" in stderr and stderr.count("error: ") == 1
     assert "Traceback" not in stderr
 
 

@@ -66,7 +66,7 @@ def test_called_again_it_restores_what_another_project_removed():
 def test_a_value_in_the_place_of_a_group():
     cfg = get_cfg()
     cfg.MODEL.SSD = False
-    with pytest.raises(UsageError, match=r"MODEL\.SSD is a value of another project"):
+    with pytest.raises(UsageError, match=r"MODEL\.SSD conflicts with a key of another project"):
         add_ghm_config(cfg)
 
 

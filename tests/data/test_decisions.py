@@ -106,12 +106,12 @@ def test_a_table_that_a_spreadsheet_saved(table, coco):
 @pytest.mark.parametrize(
     ("decisions", "change", "message"),
     [
-        (("delete",), ("", ""), "suspects.csv:2: the decision is keep, drop, accept or empty"),
-        (("", "", "", "accept"), ("", ""), "csv:5: nothing was seen there"),
-        (("drop",), (",1,1\n", ",1,77\n"), "csv:2: no such image or annotation"),
-        (("", "accept"), ("1.50,2.00,3.00", "1.50,2.00,nan"), "csv:3: the box that was seen"),
-        (("", "accept"), ("1.50,2.00,3.00", "1.50,2.00,x"), "csv:3: .* is not four numbers"),
-        ((), ("decision,", "choice,"), "has no column 'decision'"),
+        (("delete",), ("", ""), "suspects.csv:2: decision must be keep, drop, accept or empty"),
+        (("", "", "", "accept"), ("", ""), "csv:5: seen_class is not a class"),
+        (("drop",), (",1,1\n", ",1,77\n"), "csv:2: .* no such image or annotation"),
+        (("", "accept"), ("1.50,2.00,3.00", "1.50,2.00,nan"), "csv:3: seen_x to seen_height"),
+        (("", "accept"), ("1.50,2.00,3.00", "1.50,2.00,x"), "csv:3: seen_x, .* must be numbers"),
+        ((), ("decision,", "choice,"), "lacks the column 'decision'"),
     ],
 )
 def test_what_is_wrong_in_a_table(table, coco, decisions, change, message):
@@ -163,7 +163,7 @@ def test_label_studio_images_that_are_not_done_stay(coco, suspects, tmp_path):
     for undone in (first, first | {"annotations": [{"result": [], "was_cancelled": True}]}):
         (tmp_path / "export.json").write_text(json.dumps([undone, done]))
         assert applied(tmp_path / "export.json", coco) == coco["annotations"]
-    with pytest.raises(DataError, match="no task of it is finished"):
+    with pytest.raises(DataError, match="no task is annotated"):
         applied(tmp_path / "label_studio.json", coco)
 
 
@@ -177,12 +177,12 @@ def test_label_studio_boxes_that_leave_the_image_stay_as_they_are(coco, suspects
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({}, "a list of tasks"),
-        ([{"annotations": [{"result": []}]}], "task 0: has no address"),
-        ([{"data": {"image": 5}, "annotations": [{"result": []}]}], "has no address"),
-        ([{"data": {"image": "/x.png"}, "annotations": [{"result": []}]}], "none of the data set"),
-        ([{"annotations": [{}]}], "are not Label Studio's"),
-        ([{"annotations": 5}], "are not Label Studio's"),
+        ({}, "a JSON list of tasks"),
+        ([{"annotations": [{"result": []}]}], "task 0: has no image address"),
+        ([{"data": {"image": 5}, "annotations": [{"result": []}]}], "has no image address"),
+        ([{"data": {"image": "/x.png"}, "annotations": [{"result": []}]}], "not in the data set"),
+        ([{"annotations": [{}]}], "annotations are not in the format of Label Studio"),
+        ([{"annotations": 5}], "annotations are not in the format of Label Studio"),
     ],
 )
 def test_what_is_wrong_in_an_export(coco, tmp_path, tasks, message):
@@ -194,12 +194,12 @@ def test_what_is_wrong_in_an_export(coco, tmp_path, tasks, message):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"rectanglelabels": ["cow"]}, "'cow' is no class"),
-        ({"rectanglelabels": []}, "a box of it is not Label Studio's"),
+        ({"rectanglelabels": ["cow"]}, "'cow' is not a class"),
+        ({"rectanglelabels": []}, "a box is not in the format of Label Studio"),
         ({"width": -3}, "inverted or empty"),
         ({"x": 1e400}, "not finite"),
         ({"rotation": 30}, "rotated"),
-        ({"x": "left"}, "a box of it is not Label Studio's"),
+        ({"x": "left"}, "a box is not in the format of Label Studio"),
     ],
 )
 def test_what_is_wrong_in_a_box_of_an_export(coco, suspects, tmp_path, value, message):
@@ -237,7 +237,7 @@ def test_clean_writes_a_new_folder_and_leaves_the_old_one(digits_folder, tmp_pat
     with pytest.raises(UsageError, match="not empty"):
         clean(digits_folder, tmp_path / "t.csv", tmp_path / "new")
     clean(digits_folder, tmp_path / "t.csv", tmp_path / "new", overwrite=True)
-    with pytest.raises(UsageError, match="holds the data set"):
+    with pytest.raises(UsageError, match="contains the data set"):
         clean(str(tmp_path / "new"), tmp_path / "t.csv", tmp_path / "new", overwrite=True)
     with pytest.raises(UsageError, match="--split is 'dev'"):
         clean(digits_folder, tmp_path / "t.csv", tmp_path / "other", split="dev")

@@ -62,7 +62,7 @@ def test_a_damaged_text_is_decoded_only_where_it_is_sound(seed):
 @pytest.mark.parametrize(
     ("rle", "words"),
     [
-        ({"size": [H, W], "counts": [W * H]}, "without a pixel"),
+        ({"size": [H, W], "counts": [W * H]}, "covers no pixel"),
         ({"size": [H, W], "counts": [0, W * H + 1]}, "add up"),
         ({"size": [H, W], "counts": [0, W * H - 1]}, "add up"),
         ({"size": [H, W], "counts": [-5, W * H + 5]}, "add up"),
@@ -115,7 +115,7 @@ def test_polygons_are_filled_together():
         ([[1, 2, 3, 4, 5, "6"]], "finite"),
         ([[1, 2, 3, 4, 5, 8e8]], "far outside"),
         ([[-70, 2, 3, 4, 5, 6]], "far outside"),
-        ([[0, 0, 60, 40] * 1000], "times the image's"),
+        ([[0, 0, 60, 40] * 1000], "times the perimeter"),
         ([], "neither"),
         ("polygon", "neither"),
         (7, "neither"),
@@ -137,7 +137,7 @@ def verdict(polygon):
     length = 0.0
     for i in range(2, len(polygon)):
         length += abs(polygon[i] - polygon[i - 2])
-    return "times the image's" if length > 100 * 2 * (W + H) else ""
+    return "times the perimeter" if length > 100 * 2 * (W + H) else ""
 
 
 ODD = [float("nan"), float("inf"), -float("inf"), 1e9, -(10**9), 10**400, 10**30, 1e308]
@@ -161,7 +161,7 @@ def test_polygons_are_judged_number_by_number(seed):
         expected, fault = verdict(polygon), mask_fault([polygon], W, H)
         assert expected in fault if expected else fault is None, (expected, fault)
         seen.add(expected)
-    assert seen == {"", "finite", "far outside", "times the image's"}
+    assert seen == {"", "finite", "far outside", "times the perimeter"}
 
 
 def test_polygons_may_leave_the_image_a_little():

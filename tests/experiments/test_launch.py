@@ -62,7 +62,7 @@ def test_devices_are_found_and_each_takes_its_jobs(monkeypatch):
     every = ["cuda:0", "cuda:1", "cuda:2"]
     assert find_devices("cuda") == find_devices("auto") == every
     assert find_devices("cuda:2, cuda:0") == ["cuda:2", "cuda:0"]
-    with pytest.raises(UsageError, match="cuda:3: the last one here is cuda:2"):
+    with pytest.raises(UsageError, match="cuda:3: the last GPU of this machine is cuda:2"):
         find_devices("cuda:1,cuda:3")
     assert LocalLauncher(every).free == every
     assert LocalLauncher(["cuda:0", "cuda:1"], jobs=2).free == ["cuda:0", "cuda:1"] * 2

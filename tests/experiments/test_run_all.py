@@ -122,7 +122,7 @@ def test_finished_runs_are_not_started_again(request_, runs):
     launcher, heard = Pretended({}), Heard()
     run_all(runs, launcher, request_.table, heard)
     assert launcher.started == [("focal + SL1", 1), ("focal + SL1", 2), (GHM, 2)]
-    assert heard.messages[-1] == f"4 of 4: {GHM}, seed 2: AP 1.0"
+    assert heard.messages[-1] == f"4 of 4 runs: {GHM}, seed 2: AP 1.0"
     assert heard.steps[-1] == (16, 16)
     again = Pretended({})
     run_all(runs, again, request_.table, Heard())
@@ -273,7 +273,7 @@ def test_a_look_that_decides_ends_the_comparison(request_):
     folder = compare(request, first, heard, at_the_second)
     assert {seed for _, seed in first.started} == {1, 2, 3}
     assert asked == [(folder, look, [1, 2, 3, 4]) for look in (2, 3)]
-    assert heard.messages[-1].startswith("the look at 3 seeds has decided; not trained: seed 4")
+    assert heard.messages[-1].startswith("the early verdict after 3 seeds decides the primary pair")
     rest = Pretended({})
     compare(request, rest, Heard())
     assert {seed for _, seed in rest.started} == {4}, "without the question all seeds are trained"
@@ -328,7 +328,7 @@ def test_a_search_on_other_data_is_reused(request_, noisy_folder, tmp_path):
     assert found.search == searched.search and again not in (folder, request_.folder())
 
     suite = choose_sides(find_suite(["losses"], "quick"), ["focal + SL1", "OHEM + SL1"])
-    with pytest.raises(UsageError, match="nothing was searched for OHEM"):
+    with pytest.raises(UsageError, match="has no settings for OHEM"):
         make_plan(replace(frozen, suite=suite), Heard())
 
 
@@ -347,11 +347,11 @@ def test_settings_that_no_search_finds_are_refused(tmp_path, words):
     comparison = Comparison("a", "", "digits", "quick", [1], [], [])
     comparison.search = [Trial("focal + SL1", words, 50.0, True)]
     comparison.write(tmp_path)
-    with pytest.raises(DataError, match="settings that no search finds"):
+    with pytest.raises(DataError, match="no search chooses the settings"):
         read_settings(tmp_path, "quick")
     comparison.search = [Trial("a", ["SOLVER.BASE_LR", x], 50.0, True) for x in ("1", "2")]
     comparison.write(tmp_path)
-    with pytest.raises(DataError, match="two settings are chosen for a"):
+    with pytest.raises(DataError, match="two chosen settings for a"):
         read_settings(tmp_path, "quick")
 
 

@@ -255,9 +255,9 @@ def test_settings_of_an_earlier_search_are_read(tmp_path):
     ("trial", "budget", "error", "says"),
     [
         (Trial("a", [LR, "1"], 1.0, False), "quick", UsageError, "no settings were searched"),
-        (Trial("a", [LR, "1"], 1.0, True), "full", UsageError, "for --budget quick, not full"),
-        (Trial("a", ["OUTPUT_DIR", "/"], 1.0, True), "quick", DataError, "no search finds"),
-        (Trial("a", [LR], 1.0, True), "quick", DataError, "no search finds"),
+        (Trial("a", [LR, "1"], 1.0, True), "full", UsageError, "--budget quick, not full"),
+        (Trial("a", ["OUTPUT_DIR", "/"], 1.0, True), "quick", DataError, "no search chooses"),
+        (Trial("a", [LR], 1.0, True), "quick", DataError, "no search chooses"),
     ],
 )
 def test_what_no_search_has_chosen_is_refused(tmp_path, trial, budget, error, says):

@@ -82,10 +82,10 @@ big = {"size": [10**6, 10**6], "counts": [10**12]}
 turns = [v for i in range(10**6) for v in (i % 41, i % 33)]
 
 CASES = [
-    of_coco("an image ../../secret.txt", coco("../../secret.txt"), "leaves the image folder"),
-    of_coco("an image C:\\\\x\\\\..\\\\y", coco("C:\\x\\..\\y.png"), "leaves the image folder"),
-    of_coco("an image /etc/passwd", coco("/etc/passwd"), "leaves the image folder"),
-    of_coco("NUL in a name", coco("a\0.png"), "not the name of an image"),
+    of_coco("an image ../../secret.txt", coco("../../secret.txt"), "outside the image folder"),
+    of_coco("an image C:\\\\x\\\\..\\\\y", coco("C:\\x\\..\\y.png"), "outside the image folder"),
+    of_coco("an image /etc/passwd", coco("/etc/passwd"), "outside the image folder"),
+    of_coco("NUL in a name", coco("a\0.png"), "not a valid name of an image"),
     imported("COCO JSON", "an image that is a link to a secret text", link_out, "decoded"),
     of_coco("escape sequences in a name", coco(f"{ESCAPE}.png", (50, 50, 1, 1)),
             "outside|width|image", images=(f"{ESCAPE}.png",)),
@@ -110,7 +110,7 @@ CASES = [
             coco(segmentation={"size": [32, 40], "counts": [1, 10**15]}), "do not add up"),
     of_coco("a packed mask that lies",
             coco(segmentation={"size": [32, 40], "counts": "ooooooo0" * 9}), "do not add up"),
-    of_coco("a polygon of 10^6 points", coco(segmentation=[turns]), "times the image"),
+    of_coco("a polygon of 10^6 points", coco(segmentation=[turns]), "times the perimeter"),
     imported("COCO JSON", "10^6 annotations: taken", million, "1000000", 0, slow=True),
     voc("entities for 10^9 words", entities(), "refused: it declares XML entities"),
     voc("an entity that is a file", '<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]>'

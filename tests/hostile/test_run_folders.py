@@ -169,12 +169,12 @@ CASES = [
            "r/analysis.json": {"worst": 3, "gradient": [], "precision": "x", "noise": 1}},
            "report", 0),
     report("runs in ../../..", {"comparison.json": comparison(sides=[
-           {"name": "a", "config": "c", "runs": ["../../.."]}], pairs=[])}, "lies elsewhere"),
+           {"name": "a", "config": "c", "runs": ["../../.."]}], pairs=[])}, "lies outside"),
     report("runs in /etc", {"comparison.json": comparison(sides=[
-           {"name": "a", "config": "c", "runs": ["/etc"]}], pairs=[])}, "lies elsewhere"),
+           {"name": "a", "config": "c", "runs": ["/etc"]}], pairs=[])}, "lies outside"),
     report("NUL in the name of a run", {"comparison.json": comparison(sides=[
            {"name": "a", "config": "c", "runs": ["a\0b"]}], pairs=[])}, "comparison.json"),
-    report("a run that is a link out", {"comparison.json": comparison()}, "lies elsewhere",
+    report("a run that is a link out", {"comparison.json": comparison()}, "lies outside",
            link=linked("a", "../../..")),
     report("10^5 nested lists", {"comparison.json": DEEP}, "comparison.json"),
     report("scripts and formulas in every name", scripts(), "report", 0, worst_pictures,

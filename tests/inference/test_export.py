@@ -149,7 +149,7 @@ def test_half_has_weights_of_float16_and_inputs_and_outputs_of_float32(built, pi
 
 def test_what_has_no_batch_or_no_half(built):
     cfg, model = built("faster_rcnn_ghm_r")
-    with pytest.raises(UsageError, match="one-stage detectors, not Faster R-CNN"):
+    with pytest.raises(UsageError, match="works only for one-stage detectors, not Faster R-CNN"):
         export(model, cfg, "onnx", batch=True)
     with pytest.raises(UsageError, match="--half needs --format onnx"):
         export(model, cfg, "torchscript", half=True)

@@ -31,7 +31,7 @@ def test_folders_and_patterns_name_images_and_videos_once(tmp_path):
 
 def test_a_folder_of_folders_tells_the_pattern_to_give(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match=r"no image or video: \S+$"):
+    with pytest.raises(DataError, match=r"no image or video found: \S+$"):
         find_sources([str(tmp_path)])
     (tmp_path / "train" / "a.jpg").touch()
     with pytest.raises(DataError) as caught:
@@ -77,7 +77,7 @@ def test_each_frame_of_a_video_has_its_boxes_drawn(tmp_path):
 def test_what_is_no_video_is_told_and_leaves_nothing(tmp_path):
     pytest.importorskip("av", reason="av is not installed (ghm_d2[video])")
     (tmp_path / "in.mp4").write_bytes(b"not a video" * 99)
-    with pytest.raises(DataError, match="no video that can be read"):
+    with pytest.raises(DataError, match="cannot be read as a video"):
         predict_video(squares, tmp_path / "in.mp4", tmp_path / "out.mp4", ["patch"], Progress())
     assert not (tmp_path / "out.mp4").exists()
 

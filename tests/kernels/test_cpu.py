@@ -185,9 +185,9 @@ def test_tensors_that_do_not_belong_together_are_refused():
     for wrong in (torch.zeros(5, 4), torch.zeros(6, 3), torch.zeros(6)):
         with pytest.raises(ValueError):
             GHMR()(torch.zeros(6, 4), wrong)
-    with pytest.raises(ValueError, match="kernel is one of auto, torch, c, triton"):
+    with pytest.raises(ValueError, match="kernel must be one of auto, torch, c, triton"):
         GHMC(kernel="cuda")
-    with pytest.raises(ValueError, match="kernel is one of"):
+    with pytest.raises(ValueError, match="kernel must be one of"):
         bce_loss(logits, labels, kernel="cuda")
 
 
@@ -224,7 +224,7 @@ def test_levels_of_several_sorts_are_all_computed_alike():
 def test_densities_take_no_other_counts_than_theirs(wrong):
     density, counts = GradientDensity(5, 0.5), torch.ones(1, 5, dtype=torch.int64)
     if wrong == "bins":
-        with pytest.raises(ValueError, match="counts are"):
+        with pytest.raises(ValueError, match="counts must be"):
             density(torch.ones(1, 9, dtype=torch.int64))
     elif wrong == "dtype":
         expected = GradientDensity(5, 0.5)(counts)

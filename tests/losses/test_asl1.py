@@ -69,7 +69,7 @@ def test_not_finite_is_nan(bad):
 @pytest.mark.parametrize("mu", [0, -1.0, math.inf, math.nan])
 def test_mu_out_of_range(mu):
     for build in (ASL1, lambda mu: asl1_loss(torch.zeros(1), torch.zeros(1), mu)):
-        with pytest.raises(ValueError, match=f"mu is finite and greater than 0, not {mu}"):
+        with pytest.raises(ValueError, match=f"mu must be finite and greater than 0, not {mu}"):
             build(mu)
 
 

@@ -224,7 +224,7 @@ def test_unknown_reduction(loss):
 @pytest.mark.parametrize("value", [0, -1, math.inf])
 def test_negative_ratio_out_of_range(value):
     for build in (OHEM, lambda r: ohem_loss(*batch(), r)):
-        with pytest.raises(ValueError, match=f"negative_ratio is finite .* not {value}"):
+        with pytest.raises(ValueError, match=f"negative_ratio must be finite .* not {value}"):
             build(value)
 
 

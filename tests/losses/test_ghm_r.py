@@ -221,7 +221,7 @@ def test_evaluation_does_not_update_and_state_dict_continues():
 
 @pytest.mark.parametrize("mu", [0, -0.02, math.inf, math.nan, "0.02", None])
 def test_mu_out_of_range(mu):
-    with pytest.raises(ValueError, match="mu is") as error:
+    with pytest.raises(ValueError, match="mu must be") as error:
         GHMR(mu=mu)
     assert repr(mu) in str(error.value)
 

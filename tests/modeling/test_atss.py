@@ -109,5 +109,5 @@ def test_detectors_train_with_it(detector, cls):
 
 
 def test_an_unknown_assignment_is_named():
-    with pytest.raises(UsageError, match=r"RETINANET\.ASSIGNMENT is one of iou, atss"):
+    with pytest.raises(UsageError, match=r"RETINANET\.ASSIGNMENT must be one of iou, atss"):
         ghm_retinanet(keys={"MODEL.RETINANET.ASSIGNMENT": "simota"})

@@ -104,7 +104,7 @@ def test_weights_by_the_number_of_annotations():
                 "MODEL.CLASS_WEIGHTS": "(1, 1, 1, 1)",
                 "MODEL.GHM.CLS.DENSITY": "exact",
             },
-            "exact takes no",
+            "exact does not support",
         ),
         (
             {
@@ -112,7 +112,7 @@ def test_weights_by_the_number_of_annotations():
                 "MODEL.CLASS_WEIGHTS": "(1, 1, 1, 1)",
                 "MODEL.GHM.KERNEL": "c",
             },
-            "set it to auto",
+            "set KERNEL to auto",
         ),
     ],
 )

@@ -357,14 +357,14 @@ def test_on_a_timm_backbone():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"MODEL.FCOS.CLS_LOSS_TYPE": "ohem"}, "MODEL.FCOS.CLS_LOSS_TYPE is one of focal"),
-        ({"MODEL.FCOS.BBOX_REG_LOSS_TYPE": "l2"}, "MODEL.FCOS.BBOX_REG_LOSS_TYPE is one of"),
-        ({"MODEL.FCOS.IN_FEATURES": "['p2', 'p3']"}, "IN_FEATURES: the backbone has p3, .*not p2"),
+        ({"MODEL.FCOS.CLS_LOSS_TYPE": "ohem"}, "MODEL.FCOS.CLS_LOSS_TYPE must be one of focal"),
+        ({"MODEL.FCOS.BBOX_REG_LOSS_TYPE": "l2"}, "MODEL.FCOS.BBOX_REG_LOSS_TYPE must be one of"),
+        ({"MODEL.FCOS.IN_FEATURES": "['p2', 'p3']"}, "IN_FEATURES has p2, but the backbone has p3"),
         ({"MODEL.FCOS.IN_FEATURES": "[]"}, "IN_FEATURES is empty; the backbone has p3"),
-        ({"MODEL.FCOS.NUM_CONVS": "0"}, "MODEL.FCOS.NUM_CONVS is at least 1, not 0"),
-        ({"MODEL.FCOS.NORM": "IN"}, "MODEL.FCOS.NORM is .* not 'IN'"),
-        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "0.0"}, "CENTER_SAMPLING_RADIUS is .*1e6"),
-        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "-1.0"}, "CENTER_SAMPLING_RADIUS is .*not -1"),
+        ({"MODEL.FCOS.NUM_CONVS": "0"}, "MODEL.FCOS.NUM_CONVS must be at least 1, not 0"),
+        ({"MODEL.FCOS.NORM": "IN"}, "MODEL.FCOS.NORM must be .* not 'IN'"),
+        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "0.0"}, "CENTER_SAMPLING_RADIUS must be .*1e6"),
+        ({"MODEL.FCOS.CENTER_SAMPLING_RADIUS": "-1.0"}, "CENTER_SAMPLING_RADIUS must be .*not -1"),
         ({"MODEL.GHM.KERNEL": "cuda"}, "MODEL.GHM.KERNEL"),
     ],
 )

@@ -292,7 +292,7 @@ def test_a_saved_model_continues_exactly(cls, reg, tmp_path):
     [("fokal", "smooth_l1", "CLS_LOSS_TYPE"), ("ce", "l2", "BBOX_REG_LOSS_TYPE")],
 )
 def test_unknown_loss_type(cls, reg, key):
-    with pytest.raises(UsageError, match=f"MODEL.RETINANET.{key} is one of .*ghm_.*, not"):
+    with pytest.raises(UsageError, match=f"MODEL.RETINANET.{key} must be one of .*ghm_.*, not"):
         ghm_retinanet(cls, reg)
 
 

@@ -118,7 +118,7 @@ def test_runs_that_lie_elsewhere_are_not_read(comparison, name):
     found = Comparison.read(folder)
     found.sides[0].runs[0] = name
     found.write(folder)
-    with pytest.raises(DataError, match="lies elsewhere"):
+    with pytest.raises(DataError, match="lies outside"):
         read_report(folder)
 
 

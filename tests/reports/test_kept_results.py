@@ -73,7 +73,7 @@ def test_a_kept_record_of_another_form_is_named(small, tmp_path):
     name = Comparison.read(small).sides[0].runs[0].removeprefix("../")
     with (tmp_path / "runs.jsonl").open("a") as lines:
         lines.write(json.dumps({"key": "", "folder": name, "record": {"method": 1}}) + "\n")
-    with pytest.raises(DataError, match=rf"runs\.jsonl: {name}: not the record of a run"):
+    with pytest.raises(DataError, match=rf"runs\.jsonl: {name}: not a valid run record"):
         read_report(small)
 
 

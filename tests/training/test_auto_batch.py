@@ -71,7 +71,7 @@ def test_the_largest_batch_that_fits_is_found_and_the_schedule_sees_as_many_imag
     assert pytest.approx(before.BASE_LR * math.sqrt(4)) == after.BASE_LR
     assert after.REFERENCE_WORLD_SIZE == before.REFERENCE_WORLD_SIZE
     assert line.startswith("a batch of 8 takes 50% of the GPU's memory")
-    assert "IMS_PER_BATCH 2 becomes 8, BASE_LR 0.001 0.002, MAX_ITER 9000 2250" in line
+    assert "IMS_PER_BATCH 2 -> 8, BASE_LR 0.001 -> 0.002, MAX_ITER 9000 -> 2250" in line
     assert before.IMS_PER_BATCH == 2
     assert not (tmp_path / "run").exists()  # the trials write nothing
 
@@ -91,7 +91,7 @@ def test_a_schedule_shorter_than_that_keeps_its_batch(gpu, configured):
     cfg = configured("SOLVER.MAX_ITER", 300)
     found, line = fit_batch(cfg, Progress())
     assert found.SOLVER == cfg.SOLVER and gpu == [2]
-    assert line.endswith("a larger one would leave fewer than 1,000 iterations")
+    assert line.endswith("a larger batch would leave fewer than 1,000 iterations")
 
 
 def test_a_batch_that_does_not_fit_is_halved(gpu, configured):

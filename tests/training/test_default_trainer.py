@@ -164,7 +164,7 @@ def test_who_overrides_a_method_answers_for_its_keys(recipe):
             return ClippedSGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, max_norm=1.0)
 
     Trainer(recipe("quick/retinanet_ghm.yaml"))
-    with pytest.raises(UsageError, match=r"know INPUT.RESIZE square, SOLVER.ACCUMULATE 2; write"):
+    with pytest.raises(UsageError, match=r"INPUT.RESIZE square, SOLVER.ACCUMULATE 2; write"):
         Trainer(recipe("quick/ssd_ghm.yaml", "SOLVER.ACCUMULATE", "2"))
 
 

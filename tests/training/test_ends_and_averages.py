@@ -189,7 +189,7 @@ def test_the_newest_checkpoints_are_kept(run, tmp_path, end):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["SOLVER.EMA_DECAY", "1.0"], "EMA_DECAY is at least 0 and below 1"),
+        (["SOLVER.EMA_DECAY", "1.0"], "EMA_DECAY must be at least 0 and below 1"),
         (["SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"], "PRECISE_BN"),
         (["SOLVER.PATIENCE", "3", "TEST.EVAL_PERIOD", "0"], "TEST.EVAL_PERIOD above 0"),
     ],

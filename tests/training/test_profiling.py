@@ -35,6 +35,6 @@ def test_each_part_of_a_step_is_timed(config, tiny, digits_folder, tmp_path):
     assert found["steps"] == 3  # those after the warm-up
     events = json.loads((tmp_path / "profiled" / "trace.json").read_text())["traceEvents"]
     assert {f"ghm_d2 {name}" for name in PARTS} <= {event.get("name") for event in events}
-    (line,) = [line for line in said.lines if line.startswith("a step of")]
+    (line,) = [line for line in said.lines if line.startswith("a step takes")]
     assert "losses" in line and "trace.json" in line
     assert not (tmp_path / "plain" / "profile.json").exists()

@@ -24,7 +24,7 @@ def test_events_that_cannot_be_written_are_an_output_error(tmp_path, monkeypatch
         (tmp_path / "run").rename(tmp_path / "away")
         storage.step()
         storage.put_scalar("total_loss", 2.0)
-        with pytest.raises(OutputError, match="run cannot be written: its folder is not there"):
+        with pytest.raises(OutputError, match="run cannot be written: its folder does not exist"):
             writer.write()
             writer.close()
 

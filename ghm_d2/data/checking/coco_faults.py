@@ -71,7 +71,7 @@ def audit(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
 
 def _problems(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
     if not isinstance(coco, dict) or not all(isinstance(coco.get(k), list) for k in _NEEDED):
-        yield Problem("malformed", split, json_name, f"lacks one of the lists {', '.join(_NEEDED)}")
+        yield Problem("malformed", split, json_name, f"must have the lists {' and '.join(_NEEDED)}")
         return
     annotations = coco.get("annotations", [])
     if not isinstance(annotations, list):
@@ -79,12 +79,12 @@ def _problems(coco: Any, split: str, json_name: str) -> Iterator[Problem]:
         return
     for key in (*_NEEDED, "annotations"):
         if not all(isinstance(entry, dict) for entry in coco.get(key, [])):
-            yield Problem("malformed", split, json_name, f"{key} must hold objects only")
+            yield Problem("malformed", split, json_name, f"{key} must be a list of objects")
             return
     if not coco["images"]:
-        yield Problem("empty", split, json_name, "no images")
+        yield Problem("empty", split, json_name, "has no images")
     elif not annotations:
-        detail = "no annotations, so that nothing can be trained, nor AP be computed"
+        detail = "has no annotations, so nothing can be trained and no AP can be computed"
         yield Problem("empty", split, json_name, detail, TRAINING)
     yield from _categories(coco["categories"], split, json_name)
     yield from _images(coco["images"], split, json_name)
@@ -115,10 +115,10 @@ def _whole(value: Any, least: int | None = None) -> bool:
 
 def _categories(categories: list[dict], split: str, file: str) -> Iterator[Problem]:
     if not categories:
-        yield Problem("categories", split, file, "no categories")
+        yield Problem("categories", split, file, "has no categories")
     for category in categories:
         if not _whole(category.get("id"), 0) or not isinstance(category.get("name"), str):
-            detail = f"category {category!r:.80} needs an integer id and a name"
+            detail = f"category {category!r:.80} needs an id (an integer from 0) and a name (text)"
             yield Problem("categories", split, file, detail)
     for field in ("id", "name"):
         values = Counter(hashable(category.get(field)) for category in categories)
@@ -136,7 +136,8 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
             yield Problem("file-name", split, file, str(error).removeprefix(f"{file}: "))
             continue
         if not _whole(image.get("id")):
-            yield Problem("malformed", split, name, f"image id {image.get('id')!r:.40}: no integer")
+            detail = f"image id {image.get('id')!r:.40} is not an integer"
+            yield Problem("malformed", split, name, detail)
         if not _whole(image.get("width"), 1) or not _whole(image.get("height"), 1):
             yield Problem("malformed", split, name, "width and height must be positive integers")
     ids = Counter(hashable(image.get("id")) for image in images)
@@ -144,7 +145,7 @@ def _images(images: list[dict], split: str, file: str) -> Iterator[Problem]:
     for image_id in (i for i, count in ids.items() if count > 1):
         yield Problem("duplicate-id", split, file, f"two images have the id {image_id}")
     for name in (n for n, count in names.items() if count > 1):
-        detail = f"is listed {names[name]} times"
+        detail = f"the image is listed {names[name]} times; keep one entry"
         yield Problem("duplicate-image", split, str(name), detail, NEITHER)
 
 
@@ -171,16 +172,16 @@ def _fields(annotation: dict) -> Iterator[tuple]:
     """Yield (kind, detail, stops) for each fault of an annotation's id, area and flags."""
     number = annotation.get("id")
     if "id" not in annotation:
-        yield "missing-field", "lacks id, which Detectron2 and COCO's evaluation need", BOTH
+        yield "missing-field", "has no id, which Detectron2 and the COCO evaluation need", BOTH
     elif not _whole(number, 0):
-        yield "annotation-id", "its id is no positive integer, as the evaluation needs", EVALUATION
+        yield "annotation-id", "the COCO evaluation needs a positive integer as id", EVALUATION
     if not is_finite(annotation.get("area")):
-        detail = "lacks area" if "area" not in annotation else "its area is no number"
-        yield "missing-field", f"{detail}, which COCO evaluation needs", EVALUATION
+        detail = "has no area" if "area" not in annotation else "the area is not a number"
+        yield "missing-field", f"{detail}; the COCO evaluation needs the area", EVALUATION
     if not is_finite(annotation.get("iscrowd", 0)):  # LVIS has no such field
-        yield "crowd-flag", f"iscrowd is {annotation['iscrowd']!r:.40}, not 0 or 1", BOTH
+        yield "crowd-flag", f"iscrowd must be 0 or 1, not {annotation['iscrowd']!r:.40}", BOTH
     if annotation.get("ignore", 0) != 0:
-        yield "ignore-flag", 'Detectron2 refuses "ignore"', BOTH
+        yield "ignore-flag", 'Detectron2 does not support the field "ignore"', BOTH
 
 
 def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
@@ -188,17 +189,17 @@ def _box(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
     bbox = annotation.get("bbox")
     fault = box_fault(bbox)
     if fault and is_empty(bbox):
-        yield "empty-box", f"box {show_box(bbox)} has no area; a training leaves it out", NEITHER
+        yield "empty-box", f"box {show_box(bbox)} has no area and is skipped in training", NEITHER
     elif fault:
         yield "bad-box", fault, BOTH
     if fault or sides is None:
         return
-    over, where = outside(bbox, *sides), f"outside the image of {sides[0]} x {sides[1]}"
+    over, where = outside(bbox, *sides), f"outside the image of {sides[0]} x {sides[1]} px"
     if math.isinf(over):
-        detail = f"box {show_box(bbox)} is wholly {where}; a training leaves it out"
+        detail = f"box {show_box(bbox)} lies completely {where} and is skipped in training"
         yield "outside-box", detail, NEITHER
     elif over > 1:
-        yield "outside", f"box {show_box(bbox)} is by {over:.6g} px {where}", NEITHER
+        yield "outside", f"box {show_box(bbox)} reaches {over:.6g} px {where}", NEITHER
 
 
 def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
@@ -209,10 +210,10 @@ def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
     crowd = annotation.get("iscrowd")  # Detectron2 leaves crowds out of training
     if not mask:  # null and [] stand for none
         stops = MASK_EVALUATION if crowd else MASKS
-        yield "no-mask", "has no segmentation, which MODEL.MASK_ON needs", stops
+        yield "no-mask", "has no segmentation, which MODEL.MASK_ON True needs", stops
         return
     if isinstance(mask, dict) and not crowd:
-        yield "rle-mask", "its mask is an RLE", POLYGON_TRAINING
+        yield "rle-mask", "the mask is run-length encoded (RLE)", POLYGON_TRAINING
     fault = mask_fault(mask, *sides)
     if not fault:
         return
@@ -222,11 +223,11 @@ def _mask(annotation: dict, sides: tuple[int, int] | None) -> Iterator[tuple]:
         yield "bad-mask", fault, BOTH
         return
     if not left:
-        yield "lost-mask", f"{fault}; a training leaves the object out", MASK_EVALUATION
+        yield "lost-mask", f"{fault}; the object is skipped in training", MASK_EVALUATION
     elif mask_fault(left, *sides):
-        yield "bad-mask", f"{fault}, which MODEL.MASK_ON refuses", MASKS
+        yield "bad-mask", f"{fault}; MODEL.MASK_ON True cannot use this mask", MASKS
     else:
-        yield "lost-part", f"{fault}; a training leaves it out", MASK_EVALUATION
+        yield "lost-part", f"{fault}; this part of the mask is skipped in training", MASK_EVALUATION
 
 
 def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> Iterator[Problem]:
@@ -234,7 +235,7 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
     for number in (i for i, count in ids.items() if count > 1):
         yield Problem("duplicate-id", split, file, f"two annotations have the id {number}")
     if 0 in ids:
-        detail = "annotation id 0: COCO's evaluation takes it for unmatched; count from 1"
+        detail = "annotation id 0 means unmatched in the COCO evaluation; count ids from 1"
         yield Problem("annotation-id", split, file, detail, NEITHER)
     keys = ("image_id", "category_id", "bbox")
     same = Counter(
@@ -242,6 +243,6 @@ def _repeats(annotations: list[dict], images: dict, split: str, file: str) -> It
     )
     for (image_id, category, bbox), count in same.items():
         if count > 1:
-            detail = f"{count} annotations of category {category} with the same box {bbox:.60}"
+            detail = f"{count} annotations of category {category} have the same box {bbox:.60}"
             name = images[image_id].name if image_id in images else file
             yield Problem("duplicate-annotation", split, name, detail, NEITHER)

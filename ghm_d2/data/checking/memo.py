@@ -65,7 +65,7 @@ def _lock(file) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        logger.info("another process checks the same data; waiting for it")
+        logger.info("another process is checking the same data; waiting for its result")
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

@@ -54,9 +54,9 @@ def validate(name: str, use: str = "training") -> None:
 def _require_file(name: str, json_file: str) -> None:
     if not name.endswith(".json") and not os.path.isfile(json_file):
         raise DataError(
-            f"{json_file}: no such file, with which {name} is registered; the environment variable "
-            "DETECTRON2_DATASETS names the folder of Detectron2's own data sets, the one that "
-            "holds coco/; --dataset FOLDER takes other data"
+            f"{json_file}: no such file, but the data set {name} is registered with it; set the "
+            "environment variable DETECTRON2_DATASETS to the folder with Detectron2's data sets "
+            "(it contains coco/), or pass --dataset FOLDER for other data"
         )
 
 
@@ -65,7 +65,9 @@ def require_masks_of(names: Sequence[str], mask_format: str, use: str) -> None:
     from detectron2.data import MetadataCatalog
 
     if mask_format not in MASK_FORMATS:
-        raise UsageError(f"INPUT.MASK_FORMAT is {' or '.join(MASK_FORMATS)}, not {mask_format!r}")
+        raise UsageError(
+            f"INPUT.MASK_FORMAT must be {' or '.join(MASK_FORMATS)}, not {mask_format!r}"
+        )
     for name in names:
         json_file = MetadataCatalog.get(name).get("json_file")
         if json_file is not None:
@@ -80,4 +82,4 @@ def tell_large(names: Sequence[str]) -> None:
         json_file = MetadataCatalog.get(name).get("json_file")
         size = os.path.getsize(json_file) if json_file and os.path.isfile(json_file) else 0
         if size >= REMEMBERED_BYTES:
-            logger.info("loading %s, %.0f MB", json_file, size / 1e6)
+            logger.info("loading %s (%.0f MB)", json_file, size / 1e6)

@@ -21,10 +21,10 @@ from ghm_d2.files import content_hash
 
 logger = logging.getLogger(__name__)
 
-IMPORT_HINT = "`ghm data import SOURCE --output FOLDER` makes it from COCO, Pascal VOC or YOLO"
+IMPORT_HINT = "`ghm data import SOURCE --output FOLDER` converts COCO, Pascal VOC or YOLO data"
 REMEMBERED_BYTES = 2**24  # a smaller file is checked anew each time, in under half a second
 _FATAL = ("malformed", "categories")  # kinds that are fatal if they concern the whole file
-_NOT_MASKS = "MODEL.MASK_ON False makes a Faster R-CNN of it, for boxes alone"
+_NOT_MASKS = "set MODEL.MASK_ON False for a detector of boxes only (Faster R-CNN)"
 
 
 class Finding(msgspec.Struct):
@@ -85,15 +85,15 @@ def validate_json(json_file: str, image_root: str, use: str = "training") -> lis
     if firsts:
         more = f" (and {count - 1} more)" if count > 1 else ""
         raise DataError(
-            f"{json_file}: {firsts[0]}{more}; `ghm data check` lists them, "
-            "`ghm data import` cleans a copy"
+            f"{json_file}: {firsts[0]}{more}; `ghm data check` lists all faults, "
+            "`ghm data import` writes a clean copy"
         )
     told = [finding for finding in judgement.findings if finding.kind not in MASKS_ALONE]
     return [f"{json_file}: {finding.first}{_more(finding.count)}" for finding in told]
 
 
 def _more(count: int) -> str:
-    return f" (and {count - 1} more such; `ghm data check` lists them)" if count > 1 else ""
+    return f" (and {count - 1} more like it; `ghm data check` lists them)" if count > 1 else ""
 
 
 def missing_images(names: list[str], root: str) -> list[str]:
@@ -130,14 +130,14 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
     """
     for finding in judge(json_file).findings:
         if f"mask {use}" in finding.stops:
-            remedy = "`ghm data import` leaves such parts out"
+            remedy = "`ghm data import` writes a copy without such masks"
             if finding.kind == "no-mask":
                 remedy = _NOT_MASKS
             raise DataError(f"{json_file}: {finding.first}; {remedy}")
         if f"{mask_format} {use}" in finding.stops:
             raise UsageError(
-                f"{json_file}: {finding.first}, which needs INPUT.MASK_FORMAT bitmask, "
-                f"not {mask_format}"
+                f"{json_file}: {finding.first}, which INPUT.MASK_FORMAT {mask_format} cannot use; "
+                "set INPUT.MASK_FORMAT bitmask"
             )
 
 
@@ -170,10 +170,10 @@ def _judge(json_file: str, _stamp: tuple) -> Judgement:
         return _check(read_bytes(json_file), json_file)
 
     def check() -> Judgement:
-        logger.info("checking the annotations of %s, once for its content", json_file)
+        logger.info("checking the annotations of %s (the result is cached)", json_file)
         data = read_bytes(json_file)
         if hashlib.sha256(data).hexdigest() != content:
-            raise DataError(f"{json_file}: was changed while it was read")
+            raise DataError(f"{json_file}: changed while it was read; run the command again")
         return _check(data, json_file)
 
     content = content_hash(json_file).hexdigest()

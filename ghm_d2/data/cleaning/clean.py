@@ -38,10 +38,10 @@ def clean(
     """
     splits = locate(data)
     if split not in splits:
-        raise UsageError(f"--split is {split!r}; {data} has {', '.join(splits)}")
+        raise UsageError(f"--split is {split!r}, but {data} has only {', '.join(splits)}")
     for file, root in splits.values():
         if any(Path(p).resolve().is_relative_to(Path(output).resolve()) for p in (file, root)):
-            raise UsageError(f"{output}: holds the data set; choose another folder")
+            raise UsageError(f"{output}: contains the data set itself; choose another --output")
     json_file, root = splits[split]
     validate_json(json_file, root)
     coco = load_json(json_file)

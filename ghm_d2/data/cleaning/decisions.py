@@ -77,7 +77,7 @@ def read_decisions(file: Path, coco: dict, root: Path, drop: int = 0, add: int =
     """
     if file.suffix.lower() == ".json":
         if drop or add:
-            raise UsageError(f"{file}: --drop and --add take the table suspects.csv")
+            raise UsageError(f"{file}: --drop and --add need the table suspects.csv, not an export")
         return _of_label_studio(load_json(file), file, coco, root)
     return _of_table(file, coco, drop, add)
 
@@ -94,7 +94,7 @@ def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
 
         decision = row["decision"].strip().lower()
         if decision not in DECISIONS:
-            raise fault(f"the decision is {', '.join(DECISIONS[1:])} or empty, not {decision!r}")
+            raise fault(f"decision must be {', '.join(DECISIONS[1:])} or empty, not {decision!r}")
         is_missing = row["kind"] == "missing"
         what = "missing" if is_missing else "annotation"
         if not decision and left[what]:
@@ -102,12 +102,12 @@ def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
         if decision in ("", "keep") or (is_missing and decision == "drop"):
             continue
         if row["image_id"] not in images or not (is_missing or row["annotation_id"] in annotations):
-            raise fault("no such image or annotation in the data set: is it another one's table?")
+            raise fault("the data set has no such image or annotation; is this its table?")
         if decision == "drop":
             changes.dropped.add(annotations[row["annotation_id"]]["id"])
             continue
         if row["seen_class"] not in classes:
-            raise fault("nothing was seen there that could be accepted: decide drop or keep")
+            raise fault("seen_class is not a class of the data set; decide drop or keep here")
         fields = {"category_id": classes[row["seen_class"]]}
         if is_missing:
             place = {"image_id": images[row["image_id"]], "bbox": _seen_box(row, fault)}
@@ -123,17 +123,17 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{file}: is not UTF-8 text") from None
+        raise DataError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [(table.line_num, {k: v or "" for k, v in row.items() if k}) for row in table]
     except csv.Error as error:
-        raise DataError(f"{file}: not a table ({error})") from None
+        raise DataError(f"{file}: is not a CSV table ({error})") from None
     lacking = [name for name in _NEEDED if name not in (table.fieldnames or ())]
     if lacking:
-        raise DataError(f"{file}: has no column {lacking[0]!r}; ghm data suspects writes one")
+        raise DataError(f"{file}: lacks the column {lacking[0]!r}; `ghm data suspects` writes one")
     return rows
 
 
@@ -142,16 +142,16 @@ def _seen_box(row: dict[str, str], fault) -> list[float]:
         cells = [row[f"seen_{name}"] for name in ("x", "y", "width", "height")]
         box = [float(cell.replace(",", ".")) for cell in cells]  # some spreadsheets write 1,5
     except (KeyError, ValueError):
-        raise fault("the box that was seen is not four numbers") from None
+        raise fault("seen_x, seen_y, seen_width and seen_height must be numbers") from None
     if why := box_fault(box):
-        raise fault(f"the box that was seen: {why}")
+        raise fault(f"seen_x to seen_height are not a valid box: {why}")
     return box
 
 
 def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
     """Read a Label Studio export: corrected images get its annotations, all others keep theirs."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise DataError(f"{file}: is not Label Studio's export: a list of tasks")
+        raise DataError(f"{file}: is not an export of Label Studio, which is a JSON list of tasks")
     by_path = {_path(root / image["file_name"]): image for image in coco["images"]}
     classes = {c["name"]: c["id"] for c in coco["categories"]}
     annotations, changes, finished = by_image(coco["annotations"]), Changes(), 0
@@ -163,7 +163,7 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
         finished += 1
         image = by_path.get(_address(task, where))
         if image is None:
-            raise DataError(f"{where}: its image is none of the data set's")
+            raise DataError(f"{where}: the image of this task is not in the data set")
         # a box outside the image cannot be shown, so nobody has decided about it
         old = [
             (a, inside)
@@ -181,7 +181,7 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
                 old.remove(same)
         changes.dropped |= {annotation["id"] for annotation, _ in old}
     if not finished:
-        raise DataError(f"{file}: no task of it is finished; export the annotations as JSON")
+        raise DataError(f"{file}: no task is annotated; finish at least one, and export as JSON")
     return changes
 
 
@@ -193,14 +193,14 @@ def _results(task: dict, where: str) -> list[dict] | None:
             return None
         return [r for r in done[-1]["result"] if r["type"] == "rectanglelabels"]
     except (AttributeError, KeyError, TypeError):
-        raise DataError(f"{where}: its annotations are not Label Studio's") from None
+        raise DataError(f"{where}: the annotations are not in the format of Label Studio") from None
 
 
 def _address(task: dict, where: str) -> str:
     try:
         address = urlsplit(task["data"]["image"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{where}: has no address of an image") from None
+        raise DataError(f"{where}: has no image address in data.image") from None
     return _path(Path(parse_qs(address.query).get("d", [address.path])[0]))
 
 
@@ -216,11 +216,11 @@ def _box_of(result: dict, image: dict, classes: dict, where: str) -> tuple[list[
         (name,) = map(str, value["rectanglelabels"])
         turned = float(value.get("rotation") or 0)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(f"{where}: a box of it is not Label Studio's") from None
+        raise DataError(f"{where}: a box is not in the format of Label Studio") from None
     if name not in classes:
-        raise DataError(f"{where}: {name!r} is no class of the data set")
+        raise DataError(f"{where}: the label {name!r} is not a class of the data set")
     if turned:
-        raise DataError(f"{where}: a box of it is rotated; boxes here are upright")
+        raise DataError(f"{where}: a box is rotated, which is not supported; set its rotation to 0")
     sides = (image["width"], image["height"])
     box = [share * sides[i % 2] for i, share in enumerate(shares)]
     if why := box_fault(box):

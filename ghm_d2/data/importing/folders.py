@@ -67,7 +67,7 @@ def import_folder(
         remedy = "; unpack it first" if source.suffix.lower() in (".zip", ".tar", ".gz") else ""
         raise DataError(f"{source}: is not a folder{remedy}")
     if source.resolve().is_relative_to(output.resolve()):
-        raise UsageError(f"{output}: holds the source; choose another folder")
+        raise UsageError(f"{output}: contains the source data; choose another --output")
     # Absolute from here on: the source may itself name its images by absolute paths.
     images_at = Path(os.path.abspath(image_folder)) if image_folder else None
     content = _read(Path(os.path.abspath(source)), kind, images_at, all_classes)
@@ -93,7 +93,7 @@ def _read(folder: Path, kind: str, image_folder: Path | None, all_classes: bool)
     if kind == "auto" and len(kinds) > 1:
         why = "; ".join(f"{name}: {next(iter(found[name])) or 'XML files'}" for name in kinds)
         raise UsageError(
-            f"{folder}: looks like {' and '.join(kinds)} ({why}); say which with --format"
+            f"{folder}: looks like {' and '.join(kinds)} ({why}); choose one with --format"
         )
     if kind not in kinds and (kind != "auto" or not kinds):
         raise nothing_found(listing, images, kind)
@@ -120,18 +120,20 @@ def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> di
             coco["annotations"].append(annotations)
         if strict and dropped:
             more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-            raise DataError(f"{dropped[0]}{more}; without --strict such things are dropped")
+            raise DataError(f"{dropped[0]}{more}; without --strict, unusable data are dropped")
         if not coco["images"]:
-            reasons = [d for d in dropped if d.split == split] or ["it lists no image"]
+            reasons = [d for d in dropped if d.split == split] or ["the split lists no images"]
             if split == "train" or len(content.splits) == 1:
-                raise DataError(f"{split}: no usable image: {reasons[0]}")
-            content.notes.append(f"{split}: no usable image ({reasons[0]}): left out")
+                raise DataError(f"no usable image in the {split} split: {reasons[0]}")
+            content.notes.append(
+                f"no usable image in the {split} split, which is left out: {reasons[0]}"
+            )
             continue
         _number(coco)
         write_json(folder / f"{split}.json", coco)
         splits[split] = _summary(coco)
     if not splits:
-        raise DataError(f"no usable image: {content.notes[-1]}")
+        raise DataError(f"no split has a usable image: {content.notes[-1]}")
     return {
         "format": content.kind,
         "layout": content.layout,
@@ -167,9 +169,9 @@ def _probes(items: list[Item], split: str, track):
             return item, str(error)
         size = (probe.width, probe.height)
         if item.size and item.size != size:
-            why = " (its EXIF orientation turns it)" if probe.rotated else ""
-            claim = f"{item.size[0]} x {item.size[1]}"
-            return item, f"{item.image.name} is {size[0]} x {size[1]}{why}, not {claim} as written"
+            why = " (rotated by its EXIF orientation)" if probe.rotated else ""
+            found = f"{item.image.name} is {size[0]} x {size[1]} px{why}"
+            return item, f"{found}, but its annotations say {item.size[0]} x {item.size[1]}"
         return item, probe
 
     results = images.in_threads(look, items)
@@ -218,8 +220,8 @@ def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
     scale = (probe.width, probe.height) * 2 if relative else (1, 1, 1, 1)
     bbox = [v * s for v, s in zip(box.bbox, scale, strict=True)]
     if math.isinf(outside(bbox, probe.width, probe.height)):
-        size = f"{probe.width} x {probe.height}"
-        return f"box {show_box(bbox)} lies outside the image of {size}", bbox
+        size = f"{probe.width} x {probe.height} px"
+        return f"box {show_box(bbox)} lies completely outside the image of {size}", bbox
     return None, bbox
 
 
@@ -234,7 +236,9 @@ def _clip(bbox: list[float], probe) -> list[float]:
 
 def _link(item: Item, folder: Path, placed: dict[str, Path], copy: bool) -> None:
     if placed.setdefault(item.name, item.image) != item.image:
-        raise DataError(f"{item.image} and {placed[item.name]} would both become {item.name}")
+        raise DataError(
+            f"{item.image} and {placed[item.name]} would both become images/{item.name}; rename one"
+        )
     target = folder / "images" / item.name
     if target.exists():  # the image is in two splits
         return

@@ -10,7 +10,7 @@ from ghm_d2.data.importing.pairing import Finder
 from ghm_d2.data.importing.source import Box, Item
 from ghm_d2.errors import DataError
 
-REMEDY = "name the folder with --images, or import one of them alone"
+REMEDY = "choose the image folder with --images, or import only one of the folders"
 _NOT_READ = (".avif", ".gif", ".heic", ".jfif", ".svg")
 
 
@@ -38,7 +38,10 @@ class Images(Finder):
         """
         if not is_plain(name):
             where = self.listing.root
-            raise DataError(f"{where}: the file name {name!r:.120} is not UTF-8 text: rename it")
+            raise DataError(
+                f"{where}: the file name {name!r:.120} is not UTF-8 text or has control "
+                "characters; rename the file"
+            )
         first, _, rest = name.partition("/")
         return rest if rest and first.lower() in ("images", "jpegimages") else name
 
@@ -46,8 +49,8 @@ class Images(Finder):
         """Raise the DataError for a `file` whose images, such as `claim`, are all missing."""
         safe_name(claim, file)
         raise DataError(
-            f"{file}: no image such as {claim:.120} in {self.listing.root}; "
-            "--images says where they are"
+            f"{file}: none of its images (such as {claim:.120}) is in {self.listing.root}; "
+            "pass their folder with --images"
         )
 
     def item(
@@ -73,4 +76,4 @@ def missing(claim: str) -> str:
     except DataError as error:
         return str(error)
     other = PurePosixPath(name).suffix.lower() in _NOT_READ
-    return f"{name}: " + ("images are BMP, JPEG, PNG, TIFF or WebP" if other else "no such image")
+    return f"{name}: " + ("not BMP, JPEG, PNG, TIFF or WebP" if other else "no such image")

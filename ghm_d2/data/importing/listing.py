@@ -52,7 +52,9 @@ def list_folder(root: Path) -> Listing:
             if not _hidden(name) and (image or os.path.isfile(os.path.join(folder, name))):
                 files.append(prefix + name)
         if len(files) > MOST_FILES:
-            raise DataError(f"{root}: more than {MOST_FILES} files; name the data set's own folder")
+            raise DataError(
+                f"{root}: more than {MOST_FILES} files; pass the folder of the data set alone"
+            )
     return Listing(root, sorted(files))
 
 

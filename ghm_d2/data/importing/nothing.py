@@ -12,8 +12,8 @@ from ghm_d2.errors import DataError
 
 _EXPECTED = {
     "coco": "COCO JSON with images, annotations and categories",
-    "voc": "Pascal VOC XML with <annotation> outermost",
-    "yolo": "YOLO labels (.txt called like the images) with data.yaml or classes.txt",
+    "voc": "Pascal VOC XML with the root element <annotation>",
+    "yolo": "YOLO labels (.txt files named like the images) with data.yaml or classes.txt",
 }
 
 
@@ -36,7 +36,7 @@ def nothing_found(listing: Listing, images: Images, kind: str) -> DataError:
     wanted = [_EXPECTED[kind]] if kind in _EXPECTED else list(_EXPECTED.values())
     what = f"{kind} data" if kind in _EXPECTED else "data"
     return DataError(
-        f"{listing.root}: no {what} set in it: found {', '.join(found)}; "
+        f"{listing.root}: no {what} set recognised; found {', '.join(found)}; "
         + (_hint(listing) or f"expected {', or '.join(wanted)}")
     )
 
@@ -45,11 +45,11 @@ def _hint(listing: Listing) -> str:
     """Return advice on formats that are common and not read here; "" if the folder has none."""
     for name in listing.of(".xml")[:20]:
         if b"<annotations>" in first_bytes(listing.root / name, 2**10):
-            return f"{name} is CVAT's own XML: export as COCO 1.0 instead"
+            return f"{name} has CVAT's own XML format; export the data as COCO 1.0 instead"
     for name in listing.of(".json")[:20]:
         text = first_bytes(listing.root / name, 2**16)
         if b'"shapes"' in text and b'"imagePath"' in text:
-            return f"{name} is labelme's own JSON: convert it with labelme's labelme2coco.py"
+            return f"{name} has labelme's JSON format; convert it with labelme's labelme2coco.py"
         if b'"annotations"' in text and b'"from_name"' in text:
-            return f"{name} is Label Studio's own JSON: export as COCO or YOLO instead"
+            return f"{name} has Label Studio's JSON format; export as COCO or YOLO instead"
     return ""

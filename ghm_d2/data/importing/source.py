@@ -77,14 +77,14 @@ def unique_names(names: list, where: Path) -> list[str]:
     for name in names:
         # Lists are refused, not printed: a few YAML aliases can nest to billions of elements.
         if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name):
-            raise DataError(f"{where}: class names must be texts (in YAML, quote yes, no and null)")
+            raise DataError(f"{where}: class names must be text (in YAML, quote yes, no and null)")
     texts = [str(name) for name in names]
     if not texts:
-        raise DataError(f"{where}: no class names")
+        raise DataError(f"{where}: has no class names")
     odd = next((text for text in texts if not is_plain(text)), None)
     if odd is not None:
-        raise DataError(f"{where}: the class name {odd!r:.80} has control characters: rename it")
+        raise DataError(f"{where}: the class name {odd!r:.80} has control characters; rename it")
     double = sorted({t for t in texts if texts.count(t) > 1}) if len(texts) < 10_000 else []
     if double:
-        raise DataError(f"{where}: the class name {double[0]!r} stands twice")
+        raise DataError(f"{where}: the class name {double[0]!r} occurs twice; rename one")
     return texts

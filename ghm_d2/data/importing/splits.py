@@ -59,7 +59,7 @@ def by_lists(
             item = wanted(line, file)
             # A second column, if any, says whether one class occurs; it is not needed here.
             asked.append(item if item.stem in finder else wanted(line.split()[0], file))
-        found, _ = finder.pair(asked, "keep one of them")
+        found, _ = finder.pair(asked, "remove one of them")
         if not any(found):
             continue
         held = {name: items[name] for name in found if name}
@@ -70,7 +70,7 @@ def by_lists(
                 source.drop_image(split, item.home, lost(item.name or item.stem))
     left = sum(item.where != item.place for name, item in items.items() if name not in used)
     if used and left:
-        source.notes.append(f"{left} annotated images are in no split: left out")
+        source.notes.append(f"{left} annotated images belong to no split and are left out")
     return bool(used)
 
 
@@ -85,7 +85,7 @@ def settle(source: Source) -> None:
     """Put the images without a split in train, in place, or leave them out if train exists."""
     whole = source.splits.pop("", None)
     if whole and "train" in source.splits:
-        source.notes.append(f"{len(whole)} images are in no split: left out")
+        source.notes.append(f"{len(whole)} images belong to no split and are left out")
     elif whole is not None:
         source.splits["train"] = whole
     source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
@@ -103,7 +103,7 @@ def with_val(source: Source, share: float, seed: int) -> None:
         return
     items = sorted(source.splits["train"], key=lambda item: item.name)
     if len(items) < 2:
-        source.notes.append("no val split in the source, and too few images to make one")
+        source.notes.append("the source has no val split, and too few images to draw one")
         return
     chosen = list(range(len(items)))
     random.Random(seed).shuffle(chosen)
@@ -120,7 +120,9 @@ def with_val(source: Source, share: float, seed: int) -> None:
     source.splits["train"] = [item for i, item in enumerate(items) if i not in val]
     source.splits["val"] = [item for i, item in enumerate(items) if i in val]
     source.splits = {s: source.splits[s] for s in SPLITS if s in source.splits}
-    source.notes.append(f"no val split in the source: made one of {1 - share:.0%} (seed {seed})")
+    source.notes.append(
+        f"the source has no val split: {1 - share:.0%} of train became val (seed {seed})"
+    )
 
 
 def _first_copies(items: list[Item]) -> list[int]:

@@ -49,7 +49,10 @@ def _published(cfg) -> list[T.Augmentation]:
         return []
     if cfg.INPUT.FORMAT not in FORMATS:
         known = ", ".join(FORMATS)
-        raise UsageError(f"INPUT.AUGMENTATION needs an INPUT.FORMAT of {known}, or is to be ''")
+        raise UsageError(
+            f"INPUT.AUGMENTATION {cfg.INPUT.AUGMENTATION} works only with INPUT.FORMAT {known}; "
+            "change the format, or set INPUT.AUGMENTATION ''"
+        )
     if cfg.INPUT.AUGMENTATION == "ssd":
         return [SSDColour(), Expand(tuple(cfg.MODEL.PIXEL_MEAN)), IoUCrop()]
     return [Place(max(*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN)), YOLOColour()]
@@ -57,7 +60,7 @@ def _published(cfg) -> list[T.Augmentation]:
 
 def _check(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"INPUT.{key} is one of {', '.join(map(repr, known))}, not {value!r}")
+        raise UsageError(f"INPUT.{key} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 class AugmentationsWithBoxes(T.AugmentationList):

@@ -85,7 +85,7 @@ class GHMDatasetMapper(DatasetMapper):
                 self.augmentations.boxes = boxes_of(objects)
             return super().__call__(dataset_dict)
         except SizeMismatchError:
-            error = "its size is not the one that the annotations give"
+            error = "the image size differs from the width and height in the annotations"
         except Exception as fault:  # image decoders raise errors of every kind on bad files
             error = f"cannot be read: {fault}"
         kept = {k: dataset_dict[k] for k in ("width", "height") if k in dataset_dict}
@@ -185,7 +185,7 @@ def _sampled(cfg, images: list[dict]):
         images = _random_subset(images, cfg.DATALOADER.RANDOM_SUBSET_RATIO, cfg.SEED)
     elif name != "TrainingSampler":
         raise UsageError(
-            "DATALOADER.SAMPLER_TRAIN is TrainingSampler, RepeatFactorTrainingSampler or "
+            "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RepeatFactorTrainingSampler or "
             f"RandomSubsetTrainingSampler, not {name!r}"
         )
     return images, TrainingSampler(len(images), seed=cfg.SEED)
@@ -199,8 +199,8 @@ def _random_subset(images: list[dict], ratio: float, seed: int) -> list[dict]:
     size = int(len(images) * ratio)
     if not 0 < size <= len(images):
         raise UsageError(
-            f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} of {len(images)} images is {size}: it is to "
-            "be above 0 and at most 1, and to leave an image"
+            f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} selects {size} of {len(images)} images; it "
+            "must be above 0 and at most 1, and select at least one image"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return [images[i] for i in order[:size].tolist()]
@@ -212,8 +212,8 @@ def _are_wide(images: list[dict]) -> list[bool]:
         return [image["width"] > image["height"] for image in images]
     except KeyError as error:
         raise UsageError(
-            f"the training data tell no {error} of an image, which DATALOADER."
-            "ASPECT_RATIO_GROUPING needs: set it to False"
+            f"DATALOADER.ASPECT_RATIO_GROUPING needs the {error} of every image, which the "
+            "training data lack; set it to False"
         ) from None
 
 

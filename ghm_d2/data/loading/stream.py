@@ -37,7 +37,7 @@ class TrainingBatches(Sampler):
         world = comm.get_world_size()
         if size < 1 or size % world:
             raise UsageError(
-                f"SOLVER.IMS_PER_BATCH is to be a multiple of the number of processes, {world}, "
+                f"SOLVER.IMS_PER_BATCH must be a multiple of the number of ranks, {world}, "
                 f"not {size}"
             )
         first = comm.get_rank() * (size // world)
@@ -108,7 +108,7 @@ class SeededImages(Dataset):
                 return mapped | {"faults": faults} if faults else mapped
             faults[image["file_name"]] = mapped["error"]
         first = next(iter(faults.values()))
-        others = f", nor can the {step} images after it" if step else ""
+        others = f"; the next {step} images cannot be read either" if step else ""
         return {"error": first + others}
 
 
@@ -179,8 +179,9 @@ def _death(batches, error: RuntimeError) -> RunError:
     ends = [(w.pid, w.exitcode) for w in getattr(batches, "_workers", ()) if w.exitcode is not None]
     how = ", ".join(f"process {pid}: {_end(code)}" for pid, code in ends) or str(error)
     return RunError(
-        f"a worker that loads images died ({how}); lower DATALOADER.NUM_WORKERS or give it more "
-        "memory (in a container shared memory too), then --resume continues"
+        f"a data loader worker died ({how}), often for lack of memory; lower "
+        "DATALOADER.NUM_WORKERS or provide more memory (in a container also shared memory), then "
+        "continue with --resume"
     )
 
 

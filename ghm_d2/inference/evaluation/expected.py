@@ -20,11 +20,11 @@ def check_expected(cfg, evaluation: Evaluation) -> None:
             wrong = value is None or abs(value - expected) > tolerance
         except (TypeError, ValueError):
             raise UsageError(
-                "TEST.EXPECTED_RESULTS has entries such as ['bbox', 'AP', 38.5, 0.2], not "
+                "TEST.EXPECTED_RESULTS needs entries such as ['bbox', 'AP', 38.5, 0.2], not "
                 f"{entry!r}"
             ) from None
         if wrong:
             raise RunError(
-                f"{task} {metric} is {value}, and TEST.EXPECTED_RESULTS wants {expected} "
+                f"{task} {metric} is {value}, but TEST.EXPECTED_RESULTS requires {expected} "
                 f"± {tolerance}"
             )

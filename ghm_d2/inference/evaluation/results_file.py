@@ -75,11 +75,11 @@ def submission_hint(dataset_name: str, files: Sequence[Path]) -> str:
     """Return one line that says where the results are and what to do with them."""
     listed = " and ".join(map(str, files))
     if not dataset_name.startswith("coco_"):
-        return f"{dataset_name} has no annotations, so no AP; its results: {listed}"
-    each = "each file alone in a" if len(files) > 1 else "the file in a"
+        return f"{dataset_name} has no annotations, so it gets no AP; detections: {listed}"
+    each = "each file into its own" if len(files) > 1 else "the file into a"
     return (
-        f"{dataset_name} has no annotations, so no AP; its results: {listed}; put {each} .zip of "
-        f"the same name, without folders, for {_COCO_SERVER}"
+        f"{dataset_name} has no annotations, so it gets no AP; detections: {listed}; to submit "
+        f"them, put {each} .zip of the same name, without folders, and upload it to {_COCO_SERVER}"
     )
 
 

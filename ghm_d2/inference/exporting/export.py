@@ -32,7 +32,7 @@ OPSET = 17
 def check_format(form: str, half: bool = False) -> None:
     """Raise UsageError for an unknown format, a missing package, or float16 in TorchScript."""
     if form not in SUFFIXES:
-        raise UsageError(f"--format is one of {', '.join(SUFFIXES)}, not {form!r}")
+        raise UsageError(f"--format must be one of {', '.join(SUFFIXES)}, not {form!r}")
     if half and form != "onnx":
         raise UsageError(
             "--half needs --format onnx: a TorchScript file runs on the CPU it was traced on, "
@@ -71,13 +71,13 @@ def export(model: nn.Module, cfg, form: str, *, batch: bool = False, half: bool 
     check_format(form, half)
     if not isinstance(model, (*ONE_STAGE, GeneralizedRCNN)):
         raise UsageError(
-            f"{detector_name(cfg)} ({cfg.MODEL.META_ARCHITECTURE}) cannot be exported: RetinaNet, "
-            "YOLOv3, SSD, DSSD, FCOS, Faster R-CNN and Mask R-CNN can"
+            f"{detector_name(cfg)} ({cfg.MODEL.META_ARCHITECTURE}) cannot be exported; only "
+            "RetinaNet, YOLOv3, SSD, DSSD, FCOS, Faster R-CNN and Mask R-CNN can"
         )
     if batch and isinstance(model, GeneralizedRCNN):
         raise UsageError(
-            f"--batch is for one-stage detectors, not {detector_name(cfg)}, whose second stage "
-            "runs on each image's own proposals; leave it out and run the file once an image"
+            f"--batch works only for one-stage detectors, not {detector_name(cfg)}, whose second "
+            "stage has proposals for each image; leave it out and run the file once per image"
         )
     about, example = describe(model, cfg, batch=batch, half=half), _example(cfg)
     if half:  # PyTorch's float16 is slow on a CPU

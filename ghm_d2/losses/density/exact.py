@@ -28,7 +28,7 @@ def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
         ValueError: epsilon out of range.
     """
     if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon lies in (0, 1], not {epsilon}")
+        raise ValueError(f"epsilon must lie in (0, 1], not {epsilon}")
     # float64, so that even a small epsilon moves the ends of the interval away from g
     exact = norm.contiguous().to(reference.exact_dtype(norm.device))
     ordered = exact.flatten().sort().values

@@ -115,7 +115,7 @@ class GradientDensity(CountState):
             if scope != "batch":
                 raise ValueError(f"a prior above 0 needs scope batch, not {scope}")
         if num_classes > 1 and scope != "batch":
-            raise ValueError(f"a density for each class needs scope batch, not {scope}")
+            raise ValueError(f"num_classes above 1 needs scope batch, not {scope}")
         self.bins, self.momentum, self.num_classes = int(bins), float(momentum), int(num_classes)
         self.scope, self.normalizer = scope, normalizer
         self.ema_init, self.prior = ema_init, float(prior)
@@ -155,7 +155,7 @@ class GradientDensity(CountState):
         foreground = self._foreground(counts, foreground)
         if _recomputing:
             if self.last_weights is None or torch.compiler.is_compiling():
-                raise RuntimeError("recomputing() repeats a call that was not compiled")
+                raise RuntimeError("recomputing() needs an earlier call without torch.compile")
             return self.last_weights.view(-1, *inner).expand(shape)
         if world is None:
             sync, values = self.sync and self.training, (counts, foreground)
@@ -187,9 +187,11 @@ class GradientDensity(CountState):
         inner = (self.bins,) if self.num_classes == 1 else (self.num_classes, self.bins)
         if counts.shape[1:] != inner or counts.dim() < 2:
             wanted = ", ".join(map(str, inner))
-            raise ValueError(f"counts are (L, {wanted}), not {tuple(counts.shape)}")
+            raise ValueError(f"counts must be (L, {wanted}), not {tuple(counts.shape)}")
         if self.scope == "level_ema" and len(counts) > len(self.ema):
-            raise ValueError(f"num_levels is {len(self.ema)}, too few for {len(counts)} levels")
+            raise ValueError(
+                f"num_levels is {len(self.ema)}, but the input has {len(counts)} levels"
+            )
         if self.scope != "batch":
             return counts
         summed = counts.sum(0, keepdim=True) if len(counts) > 1 else counts
@@ -204,7 +206,7 @@ class GradientDensity(CountState):
         wanted = self.ema_foreground.shape[:-1]
         if foreground.shape != wanted:
             raise ValueError(
-                f"foreground is of shape {tuple(wanted)}, not {tuple(foreground.shape)}"
+                f"foreground must have the shape {tuple(wanted)}, not {tuple(foreground.shape)}"
             )
         return foreground
 

@@ -61,12 +61,12 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         if freeze_at not in range(6):
-            raise UsageError(f"MODEL.TIMM.FREEZE_AT is 0 to 5, not {freeze_at}")
+            raise UsageError(f"MODEL.TIMM.FREEZE_AT must be 0 to 5, not {freeze_at}")
         index_of, options = _inspect(name)
         missing = [s for s in strides if s not in index_of]
         if missing or not strides:
             raise UsageError(
-                f"MODEL.TIMM.STRIDES {tuple(strides)}: {name} has feature maps of stride "
+                f"MODEL.TIMM.STRIDES is {tuple(strides)}, but {name} has feature maps of stride "
                 f"{', '.join(map(str, index_of))}"
             )
         # The body also returns the finer maps, because FREEZE_AT needs them
@@ -141,7 +141,9 @@ def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     strides = tuple(ghm_keys(cfg, "MODEL.TIMM").STRIDES)
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
-        raise UsageError(f"MODEL.TIMM.STRIDES {strides}: each must be twice the one before it")
+        raise UsageError(
+            f"MODEL.TIMM.STRIDES {strides}: each stride must be twice the one before it"
+        )
     bottom_up = build_ghm_timm_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     return FPN(
@@ -156,7 +158,9 @@ def build_ghm_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 def _top_block(name: str, shapes: dict[str, ShapeSpec], out_channels: int) -> nn.Module | None:
     if name not in TOP_BLOCKS:
-        raise UsageError(f"MODEL.FPN.TOP_BLOCK {name!r}: one of {', '.join(map(repr, TOP_BLOCKS))}")
+        raise UsageError(
+            f"MODEL.FPN.TOP_BLOCK must be one of {', '.join(map(repr, TOP_BLOCKS))}, not {name!r}"
+        )
     coarsest, shape = list(shapes.items())[-1]
     if name == "LastLevelP6P7":
         return LastLevelP6P7(shape.channels, out_channels, in_feature=coarsest)
@@ -188,7 +192,7 @@ def _inspect(name: str) -> tuple[dict[int, int], dict]:
         return {s: i for s, i in info if s & (s - 1) == 0}, dict(options)
     raise UsageError(
         f"MODEL.TIMM.NAME {name!r} cannot be a backbone: timm gives no feature maps for it, or "
-        "only for pictures of one size"
+        "only for images of one size; choose another model"
     )
 
 
@@ -204,4 +208,4 @@ def _declaration(name: str):
         pass
     known = timm.list_models(tagged, include_tags=bool(tagged))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-    raise UsageError(f"MODEL.TIMM.NAME {name!r} is no timm model; did you mean {near[0]!r}?")
+    raise UsageError(f"MODEL.TIMM.NAME {name!r} is not a timm model; did you mean {near[0]!r}?")

@@ -26,14 +26,17 @@ def fit_top_block(backbone, cfg) -> None:
         return
     block = getattr(backbone, "top_block", None)
     if not isinstance(backbone, FPN) or type(block) is not LastLevelP6P7:
-        raise UsageError("MODEL.FPN.P6_INPUT and P7_RELU are for an FPN with P6 and P7")
+        raise UsageError(
+            "MODEL.FPN.P6_INPUT and P7_RELU need an FPN with the levels P6 and P7; leave them at "
+            "their defaults, '' and True"
+        )
     channels, source = block.p6.in_channels, block.in_feature
     if keys.P6_INPUT:
         source = keys.P6_INPUT
         shapes = backbone.output_shape()
         if source not in shapes or source in ("p6", "p7"):
             levels = ", ".join(name for name in shapes if name not in ("p6", "p7"))
-            raise UsageError(f"MODEL.FPN.P6_INPUT is '' or one of {levels}, not {source}")
+            raise UsageError(f"MODEL.FPN.P6_INPUT must be '' or one of {levels}, not {source}")
         channels = shapes[source].channels
     block_type = LastLevelP6P7 if keys.P7_RELU else PlainP6P7
     backbone.top_block = block_type(channels, block.p6.out_channels, source)

@@ -80,8 +80,8 @@ class ProjectedBlock(BottleneckBlock):
         values = x.shape[0] * x[0, 0].numel() // self.stride**2
         if self.training and values == 1 and isinstance(self.conv1.norm, nn.BatchNorm2d):
             raise UsageError(
-                "MODEL.SSD.NORM BN learns nothing from one picture's map of 1 x 1: raise "
-                "SOLVER.IMS_PER_BATCH to two a process, lower MODEL.SSD.NUM_LEVELS, or set "
+                "MODEL.SSD.NORM BN cannot normalise the 1 x 1 map of a single image; raise "
+                "SOLVER.IMS_PER_BATCH to two or more per rank, lower MODEL.SSD.NUM_LEVELS, or set "
                 "MODEL.SSD.NORM GN"
             )
 
@@ -163,18 +163,18 @@ def _check_features(bottom_up: Backbone, names: Sequence[str], num_levels: int):
     shapes = bottom_up.output_shape()
     if not names or any(name not in shapes for name in names):
         raise UsageError(
-            f"MODEL.SSD.IN_FEATURES {tuple(names)}: the backbone has {', '.join(shapes)}"
+            f"MODEL.SSD.IN_FEATURES is {tuple(names)}, but the backbone has {', '.join(shapes)}"
         )
     strides = [shapes[name].stride for name in names]
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UsageError(
-            f"MODEL.SSD.IN_FEATURES {tuple(names)} have strides {strides}, and each must be twice "
+            f"MODEL.SSD.IN_FEATURES {tuple(names)} have strides {strides}, but each must be twice "
             "the one before it (with res3 and res5, set MODEL.RESNETS.RES5_DILATION 2)"
         )
     if num_levels < len(names):
         raise UsageError(
-            f"MODEL.SSD.NUM_LEVELS {num_levels}: at least as many as MODEL.SSD.IN_FEATURES, "
-            f"{len(names)}"
+            f"MODEL.SSD.NUM_LEVELS must be at least {len(names)}, the number of "
+            f"MODEL.SSD.IN_FEATURES, not {num_levels}"
         )
     return strides[0], [shapes[name].channels for name in names]
 

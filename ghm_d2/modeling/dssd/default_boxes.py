@@ -30,13 +30,13 @@ class GHMDefaultBoxes(DefaultAnchorGenerator):
         """
         if len(sizes) != 2 or not 0 < sizes[0] < sizes[1]:
             raise UsageError(
-                "MODEL.ANCHOR_GENERATOR.SIZES: SSD's default boxes take two sizes a level, the "
-                f"level's and the next one's, which is larger; not {sizes}"
+                "MODEL.ANCHOR_GENERATOR.SIZES must give SSD two sizes per level, the level's own "
+                f"and the larger one of the next level, not {sizes}"
             )
         if any(ratio <= 1 for ratio in aspect_ratios):
             raise UsageError(
-                "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: for SSD's default boxes, those above 1, "
-                f"which come with their inverses; not {aspect_ratios}"
+                "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be above 1 for SSD, which adds their "
+                f"inverses itself, not {aspect_ratios}"
             )
         small, large = sizes
         sides = [(small, small), (math.sqrt(small * large),) * 2]
@@ -50,6 +50,6 @@ def check_sizes(sizes, num_levels: int) -> None:
     """Raise UsageError unless there are sizes for each level."""
     if len(sizes) != num_levels:
         raise UsageError(
-            f"MODEL.ANCHOR_GENERATOR.SIZES has sizes for {len(sizes)} levels, and "
-            f"MODEL.SSD.NUM_LEVELS is {num_levels}: give two sizes for each"
+            f"MODEL.ANCHOR_GENERATOR.SIZES has sizes for {len(sizes)} levels, but "
+            f"MODEL.SSD.NUM_LEVELS is {num_levels}; give two sizes for each level"
         )

@@ -45,10 +45,10 @@ class LoadReport(NamedTuple):
     def warnings(self) -> list[str]:
         """Return lines on the origin, unused keys, resized predictors and missing tensors."""
         anew = [f"{name} {theirs} -> {ours}" for name, theirs, ours in self.mismatched]
-        left = "tensors of the model are not in the weights and keep their initial values"
+        left = "tensors of the model are missing in the file and keep their initial values"
         said = (
-            _count(self.unexpected, "keys of the weights were not used"),
-            anew and f"predictors of another size start anew: {', '.join(anew)}",
+            _count(self.unexpected, "tensors of the file are not in the model and were not used"),
+            anew and f"tensors of another shape keep their initial values: {', '.join(anew)}",
             _count(self.missing, left),
         )
         lines = [f"{self.path}: {line}" for line in said if line]
@@ -129,7 +129,7 @@ class GHMCheckpointer(DetectionCheckpointer):
 
     def _write(self, name: str, beside: dict[str, Any]) -> None:
         if os.path.basename(name) != name:
-            raise ValueError(f"a checkpoint's name has no folder in it: {name!r}")
+            raise ValueError(f"the name of a checkpoint must not contain a folder: {name!r}")
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         data = {"model": self.model.state_dict(), **beside}
@@ -199,8 +199,8 @@ class GHMCheckpointer(DetectionCheckpointer):
         if not loaded:
             has = ", ".join([*unexpected, *(name for name, *_ in mismatched)][:3])
             raise WeightsError(
-                f"{self._name} is of another model: none of its {held} tensors fits this one; it "
-                f"has {has}, ..."
+                f"{self._name} belongs to another model: none of its {held} tensors fits this one; "
+                f"it has {has}, ..."
             )
         self._check_sizes(mismatched)
         return incompatible
@@ -211,8 +211,8 @@ class GHMCheckpointer(DetectionCheckpointer):
         for name, theirs, ours in mismatched:
             if name in parameters and theirs[1:] != ours[1:]:
                 raise WeightsError(
-                    f"{self._name} is of another architecture: {name} is {theirs} in it and {ours} "
-                    "in the model; give the configuration that it was trained with"
+                    f"{self._name} belongs to another architecture: {name} is {theirs} in the "
+                    f"file and {ours} in the model; use the configuration that it was trained with"
                 )
 
 

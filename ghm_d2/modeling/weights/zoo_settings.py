@@ -45,7 +45,7 @@ def other_settings(cfg) -> str:
     )
     other = [key for key, value in wanted.items() if not _same(_value(cfg, key), value)]
     keys = " ".join(f"{key} {_word(wanted[key])}" for key in other)
-    return keys and f"{cfg.MODEL.WEIGHTS} was trained with other values; to keep them, add {keys}"
+    return keys and f"{cfg.MODEL.WEIGHTS} was trained with other settings; to use them, add {keys}"
 
 
 def _of_config(config: str, cfg) -> dict:

@@ -24,11 +24,11 @@ def coordinate_loss(choice: LossChoice) -> CoordinateLoss | None:
     if choice.box_reg_loss_type == "smooth_l1":
         beta = choice.smooth_l1_beta
         if not 0 <= beta < math.inf:
-            raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA is at least 0, not {beta}")
+            raise UsageError(f"MODEL.YOLOV3.SMOOTH_L1_BETA must be at least 0, not {beta}")
         return partial(smooth_l1_loss, beta=beta)
     if choice.box_reg_loss_type == "asl1":
         if not 0 < choice.asl1_mu < math.inf:
-            raise UsageError(f"MODEL.GHM.REG.MU is greater than 0, not {choice.asl1_mu}")
+            raise UsageError(f"MODEL.GHM.REG.MU must be greater than 0, not {choice.asl1_mu}")
         return partial(asl1_loss, mu=choice.asl1_mu)
     return half_squared_error if choice.box_reg_loss_type == "l2" else None
 

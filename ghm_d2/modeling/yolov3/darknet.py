@@ -43,10 +43,10 @@ def check_norm(key: str, norm: str, channels: Iterable[int]) -> None:
             get_norm(norm, number)
         except KeyError:
             raise UsageError(
-                f'{key} is "BN", "SyncBN", "FrozenBN", "GN" or "", not {norm!r}'
+                f'{key} must be "BN", "SyncBN", "FrozenBN", "GN" or "", not {norm!r}'
             ) from None
         except ValueError as error:  # groups that do not divide the channels
-            raise UsageError(f"{key} {norm!r} does not suit {number} channels: {error}") from None
+            raise UsageError(f"{key} {norm!r} does not fit {number} channels: {error}") from None
 
 
 class ResidualBlock(nn.Module):
@@ -94,14 +94,16 @@ class DarkNet(Backbone):
         super().__init__()
         if len(depths) < FINEST_OUTPUT or min(depths) < 0:
             raise UsageError(
-                f"MODEL.DARKNET.DEPTHS {tuple(depths)}: residual blocks of at least "
-                f"{FINEST_OUTPUT} stages; DarkNet-53 has (1, 2, 8, 8, 4)"
+                f"MODEL.DARKNET.DEPTHS must give the residual blocks of {FINEST_OUTPUT} stages or "
+                f"more, such as DarkNet-53's (1, 2, 8, 8, 4), not {tuple(depths)}"
             )
         if stem_channels < 1:
-            raise UsageError(f"MODEL.DARKNET.STEM_CHANNELS is at least 1, not {stem_channels}")
+            raise UsageError(f"MODEL.DARKNET.STEM_CHANNELS must be at least 1, not {stem_channels}")
         check_norm("MODEL.DARKNET.NORM", norm, [stem_channels])  # the rest are its multiples
         if freeze_at not in range(len(depths) + 2):
-            raise UsageError(f"MODEL.DARKNET.FREEZE_AT is 0 to {len(depths) + 1}, not {freeze_at}")
+            raise UsageError(
+                f"MODEL.DARKNET.FREEZE_AT must be 0 to {len(depths) + 1}, not {freeze_at}"
+            )
         self.stem = conv_block(in_channels, stem_channels, 3, norm=norm)
         channels, self.stages = stem_channels, [f"res{i + 1}" for i in range(len(depths))]
         for name, depth in zip(self.stages, depths, strict=True):

@@ -83,7 +83,7 @@ def _tensors(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[str, 
     backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
     if not isinstance(backbone, DarkNet):
         raise WeightsError(
-            f"{path}: darknet's files are for MODEL.BACKBONE.NAME build_ghm_darknet_backbone, and "
+            f"{path}: darknet's files need MODEL.BACKBONE.NAME build_ghm_darknet_backbone, but "
             f"this model's backbone is a {type(backbone).__name__}"
         )
     of_backbone = dict(_of_convolutions(backbone, "backbone.", path))
@@ -102,7 +102,7 @@ def _of_convolutions(part: nn.Module, prefix: str, path: str) -> Iterator[tuple[
             yield f"{prefix}{name}.bias", module.bias
         elif not hasattr(norm, "running_var"):
             raise WeightsError(
-                f"{path}: darknet has batch norm alone, and {prefix}{name} has "
+                f"{path}: darknet supports only batch norm, but {prefix}{name} has "
                 f"{type(norm).__name__}; set MODEL.DARKNET.NORM and MODEL.YOLOV3.NORM to BN"
             )
         else:
@@ -113,7 +113,9 @@ def _of_convolutions(part: nn.Module, prefix: str, path: str) -> Iterator[tuple[
 
 def _header_size(header: bytes, path: str) -> int:
     if len(header) < _VERSION.size + _OLD_SEEN.size:
-        raise WeightsError(f"{path} is not a darknet file: {len(header)} bytes are no header")
+        raise WeightsError(
+            f"{path} is not a darknet file: {len(header)} bytes are too few for its header"
+        )
     major, minor, _ = _VERSION.unpack_from(header)
     wide = major * 10 + minor >= 2 and major < 1000 and minor < 1000
     return _VERSION.size + (_SEEN if wide else _OLD_SEEN).size
@@ -125,14 +127,13 @@ def _fitting(found: int, backbone: dict, everything: dict, path: str) -> dict[st
         if found == 4 * _count(tensors):
             return tensors
     whole, part = _count(everything), _count(backbone)
-    what = f"{part:,} of the backbone"
+    what = f"{part:,} for the backbone"
     if whole != part:
-        what = f"{whole:,} numbers of the whole model (whose classes are as many as the file's) or "
-        what += f"the {part:,} of the backbone"
+        what = f"{whole:,} numbers for the whole model or {what}"
     rest = f" and {found % 4} bytes" if found % 4 else ""
     raise WeightsError(
-        f"{path} does not fit: expected {what}, found {found // 4:,} numbers{rest}; it is "
-        "incomplete, or of another network or number of classes (MODEL.YOLOV3.NUM_CLASSES)"
+        f"{path} does not fit this model: expected {what}, found {found // 4:,} numbers{rest}; it "
+        "is incomplete, or has another network or number of classes (MODEL.YOLOV3.NUM_CLASSES)"
     )
 
 
@@ -151,8 +152,8 @@ def _split(numbers: np.ndarray, tensors: dict[str, Tensor], path: str) -> dict[s
         start += tensor.numel()
         if not np.isfinite(part).all() or (name.endswith("running_var") and part.min() < 0):
             raise WeightsError(
-                f"{path} is damaged or no darknet file: {name} has numbers that are not finite, "
-                "or variances below 0; fetch it again"
+                f"{path} is damaged or not a darknet file: {name} has values that are NaN or "
+                "infinite, or variances below 0; fetch it again"
             )
         state[name] = torch.from_numpy(part.astype(np.float32)).view(tensor.shape)
     return state

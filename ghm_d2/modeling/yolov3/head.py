@@ -45,7 +45,7 @@ class YOLOv3Head(nn.Module):
         """
         super().__init__()
         if min(channels) < 1:
-            raise UsageError(f"MODEL.YOLOV3.CHANNELS are at least 1, not {tuple(channels)}")
+            raise UsageError(f"MODEL.YOLOV3.CHANNELS must be at least 1, not {tuple(channels)}")
         check_norm("MODEL.YOLOV3.NORM", norm, channels)
         levels, routed = [], 0
         sizes = list(zip(in_channels, channels, num_anchors, strict=True))
@@ -78,25 +78,25 @@ def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[in
     unknown = [name for name in names if name not in shapes]
     if unknown or not names:
         raise UsageError(
-            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)}: the backbone gives {', '.join(shapes)}"
+            f"MODEL.YOLOV3.IN_FEATURES is {tuple(names)}, but the backbone has {', '.join(shapes)}"
         )
     for key in ("CHANNELS", "ANCHORS"):
         if len(keys[key]) != len(names):
             raise UsageError(
-                f"MODEL.YOLOV3.{key} has {len(keys[key])} levels and IN_FEATURES {len(names)}; "
-                "give as many, the finest first"
+                f"MODEL.YOLOV3.{key} has {len(keys[key])} levels, but IN_FEATURES has "
+                f"{len(names)}; give one entry per feature, the finest first"
             )
     strides = [shapes[name].stride for name in names]
     if any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UsageError(
-            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)} have strides {strides}; each must be twice "
-            "the one before it"
+            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)} have strides {strides}, but each must be "
+            "twice the one before it"
         )
     for level in keys.ANCHORS:
         if not _is_list(level) or not level or not all(map(_is_prior, level)):
             raise UsageError(
-                "MODEL.YOLOV3.ANCHORS has pairs (width, height) in px above 0, one or more a "
-                f"level, not {level!r}"
+                "MODEL.YOLOV3.ANCHORS must have one or more pairs (width, height) for each level, "
+                f"in px and above 0, not {level!r}"
             )
     return strides, [shapes[name].channels for name in names]
 

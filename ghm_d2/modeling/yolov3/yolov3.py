@@ -103,7 +103,7 @@ class GHMYOLOv3(DenseDetector):
         modules = choice.used_modules("MODEL.YOLOV3", CLS_LOSSES, REG_LOSSES, ghm_c, ghm_r)
         self.ghm_c, self.ghm_r = modules
         if not 0 <= ignore_iou <= 1:
-            raise UsageError(f"MODEL.YOLOV3.IGNORE_IOU lies in [0, 1], not {ignore_iou}")
+            raise UsageError(f"MODEL.YOLOV3.IGNORE_IOU must be in [0, 1], not {ignore_iou}")
         self.anchor_generator, self.num_classes = anchor_generator, num_classes
         self.ignore_iou = ignore_iou
         self.box_loss = coordinate_loss(choice)

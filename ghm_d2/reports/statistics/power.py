@@ -78,10 +78,10 @@ def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[
     values = [list(found.ap.values()) for found in scores if len(found.ap) > 1]
     df = sum(len(found) - 1 for found in values)
     sd = ASSUMED_SD
-    source = "assumed, since no two finished runs differ in their seeds alone"
+    source = "assumed, because no two finished runs differ only in their seeds"
     if df > 1:
         sd = math.sqrt(sum(float(np.var(found)) * len(found) for found in values) / df)
-        source = f"of {df + len(values)} finished runs on these data"
+        source = f"estimated from {df + len(values)} finished runs on these data"
     effects = [paired_effect(a, b) for a, b in combinations(scores, 2)]
     errors = [effect.images.se for effect in effects if effect.images]
     images = [r.images for found in scores for r in found.replicates.values()] or [ASSUMED_IMAGES]
@@ -123,11 +123,12 @@ class PlannedPower:
             f"{wanted} AP would need {count or f'more than {MOST_SEEDS}'}"
             for wanted, count in found["seeds_for"].items()
         )
-        text = "one seed shows no difference"
+        text = "one seed cannot show a difference; in 4 of 5 cases,"
         if found["detectable"] is not None:
-            text = f"{self.seeds} seeds find a difference of {found['detectable']:.1f} AP"
+            difference = f"{found['detectable']:.1f} AP"
+            text = f"{self.seeds} seeds find a difference of {difference} in 4 of 5 cases;"
         return (
-            f"Power: {text} in 4 of 5 cases; {needs} seeds. (Standard deviation of a difference "
+            f"Power: {text} {needs} seeds. (Standard deviation of a difference "
             f"between seeds {found['sd']:.2f} AP, {found['source']}; standard error from the test "
             f"images {found['image_se']:.2f} AP.)"
         )

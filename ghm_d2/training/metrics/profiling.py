@@ -71,7 +71,8 @@ class ProfileHook(HookBase):
         total = sum(milliseconds.values())
         listed = ", ".join(f"{k} {v:.1f} ms ({v / total:.0%})" for k, v in milliseconds.items())
         self._progress.message(
-            f"a step of {total:.1f} ms: {listed}; mean of {done}, see {self._folder / TRACE_FILE}"
+            f"a step takes {total:.1f} ms: {listed} (mean of {done} steps; details in "
+            f"{self._folder / TRACE_FILE})"
         )
 
 

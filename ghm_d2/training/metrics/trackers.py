@@ -89,7 +89,7 @@ class MLflowWriter(_Tracker):
             )
         except self._mlflow.MlflowException as error:
             reason = str(error).partition("\n")[0]
-            raise UsageError(f"MLflow: {reason}; MLFLOW_TRACKING_URI says where it is") from None
+            raise UsageError(f"MLflow: {reason}; check the URI in MLFLOW_TRACKING_URI") from None
         if group := os.environ.get(GROUP):
             self._mlflow.set_tag("group", group)
         self._mlflow.log_text(cfg.dump(), "config.yaml")
@@ -126,8 +126,10 @@ def _import(kind: type[_Tracker]):
     except ImportError as error:
         remedy = f"pip install {kind.package} (or 'ghm_d2[trackers]')"
         missing = isinstance(error, ModuleNotFoundError) and error.name == kind.name
-        reason = "" if missing else f" again, as it cannot be imported: {error}"
-        raise UsageError(f"SOLVER.TRACKERS {kind.name} needs: {remedy}{reason}") from None
+        fault = "is not installed" if missing else f"cannot be imported ({error})"
+        raise UsageError(
+            f"SOLVER.TRACKERS {kind.name}: the package {kind.package} {fault}; run: {remedy}"
+        ) from None
 
 
 def _read_ids(folder: Path) -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_check_ends_with_3_on_an_error_and_lists_it(data, voc, tmp_path):
         (["import", "voc", "--output", "d", "--format", "xml"], 2, "--format is 'xml'"),
         (["import", "voc", "--output", "d", "--split", "1"], 2, "--split is 1.0"),
         (["check", "nosuchset"], 2, "unknown data set 'nosuchset'"),
-        (["check", "voc"], 3, "holds none of train.json"),
+        (["check", "voc"], 3, "has no train.json, val.json or test.json"),
         (["show", "voc", "--output", "x.gif"], 2, "must end in .png"),
     ],
 )

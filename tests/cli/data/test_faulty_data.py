@@ -27,7 +27,7 @@ def test_boxes_without_height_are_a_warning_with_a_count(ghm, faulty, tiny, tmp_
     run = ghm(*words, "--output", tmp_path / "run", "--no-analyse", *tiny, "SOLVER.MAX_ITER", 2)
     assert run.returncode == 0, run.stderr
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
-    assert "has no area" in line and "1 more such" in line
+    assert "has no area" in line and "1 more like it" in line
     assert "has no area" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -36,4 +36,4 @@ def test_a_training_on_a_set_without_annotations_is_refused(ghm, faulty, tiny, t
     sets = ("DATASETS.TRAIN", f"('{faulty}/test.json',)", "DATASETS.TEST", f"('{faulty}',)")
     run = ghm(*words, *sets)
     assert run.returncode == 3
-    assert "test.json: no annotations" in run.stderr.splitlines()[-1]
+    assert "test.json: has no annotations" in run.stderr.splitlines()[-1]

@@ -71,9 +71,9 @@ def test_a_persons_decisions_are_not_overwritten(found, ghm, digits_folder, tiny
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--weights", "x.pth", "SOLVER.MAX_ITER", 5), "leave them out with --weights"),
-        (("SEED", 5), "SEED is what the option --seed sets"),
-        (("DATASETS.TEST", "()"), "DATASETS.TEST is what the option --dataset sets"),
+        (("--weights", "x.pth", "SOLVER.MAX_ITER", 5), "leave out the KEY VALUE overrides"),
+        (("SEED", 5), "set SEED with the option --seed"),
+        (("DATASETS.TEST", "()"), "set DATASETS.TEST with the option --dataset"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(ghm, digits_folder, tmp_path, words, message):

@@ -60,7 +60,7 @@ def test_polygons_go_with_either_format_and_an_rle_with_one(build, tmp_path):
         apply_to_config(mask_cfg(mask_format), polygons)
     folder = masked(build, tmp_path / "rle", RLE, "train")
     apply_to_config(mask_cfg(), folder)
-    with pytest.raises(UsageError, match=r"b\.png: annotation 2: .* RLE.*MASK_FORMAT bitmask"):
+    with pytest.raises(UsageError, match=r"b\.png: annotation 2: .*RLE.*MASK_FORMAT bitmask"):
         apply_to_config(mask_cfg("polygon"), folder)
 
 
@@ -72,7 +72,9 @@ def test_a_crowd_may_be_an_rle(build, tmp_path):
 
 def test_an_unknown_format_of_masks_is_refused_where_there_are_masks(build, tmp_path):
     folder = masked(build, tmp_path / "d", [[3, 4, 23, 4, 23, 14]])
-    with pytest.raises(UsageError, match=r"INPUT\.MASK_FORMAT is polygon or bitmask, not 'bitmap'"):
+    with pytest.raises(
+        UsageError, match=r"INPUT\.MASK_FORMAT must be polygon or bitmask, not 'bitmap'"
+    ):
         apply_to_config(mask_cfg("bitmap"), folder)
     cfg = mask_cfg("bitmap")
     cfg.MODEL.MASK_ON = False

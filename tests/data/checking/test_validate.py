@@ -41,7 +41,7 @@ def test_validate_names_the_file_and_the_fault(build, tmp_path):
     [
         ({"images": []}, "no images"),
         ({"annotations": []}, "no annotations"),
-        ({"images": [{"id": 1, "file_name": "../x.png"}]}, "leaves the image folder"),
+        ({"images": [{"id": 1, "file_name": "../x.png"}]}, "points outside the image folder"),
         ({"images": [{"id": 1, "file_name": "none.png", "width": 9, "height": 9}]}, "none.png"),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_detectron2_survives_is_logged_once_with_its_count(build, tmp_path,
     for _ in range(2):
         validate(name)
     empty, unknown = [record.getMessage() for record in caplog.records]
-    assert re.search(r"train\.json: a\.png: annotation 1: box .*1 more such.*data check", empty)
+    assert re.search(r"train\.json: a\.png: annotation 1: box .*1 more like it.*data check", empty)
     assert "annotation 3: no image has the id 77" in unknown
     assert [len(item["annotations"]) for item in DatasetCatalog.get(name)] == [1, 1, 0]
 
@@ -96,5 +96,5 @@ def test_a_test_set_without_annotations_is_evaluated_and_not_trained_on(build, t
     (name,) = cfg.DATASETS.TEST
     validate(name, "evaluation")
     assert [item["annotations"] for item in DatasetCatalog.get(name)] == [[]]
-    with pytest.raises(DataError, match=r"test\.json: no annotations, so that nothing can be"):
+    with pytest.raises(DataError, match=r"test\.json: has no annotations, so nothing can be"):
         validate(name)

@@ -101,7 +101,7 @@ def test_coco_images_elsewhere_need_to_be_told(build, tmp_path):
     (tmp_path / "coco" / "train.json").write_text(json.dumps(build.coco()))
     build.picture(tmp_path / "pictures" / "a.png")
     build.picture(tmp_path / "pictures" / "b.png")
-    with pytest.raises(DataError, match=r"no image such as a\.png .*--images"):
+    with pytest.raises(DataError, match=r"such as a\.png\) is in .*--images"):
         import_folder(tmp_path / "coco", tmp_path / "out")
     pictures = tmp_path / "pictures"
     report = import_folder(tmp_path / "coco", tmp_path / "out", image_folder=pictures, split=0.5)
@@ -121,12 +121,12 @@ def test_coco_faults_are_dropped_and_named(build, tmp_path):
     report = import_folder(folder, tmp_path / "out")
     text = "\n".join(details(report))
     for words in (
-        "annotation 1: box [3, 4, nan, 10] is not finite",
+        "annotation 1: box [3, 4, nan, 10] has values that are not finite",
         "annotation 2: unknown category 5",
-        "annotation 9: no image 77",
+        "annotation 9: no image has the id 77",
         "gone.png: no such image",
         "cut.jpg: cannot be decoded",
-        "wide.png is 64 x 48, not 65 x 48 as written",
+        "wide.png is 64 x 48 px, but its annotations say 65 x 48",
     ):
         assert words in text
     assert len(report["dropped"]) == 6
@@ -138,9 +138,9 @@ def test_coco_faults_are_dropped_and_named(build, tmp_path):
     [
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "same id"),
         ({"categories": [{"name": "a"}]}, "integer id"),
-        ({"images": [{"id": 1, "file_name": "../b.png"}]}, "leaves the image folder"),
-        ({"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "leaves the image folder"),
-        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "not the name of an image"),
+        ({"images": [{"id": 1, "file_name": "../b.png"}]}, "points outside the image folder"),
+        ({"images": [{"id": 1, "file_name": "/etc/passwd"}]}, "points outside the image folder"),
+        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "not a valid name of an image"),
         ({"images": []}, "no images"),
     ],
 )

@@ -14,7 +14,7 @@ def test_voc_boxes_lose_one_pixel_at_the_top_left_and_classes_are_sorted(voc, tm
     assert load_all(tmp_path / "out")[1] == [("a.jpg", 2, 0, 0, 10, 20), ("b.jpg", 1, 4, 5, 60, 43)]
     assert report["names"] == ["cat", "dog"]
     assert sum(s["background"] for s in report["splits"].values()) == 1
-    assert "made one" in report["notes"][0]
+    assert "became val" in report["notes"][0]
 
 
 def test_voc_splits_come_from_image_sets(voc, tmp_path):
@@ -99,4 +99,4 @@ def test_voc_names_cannot_leave_the_folder(voc, build, tmp_path, name):
     path.write_text(path.read_text().replace("bad.jpg", name))
     build.picture(tmp_path / "secret.jpg")
     report = import_folder(voc, tmp_path / "out")
-    assert "leaves the image folder" in details(report)[0] and len(details(report)) == 1
+    assert "points outside the image folder" in details(report)[0] and len(details(report)) == 1

@@ -112,10 +112,10 @@ def test_a_square_of_a_range_of_sizes():
     [
         (
             {"AUGMENTATION": "yolov3"},
-            "INPUT.AUGMENTATION is one of '', 'ssd', 'yolo', not",
+            "INPUT.AUGMENTATION must be one of '', 'ssd', 'yolo', not",
         ),
-        ({"RESIZE": "squares"}, "INPUT.RESIZE is one of 'shortest_edge', 'square'"),
-        ({"AUGMENTATION": "ssd", "FORMAT": "YUV-BT.601"}, "INPUT.FORMAT of RGB, BGR, L"),
+        ({"RESIZE": "squares"}, "INPUT.RESIZE must be one of 'shortest_edge', 'square'"),
+        ({"AUGMENTATION": "ssd", "FORMAT": "YUV-BT.601"}, "INPUT.FORMAT RGB, BGR, L"),
     ],
 )
 def test_what_is_not_known_is_refused(keys, words):

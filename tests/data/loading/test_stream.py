@@ -98,7 +98,7 @@ def test_processes_share_the_batches_of_one(cfg, monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_is_an_error_of_usage(cfg, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
-    with pytest.raises(UsageError, match=r"IMS_PER_BATCH .*multiple .*processes, 3, not 4"):
+    with pytest.raises(UsageError, match=r"IMS_PER_BATCH .*multiple .*ranks, 3, not 4"):
         build_train_loader(cfg)
 
 
@@ -143,7 +143,7 @@ def test_a_data_set_may_be_smaller_than_a_batch(cfg):
 
 def test_an_unknown_sampler_and_an_empty_subset_are_errors_of_usage(cfg):
     cfg.DATALOADER.SAMPLER_TRAIN = "MySampler"
-    with pytest.raises(UsageError, match=r"SAMPLER_TRAIN is TrainingSampler.*not 'MySampler'"):
+    with pytest.raises(UsageError, match=r"SAMPLER_TRAIN must be TrainingSampler.*not 'MySampler'"):
         build_train_loader(cfg)
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
     for ratio in (0.01, 1.5):
@@ -155,7 +155,7 @@ def test_an_unknown_sampler_and_an_empty_subset_are_errors_of_usage(cfg):
 def test_images_of_unknown_size_cannot_be_grouped(cfg):
     for item in DatasetCatalog.get(cfg.DATASETS.TRAIN[0]):
         del item["width"]
-    with pytest.raises(UsageError, match=r"width.*ASPECT_RATIO_GROUPING"):
+    with pytest.raises(UsageError, match=r"ASPECT_RATIO_GROUPING.*width"):
         build_train_loader(cfg)
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     assert len(take(cfg, 1)[0]) == 4
@@ -225,7 +225,9 @@ def test_where_nothing_can_be_read_the_error_stays(cfg):
         os.remove(item["file_name"])
     (batch,) = take(cfg, 1)
     assert take_faults(batch) == {}
-    with pytest.raises(DataError, match=r"\d\.png: cannot be read: .*nor can the 8 images after"):
+    with pytest.raises(
+        DataError, match=r"\d\.png: cannot be read: .*; the next 8 images cannot be"
+    ):
         raise_on_bad_image(batch)
 
 

@@ -288,9 +288,9 @@ def test_matching_in_order_names_the_first_tensor_that_does_not_fit():
     own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(4)}
     fits = {"x": torch.ones(2), "y": torch.ones(3), "z": torch.ones(4)}
     assert list(match_in_order(fits, own, "file")) == ["a", "b", "c"]
-    with pytest.raises(WeightsError, match=r"y of shape \(5,\) is in the place of b.*\(3,\)"):
+    with pytest.raises(WeightsError, match=r"y of shape \(5,\) does not fit b.*\(3,\)"):
         match_in_order(fits | {"y": torch.ones(5), "z": torch.ones(6)}, own, "file")
-    with pytest.raises(WeightsError, match="2 tensors, and the model 3"):
+    with pytest.raises(WeightsError, match="2 tensors, but the model has 3"):
         match_in_order({"x": torch.ones(2), "y": torch.ones(3)}, own, "file")
 
 
@@ -320,13 +320,13 @@ def test_timms_hub_out_of_reach_is_asked_once_and_its_address_told(monkeypatch, 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"TIMM.NAME": "resnet81"}, "'resnet81' is no timm model; did you mean 'resnet18'"),
+        ({"TIMM.NAME": "resnet81"}, "'resnet81' is not a timm model; did you mean 'resnet18'"),
         ({"TIMM.NAME": "resnet18.a1_in2k"}, "did you mean 'resnet18.a1_in1k'"),
         ({"TIMM.STRIDES": (8, 16, 32, 64)}, "feature maps of stride 2, 4, 8, 16, 32"),
         ({"TIMM.STRIDES": (8, 32)}, "twice the one before"),
         ({"TIMM.STRIDES": ()}, "feature maps of stride 2, 4, 8"),
         ({"TIMM.NAME": "vit_tiny_patch16_224"}, "feature maps of stride 16$"),
-        ({"TIMM.NAME": "coat_lite_tiny"}, "pictures of one size"),
+        ({"TIMM.NAME": "coat_lite_tiny"}, "images of one size"),
         ({"TIMM.FREEZE_AT": 6}, "0 to 5"),
         ({"FPN.TOP_BLOCK": "LastLevelP8"}, "'LastLevelP6P7', 'LastLevelMaxPool', ''"),
     ],

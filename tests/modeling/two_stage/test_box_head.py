@@ -202,7 +202,7 @@ def test_a_saved_model_continues_exactly(tmp_path):
 )
 def test_unknown_loss_type(key, value):
     with pytest.raises(
-        UsageError, match=f"MODEL.ROI_BOX_HEAD.{key} is one of .*ghm_.*, not '{value}'"
+        UsageError, match=f"MODEL.ROI_BOX_HEAD.{key} must be one of .*ghm_.*, not '{value}'"
     ):
         predictor(keys=[f"MODEL.ROI_BOX_HEAD.{key}", value])
 

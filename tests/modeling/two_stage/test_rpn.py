@@ -92,6 +92,6 @@ def test_evaluation_leaves_the_average_alone():
 
 
 def test_unknown_loss_type():
-    message = r"MODEL\.RPN\.CLS_LOSS_TYPE is one of ce, ghm_c, not 'focal'"
+    message = r"MODEL\.RPN\.CLS_LOSS_TYPE must be one of ce, ghm_c, not 'focal'"
     with pytest.raises(UsageError, match=message):
         ghm_faster_rcnn(rpn="focal")

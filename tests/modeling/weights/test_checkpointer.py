@@ -170,10 +170,10 @@ def write(content):
         (write(b"version https://git-lfs.github.com/spec/v1\n"), "LFS|not a safetensors"),
         (write(b"PK\x03\x04 and then something else"), "not a"),
         (write(b"\x80\x02 and then something else"), "not a"),
-        (write(pickle.dumps([1, 2, 3])), "holds no weights|not a"),
-        (write(pickle.dumps({"model": 3, "__author__": "x"})), "holds no weights|not a"),
+        (write(pickle.dumps([1, 2, 3])), "has no weights|not a"),
+        (write(pickle.dumps({"model": 3, "__author__": "x"})), "has no weights|not a"),
         (write(pickle.dumps({"model": {"a": "text"}, "__author__": "x"})), "no weights|not a"),
-        (write(pickle.dumps({1: np.zeros(2)})), "holds no weights|refused|not a"),
+        (write(pickle.dumps({1: np.zeros(2)})), "has no weights|refused|not a"),
     ],
 )
 def test_what_is_no_weight_file_is_named(ending, spoil, message, tmp_path):
@@ -207,7 +207,7 @@ def test_weights_of_another_model_are_refused_and_leave_the_model_alone(tmp_path
     file, model = tmp_path / "other.pth", Model()
     torch.save({"model": {"layer.weight": torch.ones(3)}}, file)
     before = state_of(model)
-    with pytest.raises(WeightsError, match=r"other\.pth is of another model.*layer\.weight"):
+    with pytest.raises(WeightsError, match=r"other\.pth belongs to another model.*layer\.weight"):
         GHMCheckpointer(model).load(str(file))
     assert_same(model, before)
 
@@ -224,9 +224,9 @@ def test_the_report_tells_what_fitted(tmp_path):
     assert (report.loaded, report.missing, report.unexpected) == (2, ("head.bias",), ("extra",))
     assert report.mismatched == (("head.weight", (7, 4), (2, 4)),)
     unused, anew, left = report.warnings()
-    assert "some.pth: 1 keys of the weights were not used: extra" in unused
-    assert "start anew: head.weight (7, 4) -> (2, 4)" in anew
-    assert "1 tensors of the model are not in the weights" in left
+    assert "some.pth: 1 tensors of the file are not in the model and were not used: extra" in unused
+    assert "keep their initial values: head.weight (7, 4) -> (2, 4)" in anew
+    assert "1 tensors of the model are missing in the file" in left
     assert left.endswith("initial values: head.bias")
 
 
@@ -246,7 +246,9 @@ def test_a_checkpoint_from_before_the_robust_form_misses_only_what_is_used(tmp_p
 def test_a_tensor_of_another_width_is_no_predictor_of_other_classes(tmp_path):
     state = state_of(Model()) | {"head.weight": torch.ones(2, 8)}
     torch.save({"model": state}, tmp_path / "wide.pth")
-    with pytest.raises(WeightsError, match=r"wide\.pth is of another architecture: head\.weight"):
+    with pytest.raises(
+        WeightsError, match=r"wide\.pth belongs to another architecture: head\.weight"
+    ):
         GHMCheckpointer(Model()).load(str(tmp_path / "wide.pth"))
 
 
@@ -299,7 +301,7 @@ def test_without_a_network_a_line_says_what_to_fetch_and_where_to_put_it(web, tm
     ):
         with pytest.raises(WeightsError) as caught:
             GHMCheckpointer(Model()).load(path)
-        found = re.search(r"fetch (\S+) by other means and put it at (\S+), or", str(caught.value))
+        found = re.search(r"fetch (\S+) by other means and copy it to (\S+), or", str(caught.value))
         assert found and found[1] == url
         shutil.copy(given, found[2])
         GHMCheckpointer(Model()).load(path)

@@ -106,7 +106,7 @@ def test_a_note_of_no_file_of_the_folder_leads_nowhere(note, tmp_path):
     assert iteration == 3 and "last_checkpoint names" in line
     for file in (tmp_path / "run").glob("model_0*"):
         file.unlink()
-    with pytest.raises(WeightsError, match=r"no whole checkpoint.*last_checkpoint names"):
+    with pytest.raises(WeightsError, match=r"no intact checkpoint.*last_checkpoint names"):
         resume(tmp_path / "run")
 
 

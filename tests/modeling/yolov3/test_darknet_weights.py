@@ -206,10 +206,10 @@ def test_the_header_before_version_0_2_is_shorter(model, tmp_path):
         (lambda data: data[:-4], "found {less} numbers;"),
         (lambda data: data[:-3], "found {less} numbers and 1 bytes"),
         (lambda data: data + bytes(4), "found {more} numbers"),
-        (lambda data: data[:10], "no header"),
+        (lambda data: data[:10], "too few for its header"),
         (lambda data: b"<!DOCTYPE html><title>404</title>", "does not fit"),
-        (lambda data: data[:400] + struct.pack("<f", float("nan")) + data[404:], "not finite"),
-        (lambda data: data[:-4] + struct.pack("<f", float("inf")), "not finite"),
+        (lambda data: data[:400] + struct.pack("<f", float("nan")) + data[404:], "NaN or infinite"),
+        (lambda data: data[:-4] + struct.pack("<f", float("inf")), "NaN or infinite"),
         # the stem's 4 biases, weights, means, then variances
         (lambda data: data[:68] + struct.pack("<f", -1.0) + data[72:], "below 0"),
     ],
@@ -226,7 +226,7 @@ def test_what_is_refused(model, tmp_path, spoil, said):
         GHMCheckpointer(model).load(str(path))
     assert said in str(error.value) and str(path) in str(error.value)
     if "numbers" in said:
-        assert f"{count:,} numbers of the whole model" in str(error.value)
+        assert f"{count:,} numbers for the whole model" in str(error.value)
     assert_same_bits(state_of(model), before)
 
 

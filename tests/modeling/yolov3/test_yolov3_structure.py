@@ -161,21 +161,21 @@ def test_a_timm_backbone():
         ("YOLOV3.OBJ_LOSS_TYPE", "focal", "one of ce, ghm_c"),
         ("YOLOV3.CLS_LOSS_TYPE", "focal", "one of ce, ghm_c"),
         ("YOLOV3.BBOX_REG_LOSS_TYPE", "giou", "one of l2, smooth_l1, asl1, ghm_r"),
-        ("YOLOV3.IGNORE_IOU", "1.5", "lies in"),
-        ("YOLOV3.IN_FEATURES", "('res3', 'res4', 'p5')", "the backbone gives res3, res4, res5"),
+        ("YOLOV3.IGNORE_IOU", "1.5", "must be in"),
+        ("YOLOV3.IN_FEATURES", "('res3', 'res4', 'p5')", "the backbone has res3, res4, res5"),
         ("YOLOV3.IN_FEATURES", "('res5', 'res4', 'res3')", "twice"),
-        ("YOLOV3.CHANNELS", "(4, 6)", "2 levels and IN_FEATURES 3"),
+        ("YOLOV3.CHANNELS", "(4, 6)", "2 levels, but IN_FEATURES has 3"),
         ("YOLOV3.ANCHORS", "(((4, 6),), ((4, 6),))", "2 levels"),
         ("YOLOV3.ANCHORS", "(((4, 6),), ((4, 0),), ((8, 8),))", "above 0"),
-        ("YOLOV3.ANCHORS", "((4, 6), (4, 8), (8, 8))", r"YOLOV3.ANCHORS has pairs"),
-        ("YOLOV3.ANCHORS", "(((4, 6, 8),), ((4, 6),), ((8, 8),))", r"YOLOV3.ANCHORS has pairs"),
+        ("YOLOV3.ANCHORS", "((4, 6), (4, 8), (8, 8))", r"YOLOV3.ANCHORS must have .*pairs"),
+        ("YOLOV3.ANCHORS", "(((4, 6, 8),), ((4, 6),), ((8, 8),))", "ANCHORS must have .*pairs"),
         ("YOLOV3.ANCHORS", "(((4, 6),), (), ((8, 8),))", r"YOLOV3.ANCHORS .* not \(\)"),
-        ("YOLOV3.ANCHORS", "(4, 6, 8)", r"YOLOV3.ANCHORS has pairs"),
-        ("YOLOV3.CHANNELS", "(4, 6, 0)", r"YOLOV3.CHANNELS are at least 1, not \(4, 6, 0\)"),
-        ("YOLOV3.NORM", "BNN", "MODEL.YOLOV3.NORM is .* not 'BNN'"),
-        ("YOLOV3.NORM", "GN", "MODEL.YOLOV3.NORM 'GN' does not suit 4 channels"),
-        ("DARKNET.NORM", "BNN", "MODEL.DARKNET.NORM is .* not 'BNN'"),
-        ("DARKNET.STEM_CHANNELS", "0", "DARKNET.STEM_CHANNELS is at least 1"),
+        ("YOLOV3.ANCHORS", "(4, 6, 8)", r"YOLOV3.ANCHORS must have .*pairs"),
+        ("YOLOV3.CHANNELS", "(4, 6, 0)", r"YOLOV3.CHANNELS must be at least 1, not \(4, 6, 0\)"),
+        ("YOLOV3.NORM", "BNN", "MODEL.YOLOV3.NORM must be .* not 'BNN'"),
+        ("YOLOV3.NORM", "GN", "MODEL.YOLOV3.NORM 'GN' does not fit 4 channels"),
+        ("DARKNET.NORM", "BNN", "MODEL.DARKNET.NORM must be .* not 'BNN'"),
+        ("DARKNET.STEM_CHANNELS", "0", "DARKNET.STEM_CHANNELS must be at least 1"),
         ("DARKNET.FREEZE_AT", "7", "0 to 6"),
         ("DARKNET.DEPTHS", "(1, 1)", "3 stages"),
     ],
@@ -194,7 +194,7 @@ def test_what_is_refused(key, value, said):
     ],
 )
 def test_parameters_of_box_losses_are_refused_when_the_model_is_built(kind, key, value):
-    with pytest.raises(UsageError, match=f"^{key} is .* not {value}"):
+    with pytest.raises(UsageError, match=f"^{key} must be .* not {value}"):
         yolov3({"MODEL.YOLOV3.BBOX_REG_LOSS_TYPE": kind, key: value})
 
 
