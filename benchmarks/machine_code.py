@@ -24,11 +24,11 @@ CAPABILITIES = (80, 90)
 WARPS = 4  # per program
 SAMPLES = 1024  # handled by a program at a time
 LEVELS = 5
-NUMBERS = {"sizes": ("i32",) * LEVELS, "starts": ("i32",) * (LEVELS + 1)}
+NUMBERS = {"rows": ("i32",) * LEVELS, "starts": ("i32",) * (LEVELS + 1)}
 INPUTS = {"x": ("*fp32",) * LEVELS, "target": ("*i64",) * LEVELS, "valid": ("*i64",) * LEVELS}
 INPUTS |= {"mu": "*i64"} | NUMBERS
 SIGMOID = {"KIND": "sigmoid", "COLUMNS": 80, "BINS": 30, "BLOCK": SAMPLES, "WIDTH": 1}
-SIGMOID |= {"LEVELS": LEVELS}
+SIGMOID |= {"LEVELS": LEVELS, "ALIGNED": False, "PER_ROW": 80}
 LOSS = {"BY_CLASS": False, "ALPHA": -1.0, "GAMMA": 0.0}
 PASSES = {
     "count_kernel": (INPUTS | {"counts": "*i64"}, SIGMOID | {"SLOTS": 32}),

@@ -27,6 +27,14 @@ def type_of(value) -> str:
     return "i32"
 
 
+def attributes(args) -> dict:
+    """As a launch finds: tensors and numbers are multiples of 16."""
+    places = []
+    for i, value in enumerate(args):
+        places += [(i, j) for j in range(len(value))] if isinstance(value, tuple) else [(i,)]
+    return {place: [["tt.divisibility", 16]] for place in places}
+
+
 class Compile:
     """In a kernel's place: compiles what would be launched."""
 
@@ -46,10 +54,11 @@ class Compile:
         for name, value in zip(names, args, strict=False):
             several = isinstance(value, tuple)
             signature[name] = tuple(map(type_of, value)) if several else type_of(value)
-        source = ASTSource(self.kernel, signature, constants)
+        source = ASTSource(self.kernel, signature, constants, attributes(args))
         options = {"num_warps": num_warps}
         result = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
         assert result.asm["cubin"]
+        self.ptx = result.asm["ptx"]
 
 
 @pytest.fixture
@@ -86,12 +95,26 @@ def test_passes_compile(compiled, dtype, rows, bins):
 
 def run(compiled, kind, bins, x, target, *valid, by_class=False, alpha=-1.0, gamma=0.0):
     mu = torch.ones((), dtype=torch.float64) if valid else None
-    levels = [x, x], [target, target], list(valid) * 2
-    arguments = kind, *levels, mu, bins, by_class, alpha, gamma
+    for number in (1, 3):
+        levels = [x] * number, [target] * number, list(valid) * number
+        passes(compiled, kind, *levels, mu, bins, by_class, alpha, gamma)
+
+
+def passes(compiled, *arguments):
     counts, _ = compiled.regions(*arguments)
     weights = torch.ones(counts.shape, dtype=torch.float64)
     compiled.total(*arguments, weights)
     compiled.gradient(*arguments, weights, torch.ones(()))
+
+
+@pytest.mark.parametrize("classes", [3, 80])
+def test_several_numbers_are_read_and_written_at_a_time(compiled, classes):
+    """With few classes the number of samples is not a multiple of 4 for every number of rows."""
+    x, labels = torch.zeros(32, classes), torch.zeros(32, dtype=torch.int64)
+    run(compiled, "sigmoid", 30, x, labels)
+    for name in ("count_kernel", "total_kernel", "gradient_kernel"):
+        assert "ld.global.v4" in getattr(compiled, name).ptx
+    assert "st.global.v4" in compiled.gradient_kernel.ptx
 
 
 @pytest.mark.parametrize("gamma", [1.5, 2])

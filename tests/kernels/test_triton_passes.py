@@ -271,17 +271,41 @@ def test_densities_of_classes_are_the_references(rows, columns, bins, dtype):
     torch.testing.assert_close(wide(gradient), expected_gradient, rtol=rtol, atol=rtol / 10)
 
 
-@every_kind
-def test_levels_are_added_up(kind):
-    levels = [kind.make(rows, 6, 10, seed=rows) for rows in (400, 0, 7)]
-    weights = torch.stack([make_weights(10) * (i + 1) for i in range(3)])
-    name, _, _, _, mu, *options = kind.arguments(levels[0], 10)
-    lists = [list(x) for x in zip(*levels, strict=True)]
-    arguments = name, *lists[:2], lists[2] if mu is not None else [], mu, *options
-    counts, _ = T.regions(*arguments)
-    total, gradients = T.total(*arguments, weights), T.gradient(*arguments, weights, 2 * ONE)
-    each = [kind.total(level, w) for level, w in zip(levels, weights, strict=True)]
+@pytest.mark.parametrize("rows", [(0, 900, 7), (400, 0, 300), (5, 600, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "by_class"),
+    [(SIGMOID, False), (SIGMOID, True), (SOFTMAX, False), (ASL1, False)],
+    ids=["sigmoid", "by class", "softmax", "asl1"],
+)
+def test_a_launch_of_several_levels_is_one_launch_for_each(monkeypatch, kind, by_class, rows):
+    monkeypatch.setattr(T, "_most_programs", lambda device: 8)  # several for a level
+    levels = [kind.make(n, 6, 10, seed=n) for n in rows]
+    name, _, _, _, mu, *options = kind.arguments(levels[0], 10, by_class=by_class)
+    weights = torch.stack([make_weights(60 if by_class else 10) * (i + 1) for i in range(3)])
+    several = [list(x) for x in zip(*levels, strict=True)]
+
+    def run(what, lists, *given):
+        return what(name, *lists[:2], lists[2] if mu is not None else [], mu, *options, *given)
+
+    counts, _ = run(T.regions, several)
+    total, gradients = run(T.total, several, weights), run(T.gradient, several, weights, 2 * ONE)
+    each = []
+    for i, level in enumerate(levels):
+        alone, own = [[t] for t in level], weights[i : i + 1]
+        assert torch.equal(counts[i], run(T.regions, alone)[0][0])
+        assert torch.equal(gradients[i], run(T.gradient, alone, own, 2 * ONE)[0])
+        each.append(run(T.total, alone, own))
     torch.testing.assert_close(total, sum(each))
-    for level, w, found, mine in zip(levels, weights, counts, gradients, strict=True):
-        assert torch.equal(found, kind.counts(level, 10))
-        assert torch.equal(mine, kind.grad(level, w, scale=2.0))
+
+
+def test_levels_of_several_dtypes_are_computed_in_the_widest():
+    levels = [make_sigmoid(20, 6, 10, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    logits, labels = (list(tensors) for tensors in zip(*levels, strict=True))
+    arguments = SIGMOID.arguments((logits[0], labels[0]), 10)
+    arguments = arguments[0], logits, labels, *arguments[3:]
+    as_float = arguments[0], [x.float() for x in logits], labels, *arguments[3:]
+    weights = torch.stack([make_weights(10)] * 2)
+    assert torch.equal(T.regions(*arguments)[0], T.regions(*as_float)[0])
+    found = T.gradient(*arguments, weights, ONE), T.gradient(*as_float, weights, ONE)
+    for x, mine, expected in zip(logits, *found, strict=True):
+        assert mine.dtype == x.dtype and torch.equal(mine, expected.to(x.dtype))

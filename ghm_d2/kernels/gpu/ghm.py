@@ -60,7 +60,7 @@ def regions(kind, pred, target, valid, mu, bins, by_class, alpha, gamma) -> tupl
         _count_by_class(counts, inputs[0], inputs[1], bins)
     else:
         options = _options(kind, pred)
-        places = _places(kind, pred, options["BLOCK"])
+        places = _places(pred, options)
         _launch(count_kernel, counts, *inputs, *places, SLOTS=_slots(bins), BINS=bins, **options)
     return counts, counts.new_empty((len(pred), 0), dtype=torch.float64)
 
@@ -71,10 +71,10 @@ def total(kind, pred, target, valid, mu, bins, by_class, alpha, gamma, weights: 
     The arguments are as in `gradient`.
     """
     options = _options(kind, pred, bins, by_class, alpha, gamma)
-    sizes, starts = _places(kind, pred, options["BLOCK"])
+    rows, starts = _places(pred, options)
     sums = pred[0].new_empty(starts[-1] // 16, dtype=torch.float64)
     inputs = _inputs(pred, target, valid, mu)
-    _launch(total_kernel, sums, weights.contiguous(), *inputs, sizes, starts, **options)
+    _launch(total_kernel, sums, weights.contiguous(), *inputs, rows, starts, **options)
     return sums.sum()
 
 
@@ -83,22 +83,26 @@ def gradient(
 ) -> list[Tensor]:
     """scale * weights[region] * dl/dx of each sample; arguments as in `cpu.gradient`."""
     options = _options(kind, pred, bins, by_class, alpha, gamma)
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in pred]
     inputs = _inputs(pred, target, valid, mu)
-    places = _places(kind, pred, options["BLOCK"])
-    _launch(gradient_kernel, tuple(found), weights.contiguous(), scale, *inputs, *places, **options)
-    return found
+    found = tuple(torch.empty_like(x) for x in inputs[0])
+    places = _places(pred, options)
+    _launch(gradient_kernel, found, weights.contiguous(), scale, *inputs, *places, **options)
+    return [x.to(p.dtype) for x, p in zip(found, pred, strict=True)]
 
 
 def size_counts(pred, target, valid) -> Tensor:
     """`reference.size_counts`, added up over all levels."""
     counts = pred[0].new_zeros(SIZE_SLOTS, dtype=torch.int64)
-    options = {"BINS": SIZE_SLOTS, "SLOTS": _slots(SIZE_SLOTS), "BLOCK": BLOCK}
-    scale = {"PER_OCTAVE": SLOTS_PER_OCTAVE, "LOWEST": LOWEST_OCTAVE, "LEVELS": len(pred)}
     valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
     *inputs, _ = _inputs(pred, target, valid, None)
-    places = _places("asl1", pred, BLOCK)
-    _launch(size_counts_kernel, counts, *inputs, *places, **options, **scale)
+    options = _options("asl1", pred)
+    places = _places(pred, options)
+    for name in ("KIND", "COLUMNS", "WIDTH"):
+        del options[name]
+    _launch(
+        size_counts_kernel, counts, *inputs, *places, **options, BINS=SIZE_SLOTS,
+        SLOTS=_slots(SIZE_SLOTS), PER_OCTAVE=SLOTS_PER_OCTAVE, LOWEST=LOWEST_OCTAVE,
+    )  # fmt: skip
     return counts
 
 
@@ -127,27 +131,40 @@ def density(
 
 
 def _inputs(pred, target, valid, mu) -> tuple:
-    """Return pred, target and valid of all levels, contiguous, and mu, for the kernels.
+    """Return pred, target and valid of all levels, and mu, as the kernels take them.
 
-    A kind of sample without valid or mu gets another tensor in its place, which is not read.
+    The tensors of an argument are contiguous and of one dtype. A kind of sample without valid or mu
+    gets another tensor in its place, which is not read.
 
     Raises:
-        ValueError: levels differ in their dtype or number of classes.
+        ValueError: levels differ in their number of classes.
     """
-    if len({(x.dtype, x.shape[1]) for x in pred}) > 1 or len({t.dtype for t in target}) > 1:
-        raise ValueError("all feature levels must have the same dtype and number of classes")
+    if len({x.shape[1] for x in pred}) > 1:
+        raise ValueError("all feature levels must have the same number of classes")
     if mu is not None and not valid:
         valid = [torch.ones_like(x, dtype=torch.bool) for x in pred]
-    levels = (tuple(t.contiguous() for t in level) for level in (pred, target, valid or target))
+    levels = (_alike(tensors) for tensors in (pred, target, valid or target))
     return *levels, target[0] if mu is None else mu
+
+
+def _alike(tensors) -> tuple[Tensor, ...]:
+    """Return the tensors in their widest dtype, contiguous, each from a multiple of 16 bytes on.
+
+    Triton would compile a kernel again for each choice of tensors that begin elsewhere.
+    """
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    ready = (t.to(dtype).contiguous() for t in tensors)
+    return tuple(t if t.data_ptr() % 16 == 0 else t.clone() for t in ready)
 
 
 def _options(kind: str, pred, bins=None, by_class=False, alpha=-1.0, gamma=0.0) -> dict[str, Any]:
     """Return the options for blocks of samples; with `bins`, those for losses too."""
-    columns = pred[0].shape[1]
-    options = {"LEVELS": len(pred), "KIND": kind, "COLUMNS": columns, "WIDTH": 1, "BLOCK": BLOCK}
+    columns, aligned = pred[0].shape[1], all(x.numel() % 16 == 0 for x in pred)
+    options = {"LEVELS": len(pred), "ALIGNED": aligned, "KIND": kind, "COLUMNS": columns}
+    options |= {"PER_ROW": columns, "WIDTH": 1, "BLOCK": BLOCK}
     if kind == "softmax":
         width = triton.next_power_of_2(columns)  # whole rows
+        options |= {"PER_ROW": 1, "ALIGNED": False}
         options |= {"WIDTH": width, "BLOCK": min(max(TILE // width, 1), 64)}
         options |= {"num_warps": min(max(width // 1024, 4), 16)}
     if bins is not None:
@@ -157,27 +174,27 @@ def _options(kind: str, pred, bins=None, by_class=False, alpha=-1.0, gamma=0.0) 
     return options
 
 
-def _places(kind: str, pred, block: int, groups: int = 1):
-    """Return the numbers of samples, and the first program of each level and the number of all.
+def _places(pred, options, groups: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rows of each level; and the first program of each, and the number of all.
 
     A level gets a program for each block, or its share of the most programs and at least one. All
     numbers are multiplied by 16, because Triton compiles a kernel again for a number in a tuple
     that is 1, or that 16 divides or not.
     """
-    sizes = [len(x) if kind == "softmax" else x.numel() for x in pred]
-    blocks = [triton.cdiv(size, block) for size in sizes]
+    rows = [len(x) for x in pred]
+    blocks = [triton.cdiv(n * options["PER_ROW"], options["BLOCK"]) for n in rows]
     every, most = sum(blocks), triton.cdiv(_most_programs(pred[0].device), groups)
     if every > most:
         blocks = [min(n, max(most * n // every, 1)) for n in blocks]
     starts = accumulate(blocks, initial=0)
-    return tuple(16 * n for n in sizes), tuple(16 * n for n in starts)
+    return tuple(16 * n for n in rows), tuple(16 * n for n in starts)
 
 
 def _count_by_class(counts: Tensor, logits, labels, bins: int) -> None:
     columns, slots = logits[0].shape[1], _slots(bins)
     classes = min(max(COUNTERS // slots, 1), triton.next_power_of_2(max(columns, 1)))
     size, groups = max(BLOCK // classes, 16), max(triton.cdiv(columns, classes), 1)
-    places = _places("softmax", logits, size, groups)  # blocks of rows
+    places = _places(logits, {"PER_ROW": 1, "BLOCK": size}, groups)
     _launch(
         count_by_class_kernel, counts, logits, labels, *places, groups=groups,
         LEVELS=len(logits), COLUMNS=columns, BINS=bins, ROWS=size, CLASSES=classes, SLOTS=slots,
@@ -190,10 +207,10 @@ def _slots(bins: int) -> int:
 
 
 def _launch(kernel, out, *arguments, groups: int = 1, **options) -> None:
-    """Launch as many programs as the last argument, the places of levels, says, times `groups`."""
+    """Launch a kernel whose last argument is `starts`, with a program for each of `groups` too."""
     programs = arguments[-1][-1] // 16
     if programs:
-        with torch.cuda.device_of(out[0]):
+        with torch.cuda.device_of(out if isinstance(out, Tensor) else out[0]):
             kernel[programs, groups](out, *arguments, **options)
 
 

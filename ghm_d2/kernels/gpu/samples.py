@@ -175,7 +175,7 @@ def _softmax_block(
 def _place(starts, LEVELS: tl.constexpr):
     """Return the level of this program, its index among the level's programs, and their number.
 
-    starts: the first program of each level, and the number of all programs, as `_of` reads them.
+    starts: the first program of each level, and the number of all programs, times 16.
     """
     program = tl.program_id(0)
     level = 0
@@ -190,7 +190,7 @@ def _place(starts, LEVELS: tl.constexpr):
 
 @triton.jit
 def _of(level, values, LEVELS: tl.constexpr):
-    """Return the value of a level: a pointer, or 16 times a number."""
+    """Return the value of a level, a number or a pointer."""
     found = values[0]
     for i in tl.static_range(1, LEVELS):
         found = tl.where(level == i, values[i], found)
@@ -198,9 +198,18 @@ def _of(level, values, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def _inputs(level, x, target, valid, sizes, LEVELS: tl.constexpr):
-    """Return the tensors of a level, and the number of its samples."""
-    numel = _of(level, sizes, LEVELS) >> 4
+def _inputs(
+    level, x, target, valid, rows, LEVELS: tl.constexpr, PER_ROW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Return the tensors of a level, and the number of its samples, PER_ROW times its rows.
+
+    The compiler loads several numbers at a time only if it knows that the number of samples is a
+    multiple of so many: because of PER_ROW, or if ALIGNED.
+    """
+    numel = tl.cast(_of(level, rows, LEVELS) >> 4, tl.int64) * PER_ROW
+    if ALIGNED:
+        numel = tl.multiple_of(numel, 16)
     return _of(level, x, LEVELS), _of(level, target, LEVELS), _of(level, valid, LEVELS), numel
 
 
@@ -209,16 +218,16 @@ def _inputs(level, x, target, valid, sizes, LEVELS: tl.constexpr):
 
 @triton.jit
 def count_kernel(
-    counts, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr, KIND: tl.constexpr,
-    COLUMNS: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
+    counts, x, target, valid, mu, rows, starts, LEVELS: tl.constexpr, ALIGNED: tl.constexpr,
+    KIND: tl.constexpr, COLUMNS: tl.constexpr, PER_ROW: tl.constexpr, BINS: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Adds to counts (LEVELS, BINS)."""
     level, first, step = _place(starts, LEVELS)
-    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, rows, LEVELS, PER_ROW, ALIGNED)
     slot = tl.arange(0, SLOTS)
     found = tl.zeros((SLOTS,), tl.int64)
-    for block in range(first, tl.cdiv(numel, BLOCK), step):
+    for block in range(first, tl.cdiv(numel, BLOCK).to(tl.int32), step):
         _, _, _, region, _, _ = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, -1.0, 0.0, BLOCK, WIDTH
         )
@@ -232,12 +241,13 @@ def count_kernel(
 
 @triton.jit
 def count_by_class_kernel(
-    counts, logits, labels, sizes, starts, LEVELS: tl.constexpr, COLUMNS: tl.constexpr,
+    counts, logits, labels, rows, starts, LEVELS: tl.constexpr, COLUMNS: tl.constexpr,
     BINS: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Adds to counts (LEVELS, COLUMNS, BINS); a program handles CLASSES columns."""
     level, first, step = _place(starts, LEVELS)
-    logits, labels, _unread, rows = _inputs(level, logits, labels, labels, sizes, LEVELS)
+    logits, labels = _of(level, logits, LEVELS), _of(level, labels, LEVELS)
+    rows = _of(level, rows, LEVELS) >> 4
     column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     slot = tl.arange(0, CLASSES * SLOTS)
     found = tl.zeros((CLASSES * SLOTS,), tl.int64)
@@ -257,16 +267,17 @@ def count_by_class_kernel(
 
 @triton.jit
 def total_kernel(
-    sums, weights, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr, KIND: tl.constexpr,
-    COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr,
-    GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    sums, weights, x, target, valid, mu, rows, starts, LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr, KIND: tl.constexpr, COLUMNS: tl.constexpr, PER_ROW: tl.constexpr,
+    BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Store the sum of weights[region] * l over the samples of each program."""
     level, first, step = _place(starts, LEVELS)
-    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, rows, LEVELS, PER_ROW, ALIGNED)
     weights += level * BINS * (COLUMNS if BY_CLASS else 1)
     found = tl.zeros((1,), tl.float64)
-    for block in range(first, tl.cdiv(numel, BLOCK), step):
+    for block in range(first, tl.cdiv(numel, BLOCK).to(tl.int32), step):
         _, _, column, region, loss, _ = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
         )
@@ -277,16 +288,17 @@ def total_kernel(
 
 @triton.jit
 def gradient_kernel(
-    gradient, weights, scale, x, target, valid, mu, sizes, starts, LEVELS: tl.constexpr,
-    KIND: tl.constexpr, COLUMNS: tl.constexpr, BINS: tl.constexpr, BY_CLASS: tl.constexpr,
-    ALPHA: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    gradient, weights, scale, x, target, valid, mu, rows, starts, LEVELS: tl.constexpr,
+    ALIGNED: tl.constexpr, KIND: tl.constexpr, COLUMNS: tl.constexpr, PER_ROW: tl.constexpr,
+    BINS: tl.constexpr, BY_CLASS: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     level, first, step = _place(starts, LEVELS)
-    x, target, valid, numel = _inputs(level, x, target, valid, sizes, LEVELS)
+    x, target, valid, numel = _inputs(level, x, target, valid, rows, LEVELS, PER_ROW, ALIGNED)
     gradient = _of(level, gradient, LEVELS)
     weights += level * BINS * (COLUMNS if BY_CLASS else 1)
     factor = tl.load(scale).to(tl.float64)
-    for block in range(first, tl.cdiv(numel, BLOCK), step):
+    for block in range(first, tl.cdiv(numel, BLOCK).to(tl.int32), step):
         offset, inside, column, region, _, slope = _block(
             block, x, target, valid, mu, numel, KIND, COLUMNS, BINS, ALPHA, GAMMA, BLOCK, WIDTH
         )
@@ -308,14 +320,15 @@ def _weight(weights, column, region, BINS: tl.constexpr, BY_CLASS: tl.constexpr)
 
 @triton.jit
 def size_counts_kernel(
-    counts, pred, target, valid, sizes, starts, LEVELS: tl.constexpr, BINS: tl.constexpr,
-    PER_OCTAVE: tl.constexpr, LOWEST: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    counts, pred, target, valid, rows, starts, LEVELS: tl.constexpr, ALIGNED: tl.constexpr,
+    PER_ROW: tl.constexpr, BINS: tl.constexpr, PER_OCTAVE: tl.constexpr, LOWEST: tl.constexpr,
+    BLOCK: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Adds to counts (BINS,)."""
     level, first, step = _place(starts, LEVELS)
-    pred, target, valid, numel = _inputs(level, pred, target, valid, sizes, LEVELS)
+    pred, target, valid, numel = _inputs(level, pred, target, valid, rows, LEVELS, PER_ROW, ALIGNED)
     found = tl.zeros((SLOTS,), tl.int64)
-    for block in range(first, tl.cdiv(numel, BLOCK), step):
+    for block in range(first, tl.cdiv(numel, BLOCK).to(tl.int32), step):
         _, _, counted, d = _differences(block, pred, target, valid, numel, BLOCK)
         size = tl.abs(d)
         slot = (tl.log2(size) - LOWEST) * PER_OCTAVE
