@@ -90,7 +90,7 @@ def test_a_full_disk_costs_the_new_row_alone(tmp_path):
     file = tmp_path / "runs.jsonl"
     command = [sys.executable, "-c", APPENDS_UNDER_A_LIMIT, str(file)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert f"{file} cannot be written: it would be longer than" in done.stdout
+    assert f"{file} cannot be written: it would exceed" in done.stdout
     assert [r["key"] for r in RunsTable(file).rows()] == ["a", "c"]
 
 

@@ -308,7 +308,7 @@ def test_a_prior_counts_from_where_it_begins():
         (GHMC, {"prior": float("nan"), "scope": "batch"}, ["prior", "nan"]),
         (GHMC, {"prior": "3", "scope": "batch"}, ["prior", "a number", "'3'"]),
         (SoftmaxGHMC, {"prior": 3.0}, ["prior", "scope batch", "level"]),
-        (GHMC, {"num_classes": 3}, ["each class", "scope batch", "level"]),
+        (GHMC, {"num_classes": 3}, ["num_classes above 1", "scope batch", "level"]),
         (GHMC, {"num_classes": 0, "scope": "batch"}, ["num_classes", "0"]),
         (GHMR, {"mu_quantile": 1.0}, ["mu_quantile", "[0, 1)", "1.0"]),
         (GHMR, {"mu_quantile": -0.5}, ["mu_quantile", "[0, 1)", "-0.5"]),

@@ -44,7 +44,7 @@ def test_the_losses_work_and_the_command_says_what_to_install():
     code = USE.format(blocked=packages_of_the_detectors())
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     line = run.stderr.splitlines()[-1]  # torch itself warns that there is no numpy
-    assert run.returncode == 2 and line.startswith("error: ghm needs typer")
+    assert run.returncode == 2 and line.startswith("error: ghm needs the package typer")
     assert "pip install 'ghm_d2[detectors]'" in line
 
 

@@ -142,5 +142,5 @@ def test_a_comparison_that_contradicts_itself_is_named(comparison, change, words
 def test_where_nothing_can_be_written_is_named(comparison, tmp_path):
     folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="--output"):
+    with pytest.raises(UsageError, match="file/report cannot be created"):
         write_report(folder, tmp_path / "file" / "report")
