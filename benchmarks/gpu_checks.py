@@ -57,8 +57,13 @@ def make_tensors(loss: str, rows: int, columns: int, dtype: torch.dtype, device)
     return [torch.where(own, -g.logit(), g.logit()).to(device, dtype), labels.to(device)]
 
 
-def make_loss(loss: str, kernel: str, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
-    """Return a function that computes the loss and its gradient, for a `grad_output` of 2."""
+def make_loss(
+    loss: str, kernel: str, tensors: list[Tensor], levels: bool = False
+) -> Callable[[], list[Tensor]]:
+    """Return a function that computes the loss and its gradient, for a `grad_output` of 2.
+
+    levels: split the rows of a GHM loss into feature levels, one of which is empty.
+    """
     made = attrgetter(loss.removesuffix(" by class"))(losses)
     if loss == BY_CLASS:
         made = partial(made, num_classes=tensors[0].shape[1])
@@ -70,21 +75,33 @@ def make_loss(loss: str, kernel: str, tensors: list[Tensor]) -> Callable[[], lis
     x, *rest = tensors
     x = x.detach().requires_grad_()
 
+    def of_levels(*tensors):
+        counted = function.begin(*(_split(t) for t in tensors))
+        losses.sum_up(counted)
+        return counted.total()
+
     def run():
-        value = function(x, *rest)
+        value = (of_levels if levels else function)(x, *rest)
         return [value.detach(), *torch.autograd.grad(2 * value, x)]
 
     return run
+
+
+def _split(tensor: Tensor) -> list[Tensor]:
+    first = len(tensor) // 3
+    return list(tensor.split([first, 0, len(tensor) - first - 1, 1]))
 
 
 def parity(loss: str, dtype: str, args) -> None:
     """Check that the device's kernel agrees with plain PyTorch."""
     for shape in SHAPES:
         tensors = make_tensors(loss, *shape, getattr(torch, dtype), args.device)
-        actual, expected = (make_loss(loss, kernel, tensors)() for kernel in ("auto", "torch"))
         rtol = max(TOLERANCES[dtype], 1e-5 if loss == "focal_loss" else 0)
-        for a, e in zip(actual, expected, strict=True):
-            torch.testing.assert_close(a, e.to(a), rtol=rtol, atol=rtol / 100)
+        for levels in (False,) if loss.endswith("_loss") else (False, True):
+            made = (make_loss(loss, kernel, tensors, levels) for kernel in ("auto", "torch"))
+            actual, expected = (run() for run in made)
+            for a, e in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a, e.to(a), rtol=rtol, atol=rtol / 100)
 
 
 def loss_never_waits(loss: str, args) -> None:
