@@ -11,6 +11,7 @@
  * s is the signed logit: s = x where the target is 0 and -x where it is 1, so that the loss is
  * softplus(s) and the gradient norm g = sigmoid(s) for both (paper, section 3.1).
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,17 +27,23 @@
 const char ghm_source[65] = SOURCE;
 
 /* The widest vectors of the processor that runs it, not of the one that built it. */
-#if !defined(__x86_64__) || !defined(__gnu_linux__) || defined(__clang__)
+#if !defined(__x86_64__) || !defined(__gnu_linux__) || (defined(__clang__) && __clang_major__ < 14)
 #define CLONES
-#elif __GNUC__ >= 12
+#define NOINLINE __attribute__((noinline))
+#elif defined(__clang__)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define NOINLINE /* refused beside clones, which are not inlined anyway */
+#else
+#if __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
+#define NOINLINE __attribute__((noinline))
+#endif
 #ifdef __clang__ /* else it reports each loop in double, which calls the C library */
 #pragma clang diagnostic ignored "-Wpass-failed"
 #endif
-#define HIDDEN __attribute__((visibility("hidden")))
 #define INLINE static inline __attribute__((always_inline))
 
 /* How many samples a unit region holds, and the sum of their losses: added to in one instruction. */
@@ -75,13 +82,20 @@ typedef struct {
 #define F(name) JOIN(name, SUFFIX)
 
 #define REAL float
+#define LARGEST FLT_MAX
 #define SUFFIX _f
+#pragma GCC visibility push(hidden) /* as an attribute clang refuses it beside clones */
 #include "cpu_passes.h"
+#pragma GCC visibility pop
 #include "cpu_calls.h"
 #undef REAL
+#undef LARGEST
 #undef SUFFIX
 
 #define REAL double
+#define LARGEST DBL_MAX
 #define SUFFIX _d
+#pragma GCC visibility push(hidden) /* as an attribute clang refuses it beside clones */
 #include "cpu_passes.h"
+#pragma GCC visibility pop
 #include "cpu_calls.h"

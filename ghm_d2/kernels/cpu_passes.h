@@ -104,7 +104,7 @@ INLINE void F(separate)(int32_t *index, int64_t K, int64_t a, int n, int32_t bin
 }
 
 /* Counts and sums of losses into the part's tallies. */
-CLONES HIDDEN void F(sigmoid_regions_part)(const job *j, int part) {
+CLONES void F(sigmoid_regions_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     const int32_t bins = j->bins, regions = j->regions;
@@ -130,7 +130,7 @@ CLONES HIDDEN void F(sigmoid_regions_part)(const job *j, int part) {
 }
 
 /* out = weights[region] (p - t); 0 in ignored rows. */
-CLONES HIDDEN void F(sigmoid_grad_part)(const job *j, int part) {
+CLONES void F(sigmoid_grad_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     const int32_t bins = j->bins, regions = j->regions;
@@ -174,7 +174,7 @@ INLINE REAL F(focal)(REAL s, REAL e, REAL gamma) {
 }
 
 /* Into the part's tallies of one region: samples, and the sum of factor g^gamma l. */
-CLONES HIDDEN void F(focal_regions_part)(const job *j, int part) {
+CLONES void F(focal_regions_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     const REAL gamma = (REAL)j->gamma, others = (REAL)j->others, targets = (REAL)j->targets;
@@ -195,7 +195,7 @@ CLONES HIDDEN void F(focal_regions_part)(const job *j, int part) {
 }
 
 /* out = factor dl/dx = +-factor g^gamma (gamma (1 - g) l + g). */
-CLONES HIDDEN void F(focal_grad_part)(const job *j, int part) {
+CLONES void F(focal_grad_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     const double weight = j->weights[0] * j->scale;
@@ -221,17 +221,21 @@ CLONES HIDDEN void F(focal_grad_part)(const job *j, int part) {
 
 /* A row of a softmax: its largest logit, the sum of e^(x - largest) over all classes, and the norm
  * 1 - p_y. Both passes call it, so that a sample on the edge of a region is in the same one. */
-CLONES HIDDEN __attribute__((noinline)) void F(softmax_row)(const REAL *x, int64_t K, int64_t y,
-                                                            REAL *largest, REAL *total, REAL *norm) {
+CLONES NOINLINE void F(softmax_row)(const REAL *x, int64_t K, int64_t y, REAL *largest, REAL *total,
+                                    REAL *norm) {
     REAL top = x[0], poison = 0, rest = 0;
 #pragma omp simd reduction(max : top) reduction(+ : poison)
     for (int64_t j = 0; j < K; j++) {
         top = x[j] > top ? x[j] : top;
         poison += x[j] < (REAL)INFINITY ? 0 : (REAL)NAN; /* -inf is a probability of 0 */
     }
+    if (!(top > -LARGEST)) { /* where clang's reduction begins; is any of them finite? */
+        top = x[0];
+        for (int64_t j = 0; j < K; j++) top = x[j] > top ? x[j] : top;
+        if (!(top > -(REAL)INFINITY)) poison = (REAL)NAN;
+    }
 #pragma omp simd reduction(+ : rest)
     for (int64_t j = 0; j < K; j++) rest += j == y ? 0 : F(exp)(x[j] - top);
-    if (!(top > -(REAL)INFINITY)) poison = (REAL)NAN;
     rest += poison;
     *largest = top;
     *total = rest + (x[y] > -(REAL)INFINITY ? F(exp)(x[y] - top) : 0);
@@ -239,7 +243,7 @@ CLONES HIDDEN __attribute__((noinline)) void F(softmax_row)(const REAL *x, int64
 }
 
 /* A sample is a row, l = -log(p_y), g = 1 - p_y. */
-CLONES HIDDEN void F(softmax_regions_part)(const job *j, int part) {
+CLONES void F(softmax_regions_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     REAL *block = (REAL *)j->row_blocks + part * K;
@@ -259,7 +263,7 @@ CLONES HIDDEN void F(softmax_regions_part)(const job *j, int part) {
 }
 
 /* out = weights[region] (softmax - one-hot); 0 in ignored rows. */
-CLONES HIDDEN void F(softmax_grad_part)(const job *j, int part) {
+CLONES void F(softmax_grad_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const int64_t *labels = j->target;
     REAL *block = (REAL *)j->row_blocks + part * K;
@@ -284,7 +288,7 @@ CLONES HIDDEN void F(softmax_grad_part)(const job *j, int part) {
 }
 
 /* ASL1 and its gradient norm (paper, section 3.4). */
-CLONES HIDDEN void F(asl1_regions_part)(const job *j, int part) {
+CLONES void F(asl1_regions_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const uint8_t *valid = j->valid;
     const int32_t bins = j->bins;
@@ -309,7 +313,7 @@ CLONES HIDDEN void F(asl1_regions_part)(const job *j, int part) {
 }
 
 /* out = weights[region] d / root; 0 where not valid. */
-CLONES HIDDEN void F(asl1_grad_part)(const job *j, int part) {
+CLONES void F(asl1_grad_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const uint8_t *valid = j->valid;
     const int32_t bins = j->bins;
@@ -335,7 +339,7 @@ CLONES HIDDEN void F(asl1_grad_part)(const job *j, int part) {
 
 /* Adds to counts (SIZES,), a quarter of an octave each from 2^-16 on, how many |pred - target| lie in
  * each: those beyond are in the first or last, those invalid or not finite in none. */
-CLONES HIDDEN void F(asl1_sizes_part)(const job *j, int part) {
+CLONES void F(asl1_sizes_part)(const job *j, int part) {
     const int64_t K = j->K, begin = first_row(j, part), end = first_row(j, part + 1);
     const uint8_t *valid = j->valid;
     REAL x_block[BLOCK], target_block[BLOCK];
