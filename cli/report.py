@@ -9,10 +9,8 @@ from rich.console import Console
 
 from ghm_d2.errors import UsageError
 
-from .common.console import emit, out, tell, user_errors
+from .common.console import TABLE_WIDTH, emit, out, tell, user_errors
 from .common.options import Json, make_folder
-
-TABLE_WIDTH = 150  # characters; narrower tables break names apart
 
 
 def report(

@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 
 
 def text_of(cell) -> str:
-    """What a code cell printed."""
+    """The printed output of a code cell."""
     streams = [out["text"] for out in cell["outputs"] if out["output_type"] == "stream"]
     return "".join("".join(text) for text in streams)
 

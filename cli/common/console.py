@@ -12,10 +12,11 @@ from ghm_d2.errors import EXIT_INTERRUPTED, GHMError, printable
 
 from .group import leave_error, rank
 
-# In a pipe or a file no name is broken at 80 characters; COLUMNS sets another width.
-PIPE_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150
+TABLE_WIDTH = 150  # characters; narrower tables break names apart
 
-out = Console(soft_wrap=True, width=PIPE_WIDTH)
+# a terminal, or COLUMNS, has its own width; a pipe or a file would get 80 characters
+_has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(soft_wrap=True, width=None if _has_width else TABLE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ def type_of(value) -> str:
 
 
 def attributes(args) -> dict:
-    """As a launch finds: tensors and numbers are multiples of 16."""
+    """The attributes of a launch: tensors and numbers are multiples of 16."""
     places = []
     for i, value in enumerate(args):
         places += [(i, j) for j in range(len(value))] if isinstance(value, tuple) else [(i,)]

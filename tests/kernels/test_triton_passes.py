@@ -213,7 +213,7 @@ def focal_grad(logits, labels, alpha, gamma, scale):
 @every_focal
 @every_dtype
 def test_focal_loss_is_fvcores(alpha, gamma, dtype):
-    """Whose arithmetic is float32."""
+    """The arithmetic of fvcore's loss is float32."""
     logits, labels = make_sigmoid(40, 23, 10, dtype)
     scale = ONE / 2
     loss = focal_sum(logits, labels, alpha, gamma)

@@ -44,7 +44,7 @@ class Tie(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What is wrong, and the remedy."""
+        """The fault with its remedy, for the import report."""
         return f"{self.first} and {basename(self.second)} have the same name; remove one"
 
 

@@ -95,10 +95,8 @@ def size_counts(pred, target, valid) -> Tensor:
     counts = pred[0].new_zeros(SIZE_SLOTS, dtype=torch.int64)
     valid = valid or [torch.ones_like(x, dtype=torch.bool) for x in pred]
     *inputs, _ = _inputs(pred, target, valid, None)
-    options = _options("asl1", pred)
+    options = _level_options(pred, pred[0].shape[1])
     places = _places(pred, options)
-    for name in ("KIND", "COLUMNS", "WIDTH"):
-        del options[name]
     _launch(
         size_counts_kernel, counts, *inputs, *places, **options, BINS=SIZE_SLOTS,
         SLOTS=_slots(SIZE_SLOTS), PER_OCTAVE=SLOTS_PER_OCTAVE, LOWEST=LOWEST_OCTAVE,
@@ -159,12 +157,11 @@ def _alike(tensors) -> tuple[Tensor, ...]:
 
 def _options(kind: str, pred, bins=None, by_class=False, alpha=-1.0, gamma=0.0) -> dict[str, Any]:
     """Return the options for blocks of samples; with `bins`, those for losses too."""
-    columns, aligned = pred[0].shape[1], all(x.numel() % 16 == 0 for x in pred)
-    options = {"LEVELS": len(pred), "ALIGNED": aligned, "KIND": kind, "COLUMNS": columns}
-    options |= {"PER_ROW": columns, "WIDTH": 1, "BLOCK": BLOCK}
+    columns = pred[0].shape[1]
+    options = _level_options(pred, 1 if kind == "softmax" else columns)
+    options |= {"KIND": kind, "COLUMNS": columns, "WIDTH": 1}
     if kind == "softmax":
         width = triton.next_power_of_2(columns)  # whole rows
-        options |= {"PER_ROW": 1, "ALIGNED": False}
         options |= {"WIDTH": width, "BLOCK": min(max(TILE // width, 1), 64)}
         options |= {"num_warps": min(max(width // 1024, 4), 16)}
     if bins is not None:
@@ -172,6 +169,12 @@ def _options(kind: str, pred, bins=None, by_class=False, alpha=-1.0, gamma=0.0) 
         options |= {"BINS": bins, "BY_CLASS": by_class}
         options |= {"ALPHA": float(alpha), "GAMMA": float(gamma)}
     return options
+
+
+def _level_options(pred, per_row: int) -> dict[str, Any]:
+    """Return the options of levels whose rows are `per_row` samples each."""
+    aligned = all(len(x) * per_row % 16 == 0 for x in pred)
+    return {"LEVELS": len(pred), "ALIGNED": aligned, "PER_ROW": per_row, "BLOCK": BLOCK}
 
 
 def _places(pred, options, groups: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
