@@ -386,6 +386,7 @@ def test_what_a_side_shares_with_another_is_recorded(request_, monkeypatch):
 def test_conditions_share_one_search_and_what_an_earlier_one_found(request_, monkeypatch):
     """The noise lab takes the settings of the claim, whose sides have the same names."""
     monkeypatch.setattr("ghm_d2.experiments.plan.digits_folder", lambda _: request_.dataset)
+    monkeypatch.setattr(module, "expected_seconds", lambda runs, *_: {run.key: 1 for run in runs})
     suite = choose_sides(find_suite(["noise"], "quick"))
     request = replace(request_, suite=suite, dataset=None, seeds=(1,), search=True)
     trials = make_plan(request, Heard()).trials

@@ -385,9 +385,12 @@ def test_a_large_radius_switches_sampling_off():
 
 
 @pytest.mark.parametrize("kernel", ["torch", "auto"])
-@pytest.mark.parametrize("cls", CLS_LOSSES)
-@pytest.mark.parametrize("reg", ["giou", "ciou", "smooth_l1", "asl1"])
+@pytest.mark.parametrize(
+    ("cls", "reg"),
+    [("focal", "giou"), ("ghm_c", "ciou"), ("ce", "smooth_l1"), ("qfl", "asl1"), ("vfl", "giou")],
+)
 def test_bfloat16_step(cls, reg, kernel):
+    """Each loss once: those of the class scores and of the boxes do not meet."""
     model, exact = (ghm_fcos(cls, reg, {"MODEL.GHM.KERNEL": kernel}) for _ in range(2))
     batch = inputs((4, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):

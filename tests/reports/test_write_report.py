@@ -18,6 +18,8 @@ from made_comparison import (
 )
 
 from ghm_d2.records import Comparison, Schedule, Trial
+from ghm_d2.reports.figures.models import precision_recall
+from ghm_d2.reports.figures.training import learning_curves
 from ghm_d2.reports.page.write import write_report
 from ghm_d2.reports.report import read_report
 
@@ -147,8 +149,7 @@ def test_whose_settings_a_side_shares_is_told(comparison):
 
 
 def test_how_steady_the_sides_trained_is_told(comparison):
-    folder = comparison(SMALL, SMALL_PAIRS, analysis=False)
-    report = write_report(folder)
+    report = write_report(comparison(SMALL, SMALL_PAIRS, analysis=False))
     focal, ghm = report.to_json()["training"]
     assert focal["grad_ratio_cls_box"]["mean"] == 2 and "GHM-C" not in focal
     assert ghm["GHM-C"]["mean"] == pytest.approx(0.5) and ghm["GHM-C"]["n"] == 3
@@ -223,8 +224,9 @@ def test_how_it_was_run_is_told(full_report, page):
 def test_more_sides_than_colours(comparison):
     """Then each has a panel; nothing fails, and no two sides look alike in one."""
     ap = {f"GHM M {m}": (40.0 + m,) for m in range(7)}
-    report = write_report(comparison(ap, [("GHM M 1", "GHM M 0", "")]))
-    assert {file.name for file in report.files} >= {"learning.png", "precision_recall.png"}
+    sides = read_report(comparison(ap, [("GHM M 1", "GHM M 0", "")])).study.sides
+    assert learning_curves(sides).file == "learning.png"
+    assert precision_recall(sides).file == "precision_recall.png"
 
 
 def test_plain_runs_are_grouped_by_what_was_trained(tmp_path):
