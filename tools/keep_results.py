@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Keeps what reports need from runs: their records, and thinned data for the figures.
 
-    python tools/keep_results.py runs results/comparisons    # what `ghm compare --output runs` left
+    python tools/keep_results.py runs results/exploration    # what `ghm compare --output runs` left
     python tools/keep_results.py my-runs results             # a folder of other runs
+    python tools/keep_results.py results/exploration         # write the reports again
 
 Records go to results/runs.jsonl. Each comparison, or the folder of other runs, becomes a folder of
-the same name below the second argument, with comparison.json and figures.jsonl. `ghm report` of
-that folder then writes report.md and its figures.
+the same name below the second argument, with comparison.json and figures.jsonl. A comparison also
+gets its report.md, with the figures that answer its question and those that the documentation
+shows.
 """
 
 import json
@@ -15,10 +17,15 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from ghm_d2.files import write_text
 from ghm_d2.records import COMPARISON_FILE, TABLE_FILE, RunRecord, RunsTable
+from ghm_d2.reports.page.contents import document_of
+from ghm_d2.reports.page.document import Document, Picture, Section, markdown
+from ghm_d2.reports.page.write import MARKDOWN_FILE, write_overview
+from ghm_d2.reports.report import read_report
 from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.study import (
     FIGURES_FILE,
@@ -30,10 +37,11 @@ from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE
 
 RESULTS = Path(__file__).parents[1] / "results"
 CURVES = ("loss_cls", "grad_ratio_cls_box", "bbox/AP")
-MOST_ROWS = 60  # kept of a density's moving average
+MOST_ROWS = 20  # kept of a density's moving average
 # parts of an analysis; the figures show the other parts for one seed only
 OF_EACH_SEED = ("precision_recall", "noise", "image_bootstrap")
 DIGITS = 4
+FIGURES = ("conditions.png", "differences.png", "learning.png", "noise.png")
 
 
 def main(source: Path, output: Path) -> None:
@@ -53,6 +61,7 @@ def main(source: Path, output: Path) -> None:
         rows = [row for side in read_study(folder).sides for row in figures_data(side, folder)]
         lines = [json.dumps(rounded(row), separators=(",", ":")) + "\n" for row in rows]
         write_text(kept / FIGURES_FILE, "".join(lines))
+    write_reports(output)
 
 
 def keep_records(source: Path, output: Path, names: set[str]) -> None:
@@ -108,6 +117,45 @@ def density(run: SeedRun) -> list[dict]:
     return found
 
 
+def write_reports(folder: Path) -> None:
+    """Write report.md of each comparison in `folder`, and the picture of all their differences."""
+    reports = []
+    for kept in find_comparisons(folder):
+        reports.append(read_report(kept))
+        document = with_few_figures(document_of(reports[-1]), kept)
+        for file in kept.glob("*.png"):
+            file.unlink()
+        for picture in document.pictures:
+            (kept / picture.file).write_bytes(picture.data)
+        write_text(kept / MARKDOWN_FILE, markdown(document))
+    if len(reports) > 1:
+        write_overview(folder, reports)
+
+
+def with_few_figures(document: Document, folder: Path) -> Document:
+    """Return `document` with FIGURES and those that the documentation shows, and no others."""
+    name = folder.resolve().relative_to(RESULTS.parent).as_posix()
+
+    def is_kept(block) -> bool:
+        if not isinstance(block, Picture):
+            return True
+        return block.file in FIGURES or f"{name}/{block.file}" in documentation()
+
+    sections = [
+        Section(section.title, [block for block in section.blocks if is_kept(block)])
+        for section in document.sections
+    ]
+    shown = [section for section in sections if section.blocks]
+    return Document(document.title, document.question, document.verdict, shown)
+
+
+@cache
+def documentation() -> str:
+    """Return the text of README.md and of all pages."""
+    root = RESULTS.parent
+    return "".join(file.read_text() for file in [root / "README.md", *root.glob("docs/*.md")])
+
+
 def rounded(value):
     """Return `value` with its floats rounded to DIGITS significant digits."""
     if isinstance(value, float):
@@ -118,6 +166,9 @@ def rounded(value):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) == 2:
+        write_reports(Path(sys.argv[1]))
+    elif len(sys.argv) == 3:
+        main(*map(Path, sys.argv[1:]))
+    else:
         sys.exit(__doc__)
-    main(*map(Path, sys.argv[1:]))
