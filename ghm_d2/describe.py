@@ -162,6 +162,8 @@ def network_name(cfg) -> str:
     fpn = "-FPN" if "fpn" in backbone else ""
     if "timm" in backbone:
         return cfg.MODEL.TIMM.NAME + fpn
+    if "resnet" not in backbone:
+        return backbone
     resnet = cfg.MODEL.RESNETS
     if resnet.NUM_GROUPS == 1:
         return f"ResNet-{resnet.DEPTH}{fpn}"
@@ -173,9 +175,10 @@ def peak_memory_mb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage includes the parent process's peak
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
+    lines = status.read_text().splitlines() if status.is_file() else []
+    for line in lines:  # Linux, where getrusage includes the parent process's peak
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

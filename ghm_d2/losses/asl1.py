@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ghm_d2.kernels import reference
 from ghm_d2.kernels.reference import upcast
-from ghm_d2.losses.reduce import check_range, reduce_loss
+from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range, reduce_loss
 
 
 def asl1_loss(pred: Tensor, target: Tensor, mu: float = 0.02, reduction: str = "none") -> Tensor:
@@ -19,7 +19,7 @@ def asl1_loss(pred: Tensor, target: Tensor, mu: float = 0.02, reduction: str = "
         reduction: "none", "mean" or "sum".
 
     Raises:
-        ValueError: mu or reduction out of range.
+        ValueError: mu out of range, or an unknown reduction.
     """
     check_range("mu", mu, 0)
     pred, target = upcast(pred), upcast(target)
@@ -33,6 +33,7 @@ class ASL1(nn.Module):
     def __init__(self, mu: float = 0.02, reduction: str = "mean"):
         super().__init__()
         check_range("mu", mu, 0)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.mu, self.reduction = mu, reduction
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:

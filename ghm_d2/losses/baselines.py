@@ -165,6 +165,7 @@ class BCE(nn.Module):
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -176,6 +177,7 @@ class SoftmaxCE(nn.Module):
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -187,6 +189,7 @@ class Focal(nn.Module):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean"):
         super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
         self.alpha, self.gamma, self.reduction = alpha, gamma, reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -215,6 +218,7 @@ class SmoothL1(nn.Module):
         super().__init__()
         if not beta >= 0:
             raise ValueError(f"beta must be at least 0, not {beta}")
+        check_choice("reduction", reduction, REDUCTIONS)
         self.beta, self.reduction = beta, reduction
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:

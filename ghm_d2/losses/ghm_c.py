@@ -89,9 +89,10 @@ class GHMC(_GHMC):
         """The loss of one set of anchors or pixels.
 
         Args:
-            logits: (N, K); (N,) of one class; or (N, K, d1, ...).
+            logits: (N, K) or (N, K, d1, ...); or (N,) of one class.
             labels: (N,) or (N, d1, ...): 0..K-1 a class, K background, negative ignored.
                 Or targets in [0, 1] in the shape of `logits`, negative ignored; plain PyTorch only.
+                With logits (N,) they are such targets: 1 the class, 0 not, of any dtype.
             weight: a factor on each loss, in the shape of `logits` or labels; plain PyTorch only.
                 A sample with weight 0 is not counted.
 

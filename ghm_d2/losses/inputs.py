@@ -55,8 +55,8 @@ def as_rows(
 
     Args:
         logits: (N,), (N, C) or (N, C, d1, ...).
-        target: integer labels of shape (N,) or (N, d1, ...); or, in the shape of `logits`,
-            probabilities, or 0 and 1 of any dtype. Negative ones are ignored.
+        target: in the shape of `logits`, probabilities, or 0 and 1 of any dtype; or else integer
+            labels of shape (N,) or (N, d1, ...). Negative ones are ignored.
         weight: at least 0, in the shape of `logits` or of labels. Samples with 0 are ignored.
         background: whether C is a valid label, besides 0..C-1.
         ignore_index: another label that is ignored, such as 255.

@@ -24,11 +24,15 @@ class _MMDetGHM(CountState):
         super().__init__()
         object.__setattr__(self, "_loss", loss)  # not a submodule: its buffers are this module's
         self.loss_weight, self.reduction = loss.loss_weight, loss.reduction
-        edges = torch.arange(self.bins + 1).float() / self.bins
-        edges[-1] = last_edge  # the last region is closed
-        self.register_buffer("edges", edges)
+        self._last_edge = last_edge  # the last region is closed
+        self.register_buffer("edges", self._edges())
         if self.momentum > 0:
             self.add_counts("acc_sum", self.bins)
+
+    def _edges(self) -> Tensor:
+        edges = torch.arange(self.bins + 1).float() / self.bins
+        edges[-1] = self._last_edge
+        return edges
 
     @property
     def bins(self) -> int:
@@ -41,7 +45,8 @@ class _MMDetGHM(CountState):
         return self._loss.density.momentum
 
     def reset_parameters(self) -> None:
-        """Set the moving average to 0."""
+        """Set the moving average to 0, and the edges of the unit regions."""
+        self.edges.copy_(self._edges())
         if self.momentum > 0:
             self.acc_sum.zero_()
 

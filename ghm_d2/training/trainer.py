@@ -113,8 +113,9 @@ class GHMTrainer(SimpleTrainer):
         self._scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
-        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step
-        finite &= np.isfinite(norm) or self._scaler.is_enabled()
+        # under loss scaling an overflow of the gradient is ordinary: the scaler skips the step and
+        # halves the scale, until it is too small to be the reason (it is 1 without loss scaling)
+        finite &= np.isfinite(norm) or self._scaler.get_scale() > 1
         if not finite:
             self._leave_out(batch, losses, norm)
         self.consistent = False

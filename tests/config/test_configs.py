@@ -35,6 +35,12 @@ def assert_described(name: str, cfg, model) -> None:
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+def test_a_backbone_of_another_project_has_its_own_name():
+    cfg = shipped("coco/retinanet_R_50_FPN_1x.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_swin_fpn_backbone"
+    assert network_name(cfg) == "build_swin_fpn_backbone"
+
+
 def test_every_suite_has_both_sizes():
     names = set(list_configs())
     assert {"quick/retinanet_ce.yaml", "quick/retinanet_ghm_c.yaml"} <= names

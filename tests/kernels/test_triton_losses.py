@@ -153,7 +153,8 @@ def test_densities_of_classes_are_those_of_plain_pytorch():
     module, state = make_density(**options)
     for step in range(4):
         module.train(step not in (0, 3))
-        counts, foreground = make_counts(step), make_counts(step + 50)[:, 0] // 9
+        counts, foreground = make_counts(step), (make_counts(step + 50) // 9)[:, 0]
+        assert not foreground.is_contiguous()
         weights = update_density(module, counts, state, 2, foreground)
         expected = module(counts[None], 2, foreground)[0]
         torch.testing.assert_close(weights, expected, rtol=1e-12, atol=0)

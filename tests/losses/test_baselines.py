@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 
 from ghm_d2.losses import (
+    ASL1,
     BCE,
     OHEM,
     Focal,
@@ -232,3 +233,9 @@ def test_negative_ratio_out_of_range(value):
 def test_beta_out_of_range(value):
     with pytest.raises(ValueError, match=f"beta .* not {value}"):
         SmoothL1(value)
+
+
+@pytest.mark.parametrize("kind", [BCE, SoftmaxCE, Focal, SmoothL1, ASL1])
+def test_an_unknown_reduction_is_refused_when_the_module_is_made(kind):
+    with pytest.raises(ValueError, match="reduction must be one of none, mean, sum, not 'median'"):
+        kind(reduction="median")

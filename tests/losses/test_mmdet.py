@@ -82,6 +82,13 @@ def test_a_checkpoint_goes_on(kind):
         assert torch.equal(module(*batch(1, kind)), resumed(*batch(1, kind)))
 
 
+def test_a_module_built_without_memory_is_reset():
+    with torch.device("meta"):
+        module = mmdet.GHMC(bins=4, momentum=0.7)
+    module.to_empty(device="cpu").reset_parameters()
+    torch.testing.assert_close(module.state_dict(), mmdet.GHMC(bins=4, momentum=0.7).state_dict())
+
+
 def test_dense_targets_and_weights_say_the_same():
     pred, target, weight = batch(0, "GHMC")
     dense = F.one_hot(target, K + 1)[:, :K]

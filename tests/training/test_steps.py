@@ -207,6 +207,15 @@ def test_under_loss_scaling_an_overflow_is_the_scalers_to_skip():
     assert resumed.state_dict()["scaler"]["scale"] == scale == 2**15
 
 
+def test_a_gradient_that_overflows_at_any_scale_stops_the_training():
+    cfg = config("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16")
+    trainer = trainer_of(cfg, [items(2)] * 20)
+    trainer.detector.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DivergedError, match="gradient's norm is nan"):
+        run(trainer, 20)
+    assert trainer.iter == 16  # the scale begins at 2**16
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

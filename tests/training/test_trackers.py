@@ -127,6 +127,26 @@ def test_a_server_that_refuses_is_an_error_of_one_line(cfg, monkeypatch):
         trackers_of(cfg)
 
 
+def test_a_server_that_is_lost_ends_no_training(cfg, monkeypatch, caplog):
+    sent = []
+
+    def log_metrics(values, iteration):
+        sent.append(iteration)
+        if iteration == 1:
+            raise ConnectionError("no route to host")
+
+    entry = SimpleNamespace(info=SimpleNamespace(run_id="a1"))
+    fake = mlflow_with(lambda **_: entry)
+    fake.log_metrics = log_metrics
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    cfg.SOLVER.TRACKERS = ("mlflow",)
+    log(cfg, 0, 4)
+    assert sent == [0, 1]
+    assert [r.getMessage() for r in caplog.records if "mlflow" in r.getMessage()] == [
+        "mlflow: no route to host; nothing more of this run is sent to it"
+    ]
+
+
 def test_any_tracker_is_an_event_writer(cfg, monkeypatch):
     """With a package that stands for MLflow: what a training gives it, and in which order."""
     calls = []

@@ -119,7 +119,7 @@ def density(
     weights = torch.empty(levels, bins, dtype=torch.float64, device=ema.device)
     with torch.cuda.device_of(weights):
         density_kernel[(programs,)](
-            weights, counts.contiguous(), foreground, ema, num_updates, ema_foreground,
+            weights, counts.contiguous(), foreground.contiguous(), ema, num_updates, ema_foreground,
             LEVELS=levels // programs, BINS=bins, SLOTS=triton.next_power_of_2(bins),
             MOMENTUM=momentum, LOG_MOMENTUM=math.log(momentum) if momentum else 0.0,
             PRIOR=float(prior), NORMALIZER=normalizer, EMA_INIT=ema_init, TRAINING=training,

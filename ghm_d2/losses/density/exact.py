@@ -27,8 +27,7 @@ def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
     Raises:
         ValueError: epsilon out of range.
     """
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"epsilon must lie in (0, 1], not {epsilon}")
+    _check_epsilon(epsilon)
     # float64, so that even a small epsilon moves the ends of the interval away from g
     exact = norm.contiguous().to(reference.exact_dtype(norm.device))
     ordered = exact.flatten().sort().values
@@ -37,6 +36,11 @@ def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
     count = torch.searchsorted(ordered, high) - torch.searchsorted(ordered, low)
     # if epsilon is below float64's spacing the interval is empty, but a sample counts itself
     return (count.clamp(min=1) / _length(low, high, epsilon)).to(norm.dtype)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon must lie in (0, 1], not {epsilon}")
 
 
 def _length(low: Tensor, high: Tensor, epsilon: float) -> Tensor:
@@ -71,7 +75,7 @@ class ExactGHMC(nn.Module):
     Each process uses the density of its own samples.
 
     Args:
-        epsilon: length of the region around each gradient norm.
+        epsilon: length of the region around each gradient norm, in (0, 1].
         loss_weight: factor on the loss, > 0.
         scope: "level": one density per feature level; "batch": one density over all levels.
 
@@ -81,6 +85,7 @@ class ExactGHMC(nn.Module):
 
     def __init__(self, epsilon: float, *, loss_weight: float = 1.0, scope: str = "level"):
         super().__init__()
+        _check_epsilon(epsilon)
         check_range("loss_weight", loss_weight, 0)
         check_choice("scope", scope, ("level", "batch"))
         self.epsilon, self.loss_weight, self.scope = epsilon, loss_weight, scope

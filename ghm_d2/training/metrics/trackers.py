@@ -5,7 +5,9 @@ MLFLOW_TRACKING_URI and so on).
 """
 
 import json
+import logging
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -18,17 +20,22 @@ from ghm_d2.run_folder import TRACKER_FILE
 
 PROJECT = "ghm_d2"
 GROUP = "GHM_D2_RUN_GROUP"  # environment variable: the group of a comparison's runs
+logger = logging.getLogger(__name__)
 _SMOOTHING_WINDOW = 20  # iterations; as in metrics.jsonl
 
 
 class _Tracker(EventWriter):
-    """Sends the values of each logged iteration; a resumed run continues its entry."""
+    """Sends the values of each logged iteration; a resumed run continues its entry.
+
+    If the server is lost during the training, that is logged once and nothing more is sent.
+    """
 
     name: str  # also the name of the module to import
     package: str
 
     def __init__(self, cfg, start_iter: int):
         self._folder, self._written = Path(cfg.OUTPUT_DIR), start_iter - 1
+        self._lost = False
         ids = _read_ids(self._folder)
         ids[self.name] = self._open(cfg, ids.get(self.name))
         write_text(self._folder / TRACKER_FILE, json.dumps(ids) + "\n")
@@ -40,7 +47,26 @@ class _Tracker(EventWriter):
     def _send(self, values: dict[str, float], iteration: int) -> None:
         raise NotImplementedError
 
+    def _end(self) -> None:
+        raise NotImplementedError
+
     def write(self) -> None:
+        if not self._lost:
+            self._try(self._send_new)
+
+    def close(self) -> None:
+        if not self._lost:
+            self._try(self._end)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # of any type; what a tracker lacks is in metrics.jsonl
+            self._lost = True
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            logger.warning(f"{self.name}: {reason}; nothing more of this run is sent to it")
+
+    def _send_new(self) -> None:
         rows: dict[int, dict[str, float]] = {}
         latest = get_event_storage().latest_with_smoothing_hint(_SMOOTHING_WINDOW)
         for name, (value, iteration) in latest.items():
@@ -71,7 +97,7 @@ class WandbWriter(_Tracker):
     def _send(self, values, iteration):
         self._run.log(values, step=iteration)
 
-    def close(self) -> None:
+    def _end(self) -> None:
         self._run.finish()
 
 
@@ -98,7 +124,7 @@ class MLflowWriter(_Tracker):
     def _send(self, values, iteration):
         self._mlflow.log_metrics(values, iteration)
 
-    def close(self) -> None:
+    def _end(self) -> None:
         self._mlflow.end_run()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_oracles import CLASSES, batch, sigmoid_samples
 
-from ghm_d2.losses import GHMC, exact_ghm_c_loss, exact_gradient_density
+from ghm_d2.losses import GHMC, ExactGHMC, exact_ghm_c_loss, exact_gradient_density
 
 
 def test_exact_loss_is_the_papers_equation():
@@ -58,3 +58,9 @@ def test_exact_loss_of_nan_is_nan():
     logits = torch.zeros(5, CLASSES)
     logits[2, 1] = math.nan
     assert exact_ghm_c_loss(logits, torch.zeros(5, dtype=torch.int64), 0.1).isnan()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.5, math.nan])
+def test_an_epsilon_out_of_range_is_refused_when_the_module_is_made(epsilon):
+    with pytest.raises(ValueError, match="epsilon must lie in"):
+        ExactGHMC(epsilon)
