@@ -29,10 +29,10 @@ def analyse_run(
     The cost, `gflops` and `loss_ms`, is added to the record of the finished run.
 
     Args:
-        cfg: of the run, with data sets that are registered.
-        record: of the run.
+        cfg: the run's configuration; its data sets are registered.
+        record: the run's record.
         progress: is told of every image.
-        evaluation: of the final weights on DATASETS.TEST, if there is one already.
+        evaluation: the evaluation of the final weights on DATASETS.TEST, if there is one already.
 
     Raises:
         DataError: an image cannot be read.

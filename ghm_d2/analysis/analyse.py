@@ -67,11 +67,11 @@ def analyse(
     moving averages, and the same model gives the same numbers.
 
     Args:
-        cfg: with data sets that are registered.
+        cfg: the run's configuration; its data sets are registered.
         model: a trained detector.
         folder: an existing folder.
         progress: is told of every image.
-        evaluation: of `model`, as it is now, on DATASETS.TEST, if there is one already.
+        evaluation: an evaluation of `model` as it is now on DATASETS.TEST, if there is one already.
 
     Raises:
         DataError: an image cannot be read.
@@ -143,7 +143,7 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
     augmentation. `model` is left as it was.
 
     Args:
-        cfg: with a data set that is registered.
+        cfg: the run's configuration; its data sets are registered.
         model: a trained detector; the result is {} for one that `can_capture` rejects.
         progress: is told of every batch.
 
@@ -171,7 +171,6 @@ def measure_gradients(cfg, model: nn.Module, progress: Progress) -> dict:
         errors.append(samples.errors.float().cpu())
         if noise:
             noise.add(samples, batch)
-    cls = cls or ClassGradients(cfg, 1)
     norms = {"images": len(items), "cls": cls.histogram()}
     effective, shares = {"cls": cls.curves()}, {"cls": cls.shares()}
     d = torch.cat(errors)

@@ -61,19 +61,22 @@ class ClassGradients:
     the curves depend on g alone. Moving averages are not used.
     """
 
-    def __init__(self, cfg, num_classes: int):
+    def __init__(self, cfg, num_densities: int):
         """
         Args:
-            num_classes: number of densities in the robust form; 1 for a softmax.
+            cfg: the run's configuration, for MODEL.GHM.CLS and focal loss's alpha and gamma.
+            num_densities: number of densities in the robust form; 1 for a softmax.
         """
         ghm, retinanet = cfg.MODEL.GHM, cfg.MODEL.RETINANET
         self.bins, self.prior = ghm.CLS.BINS, ghm.CLS.PRIOR or GHMC.ROBUST["prior"]
         self.alpha, self.gamma = retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA
         self.counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
-        self.region_counts = torch.zeros(num_classes, self.bins, dtype=torch.int64)
+        self.region_counts = torch.zeros(num_densities, self.bins, dtype=torch.int64)
         # sums of the gradients under cross entropy and focal loss
-        self.region_totals = {name: np.zeros((num_classes, self.bins)) for name in ("CE", "focal")}
-        self.foreground = torch.zeros(num_classes, dtype=torch.int64)
+        self.region_totals = {
+            name: np.zeros((num_densities, self.bins)) for name in ("CE", "focal")
+        }
+        self.foreground = torch.zeros(num_densities, dtype=torch.int64)
         self.batches = 0
 
     def add(self, norms: Tensor, foreground: Tensor) -> None:
@@ -175,7 +178,7 @@ class BoxGradients:
     def __init__(self, cfg, d: Tensor, mu_robust: float | None = None):
         """
         Args:
-            cfg: for MODEL.GHM and smooth L1's beta.
+            cfg: the run's configuration, for MODEL.GHM.REG and smooth L1's beta.
             d: (n,) measured differences, n > 0, in the unit of the head's deltas.
             mu_robust: the current mu of a loss whose mu follows the data; None takes the quantile
                 of |d| that it would follow.

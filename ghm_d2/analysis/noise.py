@@ -19,7 +19,7 @@ class NoiseWeights:
     def __init__(self, beta: float):
         """
         Args:
-            beta: of the smooth L1 loss that the boxes' gradient is compared with.
+            beta: beta of the smooth L1 loss whose gradient is the plain gradient of boxes.
         """
         self._smooth_l1 = SmoothL1(beta, "sum")
         self._boxes = np.zeros(len(NOISE_LABELS), dtype=int)

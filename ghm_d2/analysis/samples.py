@@ -46,6 +46,7 @@ class Samples:
         losses: returns the detector's own `loss_cls` and `loss_box_reg`, moving averages included,
             for other logits and deltas of the same shapes.
         normalizer: returns the divisor of sums over samples in the last call of `losses`.
+        softmax: whether the logits belong to a softmax.
     """
 
     logits: list[Tensor]

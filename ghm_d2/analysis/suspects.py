@@ -44,9 +44,9 @@ class Evidence:
     """The detections for and against the annotations of all images, one list entry per annotation.
 
     Attributes:
-        area: of the annotation's box in px^2.
+        area: area of the annotation's box, px^2.
         support: the highest score of its class at an IoU of 0.5 or more; 0 if there is none.
-        other: the same for all other classes.
+        other: the highest score of any other class at an IoU of 0.5 or more; 0 if there is none.
         overlap: the IoU with the best detection of its class, by score times IoU, among those with
             an IoU of 0.1 or more that belong to no other annotation; 0 if there is none.
         rivals, places: the detections behind `other` and `overlap`; None if there is none.

@@ -50,8 +50,8 @@ class Counted:
 
     Attributes:
         counts: (L, regions) int64, one row per level.
-        total: returns the loss, a differentiable scalar, for weights of that shape, which are
-            constants for the gradient: sum_i weights[region of i] * l_i.
+        total: returns the loss, a differentiable scalar, for float64 weights of that shape, which
+            are constants for the gradient: sum_i weights[region of i] * l_i.
         sums: returns this sum for each level.
         each: returns the terms of this sum, one tensor per level; 0 where not valid.
     """

@@ -52,7 +52,8 @@ typedef double tally __attribute__((vector_size(16)));
 /* How numbers lie in memory: as those that are computed with, or in half precision. */
 enum { NATIVE, BFLOAT16, FLOAT16 };
 
-/* What a call is given, of one feature level: `_Job` in cpu.py. The calls add what is below. */
+/* The arguments of a call for one feature level: `_Job` in cpu.py. The calls fill in the last three
+ * fields. */
 typedef struct {
     const void *x;        /* (rows, K): logits or predicted deltas */
     const void *target;   /* (rows,) int64: labels; (rows, K): deltas */

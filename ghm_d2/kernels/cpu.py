@@ -31,7 +31,7 @@ _ARGUMENTS = {"quantile": "pdd", "density": "pllppppddiiiiidp"}
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "d": ctypes.c_double}
 _NORMALIZERS = {"valid_bins": 0, "bins": 1, "weights": 2}
 _PROCESS = os.getpid()
-_ALONE = 1 << 16  # the least number of elements for a thread
+_MIN_PER_THREAD = 1 << 16  # elements
 
 
 class _Job(ctypes.Structure):
@@ -162,9 +162,9 @@ def _options(kind: str, mu: Tensor | None, bins: int, num_regions: int, alpha: f
 
 def _num_parts(x: Tensor) -> int:
     elements = x.numel()
-    if elements < 2 * _ALONE or _forked():
+    if elements < 2 * _MIN_PER_THREAD or _forked():
         return 1
-    return min(torch.get_num_threads(), elements // _ALONE)
+    return min(torch.get_num_threads(), elements // _MIN_PER_THREAD)
 
 
 def _forked() -> bool:

@@ -1,5 +1,5 @@
-/* What Python calls, for REAL and SUFFIX. Those that take a `job` return 1 where there is no memory
- * for what they need. */
+/* The functions that Python calls, for REAL and SUFFIX. Those that take a `job` return 1 if they get
+ * no memory. */
 
 /* Runs a pass over all parts. */
 static int F(run)(pass part, job *j) {

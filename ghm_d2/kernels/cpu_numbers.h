@@ -74,8 +74,8 @@ INLINE float from_float16(uint16_t half) {
     return float_of(sign | bits_of(size < 0x400 ? subnormal : normal));
 }
 
-/* What is added has the exponent at which the sum rounds to the 10 bits, or to the fewer that a
- * subnormal has. From 2^16 on the first product is infinite, and so is the result. */
+/* The addend has the exponent at which the sum rounds to the 10 bits of a float16, or to the fewer
+ * of a subnormal. From 2^16 on the first product is infinite, and so is the result. */
 INLINE uint16_t to_float16(float x) {
     uint32_t size = bits_of(x) & 0x7fffffff, sign = bits_of(x) >> 16 & 0x8000;
     float scaled = float_of(size) * 0x1p112f * 0x1p-110f;

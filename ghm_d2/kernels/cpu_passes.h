@@ -26,7 +26,7 @@ INLINE const REAL *F(view)(const void *data, int32_t format, int64_t a, int64_t 
     return block;
 }
 
-/* The same, to be changed in `block`. */
+/* Copies elements [a, a + n) of an array in some format into `block`, converted. */
 INLINE void F(read)(const void *data, int32_t format, int64_t a, int64_t n, REAL *block) {
     const REAL *there = F(view)(data, format, a, n, block);
     if (there != block) memcpy(block, there, n * sizeof *block);

@@ -14,14 +14,14 @@ typedef void (*pass)(const job *j, int part);
 /* The first row of a part. */
 INLINE int64_t first_row(const job *j, int part) { return j->rows * part / j->parts; }
 
-/* Its tallies. */
+/* The tallies of a part. */
 INLINE tally *tallies_of(const job *j, int part) {
     return j->tallies + (int64_t)part * (j->regions + 1) * COPIES;
 }
 
 #ifdef PTHREADS
-/* Apple's compiler has no OpenMP. Threads are started anew for each pass: that takes a fraction of
- * the time of the least that a part is given, and leaves none behind for a fork to miss. */
+/* Apple's compiler has no OpenMP. Threads are started anew for each pass. That is quick beside the
+ * pass itself, as a part has 65,536 elements or more, and a fork loses no threads. */
 typedef struct {
     pass run;
     const job *j;
@@ -59,8 +59,8 @@ static void for_parts(pass run, const job *j) {
 }
 #endif
 
-/* Asks for large pages: so large an array is new memory each time, and to be given it page by page
- * takes longer than to fill it. */
+/* Asks the system for large pages. An array this large is new memory each time, and getting it in
+ * small pages takes longer than filling it. */
 static void before_writing(void *out, size_t bytes) {
 #ifdef MADV_HUGEPAGE
     size_t page = 2 << 20, begin = ((size_t)out + page - 1) / page * page;

@@ -107,7 +107,9 @@ def dense_softmax_samples(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return torch.where(valid, loss, 0), norm, valid
 
 
-def asl1_samples(pred: Tensor, target: Tensor, valid: Tensor | None, mu: float | Tensor):
+def asl1_samples(
+    pred: Tensor, target: Tensor, valid: Tensor | None, mu: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Authentic smooth L1 of each coordinate (paper, equation 9); g = |d| / sqrt(d^2 + mu^2).
 
     Args:

@@ -148,6 +148,9 @@ def ohem_loss(
         labels: (N,) int64.
         negative_ratio: > 0.
         weight: (N,), a factor on the losses of each anchor.
+
+    Raises:
+        ValueError: negative_ratio out of range, or shapes that do not match.
     """
     check_range("negative_ratio", negative_ratio, 0)
     classes = logits.shape[1]

@@ -81,6 +81,9 @@ class GHMC(_GHMC):
         **options: `loss_weight`, `reduction` and the options of `GradientDensity`. The prior counts
             the rows with a class. With `num_classes=K` each class has its own density, and a prior
             that counts its own rows.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     SOFTMAX = False

@@ -26,6 +26,9 @@ class GHMR(HarmonizedLoss):
             batches, averaged with `momentum`; the argument `mu` is used for the first batch.
         **options: `loss_weight`, `reduction` and the options of `GradientDensity`. The prior counts
             the valid coordinates.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     ROBUST: ClassVar[dict[str, Any]] = {**HarmonizedLoss.ROBUST, "mu_quantile": 0.5}
@@ -68,6 +71,9 @@ class GHMR(HarmonizedLoss):
 
         Returns:
             a scalar; with reduction "none", the losses in the shape of `pred`.
+
+        Raises:
+            ValueError: shapes do not match.
         """
         if weight is not None:
             weight = _expanded(weight, pred)

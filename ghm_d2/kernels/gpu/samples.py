@@ -189,7 +189,7 @@ def _place(starts, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def _of(level, values, LEVELS: tl.constexpr):
+def _select_level(level, values, LEVELS: tl.constexpr):
     """Return the value of a level, a number or a pointer."""
     found = values[0]
     for i in tl.static_range(1, LEVELS):
@@ -207,10 +207,15 @@ def _inputs(
     The compiler loads several numbers at a time only if it knows that the number of samples is a
     multiple of so many: because of PER_ROW, or if ALIGNED.
     """
-    numel = tl.cast(_of(level, rows, LEVELS) >> 4, tl.int64) * PER_ROW
+    numel = tl.cast(_select_level(level, rows, LEVELS) >> 4, tl.int64) * PER_ROW
     if ALIGNED:
         numel = tl.multiple_of(numel, 16)
-    return _of(level, x, LEVELS), _of(level, target, LEVELS), _of(level, valid, LEVELS), numel
+    return (
+        _select_level(level, x, LEVELS),
+        _select_level(level, target, LEVELS),
+        _select_level(level, valid, LEVELS),
+        numel,
+    )
 
 
 # --- kernels: a few programs, each of which processes many blocks of its level ---
@@ -246,8 +251,8 @@ def count_by_class_kernel(
 ):  # fmt: skip
     """Adds to counts (LEVELS, COLUMNS, BINS); a program handles CLASSES columns."""
     level, first, step = _place(starts, LEVELS)
-    logits, labels = _of(level, logits, LEVELS), _of(level, labels, LEVELS)
-    rows = _of(level, rows, LEVELS) >> 4
+    logits, labels = _select_level(level, logits, LEVELS), _select_level(level, labels, LEVELS)
+    rows = _select_level(level, rows, LEVELS) >> 4
     column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     slot = tl.arange(0, CLASSES * SLOTS)
     found = tl.zeros((CLASSES * SLOTS,), tl.int64)
@@ -295,7 +300,7 @@ def gradient_kernel(
 ):  # fmt: skip
     level, first, step = _place(starts, LEVELS)
     x, target, valid, numel = _inputs(level, x, target, valid, rows, LEVELS, PER_ROW, ALIGNED)
-    gradient = _of(level, gradient, LEVELS)
+    gradient = _select_level(level, gradient, LEVELS)
     weights += level * BINS * (COLUMNS if BY_CLASS else 1)
     factor = tl.load(scale).to(tl.float64)
     for block in range(first, tl.cdiv(numel, BLOCK).to(tl.int32), step):
