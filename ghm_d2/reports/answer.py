@@ -3,7 +3,6 @@
 from ghm_d2.records import Comparison
 from ghm_d2.reports.results import Difference
 from ghm_d2.reports.runs import DIVERGED, SeedRun, SideRuns
-from ghm_d2.reports.statistics.estimates import Estimate
 from ghm_d2.reports.statistics.verdicts import (
     ENOUGH_SEEDS,
     HIGHER,
@@ -14,6 +13,7 @@ from ghm_d2.reports.statistics.verdicts import (
     UNDECIDED,
     Verdict,
 )
+from ghm_d2.reports.wording import confidence, interval, p_value, signed
 
 # more questions than this are answered together, by verdict
 MOST_SENTENCES = 6
@@ -38,7 +38,7 @@ def answer(differences: list[Difference], failures: list[str], comparison: Compa
             _on(question, [d for d in differences if d.pair.question == question])
             for question in questions
         ]
-    return [*sentences, *failures, *reach(differences, comparison)]
+    return [*sentences, *failures, *_descriptive(differences), *reach(differences, comparison)]
 
 
 def failure(side: SideRuns) -> str:
@@ -59,18 +59,6 @@ def failure(side: SideRuns) -> str:
 def outcome(run: SeedRun) -> str:
     """The outcome that the run's record states; "" if it states none or there is no record."""
     return run.record.outcome if run.record else ""
-
-
-def signed(value: float | None) -> str:
-    """A difference of AP, such as "+1.2"; never "+0.0" unless it is zero."""
-    if value is None:
-        return "-"
-    return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
-
-
-def interval(value: Estimate) -> str:
-    """The bounds of an interval, such as "+0.4 to +2.0"."""
-    return f"{signed(value.low)} to {signed(value.high)}"
 
 
 def _on(question: str, differences: list[Difference]) -> str:
@@ -98,20 +86,23 @@ def _with_interval(judged: Verdict) -> str:
     found = judged.estimate
     p = p_value(judged.p)
     p = f"p {p[0]} {p[1:]}" if p[0] == "<" else f"p = {p}"
-    shown = f"{confidence(judged)} interval {interval(found)}, {p}"
+    shown = f"{confidence(judged.alpha)} interval {interval(found)}, {p}"
     return f"{signed(found.mean)} ({shown}, {found.n} seeds)"
 
 
-def confidence(judged: Verdict) -> str:
-    """The confidence of the verdict's interval: "95%", or "98.3%" if corrected for three pairs."""
-    return f"{100 * (1 - judged.alpha):.3g}%"
+def _descriptive(differences: list[Difference]) -> list[str]:
+    """One sentence on the undecided pairs with diverged runs, leaving these runs out.
 
-
-def p_value(p: float | None) -> str:
-    """A p-value, such as "0.012" and "<0.001"; "-" if nothing was tested."""
-    if p is None:
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.2g}"
+    Their AP of 0 makes an interval so wide that it says nothing about the runs that finished.
+    """
+    parts = [
+        f"{_named(d)}, {signed(d.finished.mean)} over {d.finished.n} of {len(d.seeds)} seeds "
+        f"({d.diverged[0]} and {d.diverged[1]} runs diverged)"
+        for d in differences
+        if d.verdict == UNDECIDED and any(d.diverged) and d.finished.n
+    ]
+    start = "Descriptive, not tested: mean difference of AP over the seeds that finished on both"
+    return [f"{start} sides: {'; '.join(parts)}."] if parts else []
 
 
 def _by_verdict(differences: list[Difference]) -> str:
@@ -160,8 +151,11 @@ def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
         text += " runs have kept no replicates"
     sentences = [f"{text}. {_corrected(differences)}".strip()]
     looks, planned = comparison.unplanned_looks, len(comparison.seeds)
-    if counts[0] in comparison.looks and planned >= ENOUGH_SEEDS:
-        sentences.append(f"A pair that the look at {counts[0]} seeds decided keeps its verdict.")
+    tested = {d.judged.effect.n for d in differences if d.judged.p is not None}
+    early = sorted(n for n in tested.intersection(comparison.looks) if n < planned)
+    if early and planned >= ENOUGH_SEEDS:
+        at = " or ".join(map(str, early))
+        sentences.append(f"A pair that the look at {at} seeds decided keeps its verdict.")
     elif counts[0] < ENOUGH_SEEDS:
         sentences.append(f"With fewer than {ENOUGH_SEEDS} seeds this is exploration, not evidence.")
     if looks:

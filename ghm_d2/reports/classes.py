@@ -7,8 +7,10 @@ from ghm_d2.records import RunRecord
 from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.runs import SideRuns
 from ghm_d2.reports.statistics.estimates import Estimate, estimate
+from ghm_d2.reports.wording import with_half_width
 
 MOST_COLUMNS = 8  # more classes than this are grouped in thirds
+FORM = ".1f"  # of an AP
 GROUPS = ("rare", "common", "frequent")
 
 
@@ -24,7 +26,7 @@ def classes_table(sides: list[SideRuns]) -> Table:
     best = [_largest(values) for values in zip(*(values for _, values in found), strict=True)]
     rows = []
     for name, values in found:
-        cells = [_cell(v) for v in values]
+        cells = [with_half_width(v, FORM) for v in values]
         rows.append((name, *(Best(c) if c == b else c for c, b in zip(cells, best, strict=True))))
     return Table(("AP of", *headers), rows if groups else [])
 
@@ -49,24 +51,20 @@ def _groups(counts: dict[str, int]) -> dict[str, tuple[int, list[str]]]:
 
 
 def _ap(side: SideRuns, names: list[str]) -> Estimate:
-    """Estimate the classes' mean AP over seeds; diverged runs count 0, as in `SideRuns.values`."""
-    values = [0.0] * len(side.diverged)
+    """Estimate the classes' mean AP over seeds; diverged runs count 0, as in `SideRuns.values`.
+
+    A class without test boxes has no AP in any finished run, so diverged runs give it none either.
+    """
+    values = []
     for run in side.finished:
         aps = [run.record.per_class.get(name) for name in names] if run.record else []
         known = [ap for ap in aps if ap is not None]
         values += [sum(known) / len(known)] if known else []
-    return estimate(values)
-
-
-def _cell(value: Estimate) -> str:
-    if value.mean is None:
-        return "-"
-    if value.half_width is None:
-        return f"{value.mean:.1f}"
-    return f"{value.mean:.1f} ± {value.half_width:.1f}"
+    is_defined = values or not side.finished
+    return estimate(values + [0.0] * len(side.diverged) if is_defined else [])
 
 
 def _largest(values: Sequence[Estimate]) -> str:
     """The cell of the largest mean; "" without any."""
     known = [value for value in values if value.mean is not None]
-    return _cell(max(known, key=lambda value: value.mean or 0)) if known else ""
+    return with_half_width(max(known, key=lambda value: value.mean or 0), FORM) if known else ""

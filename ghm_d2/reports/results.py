@@ -56,13 +56,16 @@ class Difference:
     """A pair's paired differences for each of `AP_COLUMNS`, and the verdict on AP.
 
     seeds: the seeds that the verdict is based on. ap: AP has the verdict's own interval; the other
-    columns have uncorrected 95% intervals over the seeds alone.
+    columns have uncorrected 95% intervals over the seeds alone. finished: AP over those seeds that
+    finished on both sides. diverged: how many runs of the side, and of the reference, diverged.
     """
 
     pair: Pair
     seeds: list[int]
     ap: dict[str, Estimate]
     judged: Verdict
+    finished: Estimate
+    diverged: tuple[int, int]
 
     @property
     def verdict(self) -> str:
@@ -130,13 +133,19 @@ def differences_of(study: Study) -> list[Difference]:
         seeds = [run.seed for run in side.runs if run.seed in planned]
         contrasts.append(Contrast(side.scores, reference.scores, seeds, pair.primary))
     verdicts = judge(contrasts, comparison.margin, comparison.looks)
-    found = []
-    for pair, contrast, verdict in zip(comparison.pairs, contrasts, verdicts, strict=True):
-        both = contrast.side.ap.keys() & contrast.reference.ap.keys()
-        seeds = [seed for seed in contrast.seeds if seed in both][: verdict.effect.n]
-        ap = {column: _difference(study, pair, column, seeds) for column in AP_COLUMNS[1:]}
-        found.append(Difference(pair, seeds, {"AP": verdict.estimate} | ap, verdict))
-    return found
+    judged = zip(comparison.pairs, contrasts, verdicts, strict=True)
+    return [_judged_difference(study, *one) for one in judged]
+
+
+def _judged_difference(study: Study, pair: Pair, contrast: Contrast, judged: Verdict) -> Difference:
+    both = contrast.side.ap.keys() & contrast.reference.ap.keys()
+    seeds = [seed for seed in contrast.seeds if seed in both][: judged.effect.n]
+    ap = {column: _difference(study, pair, column, seeds) for column in AP_COLUMNS[1:]}
+    diverged = [study.side(name).diverged for name in (pair.side, pair.reference)]
+    lost = {run.seed for runs in diverged for run in runs}
+    finished = _difference(study, pair, "AP", [seed for seed in seeds if seed not in lost])
+    counts = len(diverged[0]), len(diverged[1])
+    return Difference(pair, seeds, {"AP": judged.estimate} | ap, judged, finished, counts)
 
 
 def _difference(study: Study, pair: Pair, column: str, seeds: list[int]) -> Estimate:

@@ -148,6 +148,13 @@ class SideRuns:
         return next((run for run in self.finished if part(run.analysis, *keys)), None)
 
 
+def kind_of(name: str) -> tuple[str, str]:
+    """Split a name such as "proposal_generator.ghm_c.density" into a loss and its place."""
+    kind = name.split(".")[-2] if "." in name else name
+    where = ", RPN" if "proposal_generator" in name else ""
+    return {"ghm_c": "GHM-C", "ghm_r": "GHM-R"}.get(kind, kind), where
+
+
 def part(tree: Any, *keys: str) -> Any:
     """Return `tree[key][key]...`; None if a key is missing."""
     for key in keys:

@@ -8,11 +8,18 @@ from rich.markup import escape
 
 from ghm_d2.errors import printable
 from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, Trial
-from ghm_d2.reports.answer import confidence, interval, p_value, signed
 from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
 from ghm_d2.reports.runs import SideRuns
 from ghm_d2.reports.statistics.estimates import Estimate
+from ghm_d2.reports.wording import (
+    confidence,
+    interval,
+    number,
+    p_value,
+    signed,
+    with_half_width,
+)
 
 HEADERS = ("Method", "Network", "AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 RUN_HEADERS = (*HEADERS, "Data", "Seed", "Iterations", "Training, min", "Run")
@@ -60,7 +67,7 @@ def runs_table(records: Mapping[str, RunRecord]) -> Table:
     rows = []
     for name, record in records.items():
         minutes = None if record.train_seconds is None else record.train_seconds / 60
-        facts = (record.dataset, str(record.seed), str(record.iterations), _number(minutes), name)
+        facts = (record.dataset, str(record.seed), str(record.iterations), number(minutes), name)
         rows += [(*row, *facts) for row in _run_rows(record, columns)]
     headers = (*HEADERS[:2], *headers, *RUN_HEADERS[len(HEADERS) :])
     return Table(headers, rows, text_columns=len(headers))
@@ -83,7 +90,7 @@ def _run_rows(record: RunRecord, columns: tuple[str, ...]) -> list[tuple[str, ..
         if figures.mask_metrics:
             named = {f"{name} (boxes)": figures.metrics, f"{name} (masks)": figures.mask_metrics}
         for words, metrics in named.items():
-            rows.append((words, record.network, *(_number(metrics.get(c)) for c in columns)))
+            rows.append((words, record.network, *(number(metrics.get(c)) for c in columns)))
     return rows
 
 
@@ -102,7 +109,7 @@ def objects_note(record: RunRecord) -> str:
 
 def per_class(record: RunRecord) -> Table:
     """AP of each class."""
-    return Table(("Class", "AP"), [(name, _number(ap)) for name, ap in record.per_class.items()])
+    return Table(("Class", "AP"), [(name, number(ap)) for name, ap in record.per_class.items()])
 
 
 def results_table(rows: list[Row]) -> Table:
@@ -142,7 +149,7 @@ def _best(rows: list[dict[str, Estimate]], columns: tuple[str, ...]) -> dict[str
     """Each column's highest mean as shown, so that equal cells rank alike; "" if all are equal."""
     means = {c: [m for ap in rows if c in ap and (m := ap[c].mean) is not None] for c in columns}
     return {
-        c: _number(max(values)) if len(set(map(_number, values))) > 1 else ""
+        c: number(max(values)) if len(set(map(number, values))) > 1 else ""
         for c, values in means.items()
     }
 
@@ -153,7 +160,7 @@ def _result(
     figures = []
     for column, highest in best.items():
         text = mean_with_n(ap[column], side) if column in ap else "-"
-        is_best = column in ap and ap[column].n and _number(ap[column].mean) == highest
+        is_best = column in ap and ap[column].n and number(ap[column].mean) == highest
         figures.append(Best(text) if is_best else text)
     done = f"{len(side.finished)} of {len(side.runs)}"
     return name, side.network or "-", *figures, done
@@ -189,7 +196,7 @@ def errors_table(differences: list[Difference]) -> Table:
             f"{d.pair.side} against {d.pair.reference}",
             "primary" if d.pair.primary else "",
             *errors(d),
-            confidence(d.judged),
+            confidence(d.judged.alpha),
             difference_with_interval(d.ap["AP"]),
             difference_with_interval(d.judged.pooled),
         )
@@ -203,7 +210,7 @@ def errors(difference: Difference) -> tuple[str, ...]:
     """The p-value and the standard errors from seeds and from images: cells of `ERROR_HEADERS`."""
     effect = difference.judged.effect
     found = (error and error.se for error in (effect.seeds, effect.images))
-    return p_value(difference.judged.p), *(_number(se, ".2f") for se in found)
+    return p_value(difference.judged.p), *(number(se, ".2f") for se in found)
 
 
 def costs_table(rows: list[Row]) -> Table:
@@ -214,7 +221,7 @@ def costs_table(rows: list[Row]) -> Table:
             "-" if (mean := row.cost[key].mean) is None else f"{mean * factor:,.{digits}f}"
             for _, key, factor, digits in COST_COLUMNS
         ]
-        figures[0] = _with_half_width(row.cost["s_per_iter"], 3)
+        figures[0] = with_half_width(row.cost["s_per_iter"], ".3f")
         cells.append((row.side.name, *figures))
     return Table(("Method", *(column[0] for column in COST_COLUMNS)), cells)
 
@@ -228,8 +235,8 @@ def noise_table(rows: list[NoiseRow]) -> Table:
     for row in rows:
         line = [row.side.name, NOISE_MEASURES[row.measure]]
         for kind in ("none", *NOISE_WORDS):
-            line += [str(row.boxes[kind]), _number(row.weight[kind].mean, ".3g")]
-            line += [_with_half_width(row.ratio[kind], 2)] if kind in row.ratio else []
+            line += [str(row.boxes[kind]), number(row.weight[kind].mean, ".3g")]
+            line += [with_half_width(row.ratio[kind], ".2f")] if kind in row.ratio else []
         cells.append(tuple(line))
     return Table(tuple(headers), cells, text_columns=2)
 
@@ -259,7 +266,7 @@ def search_table(trials: list[Trial]) -> Table:
     datasets = list(dict.fromkeys(trial.dataset for trial in trials))
     rows = []
     for (side, overrides, iterations), tried in groups.items():
-        figures = [_number(_mean_ap(tried, dataset)) for dataset in datasets]
+        figures = [number(_mean_ap(tried, dataset)) for dataset in datasets]
         how = [str(iterations), str(len({trial.seed for trial in tried}))] if iterations else []
         rows.append((side, overrides, "chosen" if tried[0].chosen else "", *how, *figures))
     how = ["Iterations", "Seeds"] if any(trial.iterations for trial in trials) else []
@@ -293,21 +300,12 @@ def mean_with_n(value: Estimate, side: SideRuns) -> str:
     """Mean and half the interval, with the number of seeds if some have no value."""
     counted = len(side.finished) + len(side.diverged)
     fewer = f" (n = {value.n})" if 0 < value.n < counted else ""
-    return _with_half_width(value, 1) + fewer
-
-
-def _with_half_width(value: Estimate, digits: int) -> str:
-    text = _number(value.mean, f".{digits}f")
-    return text if value.half_width is None else f"{text} ± {value.half_width:.{digits}f}"
+    return with_half_width(value, ".1f") + fewer
 
 
 def difference_with_interval(value: Estimate) -> str:
     mean = signed(value.mean)
     return mean if value.low is None else f"{mean} ({interval(value)})"
-
-
-def _number(value: float | None, form: str = ".1f") -> str:
-    return "-" if value is None else f"{value:{form}}"
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -97,6 +97,18 @@ def test_what_a_planned_look_decided_is_evidence_once_all_seeds_are_done(compari
     assert last.startswith("With fewer than 6 seeds")
 
 
+def test_a_look_that_decided_nothing_leaves_the_caution(comparison):
+    pairs = [Pair(*PAIRS[0], primary=True)]
+    alike = {SL1: (50.0, 55.2, 52.1), GHM_R: (52.0, 51.3, 53.0)}
+    so_far = {name: (*ap, None, None, None) for name, ap in alike.items()}
+    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).verdict
+    assert last == "With fewer than 6 seeds this is exploration, not evidence."
+    clear = {SL1: (50.0, 50.2, 50.1), GHM_R: (60.0, 60.3, 60.0)}
+    so_far = {name: (*ap, None, None, None) for name, ap in clear.items()}
+    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).verdict
+    assert last == "A pair that the look at 3 seeds decided keeps its verdict."
+
+
 def test_a_comparison_on_several_data_sets_has_a_row_for_each(comparison):
     pairs = [Pair(GHM, FOCAL, ""), Pair(GHM_R, SL1, "", primary=True)]
     found = [read_report(comparison(AP, pairs, analysis=False, dataset=d)) for d in ("a", "b")]
@@ -174,6 +186,19 @@ def test_a_diverged_run_is_told_and_counts_as_an_ap_of_zero(comparison):
     assert difference.ap["AP"].mean == pytest.approx((1.0 - 49.0 + 1.5) / 3)
     assert row.cost["s_per_iter"].n == 2
     assert "2 of 3" in report.markdown
+
+
+def test_a_diverged_run_that_leaves_a_pair_undecided_is_left_out_once(comparison):
+    """The interval of the pair is a hundred AP wide; what the other seeds show is told apart."""
+    start = "Descriptive, not tested: mean difference of AP over the seeds that finished"
+    folder = comparison(analysis=False)
+    assert start not in " ".join(read_report(folder).verdict)
+    write_run(folder / "../runs/3_2", 3, GHM, 2, 99.0, status="diverged")
+    report = read_report(folder)
+    assert report.differences[1].verdict == "undecided"
+    shown = f"{GHM} against {FOCAL}, +1.2 over 2 of 3 seeds (1 and 0 runs diverged)."
+    assert report.verdict.count(f"{start} on both sides: {shown}") == 1
+    assert report.to_json()["pairs"][1]["AP"]["difference"] < -10  # the tested one counts it
 
 
 def test_a_run_that_failed_is_missing(comparison):

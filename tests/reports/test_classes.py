@@ -51,3 +51,11 @@ def test_a_diverged_run_counts_as_0():
     bad = side("CE", [{}], {}, status="diverged").runs
     table = classes_table([SideRuns("CE", "", [], good.runs + bad)])
     assert table.rows[0][1].startswith("15.0")
+
+
+def test_a_diverged_run_gives_no_ap_to_a_class_without_test_boxes():
+    objects = {"a": 5, "b": 9}
+    good = side("CE", [{"a": None, "b": 40.0}], objects)
+    bad = side("CE", [{}], objects, status="diverged").runs
+    assert classes_table([SideRuns("CE", "", [], good.runs + bad)]).rows[0][1] == "-"
+    assert classes_table([SideRuns("CE", "", [], bad)]).rows[0][1:] == ("0.0", "0.0")

@@ -17,7 +17,7 @@ from made_comparison import (
     write_run,
 )
 
-from ghm_d2.records import Comparison, Schedule, Trial
+from ghm_d2.records import Comparison, Pair, Schedule, Trial
 from ghm_d2.reports.figures.models import precision_recall
 from ghm_d2.reports.figures.training import learning_curves
 from ghm_d2.reports.page.write import write_report
@@ -166,6 +166,15 @@ def test_runs_of_several_versions_are_told(comparison):
     write_report(folder)
     text = (folder / "report.md").read_text()
     assert told in text and f"9.9: {GHM}." in text
+
+
+def test_the_note_says_how_many_false_claims_a_primary_pair_and_others_allow(comparison):
+    told = "up to 10 % of comparisons may have some false claim"
+    for primary in (False, True):
+        pairs = [Pair(GHM, FOCAL, "", primary=primary), Pair(FOCAL, GHM, "")]
+        folder = comparison(SMALL, pairs, analysis=False)
+        write_report(folder)
+        assert (told in (folder / "report.md").read_text()) == primary
 
 
 def test_noise_is_told_in_numbers_and_in_a_picture(comparison):

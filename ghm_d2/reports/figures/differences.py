@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghm_d2.reports.answer import signed
 from ghm_d2.reports.figures.drawing import COLOURS, draw, legend, numbers, plain
 from ghm_d2.reports.page.document import Picture
 from ghm_d2.reports.report import Report
 from ghm_d2.reports.results import Difference
 from ghm_d2.reports.statistics.verdicts import HIGHER, LOWER, SAME, UNDECIDED
+from ghm_d2.reports.wording import signed
 
 FILE = "differences.png"
 LINE_INCHES = 0.27

@@ -18,7 +18,7 @@ from ghm_d2.reports.figures.drawing import (
     side_panels,
 )
 from ghm_d2.reports.page.document import Picture
-from ghm_d2.reports.runs import FINISHED, SideRuns
+from ghm_d2.reports.runs import FINISHED, SideRuns, kind_of
 
 Curve = tuple[list[int], list[float]]
 
@@ -132,13 +132,6 @@ def density_figures(sides: list[SideRuns]) -> list[Picture]:
             if ema.any():  # momentum 0 averages nothing
                 kinds.setdefault(kind, []).append((side.name + where, steps, ema))
     return [_density_figure(kind, kinds[kind]) for kind in sorted(kinds)]
-
-
-def kind_of(name: str) -> tuple[str, str]:
-    """Split a name such as "proposal_generator.ghm_c.density" into a loss and its place."""
-    kind = name.split(".")[-2] if "." in name else name
-    where = ", RPN" if "proposal_generator" in name else ""
-    return {"ghm_c": "GHM-C", "ghm_r": "GHM-R"}.get(kind, kind), where
 
 
 def _density_figure(kind: str, found: list[tuple[str, np.ndarray, np.ndarray]]) -> Picture:

@@ -92,6 +92,11 @@ def _differences(report: Report) -> list[Block]:
         "the interval of AP are corrected for the number of pairs and looks. AP50 and AP75 have "
         "95% intervals over the seeds alone."
     )
+    if len({d.pair.primary for d in report.differences}) > 1:
+        text += (
+            " The primary pair and the other pairs may each claim something false in 5 % of "
+            "comparisons, so up to 10 % of comparisons may have some false claim."
+        )
     of_errors = (
         "The interval of AP has two sources. SE seeds is the standard error due to chance in "
         "training. SE images is the standard error due to the choice of test images, from a "

@@ -30,7 +30,11 @@ class Estimate:
 
 
 class Error(NamedTuple):
-    """A standard error in AP. noise: half the variance of its square, which gives `df`."""
+    """A standard error and the noise in it.
+
+    se: standard error, in AP. noise: se^4 / df. Noises of independent errors add up, so the df of a
+    sum is its se^4 / noise (Satterthwaite).
+    """
 
     se: float
     noise: float

@@ -5,6 +5,7 @@ from itertools import pairwise
 from ghm_d2.reports.page.document import Table
 from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.statistics.estimates import estimate
+from ghm_d2.reports.wording import with_half_width
 
 SHARES = (0.8, 0.9)
 
@@ -48,6 +49,4 @@ def _cell(needed: list[float | None]) -> str:
     value, reached = estimate(needed), sum(n is not None for n in needed)
     if reached < len(needed) or value.mean is None:
         return f"reached by {reached} of {len(needed)}"
-    if value.half_width is None:
-        return f"{value.mean:.0f}"
-    return f"{value.mean:.0f} ± {value.half_width:.0f}"
+    return with_half_width(value, ".0f")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -28,13 +28,15 @@ class Spread:
     """The random error of a paired difference of AP. source: where the values come from.
 
     sd: standard deviation over seeds. image_se: standard error of the mean difference from the
-    choice of `images` test images, which more seeds do not reduce.
+    choice of `images` test images, which more seeds do not reduce. diverged: number of
+    runs left out, because they diverged.
     """
 
     sd: float
     image_se: float
     images: int
     source: str
+    diverged: int = 0
 
     def power(self, difference: float, seeds: int, alpha: float = ALPHA) -> float:
         """The probability that a test at alpha finds a true difference; `seeds` is 2 or more."""
@@ -59,10 +61,17 @@ class Spread:
                 high = middle
         return high
 
-    def seeds_for(self, difference: float) -> int | None:
-        """The fewest seeds that find a difference with 80 % power at 5 %; None if over 100."""
+    def seeds_for(self, difference: float, alpha: float = ALPHA) -> int | None:
+        """The fewest seeds that find a difference with 80 % power at alpha; None if over 100."""
         counts = range(2, MOST_SEEDS + 1)
-        return next((n for n in counts if self.power(difference, n) >= POWER), None)
+        return next((n for n in counts if self.power(difference, n, alpha) >= POWER), None)
+
+    def can_show(self, difference: float, alpha: float = ALPHA) -> bool:
+        """Return whether any number of seeds finds a difference with 80 % power.
+
+        With many seeds only the error from the test images remains.
+        """
+        return replace(self, sd=0.0).power(difference, MOST_SEEDS, alpha) >= POWER
 
 
 def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[int]) -> Spread:
@@ -74,11 +83,12 @@ def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[
         sides = [s for s in read_study(folder).sides if _is_like(s, datasets, iterations)]
     except DataError:
         sides = []
-    scores = [side.scores for side in sides]
+    # a diverged run's AP of 0 would say nothing about the spread of runs that learn
+    scores = [side.scores.first([run.seed for run in side.finished]) for side in sides]
     values = [list(found.ap.values()) for found in scores if len(found.ap) > 1]
     df = sum(len(found) - 1 for found in values)
     sd = ASSUMED_SD
-    source = "assumed, because no two finished runs differ only in their seeds"
+    source = "assumed, because too few finished runs differ only in their seeds"
     if df > 1:
         sd = math.sqrt(sum(float(np.var(found)) * len(found) for found in values) / df)
         source = f"estimated from {df + len(values)} finished runs on these data"
@@ -86,7 +96,8 @@ def read_spread(folder: Path, datasets: Collection[str], iterations: Collection[
     errors = [effect.images.se for effect in effects if effect.images]
     images = [r.images for found in scores for r in found.replicates.values()] or [ASSUMED_IMAGES]
     image_se = math.sqrt(np.mean(np.square(errors))) if errors else ASSUMED_IMAGE_SE
-    return Spread(math.sqrt(2) * sd, image_se, images[0], source)
+    diverged = sum(len(side.diverged) for side in sides)
+    return Spread(math.sqrt(2) * sd, image_se, images[0], source, diverged)
 
 
 def _is_like(side: SideRuns, datasets: Collection[str], iterations: Collection[int]) -> bool:
@@ -103,32 +114,43 @@ class PlannedPower:
     margin: float
     looks: Sequence[int] = ()
 
+    @property
+    def alpha(self) -> float:
+        """The part of 5 % that the last test may use; earlier looks use the rest."""
+        return spending([look for look in self.looks if look < self.seeds], self.seeds)[-1]
+
     def as_dict(self) -> dict:
-        """Return the figures of the plan's JSON; differences and standard deviations are in AP."""
-        alpha = spending([look for look in self.looks if look < self.seeds], self.seeds)[-1]
+        """Return the figures of the plan's JSON; differences and standard deviations are in AP.
+
+        "seeds_for" is null for differences that need over 100 seeds, or that none can show.
+        """
         return {
-            "detectable": self.spread.detectable(self.seeds, alpha),
+            "detectable": self.spread.detectable(self.seeds, self.alpha),
             "sd": self.spread.sd,
             "image_se": self.spread.image_se,
             "source": self.spread.source,
+            "diverged": self.spread.diverged,
             "seeds_for": {
-                f"{wanted:g}": self.spread.seeds_for(wanted)
+                f"{wanted:g}": self.spread.seeds_for(wanted, self.alpha)
                 for wanted in sorted({self.margin, EXPECTED})
             },
         }
 
     def __str__(self) -> str:
         found = self.as_dict()
-        needs = " and ".join(
-            f"{wanted} AP would need {count or f'more than {MOST_SEEDS}'}"
-            for wanted, count in found["seeds_for"].items()
-        )
-        text = "one seed cannot show a difference; in 4 of 5 cases,"
+        text = "one seed cannot show a difference"
         if found["detectable"] is not None:
-            difference = f"{found['detectable']:.1f} AP"
-            text = f"{self.seeds} seeds find a difference of {difference} in 4 of 5 cases;"
+            text = f"{self.seeds} seeds find {found['detectable']:.1f} AP"
+        needs = "; ".join(self._need(*item) for item in found["seeds_for"].items())
+        diverged = self.spread.diverged
+        lost = f"; diverged runs left out: {diverged}" if diverged else ""
         return (
-            f"Power: {text} {needs} seeds. (Standard deviation of a difference "
-            f"between seeds {found['sd']:.2f} AP, {found['source']}; standard error from the test "
-            f"images {found['image_se']:.2f} AP.)"
+            f"Power to find a difference in 4 of 5 cases: {text}; {needs}. (Standard deviation of "
+            f"a difference between seeds {found['sd']:.2f} AP, {found['source']}{lost}; standard "
+            f"error from the test images {found['image_se']:.2f} AP.)"
         )
+
+    def _need(self, wanted: str, seeds: int | None) -> str:
+        if seeds is None and not self.spread.can_show(float(wanted), self.alpha):
+            return f"{wanted} AP cannot be shown by any number of seeds with these test images"
+        return f"{wanted} AP would need {seeds or f'more than {MOST_SEEDS}'} seeds"

@@ -1,9 +1,9 @@
 """How steadily each side trains: balance of gradients, variation of weights and of the loss."""
 
-from ghm_d2.reports.figures.training import kind_of
 from ghm_d2.reports.page.document import Table
-from ghm_d2.reports.runs import SideRuns
+from ghm_d2.reports.runs import SideRuns, kind_of
 from ghm_d2.reports.statistics.estimates import Estimate, estimate
+from ghm_d2.reports.wording import with_half_width
 
 RATIO, LOSS = "grad_ratio_cls_box", "loss_variation"  # fields of a run's record
 HEADERS = {RATIO: "Gradient, classes / boxes", LOSS: "Variation of loss_cls"}
@@ -28,12 +28,8 @@ def steadiness_table(sides: list[SideRuns]) -> Table:
     weights = sorted(names - HEADERS.keys())
     columns = [name for name in (RATIO, *weights, LOSS) if name in names]
     headers = [HEADERS.get(name, f"Variation of weights, {name}") for name in columns]
-    rows = [(side, *(_cell(values.get(c)) for c in columns)) for side, values in found.items()]
+    rows = [
+        (side, *(with_half_width(values.get(c, Estimate(0)), ".3g", ".2g") for c in columns))
+        for side, values in found.items()
+    ]
     return Table(("Method", *headers), rows if columns else [])
-
-
-def _cell(value: Estimate | None) -> str:
-    if value is None or value.mean is None:
-        return "-"
-    text = f"{value.mean:.3g}"
-    return text if value.half_width is None else f"{text} ± {value.half_width:.2g}"

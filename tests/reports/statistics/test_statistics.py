@@ -16,7 +16,6 @@ from ghm_d2.reports.statistics.estimates import (
     paired_effect,
     unpaired_effect,
 )
-from ghm_d2.reports.statistics.power import Spread
 
 
 def scores(values, replicates=None) -> Scores:
@@ -111,17 +110,3 @@ def test_sides_that_never_differ():
     same = scores([50.0, 50.0])
     assert paired_effect(same, same).p == 1
     assert paired_effect(scores([51.0, 51.0]), same).p == 0
-
-
-@pytest.mark.parametrize(("seeds", "sd", "difference"), [(3, 1.0, 3.26), (6, 1.0, 1.435)])
-def test_power_is_that_of_the_paired_t_test(seeds, sd, difference):
-    """The differences are from tables of the noncentral t distribution."""
-    spread = Spread(sd, 0.0, 60, "")
-    assert spread.detectable(seeds) == pytest.approx(difference, abs=0.01)
-    assert spread.power(spread.detectable(seeds), seeds) == pytest.approx(0.8, abs=1e-3)
-    assert spread.seeds_for(difference + 0.01) == seeds
-
-
-def test_no_number_of_seeds_makes_up_for_few_images():
-    assert Spread(1.0, 1.0, 60, "").seeds_for(1.0) is None
-    assert Spread(1.0, 0.1, 60, "").seeds_for(1.0) < 20
