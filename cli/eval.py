@@ -10,9 +10,10 @@ import typer
 from ghm_d2.errors import RunError, UsageError
 from ghm_d2.run_folder import DETECTIONS_FILE, EVALUATION_FILE, PICTURE_FILE
 
-from .common.console import emit, out, show_error, tell, user_errors
+from .common.console import emit, show_error, tell, user_errors
 from .common.group import Group, launch, rank
 from .common.options import (
+    OF_DATA,
     Dataset,
     Device,
     Json,
@@ -23,6 +24,7 @@ from .common.options import (
     check_overrides,
     make_folder,
 )
+from .common.results import show_record
 
 
 def evaluate(
@@ -90,7 +92,7 @@ def _evaluate(weights, overrides, config, dataset, output, device) -> _Done | No
     from ghm_d2.training.distributed import lost_peers, process_group
     from ghm_d2.training.prepare import pick_device, prepare_evaluation
 
-    check_overrides(overrides)
+    check_overrides(overrides, **(OF_DATA if dataset is not None else {}))
     if output:
         make_folder(output)
     source = config_source(weights, config)
@@ -126,8 +128,11 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
         found: an `Evaluation` by data set; the first one's files go into `output` itself.
     """
     from ghm_d2.data.registered import set_name
-    from ghm_d2.files import write_json
-    from ghm_d2.inference.evaluation.results_file import submission_hint, write_results
+    from ghm_d2.inference.evaluation.results_file import (
+        keep_detections,
+        submission_hint,
+        write_results,
+    )
     from ghm_d2.inference.load import folder_of
     from ghm_d2.inference.predict import draw_beside_truth
 
@@ -140,7 +145,7 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
         elif output:
             below = f"{set_name(name)}/" if number else ""
             make_folder(output / below)
-            write_json(output / below / DETECTIONS_FILE, result.detections)
+            keep_detections(output / below, result.detections, masks=True)
             draw_beside_truth(name, result.detections, output / below / PICTURE_FILE)
             done.written += [below + DETECTIONS_FILE, below + PICTURE_FILE]
     if output:
@@ -150,24 +155,11 @@ def _written(record, found, weights: Path, output: Path | None) -> _Done:
 
 
 def _show(done: _Done, output: Path | None, as_json: bool) -> None:
-    from ghm_d2.reports.tables import (
-        MOST_CLASSES,
-        objects_note,
-        per_class,
-        run_results,
-        terminal_table,
-    )
-
     record = done.record
 
     def human():
         if record.metrics or record.other_sets:
-            title = f"{done.name}, {record.ms_per_image:.1f} ms/image"
-            out.print(terminal_table(run_results(record), title))
-            if note := objects_note(record):
-                tell(note)
-        if 0 < len(record.per_class) <= MOST_CLASSES:
-            out.print(terminal_table(per_class(record)))
+            show_record(record, f"{done.name}, {record.ms_per_image:.1f} ms/image")
         for line, _ in done.results:
             tell(line)
         if output:

@@ -11,7 +11,7 @@ import typer
 from ghm_d2.errors import UsageError
 
 from .common.console import emit, err, tell, user_errors
-from .common.options import Json, Overrides
+from .common.options import Json, Overrides, check_overrides
 
 
 def export(
@@ -62,6 +62,9 @@ def _export(weights, overrides, form, kind, output, config, check, as_json) -> N
     from .common.progress import progress
 
     check_format(form, kind["half"])
+    if "MODEL.DEVICE" in overrides[::2]:  # there is no option for it
+        raise UsageError("leave out MODEL.DEVICE: ghm export always runs on the CPU")
+    check_overrides(overrides)
     cfg = prepare_detector(config_source(weights, config), overrides, device="cpu")
     output = output or (folder_of(weights) / weights.name).with_suffix(SUFFIXES[form])
     _check_output(output, weights)
@@ -103,7 +106,8 @@ def _agreement(model, cfg, data: bytes, form: str, kind: dict, count: int, shown
 def _check_output(output: Path, weights: Path) -> None:
     if output.is_dir():
         raise UsageError(f"--output {output} is a folder; give the name of a file")
-    if output.exists() and output.samefile(weights):
+    # a name in the model zoo is no file
+    if output.exists() and weights.exists() and output.samefile(weights):
         raise UsageError(f"--output {output} is the weights file; choose another name")
     try:
         with tempfile.TemporaryFile(dir=output.parent):

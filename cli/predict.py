@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ghm_d2.errors import UsageError
-from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stems
+from ghm_d2.errors import DataError, UsageError, printable
+from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stem, distinct_stems
 
-from .common.console import emit, tell, user_errors
+from .common.console import emit, err, tell, user_errors
 from .common.options import Device, Json, make_folder
 
 
@@ -56,7 +56,9 @@ def predict(
         if unknown:
             raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {unknown[0]!r}")
         options = {"threshold": threshold, "side": side, "tta": tta, "device": device}
-        images, names = _predict(sources, weights, config, output, pictures, formats or [], options)
+        images, names, skipped = _predict(
+            sources, weights, config, output, pictures, formats or [], options
+        )
 
     def human():
         for image in images[:20]:
@@ -71,17 +73,18 @@ def predict(
         for d in image.detections
     ]
     emit(rows, as_json=as_json, human=human)
+    if skipped:  # on stderr, because stdout may be JSON
+        err.print(printable(_skipped_note(skipped)), markup=False, highlight=False)
 
 
 def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
-    """A `Found` for each image, then for each video frame; and the names of the classes."""
+    """A `Found` for each image, then for each video frame; the classes' names; skipped images."""
     from ghm_d2.inference.sources import find_sources
 
-    files, videos = find_sources(sources)
+    found = find_sources(sources)
     from .common.logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.inference.predict import draw_detections, predict
     from ghm_d2.inference.video import predict_video
 
     from .common.progress import progress
@@ -89,28 +92,58 @@ def _predict(sources, weights, config, output: Path, pictures: bool, formats, op
     make_folder(output)
     detect, names = _predictor(weights, config, **options)
     with progress() as shown:
-        images = predict(detect, files, shown)
-        if pictures:
-            stems = zip(images, distinct_stems(files), strict=True)
-            for image, stem in shown.track(list(stems), "drawing", len(images)):
-                draw_detections(image, names, output / f"{stem}_detections.png")
+        images, skipped = _predict_images(detect, found, names, output if pictures else None, shown)
+        if skipped and not images and not found.videos:
+            raise DataError(f"none of the {len(skipped)} images found can be read")
         frames = []
-        for video, stem in zip(videos, distinct_stems(videos), strict=True):
+        for video, stem in zip(found.videos, distinct_stems(found.videos), strict=True):
             frames += predict_video(detect, video, output / f"{stem}_detections.mp4", names, shown)
     for name in formats:
         FORMATS[name](images + frames if name in OF_FRAMES else images, names, output)
-    return images + frames, names
+    return images + frames, names, skipped
+
+
+def _predict_images(detect, sources, names, output: Path | None, shown):
+    """A `Found` for each image, drawn into `output` at once; and the images that were skipped.
+
+    An image that the user named must be readable; one from a folder or a pattern is skipped if it
+    is not.
+    """
+    from ghm_d2.inference.predict import draw_detections, predict
+
+    images, skipped, used = [], [], set()
+
+    def skip(file, error):
+        if file in sources.named:
+            raise error
+        shown.message(f"warning: {error}; the image is skipped")
+        skipped.append(file)
+
+    for image in predict(detect, sources.images, shown, skip):
+        images.append(image)
+        if output:
+            stem = distinct_stem(image.file, used)
+            draw_detections(image, names, output / f"{stem}_detections.png")
+    return images, skipped
+
+
+def _skipped_note(skipped: list[Path], most: int = 20) -> str:
+    more = f" and {len(skipped) - most} more" if len(skipped) > most else ""
+    listed = ", ".join(map(str, skipped[:most]))
+    return f"images skipped, because they cannot be read: {listed}{more}"
 
 
 def _predictor(weights, config, threshold: float, side: int, tta: bool, device: str):
     """The detector as a function, and the names of its classes."""
+    from ghm_d2.inference.augmented import enable_augmentation
     from ghm_d2.inference.load import class_names, config_source, load_detector
     from ghm_d2.inference.predict import Predictor
     from ghm_d2.inference.slices import SlicedPredictor
     from ghm_d2.training.prepare import prepare_detector
 
     cfg = prepare_detector(config_source(weights, config), device=device)
-    cfg.TEST.AUG.ENABLED = tta or cfg.TEST.AUG.ENABLED
+    if tta:
+        enable_augmentation(cfg)
     names = class_names(cfg)
     detect = Predictor(load_detector(cfg, weights), cfg, threshold)
     return SlicedPredictor(detect, side, names, threshold) if side else detect, names

@@ -22,9 +22,10 @@ from ghm_d2.run_folder import (
     WRITTEN_BY_TRAINING,
 )
 
-from .common.console import emit, out, show_error, tell, user_errors
+from .common.console import emit, show_error, tell, user_errors
 from .common.group import Group, end_if_hopeless, launch, leave_launch_id, rank, was_begun
 from .common.options import (
+    OF_DATA,
     Dataset,
     Device,
     Json,
@@ -35,6 +36,7 @@ from .common.options import (
     check_overrides,
     make_folder,
 )
+from .common.results import show_record
 
 
 def train(
@@ -129,6 +131,12 @@ def train(
             _show(record, folder, as_json)
 
 
+def _check_overrides(overrides: list[str], dataset: str | None, seed: int | None) -> None:
+    """Refuse overrides of keys that the given options set: one of the two would have no effect."""
+    given = OF_DATA if dataset is not None else {}
+    check_overrides(overrides, **given, **({"SEED": "--seed"} if seed is not None else {}))
+
+
 def _own_config(folder: Path) -> str:
     own = folder / CONFIG_FILE
     if not own.is_file():
@@ -156,18 +164,21 @@ def _train(
     from .common.progress import progress
 
     quiet()  # before anything that warns is imported
+    from ghm_d2.data.catalog import tested_on_training
     from ghm_d2.inference.predict import draw_beside_truth
     from ghm_d2.training.auto_batch import fit_batch
     from ghm_d2.training.distributed import process_group
     from ghm_d2.training.prepare import pick_device, prepare, scale_to_group
 
-    check_overrides(overrides)
+    _check_overrides(overrides, options["dataset"], options["seed"])
     folder = options["output"]
     if not resume and rank() == 0:
         _check_folder(folder, overwrite)
     with progress() as shown, ExitStack() as held:
         with process_group(pick_device(options["device"])):
             cfg = prepare(source, overrides, resume=resume, **options)
+            if line := tested_on_training(cfg):
+                logging.getLogger("ghm_d2").warning(line)
             cfg, scaling = scale_to_group(cfg, resume)
             if auto_batch:
                 cfg, fitted = fit_batch(cfg, shown)
@@ -242,22 +253,8 @@ def _analyse(cfg, record, evaluation, asked_for: bool, shown) -> None:
 
 
 def _show(record, folder: Path, as_json: bool) -> None:
-    from ghm_d2.reports.tables import (
-        MOST_CLASSES,
-        objects_note,
-        per_class,
-        run_results,
-        terminal_table,
-    )
-
     def human():
-        out.print(
-            terminal_table(run_results(record), f"{record.dataset}, {record.iterations} iterations")
-        )
-        if note := objects_note(record):
-            tell(note)
-        if 0 < len(record.per_class) <= MOST_CLASSES:
-            out.print(terminal_table(per_class(record)))
+        show_record(record, f"{record.dataset}, {record.iterations} iterations")
         best = FINAL_WEIGHTS
         if record.best:
             best = BEST_WEIGHTS

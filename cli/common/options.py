@@ -17,14 +17,17 @@ Dataset = Annotated[
     str | None,
     typer.Option(help="A registered data set, such as digits, or a folder from ghm data import."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto uses cuda if possible.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps; auto uses cuda if possible.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 NumGPUs = Annotated[
     int, typer.Option(help="Processes on this machine: one per GPU, or any number on a CPU.")
 ]
 NumMachines = Annotated[int, typer.Option(help="Machines in all; start this command on each one.")]
 Rdzv = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="One machine's address, where all meet.")
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="HOST:PORT of one machine that all others can reach."),
 ]
 OF_DATA = {"DATASETS.TRAIN": "--dataset", "DATASETS.TEST": "--dataset"}
 # so that negative values of overrides are not taken for options

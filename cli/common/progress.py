@@ -71,7 +71,8 @@ class LiveProgress(Progress):
         )
 
     def track(self, items, description, total):
-        task = self._bar.add_task(escape(description), total=total, figures="")
+        # None: unknown, so that there is no bar and no ETA
+        task = self._bar.add_task(escape(description), total=total or None, figures="")
         for item in items:
             yield item
             self._bar.advance(task)
@@ -105,10 +106,11 @@ class PlainProgress(Progress):
                 start = time.monotonic()
             if done and self._due():
                 eta = ""
-                if done > 1:
+                if 1 < done < total:  # a video's number of frames may be unknown, or an estimate
                     left = (time.monotonic() - start) / (done - 1) * (total - done)
                     eta = f"  ETA {timedelta(seconds=round(left))}"
-                self.message(f"{description}: {done}/{total}{eta}")
+                of = f"/{total}" if done <= total else ""
+                self.message(f"{description}: {done}{of}{eta}")
             yield item
 
     def message(self, text):

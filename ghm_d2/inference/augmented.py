@@ -11,6 +11,12 @@ BATCH = 3  # copies that go through the network together, as in Detectron2
 LOWEST_SCORE = 1e-8  # as in Detectron2: the detector itself has applied its threshold to each copy
 
 
+def enable_augmentation(cfg) -> None:
+    """Set TEST.AUG.ENABLED, without mirrored copies for a detector trained without flips."""
+    cfg.TEST.AUG.ENABLED = True
+    cfg.TEST.AUG.FLIP = cfg.TEST.AUG.FLIP and cfg.INPUT.RANDOM_FLIP != "none"
+
+
 def with_augmentation(model, cfg):
     """Wrap a detector so that it follows TEST.AUG; its arguments and results stay the same.
 

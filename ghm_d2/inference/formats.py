@@ -138,15 +138,17 @@ OF_FRAMES = ("coco", "csv")  # formats that can list a video's frames, which are
 def distinct_stems(files: Sequence[Path]) -> list[str]:
     """Return a distinct name for each file, made from its name without folder and suffix."""
     used: set[str] = set()
-    found = []
-    for file in files:
-        name, number = file.stem, 1
-        while name in used:
-            number += 1
-            name = f"{file.stem}_{number}"
-        used.add(name)
-        found.append(name)
-    return found
+    return [distinct_stem(file, used) for file in files]
+
+
+def distinct_stem(file: Path, used: set[str]) -> str:
+    """Return a name for the file, as `distinct_stems` does, that is not in `used`; add it there."""
+    name, number = file.stem, 1
+    while name in used:
+        number += 1
+        name = f"{file.stem}_{number}"
+    used.add(name)
+    return name
 
 
 def _relative(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -1,6 +1,7 @@
 """Runs detectors on image files, and draws their detections."""
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ghm_d2.data.loading.augment import build_augmentations
 from ghm_d2.data.registered import category_ids
 from ghm_d2.data.show import contact_sheet
 from ghm_d2.errors import DataError
+from ghm_d2.files import write_atomically
 from ghm_d2.inference.augmented import with_augmentation
 from ghm_d2.inference.evaluation.confusion import best_detections
 from ghm_d2.inference.formats import Found
@@ -65,27 +67,54 @@ class Predictor:
         return [d for d in detections if d["score"] >= self._threshold]
 
 
-def predict(detect: Callable, files: Sequence[Path], progress: Progress) -> list[Found]:
-    """Run a `Predictor`, or a `slices.SlicedPredictor`, on each image.
+def predict(
+    detect: Callable,
+    files: Sequence[Path],
+    progress: Progress,
+    on_error: Callable[[Path, DataError], None] | None = None,
+) -> Iterator[Found]:
+    """Run a `Predictor`, or a `slices.SlicedPredictor`, on each image, and yield its detections.
 
-    "image_id" of a detection is the index of the file.
+    "image_id" of a detection is the number of images yielded before.
+
+    Args:
+        on_error: is called with an image that cannot be used and the reason; unless it raises, the
+            image is left out. None raises the reason.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or is too elongated.
     """
-    found = []
-    for i, file in enumerate(progress.track(files, "predicting", len(files))):
-        picture = read_image(file)
-        height, width = picture.shape[:2]
-        found.append(Found(file, (width, height), detect(picture, i, str(file))))
-    return found
+    number = 0
+    for file in progress.track(files, "predicting", len(files)):
+        try:
+            picture = read_image(file)
+            detections = detect(picture, number, str(file))
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(file, error)
+            continue
+        number += 1
+        yield Found(file, (picture.shape[1], picture.shape[0]), detections)
 
 
 def draw_detections(image: Found, names: Sequence[str], file: Path) -> None:
-    """Save a picture of an image with its detections; DataError if it cannot be read again."""
+    """Write a PNG of an image with its detections.
+
+    Raises:
+        DataError: the image cannot be read again.
+        OutputError: the PNG cannot be written.
+    """
     caption = f"{image.file.name}: {len(image.detections)} detections"
     shown = [(image.file, caption, image.detections)]
-    contact_sheet(shown, dict(enumerate(names)), columns=1, cell=1000).save(file)
+    _write_png(contact_sheet(shown, dict(enumerate(names)), columns=1, cell=1000), file)
+
+
+def _write_png(picture: Image.Image, file: Path) -> None:
+    """Write a picture, whole or not at all; OutputError if it cannot be written."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(str(file), lambda out: out.write(buffer.getvalue()))
 
 
 def draw_beside_truth(
@@ -101,13 +130,17 @@ def draw_beside_truth(
         detections: in COCO's result format, of the whole data set.
         file: the PNG to write.
         count: number of images to draw.
+
+    Raises:
+        DataError: an image cannot be decoded.
+        OutputError: the PNG cannot be written.
     """
     items = DatasetCatalog.get(dataset_name)
     best = best_detections(items, detections)
     least = best[-1]["score"] if best else 1.0
     notes = [f"detections, scores from {least:.2f}"] * count
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet_beside_truth(dataset_name, items[:count], best, notes).save(file)
+    _write_png(sheet_beside_truth(dataset_name, items[:count], best, notes), file)
 
 
 def sheet_beside_truth(

@@ -90,6 +90,19 @@ def test_torchscript_with_overrides_from_elsewhere(weights, tmp_path, capfd):
     assert torch.jit.load(tmp_path / "x.pt")(torch.zeros(3, 40, 50))[0].shape == (0, 4)
 
 
+def test_a_model_of_the_zoo_is_exported_over_its_last_export(weights, tmp_path, monkeypatch):
+    """Its name is no file that the output could be."""
+    from ghm_d2.inference import load
+
+    known = load.load_detector
+    monkeypatch.setattr(load, "load_detector", lambda cfg, _: known(cfg, weights))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.pt").touch()
+    options = {"form": "torchscript", "config": str(weights.parent / "config.yaml"), "check": 0}
+    assert run(Path("zoo:COCO-Detection/tiny"), **options) == 0
+    assert (tmp_path / "tiny.pt").stat().st_size > 1000
+
+
 def test_what_was_not_compared_does_not_agree(weights, tmp_path, capfd):
     keys = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.99"]
     options = {"form": "torchscript", "output": tmp_path / "x.pt", "as_json": True}
@@ -141,6 +154,8 @@ def test_a_file_that_differs_ends_with_1(weights, tmp_path, capfd, monkeypatch):
         ({"output": Path()}, 2, "is a folder"),
         ({"config": "configs/quick/faster_rcnn_ghm_r.yaml"}, 3, "belongs to another model"),
         ({"overrides": ["MODEL.NO", "1"]}, 2, "unknown key"),
+        ({"overrides": ["MODEL.DEVICE", "cuda"]}, 2, "leave out MODEL.DEVICE"),
+        ({"overrides": ["OUTPUT_DIR", "x"]}, 2, "set OUTPUT_DIR with the option --output"),
     ],
 )
 def test_what_cannot_be_done(weights, tmp_path, capfd, monkeypatch, options, code, message):

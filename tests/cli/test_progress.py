@@ -46,6 +46,18 @@ def test_items_have_an_eta_too_which_leaves_out_the_slow_first_one(monkeypatch):
     assert lines[:2] == ["trying: 1/10", "trying: 2/10  ETA 0:01:36"]
 
 
+def test_items_of_unknown_or_underestimated_number_have_no_eta(monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    progress = _progress.PlainProgress()
+    monkeypatch.setattr(progress, "message", lines.append)
+    for total in (0, 2):
+        for _ in progress.track(range(4), "reading", total):
+            now[0] += 12
+    assert lines[:3] == ["reading: 1", "reading: 2", "reading: 3"]
+    assert lines[3:] == ["reading: 1/2", "reading: 2/2", "reading: 3"]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from ghm_d2.config import load_config
-from ghm_d2.inference.augmented import with_augmentation
+from ghm_d2.inference.augmented import enable_augmentation, with_augmentation
 from ghm_d2.register import register_all
 
 DENSE = ("retinanet_focal", "fcos", "ssd", "yolov3")
@@ -91,6 +91,17 @@ def test_copies_without_a_detection_give_none():
         lambda batch: [{"instances": found} for _ in batch], config("ssd", "(60,)", flip=True)
     )
     assert len(detect([picture(60, 80)])[0]["instances"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "mirrored"),
+    [("horizontal", True, True), ("none", True, False), ("horizontal", False, False)],
+)
+def test_copies_are_mirrored_only_for_a_detector_trained_with_flips(trained, asked, mirrored):
+    words = ["INPUT.RANDOM_FLIP", trained, "TEST.AUG.FLIP", str(asked)]
+    cfg = load_config("quick/ssd.yaml", words)
+    enable_augmentation(cfg)
+    assert cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP is mirrored
 
 
 def test_without_the_key_the_detector_is_left_alone():

@@ -14,14 +14,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ghm_d2.errors import UsageError
 from ghm_d2.inference.exporting import export as export_module
+from ghm_d2.inference.exporting import verify
 from ghm_d2.inference.exporting.export import METADATA, describe, detections_of, export
-from ghm_d2.inference.exporting.verify import (
-    check_images,
-    compare,
-    differences,
-    load_exported,
-    noise,
-)
+from ghm_d2.inference.exporting.verify import check_images, compare, load_exported, noise
 from ghm_d2.progress import Progress
 
 SIZES = [(64, 80), (80, 64), (96, 96), (65, 97), (127, 33), (31, 31), (150, 200), (1, 9), (224, 64)]
@@ -324,6 +319,11 @@ def detections(*rows):
     boxes = torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4)
     scores = torch.tensor([row[1] for row in rows], dtype=torch.float32)
     return boxes, scores, torch.tensor([row[2] for row in rows], dtype=torch.int64)
+
+
+def differences(expected, found, least: float = -math.inf) -> tuple[float, float]:
+    """The largest distances, px and score, of a detection above `least` to its counterpart."""
+    return verify._largest(verify._distances(expected, found, least))
 
 
 def test_differences():

@@ -7,7 +7,11 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ghm_d2.inference.evaluation.results_file import submission_hint, write_results
+from ghm_d2.inference.evaluation.results_file import (
+    keep_detections,
+    submission_hint,
+    write_results,
+)
 
 
 def rle() -> dict:
@@ -39,3 +43,14 @@ def test_boxes_and_masks_go_into_files_of_their_own(coco_names, tmp_path):
 def test_nothing_found_is_an_empty_list(coco_names, tmp_path):
     (file,) = write_results(tmp_path, "coco_2017_test-dev", "x", [])
     assert json.loads(file.read_text()) == []
+
+
+def test_kept_detections_are_rounded_and_have_masks_if_asked(tmp_path):
+    found = {"image_id": 16, "category_id": 90, "score": 0.1234567, "bbox": [10.006, 5.0, 3.0, 1.0]}
+    for masks in (False, True):
+        keep_detections(tmp_path, [found | {"segmentation": rle()}, found], masks=masks)
+        text = (tmp_path / "detections.json").read_text()
+        first, second = json.loads(text)
+        assert second == found | {"score": 0.12346, "bbox": [10.01, 5.0, 3.0, 1.0]}
+        assert first == second | ({"segmentation": rle()} if masks else {})
+        assert ": " not in text and text.count("\n") == 1

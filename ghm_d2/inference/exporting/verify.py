@@ -43,10 +43,11 @@ def tolerance_of(model, half: bool = False) -> Tolerance:
 
 @dataclass
 class Agreement:
-    """The largest differences from PyTorch, as in `differences`, over the detections of all images.
+    """The largest differences from PyTorch, in px and in score, over the detections of all images.
 
-    Detections at the threshold or at the end of a full list do not count. Among the others, the
-    share `tolerance.left_out` that differs most is ignored too.
+    They are infinite if a detection has no counterpart. Detections at the threshold or at the end
+    of a full list do not count. Among the others, the share `tolerance.left_out` that differs most
+    is ignored too.
     """
 
     images: int
@@ -165,20 +166,13 @@ def limits(model) -> tuple[int, float]:
     return model.max_detections_per_image, model.test_score_thresh
 
 
-def differences(
-    expected: Detections, found: Detections, least: float = -math.inf
-) -> tuple[float, float]:
-    """Return the largest distances, in px and in score, of a detection to its counterpart.
+def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
+    """Return (n, 2): the distances in px and in score of each detection to its counterpart.
 
     The counterpart is the nearest detection of its class on the other side; without one the
     distance is infinite. The order is ignored, since rounding decides that of equal scores. A
     detection counts if its score is above `least`.
     """
-    return _largest(_distances(expected, found, least))
-
-
-def _distances(expected: Detections, found: Detections, least: float) -> Tensor:
-    """Return (n, 2): px and score to its counterpart, for each detection that counts."""
     px = (expected[0][:, None] - found[0]).abs().amax(-1)
     score = (expected[1][:, None] - found[1]).abs()
     other = expected[2][:, None] != found[2]

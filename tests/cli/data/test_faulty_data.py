@@ -31,6 +31,17 @@ def test_boxes_without_height_are_a_warning_with_a_count(ghm, faulty, tiny, tmp_
     assert "has no area" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_a_test_set_that_is_trained_on_is_a_warning(ghm, digits_folder, tiny, tmp_path):
+    train = (f"{digits_folder}/train.json",)
+    sets = ("DATASETS.TRAIN", train, "DATASETS.TEST", train)
+    words = ("train", "--config", "quick/retinanet_ghm.yaml", "--output", tmp_path / "run")
+    run = ghm(*words, "--no-analyse", *tiny, "SOLVER.MAX_ITER", 1, *sets)
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
+    assert "digits/train is both a training and a test set" in line
+    assert line.removeprefix("warning: ") in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_a_training_on_a_set_without_annotations_is_refused(ghm, faulty, tiny, tmp_path):
     words = ("train", "--config", "quick/retinanet_ghm.yaml", "--output", tmp_path / "run", *tiny)
     sets = ("DATASETS.TRAIN", f"('{faulty}/test.json',)", "DATASETS.TEST", f"('{faulty}',)")
