@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ghm_d2.errors import UsageError
+from ghm_d2.experiments.suites import DATA_CONFIG
 
 from ..common.console import emit, tell, user_errors
 from ..common.options import OF_DATA, Device, Json, Overrides, check_overrides, make_folder
 
-DEFAULT_CONFIG = "quick/retinanet_ghm.yaml"
 PAGE_FILE, SHEET_FILE = "suspects.html", "suspects.jpg"
 ON_PAGE, ON_SHEET = 200, 24  # suspects
 BY_FOLDS = "Each image is judged by one of {folds} models, which was not trained on it."
@@ -28,7 +28,7 @@ def suspects(
     config: Annotated[
         str | None,
         typer.Option(
-            help=f"Configuration to train. Default: {DEFAULT_CONFIG}. With --weights, needed if no "
+            help=f"Configuration to train. Default: {DATA_CONFIG}. With --weights, needed if no "
             "config.yaml lies beside them."
         ),
     ] = None,
@@ -68,15 +68,15 @@ def suspects(
         check_overrides(overrides or [], SEED="--seed", **OF_DATA)
         if has_decisions(output / SUSPECTS_TABLE):
             raise UsageError(
-                f"{output / SUSPECTS_TABLE} has decisions, which would be lost; rename it, or "
-                "choose another --output"
+                f"{output / SUSPECTS_TABLE} has decisions, or cannot be read, and would be "
+                "overwritten; rename it, or choose another --output"
             )
         make_folder(output)
         if weights:
             judge, note = _by_weights(weights, config, device), BY_WEIGHTS
         else:
             words = overrides or []
-            judge = _by_folds(config or DEFAULT_CONFIG, words, folds, seed, jobs, device)
+            judge = _by_folds(config or DATA_CONFIG, words, folds, seed, jobs, device)
             note = BY_FOLDS.format(folds=folds)
         value = _find(judge, note, data, split, output, most)
     emit(value, as_json=as_json, human=lambda: _print(value))

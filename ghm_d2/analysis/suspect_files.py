@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ghm_d2.analysis.suspects import Suspect
+from ghm_d2.data.cleaning.decisions import read_table
 from ghm_d2.data.coco_json import by_image, clipped
+from ghm_d2.errors import DataError
 from ghm_d2.files import spreadsheet_cell, write_json, write_text
 from ghm_d2.inference.formats import Found, write_label_studio
 
@@ -49,12 +51,13 @@ def _box(found: dict) -> list[str]:
 
 
 def has_decisions(file: Path) -> bool:
-    """Return whether a table of suspects contains any decision."""
+    """Return whether a table of suspects contains any decision; True if it cannot be read."""
     if not file.is_file():
         return False
-    with open(file, encoding="utf-8-sig", errors="replace") as lines:
-        next(lines, "")
-        return any(line[:1].isalpha() for line in lines)
+    try:
+        return any(row["decision"].strip() for _, row in read_table(file))
+    except DataError:
+        return True  # a person's work may be in it
 
 
 def write_coco(suspects: Sequence[Suspect], coco: dict, file: Path) -> None:

@@ -112,6 +112,21 @@ def apply_to_config(cfg, dataset: str | None = None, *, need_train: bool = True)
             require_masks_of(cfg.DATASETS.TRAIN, cfg.INPUT.MASK_FORMAT, "training")
 
 
+def tested_on_training(cfg) -> str:
+    """Return a line about a set of DATASETS.TEST that is trained on too; "" if there is none.
+
+    A registered name that does not end in _train, _val or _test is such a set with --dataset.
+    """
+    both = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.TRAIN]
+    if not both:
+        return ""
+    return (
+        f"{set_name(both[0])} is both a training and a test set, so AP is measured on training "
+        "images; pass a --dataset NAME with NAME_train and NAME_val registered, or name two data "
+        "sets in the configuration, DATASETS.TRAIN and DATASETS.TEST"
+    )
+
+
 def _require_distinct(labels: list[str]) -> None:
     """Refuse names that occur twice: the results of each data set are listed under its name."""
     twice = [label for label in labels if labels.count(label) > 1]
@@ -284,6 +299,11 @@ def _unknown(name: str, split: str) -> UsageError:
     if os.sep in name or name.endswith(".json"):
         return UsageError(f"{name}: no such folder, and no registered data set has this name")
     known = set(DatasetCatalog.list()) | {DIGITS}
+    if splits := [f"{name}_{s}" for s in SPLITS if f"{name}_{s}" in known]:
+        return UsageError(
+            f"the data set {name} has no {split} split, only {' and '.join(splits)}; register "
+            f"{name}_{split}, or name two data sets in DATASETS.TRAIN and DATASETS.TEST"
+        )
     known |= {n.removesuffix(f"_{s}") for n in known for s in SPLITS}
     near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.0)
     return UsageError(

@@ -7,31 +7,35 @@ from pathlib import Path
 
 from ghm_d2.data.coco_json import load_json, write_json
 from ghm_d2.data.output import new_folder
+from ghm_d2.data.registered import is_lvis
 from ghm_d2.errors import DataError, UsageError
 
+SHARE = 0.2  # of the images, which become val
+SEED = 0  # of the draw
 
-def write_holdout(train_name: str, folder: Path, share: float = 0.2, seed: int = 0) -> None:
+
+def write_holdout(train_name: str, folder: Path) -> None:
     """Write a data set folder whose train and val are parts of the registered split `train_name`.
 
-    The images are linked. An existing folder is kept; if its link is broken, it is renewed.
+    SHARE of the images, at least one and not all, become val. The images are linked. An existing
+    folder is kept; if its link is broken, it is renewed.
 
     Args:
         train_name: a split registered with Detectron2 that has a COCO JSON.
         folder: the output, a folder like those of `ghm data import`.
-        share: share of the images that become val, in (0, 1); at least one, and not all.
-        seed: seed of the draw.
 
     Raises:
+        UsageError: the split is of LVIS.
         DataError: no COCO JSON, or fewer than two images.
     """
 
     def held_out(images: list[dict]) -> list[dict]:
-        return images[: min(max(1, round(share * len(images))), len(images) - 1)]
+        return images[: min(max(1, round(SHARE * len(images))), len(images) - 1)]
 
-    _write_part(train_name, folder, held_out, seed)
+    _write_part(train_name, folder, held_out)
 
 
-def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int = 0) -> None:
+def write_fold(train_name: str, folder: Path, fold: int, folds: int) -> None:
     """Write a folder as `write_holdout` does, with one of `folds` equal parts as val.
 
     An image that is listed twice stays in one part.
@@ -41,6 +45,7 @@ def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int =
         folds: 2 or more.
 
     Raises:
+        UsageError: the split is of LVIS.
         DataError: no COCO JSON, or fewer images than folds.
     """
 
@@ -49,14 +54,13 @@ def write_fold(train_name: str, folder: Path, fold: int, folds: int, seed: int =
         chosen = set(names[fold::folds])
         return [image for image in images if image["file_name"] in chosen]
 
-    _write_part(train_name, folder, held_out, seed, folds)
+    _write_part(train_name, folder, held_out, folds)
 
 
 def _write_part(
     train_name: str,
     folder: Path,
     held_out: Callable[[list[dict]], list[dict]],
-    seed: int,
     fewest: int = 2,
 ) -> None:
     """Divide a split into train.json and val.json in `folder`.
@@ -65,6 +69,11 @@ def _write_part(
     """
     from detectron2.data import MetadataCatalog
 
+    if is_lvis(train_name):  # a folder's val is judged by COCO's AP, which is another one
+        raise UsageError(
+            f"{train_name} cannot be divided for a search: LVIS annotates only part of the classes "
+            "in each image; search on other data with --search-on"
+        )
     folder = Path(folder)
     metadata = MetadataCatalog.get(train_name)
     if (folder / "val.json").is_file():
@@ -81,7 +90,7 @@ def _write_part(
             f"{train_name}: {len(images)} images are too few to hold some out; at least {fewest} "
             "are needed"
         )
-    random.Random(seed).shuffle(images)
+    random.Random(SEED).shuffle(images)
     val = {image["id"] for image in held_out(images)}
     try:
         with new_folder(folder) as draft:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ghm_d2.data import images
 from ghm_d2.data.checking.coco_faults import audit
-from ghm_d2.data.coco_json import box_fault, hashable, load_json
+from ghm_d2.data.coco_json import box_fault, hashable, image_name, load_json
 from ghm_d2.data.masks import decode, mask_fault
 from ghm_d2.errors import DataError
 
@@ -77,7 +77,8 @@ def pick(json_file: str, root: str, count: int) -> tuple[list, dict[int, str]]:
         image_id, category = annotation.get("image_id"), hashable(annotation.get("category_id"))
         if hashable(image_id) in boxes and not box_fault(annotation.get("bbox")):
             boxes[image_id].append(annotation | {"category_id": category})
-    pictures = [(Path(root) / i["file_name"], i["file_name"], boxes[i["id"]]) for i in chosen]
+    named = [(image_name(image), boxes[image["id"]]) for image in chosen]
+    pictures = [(Path(root) / name, name, own) for name, own in named]
     return pictures, {c["id"]: c["name"] for c in coco["categories"]}
 
 

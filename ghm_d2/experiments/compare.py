@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghm_d2.config import config_hash
+from ghm_d2.data.checking.registered_sets import require_annotations
 from ghm_d2.errors import EXIT_INTERRUPTED, DataError, RunError, UsageError
 from ghm_d2.experiments.launch import BUSY, is_training
 from ghm_d2.experiments.plan import (
@@ -106,11 +107,10 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
     for seed in request.seeds:
         for side in request.suite.sides:
             config, overrides, dataset = request.inputs(side)
-            shared = side.settings_of in settings
-            chosen = settings.get(side.settings_of if shared else side.name, ())
-            words = (*overrides, *chosen)
-            root, device = request.root, request.device
-            runs += [make_run(root, side.name, config, words, dataset, seed, device)]
+            chosen = settings.get(side.settings_of, settings.get(side.name, ()))
+            what = (request.root, side.name, config, (*overrides, *chosen), dataset)
+            runs += [make_run(*what, seed, request.device)]
+            require_annotations(runs[-1].judged_on)
     return runs
 
 
@@ -147,8 +147,8 @@ def keep_plan(request: Request) -> Request:
             must not change once results may be known.
     """
     others = any(request.root.glob(f"*/{COMPARISON_FILE}"))
-    file = (request.folder() if others else request.root) / COMPARISON_FILE
-    kept = Comparison.read(file.parent) if file.is_file() else None
+    file = request.folder() / COMPARISON_FILE if others else None
+    kept = Comparison.read(file.parent) if file and file.is_file() else None
     margin = kept.margin if kept else 1.0
     looks = tuple(kept.looks) if kept else ()
     for option, asked, planned in (
@@ -156,7 +156,7 @@ def keep_plan(request: Request) -> Request:
         ("--looks", request.looks, looks),
     ):
         if kept and asked is not None and asked != planned:
-            shown = "none" if planned == () else planned
+            shown = (", ".join(map(str, looks)) or "none") if option == "--looks" else margin
             raise UsageError(
                 f"{file} was planned with another {option}, {shown}, and a plan cannot "
                 f"change once it has begun; leave out {option}, or choose another --output"

@@ -14,7 +14,13 @@ from typing import Any
 from ghm_d2.config import config_hash, find_config, list_configs, load_config, plain_config
 from ghm_d2.config.detectors import DETECTORS
 from ghm_d2.config.loader import flatten
-from ghm_d2.data.catalog import data_label, digits_folder, is_registered, locate
+from ghm_d2.data.catalog import (
+    data_label,
+    digits_folder,
+    is_registered,
+    locate,
+    tested_on_training,
+)
 from ghm_d2.data.coco_json import load_json
 from ghm_d2.data.digits.dataset import DigitsSpec
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint
@@ -46,6 +52,7 @@ class PlannedRun:
     dataset: str | None  # a name or an absolute path; None: the configuration's own
     seed: int
     label: str  # the data's name in the record
+    judged_on: str  # the registered data set whose AP the record shows
     iterations: int
     config_hash: str
     key: str  # hash of configuration, data and seed
@@ -208,7 +215,7 @@ def require_one_judge(suite: Suite) -> None:
             raise DataError(f"{folder} has no val.json, on which the comparison would be judged")
         coco = load_json(file)
         sizes = [(image["id"], image["width"], image["height"]) for image in coco["images"]]
-        judge = sizes, coco["annotations"], coco["categories"]
+        judge = sizes, coco.get("annotations", []), coco["categories"]
         first = first or judge
         if judge != first:
             raise DataError(
@@ -245,6 +252,8 @@ def make_run(
             "early stopping (SOLVER.PATIENCE) would choose weights on the images that judge the "
             "comparison; set SOLVER.PATIENCE to 0"
         )
+    if line := tested_on_training(cfg):
+        raise UsageError(line)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     experiment = experiment_hash(cfg)
     weights, pretrained = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED
@@ -260,6 +269,7 @@ def make_run(
         dataset=dataset,
         seed=seed,
         label=data_label(cfg.DATASETS.TRAIN[0]),
+        judged_on=cfg.DATASETS.TEST[0],
         iterations=cfg.SOLVER.MAX_ITER,
         config_hash=experiment,
         key=key,

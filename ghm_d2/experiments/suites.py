@@ -138,7 +138,8 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
         config: the configuration to train on each of several data sets; None for DATA_CONFIG.
 
     Raises:
-        UsageError: the budget or a word is unknown; the message suggests known ones.
+        UsageError: the budget or a word is unknown (the message suggests known ones), or one of
+            several folders is not a data set.
     """
     if budget not in BUDGETS:
         raise UsageError(f"--budget must be one of {', '.join(BUDGETS)}, not {budget!r}")
@@ -147,13 +148,16 @@ def find_suite(words: Sequence[str], budget: str, config: str | None = None) -> 
         return _of_configs(words)
     if words and all(Path(word, "train.json").is_file() for word in words):
         return _of_data(words, config or DATA_CONFIG)
-    if config:
-        raise UsageError("--config works only for a comparison of data sets: FOLDER vs FOLDER")
     by_words = {frozenset(name.split(" vs ")): name for name in SUITES}
     # "two-stage vs one-stage" in quotes is one word
     parts = frozenset(part for word in words for part in word.split(" vs "))
+    known = {*SUITES, *(part for key in by_words for part in key)}
+    if parts not in by_words and any(Path(word).is_dir() for word in {*words} - known):
+        raise _no_data(words)
+    if config:
+        raise UsageError("--config works only for a comparison of data sets: FOLDER vs FOLDER")
     if parts not in by_words:
-        raise _unknown(words, sorted({*SUITES, *(p for key in by_words for p in key)}))
+        raise _unknown(words, sorted(known))
     return read_suite(by_words[parts], budget)
 
 
@@ -219,6 +223,15 @@ def _distinct(words: Sequence[str], short: Sequence[str]) -> Sequence[str]:
         if name in names[:i]:
             raise UsageError(f"{name} is named twice; to repeat a run, use --seeds N")
     return names
+
+
+def _no_data(words: Sequence[str]) -> UsageError:
+    """Return the error for words that include a folder, and one that is not a data set."""
+    from ghm_d2.data.checking.validate import IMPORT_HINT
+
+    word = next(word for word in words if not Path(word, "train.json").is_file())
+    what = "has no train.json" if Path(word).is_dir() else "no such folder"
+    return UsageError(f"{word}: {what}, so it is no data set to compare; {IMPORT_HINT}")
 
 
 def _unknown(words: Sequence[str], known: list[str]) -> UsageError:

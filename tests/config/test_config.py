@@ -317,6 +317,7 @@ def test_missing_file_names_the_nearest(tmp_path, monkeypatch, prefix):
         ("quick/ssd.yaml", "MODEL.SSD.EXTRA_CHANNELS", "2"),
         ("quick/ssd.yaml", "MODEL.SSD.HEAD_CHANNELS", "3"),
         ("quick/yolov3.yaml", "MODEL.YOLOV3.IGNORE_IOU", "nan"),
+        ("quick/yolov3.yaml", "MODEL.YOLOV3.PRIOR_PROB", "0"),
         ("quick/fcos.yaml", "MODEL.FCOS.SMOOTH_L1_LOSS_BETA", "-1"),
     ],
 )

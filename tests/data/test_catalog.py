@@ -105,6 +105,27 @@ def test_an_unknown_name_is_a_usage_error_with_a_hint(name, words):
         resolve(name, "train")
 
 
+def test_a_registered_name_without_the_split_is_not_suggested_to_itself():
+    DatasetCatalog.register("my_train", list)
+    MetadataCatalog.get("my_train")  # `own_cache` removes both
+    for name in ("my", "my_train"):
+        with pytest.raises(UsageError, match=r"my has no val split, only my_train; register my_v"):
+            apply_to_config(get_cfg(), name)
+
+
+def test_a_set_that_is_trained_and_tested_on_is_named(build, tmp_path):
+    folder, cfg = build.data(tmp_path / "d"), get_cfg()
+    apply_to_config(cfg, str(folder))
+    assert catalog.tested_on_training(cfg) == ""
+    DatasetCatalog.register("mine", list)
+    MetadataCatalog.get("mine").thing_classes = ["cat"]
+    apply_to_config(cfg, "mine")
+    assert catalog.tested_on_training(cfg).startswith("mine is both a training and a test set")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (str(folder), f"{folder}/val.json"), (str(folder),)
+    apply_to_config(cfg)
+    assert catalog.tested_on_training(cfg).startswith("d/val is both")
+
+
 def test_registered_names_are_taken_as_they_are():
     assert resolve("coco_2017_val", "train") == "coco_2017_val"
     assert resolve("coco_2017", "val") == "coco_2017_val"

@@ -1,13 +1,15 @@
 """A person's decisions become a data set; what is not understood is an error that says where."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 
-from ghm_d2.analysis.suspect_files import write_coco, write_table, write_tasks
+from ghm_d2.analysis.suspect_files import has_decisions, write_coco, write_table, write_tasks
 from ghm_d2.analysis.suspects import Suspect
 from ghm_d2.data.catalog import locate
+from ghm_d2.data.checking.validate import validate_json
 from ghm_d2.data.cleaning.clean import clean
 from ghm_d2.data.cleaning.decisions import read_decisions
 from ghm_d2.errors import DataError, UsageError
@@ -103,6 +105,22 @@ def test_a_table_that_a_spreadsheet_saved(table, coco):
     assert [a["id"] for a in got] == [2, 3, 4] and got[2]["bbox"] == [1.5, 2, 3, 4]
 
 
+def test_decisions_are_seen_however_the_table_was_saved(table, tmp_path):
+    def saved(rows, **how) -> bool:
+        with open(tmp_path / "saved.csv", "w", newline="") as file:
+            csv.writer(file, **how).writerows(rows)
+        return has_decisions(tmp_path / "saved.csv")
+
+    with open(table(), newline="") as file:
+        undecided = list(csv.reader(file))
+    decided = [undecided[0], [" drop", *undecided[1][1:]], *undecided[2:]]
+    for how in ({}, {"quoting": csv.QUOTE_ALL}, {"delimiter": ";"}):
+        assert saved(decided, **how) and not saved(undecided, **how)
+    for unreadable in ([["choice"], ["drop"]], [["x" * 200_000]], []):
+        assert saved(unreadable), "a person's work may be in it"
+    assert not has_decisions(tmp_path / "none.csv")
+
+
 @pytest.mark.parametrize(
     ("decisions", "change", "message"),
     [
@@ -165,6 +183,13 @@ def test_label_studio_images_that_are_not_done_stay(coco, suspects, tmp_path):
         assert applied(tmp_path / "export.json", coco) == coco["annotations"]
     with pytest.raises(DataError, match="no task is annotated"):
         applied(tmp_path / "label_studio.json", coco)
+
+
+def test_label_studio_images_of_lvis_are_known_by_their_addresses(coco, suspects, tmp_path):
+    write_tasks(suspects, coco, Path("/images/val2017"), tmp_path)
+    for image in coco["images"]:
+        image["coco_url"] = f"http://images.org/val2017/{image.pop('file_name')}"
+    assert applied(exported(tmp_path), coco)[:3] == coco["annotations"]
 
 
 def test_label_studio_boxes_that_leave_the_image_stay_as_they_are(coco, suspects, tmp_path):
@@ -251,3 +276,22 @@ def test_clean_of_splits_whose_images_are_in_different_folders(coco_names, tmp_p
     new = json.loads((tmp_path / "new" / "train.json").read_text())
     assert all((tmp_path / "new" / "images" / i["file_name"]).is_file() for i in new["images"])
     assert new["annotations"] == train["annotations"]
+
+
+def test_clean_names_the_files_of_lvis(digits_folder, tmp_path):
+    """LVIS has only addresses; a folder's images are read by their file names."""
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "lvis" / "images").symlink_to(Path(digits_folder) / "images")
+    files = {}
+    for split in ("train", "val"):
+        coco = json.loads((Path(digits_folder) / f"{split}.json").read_text())
+        write_table([], coco, tmp_path / "t.csv")
+        files[split] = [image.pop("file_name") for image in coco["images"]]
+        for image, file in zip(coco["images"], files[split], strict=True):
+            image |= {"coco_url": f"http://images.org/{file}", "neg_category_ids": []}
+        (tmp_path / "lvis" / f"{split}.json").write_text(json.dumps(coco))
+    clean(str(tmp_path / "lvis"), tmp_path / "t.csv", tmp_path / "new")
+    for split in ("train", "val"):
+        new = json.loads((tmp_path / "new" / f"{split}.json").read_text())
+        assert [image["file_name"] for image in new["images"]] == files[split]
+        validate_json(str(tmp_path / "new" / f"{split}.json"), str(tmp_path / "new" / "images"))

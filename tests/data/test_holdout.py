@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ghm_d2.data.catalog import classes_of, resolve, validate
 from ghm_d2.data.fingerprint import file_fingerprint, fingerprint, shared_images
 from ghm_d2.data.holdout import write_fold, write_holdout
-from ghm_d2.errors import DataError
+from ghm_d2.errors import DataError, UsageError
 
 
 def images(file: Path) -> dict[int, str]:
@@ -19,9 +19,9 @@ def images(file: Path) -> dict[int, str]:
 
 def test_held_out_images_are_training_images(digits_folder, tmp_path):
     folder = tmp_path / "divided"
-    write_holdout(resolve(digits_folder, "train"), folder, share=0.3)
+    write_holdout(resolve(digits_folder, "train"), folder)
     train, val = images(folder / "train.json"), images(folder / "val.json")
-    assert len(val) == 2 and not train.keys() & val.keys()
+    assert len(val) == 1 and not train.keys() & val.keys()
     assert train | val == images(Path(digits_folder) / "train.json")
     for split, ids in ("train", train), ("val", val):
         coco = json.loads((folder / f"{split}.json").read_text())
@@ -31,15 +31,16 @@ def test_held_out_images_are_training_images(digits_folder, tmp_path):
         assert classes_of(name) == classes_of(resolve(digits_folder, "train"))
 
 
-def test_the_division_is_the_same_twice_and_kept(digits_folder, tmp_path):
+def test_the_division_is_the_same_twice_and_kept(digits_folder, tmp_path, monkeypatch):
     name = resolve(digits_folder, "train")
     for folder in ("a", "b"):
         write_holdout(name, tmp_path / folder)
     kept = (tmp_path / "a" / "val.json").read_bytes()
     assert (tmp_path / "b" / "val.json").read_bytes() == kept
-    write_holdout(name, tmp_path / "a", seed=5)
+    monkeypatch.setattr("ghm_d2.data.holdout.SEED", 5)
+    write_holdout(name, tmp_path / "a")
     assert (tmp_path / "a" / "val.json").read_bytes() == kept
-    write_holdout(name, tmp_path / "c", seed=5)
+    write_holdout(name, tmp_path / "c")
     assert (tmp_path / "c" / "val.json").read_bytes() != kept
 
 
@@ -64,6 +65,13 @@ def test_an_image_that_is_listed_twice_is_in_one_fold(digits_folder, tmp_path):
     write_fold(resolve(str(tmp_path / "twice"), "train"), tmp_path / "fold", 0, 2)
     train, val = (images(tmp_path / "fold" / f"{split}.json") for split in ("train", "val"))
     assert not {*train.values()} & {*val.values()} and len(train) == len(val) == 6
+
+
+def test_lvis_is_not_divided_because_a_folder_is_judged_by_cocos_ap(tmp_path):
+    for write, *fold in (write_holdout,), (write_fold, 0, 2):
+        with pytest.raises(UsageError, match=r"lvis_v1_train cannot be divided .* --search-on"):
+            write("lvis_v1_train", tmp_path / "divided", *fold)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_image_cannot_be_divided(digits_folder, tmp_path):

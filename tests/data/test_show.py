@@ -1,11 +1,13 @@
 """The contact sheet: masks are tinted, and a mask that is none harms nothing."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ghm_d2.data.masks import encode
-from ghm_d2.data.show import contact_sheet
+from ghm_d2.data.show import contact_sheet, pick
 
 GREY = 100
 
@@ -58,3 +60,11 @@ def test_polygons_are_tinted_too(sheet):
 )
 def test_what_is_no_mask_is_left_out(sheet, segmentation):
     assert np.array_equal(sheet(segmentation), sheet(None))
+
+
+def test_images_of_lvis_are_found_by_their_addresses(tmp_path):
+    image = {"id": 1, "coco_url": "http://images.org/val2017/1.jpg", "width": 9, "height": 9}
+    coco = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "val.json").write_text(json.dumps(coco))
+    ((file, caption, _),), _ = pick(str(tmp_path / "val.json"), "root", 1)
+    assert (file.as_posix(), caption) == ("root/val2017/1.jpg", "val2017/1.jpg")

@@ -8,7 +8,7 @@ import pytest
 
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.compare import Request, make_runs
-from ghm_d2.experiments.suites import find_suite
+from ghm_d2.experiments.suites import choose_sides, find_suite
 
 
 def test_data_sets_are_compared_on_the_same_val(digits_folder, tiny, tmp_path):
@@ -30,3 +30,18 @@ def test_data_sets_are_compared_on_the_same_val(digits_folder, tiny, tmp_path):
     (other / "val.json").write_text(json.dumps(val))
     with pytest.raises(DataError, match="different val splits"):
         make_runs(request, {})
+
+
+def test_test_data_without_annotations_are_refused(digits_folder, tiny, tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        shutil.copytree(digits_folder, folder)
+        val = json.loads((folder / "val.json").read_text())
+        del val["annotations"]
+        (folder / "val.json").write_text(json.dumps(val))
+    of_data = find_suite([str(folder) for folder in folders], "quick")
+    request = Request(of_data, None, "quick", (1,), tmp_path, "cpu", tuple(tiny))
+    of_losses = choose_sides(find_suite(["losses"], "quick"))
+    for asked in request, replace(request, suite=of_losses, dataset=str(folders[0])):
+        with pytest.raises(DataError, match="a/val has no annotations, so the comparison would"):
+            make_runs(asked, {})

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from ghm_d2.config import config_hash, get_cfg, load_config
 from ghm_d2.data.digits.dataset import DigitsSpec, write
@@ -38,6 +40,17 @@ def test_a_run_is_its_configuration_data_and_seed(run_of, tmp_path):
     ]
     assert len({run.key, *(other.key for other in others)}) == 6
     assert run.key in run.folder.name and run.folder.parent == tmp_path / "a" / "runs"
+
+
+def test_a_run_is_not_judged_on_what_it_trains_on(run_of, digits_folder):
+    register_coco_instances("mine", {}, f"{digits_folder}/train.json", f"{digits_folder}/images")
+    MetadataCatalog.get("mine").thing_classes = [str(digit) for digit in range(10)]
+    try:
+        with pytest.raises(UsageError, match=r"mine is both .* NAME_train and NAME_val registered"):
+            run_of(dataset="mine")
+    finally:
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
 
 
 def test_where_it_runs_and_what_it_is_called_do_not_matter(run_of, monkeypatch):

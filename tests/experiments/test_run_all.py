@@ -234,9 +234,8 @@ def test_fewer_seeds_take_none_from_the_comparison(request_):
         folder = compare(request, Pretended({}), Heard())
     assert Comparison.read(folder).seeds == [1, 2, 3]
     request = replace(request_, seeds=(1,), command="--seeds 1")
-    folder = compare(request, Pretended({}), Heard())
-    assert Comparison.read(folder).command == "--seeds 3", "which does what is not done"
-    comparison = Comparison.read(folder)
+    comparison = Comparison.read(compare(request, Pretended({}), Heard()))
+    assert comparison.command == "--seeds 3", "which does what is not done"
     assert comparison.seeds == [1, 2, 3]
     assert all((folder / run / "run.json").is_file() for s in comparison.sides for run in s.runs)
 
@@ -247,15 +246,15 @@ def test_a_plan_is_not_changed_once_it_has_begun(request_):
     again = replace(asked, margin=None, looks=None)  # as the command without the options
     kept = Comparison.read(compare(again, Pretended({}), Heard()))
     assert (kept.margin, kept.looks) == (0.5, [3]) and sum(p.primary for p in kept.pairs) == 1
-    for changed in ({"margin": 1.0}, {"looks": (2,)}):
-        with pytest.raises(UsageError, match=r"was planned with another --(margin|looks)"):
+    for changed, shown in ({"margin": 1.0}, "--margin, 0.5,"), ({"looks": (2,)}, "--looks, 3,"):
+        with pytest.raises(UsageError, match=f"was planned with another {shown}"):
             compare(replace(again, **changed), Pretended({}), Heard())
+    inside = replace(asked, root=folder, margin=1.0, looks=(2,))  # --output is a comparison's
+    assert module.keep_plan(inside) == inside
     kept = Comparison.read(folder)
     assert kept.unplanned_looks == []
-    kept.pairs = [
-        Pair(GHM, "another", "", primary=True),
-        *(replace(p, primary=False) for p in kept.pairs),
-    ]
+    other = Pair(GHM, "another", "", primary=True)
+    kept.pairs = [other, *(replace(p, primary=False) for p in kept.pairs)]
     kept.write(folder)
     with pytest.raises(UsageError, match=f"another primary pair, {re.escape(GHM)} against"):
         compare(again, Pretended({}), Heard())

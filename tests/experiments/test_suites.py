@@ -203,3 +203,14 @@ def test_folders_of_data_are_sides(digits_folder, tmp_path):
         find_suite([digits_folder], "quick")
     with pytest.raises(UsageError, match="--config works only for a comparison of data sets"):
         find_suite(["losses"], "quick", "quick/fcos.yaml")
+
+
+def test_the_word_that_is_no_data_set_is_named(digits_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses").mkdir()  # a suite's name stays one
+    assert find_suite(["losses"], "quick").name == "losses"
+    for bad, what in ("losses", "has no train.json"), ("typo", "no such folder"):
+        with pytest.raises(UsageError, match=f"^{bad}: {what}.* `ghm data import SOURCE"):
+            find_suite([digits_folder, "vs", bad], "quick", "quick/fcos.yaml")
+    with pytest.raises(UsageError, match="did you mean 'regression'"):
+        find_suite(["losses", "vs", "regresion"], "quick")

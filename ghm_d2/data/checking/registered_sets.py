@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from ghm_d2.data.checking.validate import (
     IMPORT_HINT,
     REMEMBERED_BYTES,
+    judge,
     require_masks,
     validate_json,
 )
-from ghm_d2.data.registered import is_lvis, require_lvis
+from ghm_d2.data.registered import is_lvis, require_lvis, set_name
 from ghm_d2.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,22 @@ def _require_file(name: str, json_file: str) -> None:
             f"{json_file}: no such file, but the data set {name} is registered with it; set the "
             "environment variable DETECTRON2_DATASETS to the folder with Detectron2's data sets "
             "(it contains coco/), or pass --dataset FOLDER for other data"
+        )
+
+
+def require_annotations(name: str) -> None:
+    """Check that a registered data set, which has passed `validate`, can judge a comparison.
+
+    Raises:
+        DataError: its COCO JSON has no annotations.
+    """
+    from detectron2.data import MetadataCatalog
+
+    findings = judge(MetadataCatalog.get(name).json_file).findings
+    if any(finding.kind == "empty" for finding in findings):
+        raise DataError(
+            f"{set_name(name)} has no annotations, so the comparison would have no AP; choose test "
+            "data with annotations"
         )
 
 

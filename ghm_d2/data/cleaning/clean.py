@@ -6,7 +6,7 @@ from pathlib import Path
 from ghm_d2.data.catalog import locate
 from ghm_d2.data.checking.validate import validate_json
 from ghm_d2.data.cleaning.decisions import read_decisions
-from ghm_d2.data.coco_json import load_json, write_json
+from ghm_d2.data.coco_json import image_name, load_json, write_json
 from ghm_d2.data.output import CLEAN_REPORT, new_folder
 from ghm_d2.errors import UsageError
 
@@ -55,6 +55,7 @@ def clean(
         "added": len(changes.added),
     }
     roots = {os.path.realpath(root) for _, root in splits.values()}
+    renamed = len(roots) > 1 or any("file_name" not in image for image in coco["images"])
     with new_folder(output, overwrite) as draft:
         if len(roots) == 1:
             os.symlink(*roots, draft / "images")
@@ -66,11 +67,17 @@ def clean(
                 coco = changes.apply(coco)
             if len(roots) > 1:  # each split's images get a folder of their own, as in COCO
                 os.symlink(os.path.realpath(root), draft / "images" / name)
-                coco |= {"images": [_below(name, image) for image in coco["images"]]}
+            if renamed:
+                below = f"{name}/" if len(roots) > 1 else ""
+                coco |= {"images": [_below(below, image) for image in coco["images"]]}
             write_json(draft / f"{name}.json", coco)
         write_json(draft / CLEAN_REPORT, report)
     return report
 
 
 def _below(folder: str, image: dict) -> dict:
-    return image | {"file_name": f"{folder}/{image['file_name']}"}
+    """Return an image with its name below images/; `folder` is "" or ends with a slash."""
+    name = image_name(image)
+    if name != image.get("file_name"):  # LVIS's coco_url would be read instead of file_name
+        image = {key: value for key, value in image.items() if key != "coco_url"}
+    return image | {"file_name": f"{folder}{name}"}

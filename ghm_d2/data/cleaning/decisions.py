@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ghm_d2.data.coco_json import box_fault, by_image, clipped, iou, load_json, read_bytes
+from ghm_d2.data.coco_json import (
+    box_fault,
+    by_image,
+    clipped,
+    image_name,
+    iou,
+    load_json,
+    read_bytes,
+)
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.files import spreadsheet_cell
 
@@ -87,7 +95,7 @@ def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
     images = {str(image["id"]): image["id"] for image in coco["images"]}
     classes = {spreadsheet_cell(c["name"]): c["id"] for c in coco["categories"]}
     changes, left = Changes(), {"annotation": drop, "missing": add}
-    for line, row in _rows(file):
+    for line, row in read_table(file):
 
         def fault(what: str, line=line) -> DataError:
             return DataError(f"{file}:{line}: {what}")
@@ -118,8 +126,14 @@ def _of_table(file: Path, coco: dict, drop: int, add: int) -> Changes:
     return changes
 
 
-def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows with their line numbers; spreadsheets may have changed the separator."""
+def read_table(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a table of suspects with their line numbers.
+
+    Spreadsheets may have changed the separator.
+
+    Raises:
+        DataError: the file cannot be read, or is not such a table.
+    """
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -152,7 +166,7 @@ def _of_label_studio(tasks: Any, file: Path, coco: dict, root: Path) -> Changes:
     """Read a Label Studio export: corrected images get its annotations, all others keep theirs."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise DataError(f"{file}: is not an export of Label Studio, which is a JSON list of tasks")
-    by_path = {_path(root / image["file_name"]): image for image in coco["images"]}
+    by_path = {_path(root / image_name(image)): image for image in coco["images"]}
     classes = {c["name"]: c["id"] for c in coco["categories"]}
     annotations, changes, finished = by_image(coco["annotations"]), Changes(), 0
     for number, task in enumerate(tasks):

@@ -34,11 +34,11 @@ def find_coco(listing: Listing) -> list[str]:
 def read_coco(listing: Listing, images: Images, all_classes: bool = False) -> Source:
     """Read COCO JSON files.
 
-    Crowd flags, areas, segmentations and category ids are kept, and image ids if they are integers
-    from 0. Classes are in the order of their ids; splits with other categories add theirs. Classes
-    that no annotation uses are left out, unless `all_classes` is set or they are COCO's own 80.
-    Files of one split are merged; a file that names no split is divided by the folders of its
-    images.
+    Crowd flags, areas, segmentations and category ids are kept, and image ids if they are unique
+    integers from 0 in their split. Classes are in the order of their ids; splits with other
+    categories add theirs. Classes that no annotation uses are left out, unless `all_classes` is set
+    or they are COCO's own 80. Files of one split are merged; a file that names no split is divided
+    by the folders of its images.
     Raises: DataError with the file if its JSON is malformed, if two files of one split describe the
     same image, or if no image is found.
     """

@@ -129,7 +129,11 @@ def _write(content: Source, folder: Path, copy: bool, strict: bool, track) -> di
                 f"no usable image in the {split} split, which is left out: {reasons[0]}"
             )
             continue
-        _number(coco)
+        if _number(coco) and content.kind == "coco":
+            content.notes.append(
+                f"the image ids of the {split} split are replaced by 1, 2, ...: in the source some "
+                "are not integers from 0, or occur twice"
+            )
         write_json(folder / f"{split}.json", coco)
         splits[split] = _summary(coco)
     if not splits:
@@ -252,16 +256,21 @@ def _link(item: Item, folder: Path, placed: dict[str, Path], copy: bool) -> None
     shutil.copyfile(item.image, target)
 
 
-def _number(coco: dict) -> None:
-    """Set ids in place; annotations count from 1 (COCO's evaluation takes 0 for "unmatched")."""
+def _number(coco: dict) -> bool:
+    """Set ids in place, and return whether the images lose their own.
+
+    Annotations count from 1, because COCO's evaluation takes 0 for "unmatched".
+    """
     own = [image["id"] for image in coco["images"]]
-    keep = all(isinstance(i, int) for i in own)
+    # several tasks of an annotation tool each count from 1
+    keep = all(isinstance(i, int) for i in own) and len({*own}) == len(own)
     flat = []
     for number, image in enumerate(coco["images"]):
         image["id"] = own[number] if keep else number + 1
         for annotation in coco["annotations"][number]:
             flat.append({"id": len(flat) + 1, "image_id": image["id"]} | annotation)
     coco["annotations"] = flat
+    return not keep
 
 
 def _summary(coco: dict) -> dict:

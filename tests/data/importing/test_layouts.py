@@ -187,9 +187,11 @@ LAYOUTS = {
     ),
     "two tasks of CVAT's COCO 1.0": (
         {"one/annotations/instances_default.json": coco(["a.jpg", "b.jpg"], first=1)}
-        | {"two/annotations/instances_default.json": coco(["a.jpg"], first=1)}
-        | pictures("one/images/default/a.jpg", "one/images/default/b.jpg", "two/images/a.jpg"),
-        *("coco", {"train": (2, 4), "val": (1, 2)}, ["cat", "dog"], []),
+        | {"two/annotations/instances_default.json": coco(["a.jpg", "b.jpg"], first=1)}
+        | pictures("one/images/default/a.jpg", "one/images/default/b.jpg")
+        | pictures("two/images/a.jpg", "two/images/b.jpg"),
+        *("coco", {"train": (3, 6), "val": (1, 2)}, ["cat", "dog"]),
+        ["the image ids of the train split are replaced by 1, 2, ..."],
     ),
     "CVAT's YOLO 1.1": (
         files_of("obj_train_data/", ".txt", LABELS)
@@ -256,6 +258,10 @@ def test_a_layout_is_recognised(make, tmp_path, name):
     assert report["format"] == kind and report["names"] == names
     found = {s: (c["images"], c["boxes"]) for s, c in report["splits"].items()}
     assert found == splits
+    for split, counts in splits.items():
+        written = json.loads((tmp_path / "out" / f"{split}.json").read_text())
+        ids = [{entry["id"] for entry in written[key]} for key in ("images", "annotations")]
+        assert tuple(map(len, ids)) == counts, "an id occurs twice"
     told = report["notes"] + [f"{d['file']}: {d['detail']}" for d in report["dropped"]]
     for words in said:
         assert any(words in line for line in told), told
