@@ -123,6 +123,7 @@ def train(
             config = _own_config(folder)
         overrides = list(overrides or [])
         if on_divergence is not None and not was_begun(folder):
+            check_overrides(overrides, **{"SOLVER.ON_DIVERGENCE": "--on-divergence"})
             overrides += ["SOLVER.ON_DIVERGENCE", on_divergence]
         options = {"dataset": dataset, "device": device, "seed": seed, "output": folder}
         how = {"resume": resume, "overwrite": overwrite, "profiled": profile}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 CONFIG = "configs/quick/retinanet_ghm.yaml"
+SKIP = ("--on-divergence", "skip")
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +341,7 @@ def test_an_image_that_goes_bad_is_named_once_and_left_out(ghm, digits_folder, t
         (["--config", CONFIG, "OUTPUT_DIR", "x"], 2, "--output"),
         (["--config", CONFIG, "DATASETS.TEST", "('digits_val',)"], 2, "DATASETS.TEST with the opt"),
         (["--config", CONFIG, "--seed", "3", "SEED", "5"], 2, "set SEED with the option --seed"),
+        (["--config", CONFIG, *SKIP, "SOLVER.ON_DIVERGENCE", "stop"], 2, "option --on-divergence"),
         (["--config", CONFIG, "--overwite", "SEED", "3"], 2, "--overwite"),
         ([], 2, "--config"),
     ],
