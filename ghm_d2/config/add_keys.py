@@ -77,6 +77,8 @@ def _add_absent(node, ours, prefix: str = "") -> list[str]:
 def _fits(value, default) -> bool:
     if type(default) is float and type(value) is int:
         return True
+    if isinstance(default, dict):
+        return isinstance(value, dict)
     return type(_as_list(value)) is type(_as_list(default))
 
 

@@ -5,6 +5,23 @@ from ghm_d2.config.renamed import current_name
 from ghm_d2.errors import UsageError
 
 TRACKERS = ("wandb", "mlflow")
+# Our classes, and those of Detectron2, by the key of MODEL that chooses one
+_OURS = {
+    "META_ARCHITECTURE": ("GHMRetinaNet", "GHMYOLOv3", "GHMSSD", "GHMFCOS"),
+    "ROI_HEADS.NAME": ("GHMROIHeads",),
+    "PROPOSAL_GENERATOR.NAME": ("GHMRPN",),
+}
+_DETECTRON2 = {
+    "META_ARCHITECTURE": (
+        "RetinaNet",
+        TWO_STAGE,
+        "PanopticFPN",
+        "SemanticSegmentor",
+        "ProposalNetwork",
+    ),
+    "ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads", "CascadeROIHeads", "RROIHeads"),
+    "PROPOSAL_GENERATOR.NAME": ("RPN", "RRPN", "PrecomputedProposals"),
+}
 _BOX_LOSSES = ("asl1", "ghm_r")
 _CLASS_LOSSES = ("ce", "ohem", "qfl", "vfl", "ghm_c")
 # Values that Detectron2's own classes do not know: (group of MODEL, key, values, the key of MODEL
@@ -44,7 +61,11 @@ _RANGES = (
     ),
     ("at least 4", lambda x: x >= 4, ("MODEL.SSD.EXTRA_CHANNELS",)),
     ("0 or at least 4", lambda x: x == 0 or x >= 4, ("MODEL.SSD.HEAD_CHANNELS",)),
-    ("above 0 and below 1", lambda x: 0 < x < 1, ("MODEL.SSD.PRIOR_PROB", "MODEL.FCOS.PRIOR_PROB")),
+    (
+        "above 0 and below 1",
+        lambda x: 0 < x < 1,
+        [f"MODEL.{g}.PRIOR_PROB" for g in ("YOLOV3", "SSD", "FCOS")],
+    ),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("MODEL.SSD.IOU_THRESHOLD",)),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("MODEL.YOLOV3.IGNORE_IOU",)),
 )
@@ -57,6 +78,8 @@ _CHOICES = {
 
 def check_config(cfg) -> None:
     """Refuse values that would fail late or be ignored.
+
+    A class of the user's own is not refused: it may be derived from one of ours, and read our keys.
 
     Raises:
         UsageError: a value out of range, one of our loss types for a class that does not read it,
@@ -87,11 +110,12 @@ def check_config(cfg) -> None:
         raise UsageError("SOLVER.PATIENCE counts evaluations; set TEST.EVAL_PERIOD above 0")
     _check_readers(cfg.MODEL)
     _check_class_weights(cfg.MODEL)
-    fpn, found = cfg.MODEL.FPN, cfg.MODEL.META_ARCHITECTURE
-    if (fpn.P6_INPUT or not fpn.P7_RELU) and found not in ("GHMRetinaNet", "GHMFCOS"):
+    fpn = cfg.MODEL.FPN
+    ignores = _ignores(cfg.MODEL, "META_ARCHITECTURE", ("GHMRetinaNet", "GHMFCOS"))
+    if ignores and (fpn.P6_INPUT or not fpn.P7_RELU):
         raise UsageError(
             f"only GHMRetinaNet and GHMFCOS read MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU, not "
-            f"{found}; keep the defaults '' and True"
+            f"{ignores}; keep the defaults '' and True"
         )
 
 
@@ -100,10 +124,10 @@ def _check_readers(model) -> None:
     # base files set keys of both one-stage and two-stage detectors: only those in use count
     read = {"RETINANET": not two_stage, "ROI_BOX_HEAD": two_stage, "RPN": two_stage}
     for group, key, types, reader, needed in _READERS:
-        value, found = model[group][key], current_name(f"MODEL.{reader}", _get(model, reader))
-        if read.get(group, True) and value in types and found != needed:
+        value, ignores = model[group][key], _ignores(model, reader, (needed,))
+        if read.get(group, True) and value in types and ignores:
             raise UsageError(
-                f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {found}"
+                f"MODEL.{group}.{key} {value} needs MODEL.{reader} {needed}, not {ignores}"
             )
 
 
@@ -116,9 +140,18 @@ def _check_class_weights(model) -> None:
             "needs weights"
         )
     reader = "ROI_HEADS.NAME" if model.META_ARCHITECTURE == TWO_STAGE else "META_ARCHITECTURE"
-    found = _get(model, reader)
-    if weighting and not current_name(f"MODEL.{reader}", found).startswith("GHM"):
-        raise UsageError(f"MODEL.CLASS_WEIGHTING needs a GHM class as MODEL.{reader}, not {found}")
+    ignores = _ignores(model, reader, _OURS[reader])
+    if weighting and ignores:
+        raise UsageError(
+            f"MODEL.CLASS_WEIGHTING needs a GHM class as MODEL.{reader}, not {ignores}"
+        )
+
+
+def _ignores(model, reader: str, needed: tuple[str, ...]) -> str:
+    """Return the class that MODEL.`reader` names if it is known and not in `needed`; else ""."""
+    found = current_name(f"MODEL.{reader}", _get(model, reader))
+    known = (*_DETECTRON2[reader], *_OURS[reader])
+    return found if found in known and found not in needed else ""
 
 
 def _get(node, key: str):

@@ -118,7 +118,8 @@ def _add_backbones(cfg) -> None:
     cfg.MODEL.TIMM.PRETRAINED = ""
     cfg.MODEL.TIMM.STRIDES = (8, 16, 32)  # strides of the maps that feed the FPN, YOLOv3 or SSD
     cfg.MODEL.TIMM.FREEZE_BN = True  # batch norm's statistics and affine parameters stay fixed
-    cfg.MODEL.TIMM.FREEZE_AT = 0  # number of first stages whose parameters stay fixed
+    # n: freeze the layers that compute maps of stride 2**n and less; 0 to 5, 0 freezes nothing
+    cfg.MODEL.TIMM.FREEZE_AT = 0
 
 
 def _add_training(cfg) -> None:
@@ -198,6 +199,7 @@ def _add_yolov3(cfg) -> None:
     # ignored rather than counted as background
     cfg.MODEL.YOLOV3.IGNORE_IOU = 0.5
     cfg.MODEL.YOLOV3.OBJ_LOSS_TYPE = "ce"  # objectness loss: "ce" or "ghm_c"
+    cfg.MODEL.YOLOV3.PRIOR_PROB = 0.01  # initial objectness of each prior; darknet's is 0.5
     cfg.MODEL.YOLOV3.CLS_LOSS_TYPE = "ce"  # class loss: "ce" or "ghm_c"
     # box loss: "l2" (published), "smooth_l1", "asl1" or "ghm_r"; as in darknet, its gradient at the
     # centre's predictions is not multiplied by the sigmoid's slope

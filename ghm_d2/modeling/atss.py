@@ -8,6 +8,8 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from ghm_d2.modeling.labels import all_background, label_images
+
 TOPK = 9  # candidates per object, level and anchor of a location; the paper's k
 _INSIDE = 0.01  # px that a centre must be inside an object's sides, as in the authors' code
 
@@ -27,16 +29,15 @@ def label_by_atss(
         gt_labels, (R,) int64 per image: 0..K-1 a class, K background; and gt_boxes, (R, 4) per
         image, which are meaningful for foreground anchors only.
     """
-    pairs = [_label_image(anchors, gt, num_classes, per_location) for gt in gt_instances]
-    labels, boxes = zip(*pairs, strict=True)
-    return list(labels), list(boxes)
+    return label_images(
+        lambda gt: _label_image(anchors, gt, num_classes, per_location), gt_instances
+    )
 
 
 def _label_image(anchors, gt, num_classes: int, per_location: int) -> tuple[Tensor, Tensor]:
     all_anchors = Boxes.cat(anchors)
     if not len(gt):
-        background = gt.gt_classes.new_full((len(all_anchors),), num_classes)
-        return background, torch.zeros_like(all_anchors.tensor)
+        return all_background(all_anchors, gt, num_classes)
     iou = pairwise_iou(gt.gt_boxes, all_anchors)  # (G, R)
     candidate = _candidates(anchors, gt.gt_boxes, per_location)
     foreground = candidate & (iou >= _threshold(iou, candidate)) & _inside(all_anchors, gt.gt_boxes)
@@ -49,7 +50,9 @@ def _candidates(anchors: list[Boxes], objects: Boxes, per_location: int) -> Tens
     """Return a mask (G, R) of the anchors of each level with centres nearest to the object's."""
     levels = []
     for level in anchors:
-        distance = torch.cdist(objects.get_centers(), level.get_centers())  # (G, R_l)
+        centers = objects.get_centers(), level.get_centers()
+        # the form by matrix products, PyTorch's choice for many rows, is inexact in float32
+        distance = torch.cdist(*centers, compute_mode="donot_use_mm_for_euclid_dist")  # (G, R_l)
         k = min(TOPK * per_location, len(level))
         nearest = distance.topk(k, dim=1, largest=False).indices
         levels.append(torch.zeros_like(distance, dtype=torch.bool).scatter_(1, nearest, True))

@@ -6,13 +6,15 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
 from torch import Tensor, nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import asl1_loss, softmax_ce_loss
 from ghm_d2.losses.density.sync import sum_up
 from ghm_d2.modeling.build_losses import class_weights, ghm_modules
-from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type, used_module
-from ghm_d2.modeling.retinanet import REG_LOSSES
+from ghm_d2.modeling.loss_choice import REG_LOSSES, LossChoice, check_loss_type, used_module
 from ghm_d2.modeling.trainer_check import check_trainer
+
+CLS_LOSSES = ("ce", "ghm_c")
 
 
 class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -64,11 +66,13 @@ class GHMFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        keys = cfg.MODEL.ROI_BOX_HEAD
-        check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", keys.CLS_LOSS_TYPE, ("ce", "ghm_c"))
+        keys = ghm_keys(cfg, "MODEL.ROI_BOX_HEAD")
+        check_loss_type("MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE", keys.CLS_LOSS_TYPE, CLS_LOSSES)
         ret = super().from_config(cfg, input_shape)
-        ret["asl1_mu"] = cfg.MODEL.GHM.REG.MU
-        ret["class_weights"] = class_weights(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        ret["asl1_mu"] = ghm_keys(cfg, "MODEL.GHM.REG").MU
+        ret["class_weights"] = class_weights(
+            cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES, keys.CLS_LOSS_TYPE
+        )
         return ret | ghm_modules(cfg, keys, softmax=True)
 
     def losses(self, predictions, proposals):
@@ -146,6 +150,7 @@ class GHMROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
+        ghm_keys(cfg, "MODEL.ROI_BOX_HEAD")
         check_trainer(cfg)
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = GHMFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ghm_d2 import kernels
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.losses.density.exact import ExactGHMC
 from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC
@@ -25,27 +26,30 @@ def loss_arguments(cfg, keys, num_levels: int, *, softmax: bool = False) -> dict
         num_levels: number of feature levels.
         softmax: the classes share a softmax, for which only GHM losses have kernels.
     """
+    ghm, mu = ghm_keys(cfg, "MODEL.GHM"), ghm_keys(cfg, "MODEL.GHM.REG").MU
     return {
         "cls_loss_type": keys.CLS_LOSS_TYPE,
         "box_reg_loss_type": keys.BBOX_REG_LOSS_TYPE,
         "box_reg_loss_weight": keys.BBOX_REG_LOSS_WEIGHT,
-        "asl1_mu": cfg.MODEL.GHM.REG.MU,
-        "kernel": cfg.MODEL.GHM.KERNEL if softmax else check_kernel(cfg),
-        "sync": cfg.MODEL.GHM.SYNC,
-        "class_weights": class_weights(cfg, keys.NUM_CLASSES),
+        "asl1_mu": mu,
+        "kernel": ghm.KERNEL if softmax else check_kernel(cfg),
+        "sync": ghm.SYNC,
+        "class_weights": class_weights(cfg, keys.NUM_CLASSES, keys.CLS_LOSS_TYPE),
         **ghm_modules(cfg, keys, num_levels, softmax=softmax),
     }
 
 
-def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
+def class_weights(cfg, num_classes: int, cls_loss_type: str) -> tuple[float, ...]:
     """Return MODEL.CLASS_WEIGHTS if they fit the classes.
 
     Raises:
-        UsageError: their number is not that of the classes, one is not above 0, or the density is
-            exact or the kernel compiled, which do not support class weights.
+        UsageError: their number is not that of the classes, one is not above 0 or not finite, or
+            the density of GHM-C is exact or the kernel compiled, which do not support class
+            weights.
     """
-    weights = tuple(map(float, cfg.MODEL.CLASS_WEIGHTS))
-    if cfg.MODEL.CLASS_WEIGHTING and not weights:
+    model, ghm = ghm_keys(cfg, "MODEL"), ghm_keys(cfg, "MODEL.GHM")
+    weights = tuple(map(float, model.CLASS_WEIGHTS))
+    if model.CLASS_WEIGHTING and not weights:
         raise UsageError(
             "MODEL.CLASS_WEIGHTING is set, but MODEL.CLASS_WEIGHTS is empty; outside `ghm train`, "
             "call ghm_d2.data.class_weights.fill_class_weights(cfg)"
@@ -54,18 +58,20 @@ def class_weights(cfg, num_classes: int) -> tuple[float, ...]:
         raise UsageError(
             f"MODEL.CLASS_WEIGHTS has {len(weights)} numbers, but there are {num_classes} classes"
         )
-    if not all(0 < w < math.inf for w in weights):
-        raise UsageError(
-            f"MODEL.CLASS_WEIGHTS must be finite numbers above 0; the smallest is {min(weights):g}"
-        )
-    if weights and cfg.MODEL.GHM.CLS.DENSITY == "exact":
+    for weight in weights:
+        if not 0 < weight < math.inf:
+            raise UsageError(
+                f"MODEL.CLASS_WEIGHTS must be finite numbers above 0, but one is {weight:g}"
+            )
+    density = ghm_keys(cfg, "MODEL.GHM.CLS").DENSITY
+    if weights and cls_loss_type == "ghm_c" and density == "exact":
         raise UsageError(
             "MODEL.GHM.CLS.DENSITY exact does not support MODEL.CLASS_WEIGHTS; set DENSITY to "
             "unit_regions"
         )
-    if weights and cfg.MODEL.GHM.KERNEL not in ("auto", "torch"):
+    if weights and ghm.KERNEL not in ("auto", "torch"):
         raise UsageError(
-            f"MODEL.GHM.KERNEL {cfg.MODEL.GHM.KERNEL} does not support MODEL.CLASS_WEIGHTS; set "
+            f"MODEL.GHM.KERNEL {ghm.KERNEL} does not support MODEL.CLASS_WEIGHTS; set "
             "KERNEL to auto"
         )
     return weights
@@ -91,9 +97,9 @@ def build_ghm_c(cfg, num_levels: int = 1, num_classes: int = 1) -> GHMC | ExactG
         UsageError: a value is out of range, or the exact density is used with SCOPE "level_ema"
             (it has no moving average) or with PRIOR or PER_CLASS (it has no unit regions).
     """
-    keys = cfg.MODEL.GHM.CLS
+    keys = ghm_keys(cfg, "MODEL.GHM.CLS")
     if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
-        return _build_exact(keys, cfg.MODEL.GHM.SCOPE)
+        return _build_exact(keys, ghm_keys(cfg, "MODEL.GHM").SCOPE)
     return _build(GHMC, cfg, keys, num_levels, num_classes=num_classes if keys.PER_CLASS else 1)
 
 
@@ -103,18 +109,18 @@ def build_softmax_ghm_c(cfg, num_levels: int = 1) -> SoftmaxGHMC:
     Raises:
         UsageError: a value is out of range, or the density is exact, which is for sigmoids only.
     """
-    density = cfg.MODEL.GHM.CLS.DENSITY
-    if check_loss_type("MODEL.GHM.CLS.DENSITY", density, DENSITIES) == "exact":
+    keys = ghm_keys(cfg, "MODEL.GHM.CLS")
+    if check_loss_type("MODEL.GHM.CLS.DENSITY", keys.DENSITY, DENSITIES) == "exact":
         raise UsageError(
             "MODEL.GHM.CLS.DENSITY exact needs sigmoids (RetinaNet, FCOS, YOLOv3, RPN), but this "
             "detector classifies with a softmax; set it to unit_regions"
         )
-    return _build(SoftmaxGHMC, cfg, cfg.MODEL.GHM.CLS, num_levels)
+    return _build(SoftmaxGHMC, cfg, keys, num_levels)
 
 
 def build_ghm_r(cfg, num_levels: int = 1) -> GHMR:
     """Build GHM-R from MODEL.GHM.REG."""
-    keys = cfg.MODEL.GHM.REG
+    keys = ghm_keys(cfg, "MODEL.GHM.REG")
     return _build(GHMR, cfg, keys, num_levels, mu=keys.MU, mu_quantile=keys.MU_QUANTILE)
 
 
@@ -124,11 +130,12 @@ def check_kernel(cfg) -> str:
     Raises:
         UsageError: there is no such kernel.
     """
+    kernel = ghm_keys(cfg, "MODEL.GHM").KERNEL
     try:
-        kernels.compiled(cfg.MODEL.GHM.KERNEL, torch.device(cfg.MODEL.DEVICE))
+        kernels.compiled(kernel, torch.device(cfg.MODEL.DEVICE))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"MODEL.GHM.KERNEL: {error}") from None
-    return cfg.MODEL.GHM.KERNEL
+    return kernel
 
 
 def _build_exact(keys, scope: str) -> ExactGHMC:
@@ -151,16 +158,17 @@ def _build_exact(keys, scope: str) -> ExactGHMC:
 
 
 def _build(kind, cfg, keys, num_levels: int, **extra):
+    ghm = ghm_keys(cfg, "MODEL.GHM")
     try:
         return kind(
             bins=keys.BINS,
             momentum=keys.MOMENTUM,
             prior=keys.PRIOR,
             loss_weight=keys.LOSS_WEIGHT,
-            scope=cfg.MODEL.GHM.SCOPE,
-            normalizer=cfg.MODEL.GHM.NORMALIZER,
-            ema_init=cfg.MODEL.GHM.EMA_INIT,
-            sync=cfg.MODEL.GHM.SYNC,
+            scope=ghm.SCOPE,
+            normalizer=ghm.NORMALIZER,
+            ema_init=ghm.EMA_INIT,
+            sync=ghm.SYNC,
             kernel=check_kernel(cfg),
             num_levels=num_levels,
             **extra,

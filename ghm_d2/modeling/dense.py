@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.reference import upcast, wide
 from ghm_d2.losses import (
     asl1_loss,
     bce_loss,
@@ -35,7 +35,8 @@ LOG_PERIOD = 20  # iterations, as in Detectron2's writers
 def count_foreground(pos_mask: Tensor, sync: bool) -> Count:
     """Count the foreground anchors, `pos_mask` (N, R), and log the mean over this process's images.
 
-    Within torch.compile nothing is logged.
+    On a GPU it logs only every 20 iterations, because the log waits for the device. Within
+    torch.compile nothing is logged.
     """
     num_pos = pos_mask.sum()
     if torch.compiler.is_compiling():
@@ -102,6 +103,29 @@ def cls_loss(
     return sum(loss(x, y, weight=choice.weight_of(y)) for x, y in levels)
 
 
+def normalized_cls_loss(
+    ghm_c: CountedLoss | None,
+    choice: LossChoice,
+    pred_logits: Sequence[Tensor],
+    gt_labels: Tensor,
+    boxes: Sequence,
+    normalizer: Tensor,
+    **factors: float,
+) -> Tensor:
+    """Return `loss_cls`: GHM-C's total, or the sum of another loss divided by `normalizer`.
+
+    Args:
+        ghm_c: the result of `begin_ghm_c`, after `sum_up`; None if the loss is another one.
+        pred_logits, gt_labels: see `cls_loss`.
+        boxes: the arguments of `box_quality` from `anchors` on.
+        factors: `alpha` and `gamma`, the parameters of focal loss.
+    """
+    if ghm_c is not None:
+        return ghm_c.total()
+    quality = box_quality(choice, *boxes)
+    return cls_loss(choice, pred_logits, gt_labels, quality, **factors) / normalizer
+
+
 @torch.no_grad()
 def box_quality(
     choice: LossChoice,
@@ -158,8 +182,19 @@ class BufferedNormalizer:
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.register_buffer("loss_normalizer", torch.tensor(initial, dtype=exact))
 
+    def _apply(self, fn, *args, **kwargs):
+        exact = self.loss_normalizer
+        super()._apply(fn, *args, **kwargs)
+        now = self.loss_normalizer
+        if wide(now.dtype) != now.dtype:  # half precision would lose each step's small change
+            self.loss_normalizer = exact.to(now.device)
+        return self
+
     def _ema_update(self, name, value, initial_value, momentum=0.9):
-        """Update a moving average as Detectron2 does, in a buffer that holds its initial value."""
+        """Override of Detectron2's method, in which the moving average is a buffer.
+
+        The buffer is registered with its initial value, so that `initial_value` is not used.
+        """
         old = getattr(self, name)
         new = old * momentum + torch.as_tensor(value, dtype=old.dtype) * (1 - momentum)
         setattr(self, name, new)

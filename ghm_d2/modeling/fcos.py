@@ -4,7 +4,6 @@ import math
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
@@ -23,16 +22,15 @@ from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import (
     BufferedNormalizer,
     begin_ghm_c,
-    box_quality,
-    cls_loss,
     count_foreground,
+    normalized_cls_loss,
 )
-from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
+from ghm_d2.modeling.labels import label_images
+from ghm_d2.modeling.loss_choice import REG_LOSSES, LossChoice, check_loss_type
+from ghm_d2.modeling.norms import check_norm
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "qfl", "vfl", "ghm_c")
-DETECTRON2_REG_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 ASSIGNMENTS = ("center", "atss")
 DEFAULTS = LossChoice("focal", "giou", smooth_l1_beta=0.1)
 # in strides; CIoU needs an aspect ratio, which the empty box that ReLU may predict does not have
@@ -97,8 +95,8 @@ class GHMFCOS(BufferedNormalizer, FCOS):
 
     @classmethod
     def from_config(cls, cfg):
-        check_trainer(cfg)
         keys = ghm_keys(cfg, "MODEL.FCOS")
+        check_trainer(cfg)
         backbone = build_backbone(cfg)
         fit_top_block(backbone, cfg)
         return {
@@ -130,9 +128,7 @@ class GHMFCOS(BufferedNormalizer, FCOS):
             squares = [_grown(level) for level in anchors]
             labels, boxes = label_by_atss(squares, gt_instances, self.num_classes)
             return labels, [Boxes(b) for b in boxes] if _OF_0_6 else boxes
-        pairs = [self._label_image(anchors, gt) for gt in gt_instances]
-        labels, boxes = zip(*pairs, strict=True)
-        return list(labels), list(boxes)
+        return label_images(lambda gt: self._label_image(anchors, gt), gt_instances)
 
     def _label_image(self, anchors, gt) -> tuple[Tensor, Boxes | Tensor]:
         if len(gt) or not _OF_0_6:
@@ -178,12 +174,9 @@ class GHMFCOS(BufferedNormalizer, FCOS):
         centerness = upcast(torch.cat(pred_centerness, dim=1).squeeze(dim=2)[pos_mask])
         target = self.compute_ctrness_targets(anchors, gt_boxes)[pos_mask]
         loss_centerness = F.binary_cross_entropy_with_logits(centerness, target, reduction="sum")
-        if ghm_c is not None:
-            loss_cls = ghm_c.total()
-        else:
-            factors = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-            quality = box_quality(choice, *boxes[:-1])
-            loss_cls = cls_loss(choice, pred_logits, gt_labels, quality, **factors) / normalizer
+        focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
+        logits = pred_logits, gt_labels
+        loss_cls = normalized_cls_loss(ghm_c, choice, *logits, boxes[:-1], normalizer, **focal)
         return {
             "loss_cls": loss_cls,
             "loss_box_reg": ghm_r.total() if ghm_r else self._box_reg_loss(*boxes) / normalizer,
@@ -227,12 +220,7 @@ def _foreground_deltas(anchors, transform, pred_deltas, gt_boxes, pos_mask):
 
 def _build_head(keys, shapes) -> FCOSHead:
     norm = group_norm if keys.NORM == "GN" else keys.NORM
-    try:
-        get_norm(norm, 1)
-    except KeyError:
-        raise UsageError(
-            f'MODEL.FCOS.NORM must be "GN", "BN", "SyncBN", "FrozenBN" or "", not {keys.NORM!r}'
-        ) from None
+    check_norm("MODEL.FCOS.NORM", norm, [1])
     if keys.NUM_CONVS < 1:
         raise UsageError(f"MODEL.FCOS.NUM_CONVS must be at least 1, not {keys.NUM_CONVS}")
     if not keys.IN_FEATURES:

@@ -1,4 +1,9 @@
-"""Training targets of RetinaNet's anchors: Detectron2's, without its waits for the device."""
+"""Training targets of RetinaNet's anchors: Detectron2's, without its waits for the device.
+
+`label_images` and `all_background` serve the other detectors too.
+"""
+
+from collections.abc import Callable
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -22,16 +27,27 @@ def label_anchors(
         gt_labels, (R,) int64 per image: 0..K-1 a class, K background, -1 ignored; and gt_boxes,
         (R, 4) per image, which are meaningful for foreground anchors only.
     """
-    all_anchors = Boxes.cat(anchors)
-    pairs = [_label_image(all_anchors, gt, matcher, num_classes) for gt in gt_instances]
-    labels, boxes = zip(*pairs, strict=True)
+    every = Boxes.cat(anchors)
+    return label_images(lambda gt: _label_image(every, gt, matcher, num_classes), gt_instances)
+
+
+def label_images(
+    label_image: Callable[[Instances], tuple], gt_instances: list[Instances]
+) -> tuple[list, list]:
+    """Return the labels and the matched boxes of each image, from a function that labels one."""
+    labels, boxes = zip(*map(label_image, gt_instances), strict=True)
     return list(labels), list(boxes)
+
+
+def all_background(anchors: Boxes, gt: Instances, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return labels (R,), all K, and boxes (R, 4) of zeros, for an image without objects."""
+    labels = gt.gt_classes.new_full((len(anchors),), num_classes)
+    return labels, torch.zeros_like(anchors.tensor)
 
 
 def _label_image(anchors, gt, matcher, num_classes) -> tuple[Tensor, Tensor]:
     if not len(gt):
-        background = gt.gt_classes.new_full((len(anchors),), num_classes)
-        return background, torch.zeros_like(anchors.tensor)
+        return all_background(anchors, gt, num_classes)
     iou = pairwise_iou(gt.gt_boxes, anchors)  # (G, R)
     best, index = iou.max(0)
     matched = _match_labels(iou, best, matcher)

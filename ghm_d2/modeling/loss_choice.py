@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from ghm_d2.errors import UsageError
 
 GHM_LOSSES = ("ghm_c", "ghm_r")
+# box losses of RetinaNet, FCOS and the box head; SSD and YOLOv3 have others
+IOU_LOSSES = ("giou", "diou", "ciou")
+DETECTRON2_REG_LOSSES = ("smooth_l1", *IOU_LOSSES)
+REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 
 
 @dataclass(frozen=True)

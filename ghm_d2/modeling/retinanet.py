@@ -6,6 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from torch import nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.losses.density.sync import sum_up, world_size
 from ghm_d2.modeling.atss import label_by_atss
 from ghm_d2.modeling.backbones.top_block import fit_top_block
@@ -14,19 +15,21 @@ from ghm_d2.modeling.dense import (
     BufferedNormalizer,
     begin_ghm,
     begin_ghm_c,
-    box_quality,
-    cls_loss,
     count_foreground,
     delta_loss,
+    normalized_cls_loss,
 )
 from ghm_d2.modeling.labels import box_levels, label_anchors
-from ghm_d2.modeling.loss_choice import LossChoice, check_loss_type
+from ghm_d2.modeling.loss_choice import (
+    DETECTRON2_REG_LOSSES,
+    IOU_LOSSES,
+    REG_LOSSES,
+    LossChoice,
+    check_loss_type,
+)
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("focal", "ce", "ohem", "qfl", "vfl", "ghm_c")
-IOU_LOSSES = ("giou", "diou", "ciou")
-DETECTRON2_REG_LOSSES = ("smooth_l1", *IOU_LOSSES)
-REG_LOSSES = (*DETECTRON2_REG_LOSSES, "asl1", "ghm_r")
 ASSIGNMENTS = ("iou", "atss")
 DEFAULTS = LossChoice("focal", "smooth_l1")
 
@@ -82,8 +85,8 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        keys = ghm_keys(cfg, "MODEL.RETINANET")
         check_trainer(cfg)
-        keys = cfg.MODEL.RETINANET
         arguments = super().from_config(cfg)
         fit_top_block(arguments["backbone"], cfg)
         arguments["assignment"] = keys.ASSIGNMENT
@@ -125,12 +128,9 @@ class GHMRetinaNet(BufferedNormalizer, RetinaNet):
         ghm_r = begin_ghm(self.ghm_r, *zip(*levels, strict=True))
         sum_up(num_pos, ghm_c, ghm_r)
         normalizer = self._update_normalizer(num_pos)
-        if ghm_c is not None:
-            loss_cls = ghm_c.total()
-        else:
-            factors = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
-            quality = box_quality(choice, *boxes[:-1])
-            loss_cls = cls_loss(choice, pred_logits, gt_labels, quality, **factors) / normalizer
+        focal = {"alpha": self.focal_loss_alpha, "gamma": self.focal_loss_gamma}
+        logits = pred_logits, gt_labels
+        loss_cls = normalized_cls_loss(ghm_c, choice, *logits, boxes[:-1], normalizer, **focal)
         if ghm_r is not None:
             loss_box_reg = ghm_r.total()
         elif of_deltas:

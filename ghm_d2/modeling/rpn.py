@@ -6,10 +6,14 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from torch import nn
 
+from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.losses import sum_up
 from ghm_d2.modeling.build_losses import build_ghm_c
 from ghm_d2.modeling.dense import flat_levels
 from ghm_d2.modeling.loss_choice import check_loss_type
+from ghm_d2.modeling.trainer_check import check_trainer
+
+CLS_LOSSES = ("ce", "ghm_c")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -35,10 +39,12 @@ class GHMRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        keys = ghm_keys(cfg, "MODEL.RPN")
+        check_trainer(cfg)
         ret = super().from_config(cfg, input_shape)
-        cls_type = cfg.MODEL.RPN.CLS_LOSS_TYPE
-        if check_loss_type("MODEL.RPN.CLS_LOSS_TYPE", cls_type, ("ce", "ghm_c")) == "ghm_c":
-            ret["ghm_c"] = build_ghm_c(cfg, len(cfg.MODEL.RPN.IN_FEATURES))
+        cls_type = check_loss_type("MODEL.RPN.CLS_LOSS_TYPE", keys.CLS_LOSS_TYPE, CLS_LOSSES)
+        if cls_type == "ghm_c":
+            ret["ghm_c"] = build_ghm_c(cfg, len(keys.IN_FEATURES))
         return ret
 
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):

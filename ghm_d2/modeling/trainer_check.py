@@ -11,7 +11,7 @@ _HOOKS = (_DETECTRON2, "ghm_d2.training.default_trainer")  # their build_hooks a
 
 
 def check_trainer(cfg) -> None:
-    """Check the trainer that builds a model or a backbone from a configuration.
+    """Check the trainer that builds a detector, ROI heads or an RPN from a configuration.
 
     Models are also built for prediction, for evaluation and by other training loops. Only the call
     stack shows that a `DefaultTrainer` is building this one. A derived class is responsible for the

@@ -3,10 +3,16 @@
 import pytest
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from ghm_d2.config import add_ghm_config
 from ghm_d2.errors import UsageError
+from ghm_d2.modeling.box_head import GHMFastRCNNOutputLayers, GHMROIHeads
+from ghm_d2.modeling.build_losses import build_ghm_c, build_ghm_r, class_weights
+from ghm_d2.modeling.fcos import GHMFCOS
+from ghm_d2.modeling.retinanet import GHMRetinaNet
+from ghm_d2.modeling.rpn import GHMRPN
 from ghm_d2.register import register_all
 
 
@@ -89,3 +95,31 @@ def test_a_key_with_another_meaning_is_not_read():
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.DEVICE = "build_ghm_timm_backbone", "cpu"
     with pytest.raises(UsageError, match=r"MODEL\.TIMM\.PRETRAINED is False.* set it to a str"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        GHMRetinaNet,
+        GHMFCOS,
+        lambda cfg: GHMRPN(cfg, {}),
+        lambda cfg: GHMROIHeads(cfg, {}),
+        lambda cfg: GHMFastRCNNOutputLayers(cfg, None),
+        build_ghm_c,
+        build_ghm_r,
+        lambda cfg: class_weights(cfg, 2, "focal"),
+    ],
+)
+def test_without_our_keys_the_function_that_adds_them_is_named(build):
+    with pytest.raises(UsageError, match=r"is missing: call ghm_d2.config.add_ghm_config\(cfg\)"):
+        build(get_cfg())
+
+
+@pytest.mark.parametrize("arch", ["GHMRetinaNet", "GHMFCOS", "GHMSSD", "GHMYOLOv3"])
+def test_so_it_is_in_detectron2s_trainer(arch, monkeypatch):
+    register_all()
+    monkeypatch.setattr("detectron2.engine.defaults.setup_logger", lambda: None)
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = arch
+    with pytest.raises(UsageError, match=r"call ghm_d2.config.add_ghm_config\(cfg\)"):
+        DefaultTrainer(cfg)

@@ -15,16 +15,16 @@ from tiny_models import (
 )
 
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.atss import label_by_atss
+from ghm_d2.modeling.atss import TOPK, _candidates, label_by_atss
 
 FCOS = {"MODEL.META_ARCHITECTURE": "GHMFCOS", "MODEL.FCOS.NUM_CLASSES": str(CLASSES)}
 
 
-def levels(per_location):
+def levels(per_location, start=0):
     """Anchors of two levels on a field of 64 px: squares and, of two a location, flat boxes too."""
     found = []
     for stride in (8, 16):
-        at = torch.arange(stride / 2, 64, stride)
+        at = torch.arange(stride / 2, 64, stride) + start
         y, x = torch.meshgrid(at, at, indexing="ij")
         center = torch.stack([x, y], -1).reshape(-1, 2).repeat_interleave(per_location, 0)
         half = torch.tensor([[4.0, 4.0], [5.0, 3.0]][:per_location]).repeat(y.numel(), 1) * stride
@@ -87,6 +87,17 @@ def test_it_is_the_papers_algorithm(boxes, per_location):
             assert torch.equal(matched[i], gt.gt_boxes.tensor[label])
     if len(boxes) > 1:
         assert set(expected) == {0, 1, 2, CLASSES}
+
+
+def test_the_nearest_anchors_are_found_far_from_the_corner_of_a_large_image():
+    """Distances from matrix products of coordinates of 6000 px would be wrong by up to 3 px."""
+    fine, _ = levels(1, start=6000)
+    corner = 6000 + 40 * torch.rand(10, 2, generator=torch.Generator().manual_seed(0))
+    objects = Boxes(torch.cat([corner, corner + 20], 1))
+    centers = (boxes.get_centers().double() for boxes in (objects, fine))
+    nearest = torch.cdist(*centers).topk(TOPK, largest=False).indices
+    found = _candidates([fine], objects, 1)
+    assert found.gather(1, nearest).all() and (found.sum(1) == TOPK).all()
 
 
 def test_without_objects_all_is_background():

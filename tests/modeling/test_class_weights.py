@@ -7,10 +7,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny_models import CLASSES, QUICK_TINY, ghm_retinanet, inputs, recorded_losses, step
 
-from ghm_d2.config import load_config
+from ghm_d2.config import get_cfg, load_config
 from ghm_d2.data.class_weights import class_weights
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC
+from ghm_d2.modeling import build_losses
 from ghm_d2.register import register_all
 
 # a configuration, its group of keys and those of its losses that are of classes
@@ -119,3 +120,19 @@ def test_weights_by_the_number_of_annotations():
 def test_weights_that_cannot_be_meant_are_refused(keys, message):
     with pytest.raises(UsageError, match=message):
         ghm_retinanet("ghm_c", "smooth_l1", keys)
+
+
+@pytest.mark.parametrize(("bad", "named"), [(float("inf"), "inf"), (-2.0, "-2")])
+def test_the_weight_that_is_out_of_range_is_named(bad, named):
+    cfg = get_cfg()
+    cfg.MODEL.CLASS_WEIGHTS = (1.0, bad, 0.5)
+    with pytest.raises(UsageError, match=f"above 0, but one is {named}$"):
+        build_losses.class_weights(cfg, 3, "focal")
+
+
+def test_the_exact_density_excludes_weights_only_where_there_is_ghm_c():
+    cfg = get_cfg()
+    cfg.MODEL.CLASS_WEIGHTS, cfg.MODEL.GHM.CLS.DENSITY = (1.0, 2.0), "exact"
+    assert build_losses.class_weights(cfg, 2, "focal") == (1.0, 2.0)
+    with pytest.raises(UsageError, match="exact does not support"):
+        build_losses.class_weights(cfg, 2, "ghm_c")

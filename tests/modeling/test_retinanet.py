@@ -317,6 +317,17 @@ def test_bfloat16_step(cls, reg):
         torch.testing.assert_close(loss, exact[name], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_normalizer_stays_exact_in_a_model_of_half_precision(dtype):
+    model = ghm_retinanet()
+    model.loss_normalizer.fill_(2049.1)
+    before = model.loss_normalizer.clone()
+    model.to(dtype)
+    assert model.head.cls_score.weight.dtype == dtype
+    assert model.loss_normalizer.dtype == torch.float64
+    assert torch.equal(model.state_dict()["loss_normalizer"], before)
+
+
 @pytest.mark.parametrize("where", ["cls_score", "bbox_pred"])
 def test_weights_that_are_nan_give_nan_and_no_fault(where):
     model = ghm_retinanet("ghm_c", "ghm_r")

@@ -42,8 +42,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
         frozen = FrozenBatchNormAct2d(size, module.eps, module.drop, module.act)
     else:
         frozen = FrozenBatchNorm2d(size, module.eps)
-    state = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
-    return _filled(frozen, state).train(module.training)
+    return _filled(frozen, module.state_dict()).train(module.training)
 
 
 def freeze_parameters_of(model: nn.Module, outputs: Sequence[int], sample: Tensor) -> None:
@@ -72,6 +71,9 @@ def freeze_parameters_of(model: nn.Module, outputs: Sequence[int], sample: Tenso
 
 
 def _filled(frozen: FrozenBatchNorm2d, state: dict[str, Tensor]) -> FrozenBatchNorm2d:
-    for name, value in state.items():  # without weight and bias if the layer is not affine
-        getattr(frozen, name).copy_(value)
+    # `state` has no weight and bias if the layer is not affine; of timm's layers it also has the
+    # parameters of the activation, which is the same module in `frozen`
+    for name, buffer in frozen.named_buffers(recurse=False):
+        if name in state:
+            buffer.copy_(state[name])
     return frozen

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.backbone.resnet import (
     BasicStem,
     BottleneckBlock,
@@ -147,6 +148,11 @@ class SSDBackbone(Backbone):
         self._out_features = [f"p{s.bit_length() - 1}" for s in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        """An FPN's own, because it adds maps of two levels; 0, no padding, for other backbones."""
+        return self.bottom_up.size_divisibility if isinstance(self.bottom_up, FPN) else 0
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return maps (N, C, H / stride, W / stride), rounded up, from images (N, 3, H, W)."""

@@ -4,6 +4,8 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from ghm_d2.modeling.labels import all_background
+
 
 def label_default_boxes(
     default_boxes: Boxes, gt: Instances, iou_threshold: float, num_classes: int
@@ -21,8 +23,7 @@ def label_default_boxes(
         meaningful for foreground boxes only.
     """
     if not len(gt):
-        background = gt.gt_classes.new_full((len(default_boxes),), num_classes)
-        return background, torch.zeros_like(default_boxes.tensor)
+        return all_background(default_boxes, gt, num_classes)
     iou = pairwise_iou(gt.gt_boxes, default_boxes)  # (G, R)
     best, index = iou.max(0)
     own = match_one_to_one(iou)

@@ -22,8 +22,9 @@ from ghm_d2.modeling.dssd.default_boxes import check_sizes
 from ghm_d2.modeling.dssd.head import SSDHead
 from ghm_d2.modeling.dssd.labels import label_default_boxes
 from ghm_d2.modeling.dssd.mining import mined_ce_loss
-from ghm_d2.modeling.labels import box_levels
+from ghm_d2.modeling.labels import box_levels, label_images
 from ghm_d2.modeling.loss_choice import LossChoice
+from ghm_d2.modeling.norms import check_norm
 from ghm_d2.modeling.trainer_check import check_trainer
 
 CLS_LOSSES = ("mining", "ce", "ghm_c")
@@ -94,8 +95,9 @@ class GHMSSD(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg):
-        check_trainer(cfg)
         keys = ghm_keys(cfg, "MODEL.SSD")
+        check_trainer(cfg)
+        _check_norm(keys)
         backbone = SSDBackbone(
             build_backbone(cfg),
             keys.IN_FEATURES,
@@ -146,11 +148,8 @@ class GHMSSD(DenseDetector):
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
         """Return labels (R,) int64 and boxes (R, 4) of each image: see `label_default_boxes`."""
-        boxes = Boxes.cat(anchors)
-        arguments = self.iou_threshold, self.num_classes
-        pairs = [label_default_boxes(boxes, gt, *arguments) for gt in gt_instances]
-        labels, boxes = zip(*pairs, strict=True)
-        return list(labels), list(boxes)
+        boxes, arguments = Boxes.cat(anchors), (self.iou_threshold, self.num_classes)
+        return label_images(lambda gt: label_default_boxes(boxes, gt, *arguments), gt_instances)
 
     def losses(
         self,
@@ -222,3 +221,10 @@ class GHMSSD(DenseDetector):
 
     def _transpose(self, predictions) -> list[list[Tensor]]:
         return self._transpose_dense_predictions(predictions, [self.num_classes + 1, 4])
+
+
+def _check_norm(keys) -> None:
+    """Check MODEL.SSD.NORM with the channels of the layers that have a norm."""
+    extra = keys.EXTRA_CHANNELS if len(keys.IN_FEATURES) < keys.NUM_LEVELS else 0
+    blocks = [size for out in (extra, keys.HEAD_CHANNELS) for size in (out // 4, out)]
+    check_norm("MODEL.SSD.NORM", keys.NORM, filter(None, [keys.DECONV_CHANNELS, *blocks]))

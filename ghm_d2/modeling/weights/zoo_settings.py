@@ -53,8 +53,9 @@ def _of_config(config: str, cfg) -> dict:
         zoo = load_config(f"{config}.yaml")
     except UsageError:  # a configuration of a later Detectron2
         return {}
-    alike = DETECTORS.get(zoo.MODEL.META_ARCHITECTURE), DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
-    keys = (*_IMAGES, *_DETECTOR) if alike[0] == alike[1] else _IMAGES
+    of_zoo, ours = (DETECTORS.get(c.MODEL.META_ARCHITECTURE) for c in (zoo, cfg))
+    alike = of_zoo is not None and of_zoo == ours  # two unknown detectors may differ
+    keys = (*_IMAGES, *_DETECTOR) if alike else _IMAGES
     return {key: _value(zoo, key) for key in keys}
 
 

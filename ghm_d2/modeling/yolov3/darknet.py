@@ -1,7 +1,5 @@
 """DarkNet-53 as a Detectron2 backbone (Redmon and Farhadi, arXiv 1804.02767, table 1)."""
 
-from collections.abc import Iterable
-
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.backbones.freeze import freeze_batch_norm
+from ghm_d2.modeling.norms import check_norm
 
 FINEST_OUTPUT = 3  # "res3", of stride 8
 
@@ -30,23 +29,6 @@ def conv_block(
     )
     weight_init.c2_msra_fill(conv)
     return conv
-
-
-def check_norm(key: str, norm: str, channels: Iterable[int]) -> None:
-    """Check that `norm`, the value of `key`, suits layers with these numbers of channels.
-
-    Raises:
-        UsageError: it does not.
-    """
-    for number in channels:
-        try:
-            get_norm(norm, number)
-        except KeyError:
-            raise UsageError(
-                f'{key} must be "BN", "SyncBN", "FrozenBN", "GN" or "", not {norm!r}'
-            ) from None
-        except ValueError as error:  # groups that do not divide the channels
-            raise UsageError(f"{key} {norm!r} does not fit {number} channels: {error}") from None
 
 
 class ResidualBlock(nn.Module):

@@ -10,7 +10,8 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.yolov3.darknet import check_norm, conv_block
+from ghm_d2.modeling.norms import check_norm
+from ghm_d2.modeling.yolov3.darknet import conv_block
 
 BOX_AND_OBJECTNESS = 5  # x, y, w, h and objectness, before the classes
 
@@ -133,7 +134,8 @@ class _Level(nn.Module):
     def forward(self, x: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the predictions, and the features that the next finer level reads."""
         if coarser is not None:
-            upsampled = F.interpolate(self.route(coarser), scale_factor=2.0, mode="nearest")
+            # not scale_factor=2: an odd side of a map is rounded up in the coarser one
+            upsampled = F.interpolate(self.route(coarser), size=x.shape[-2:], mode="nearest")
             x = torch.cat([upsampled, x], dim=1)
         x = self.convs(x)
         return self.pred(self.branch(x)), x

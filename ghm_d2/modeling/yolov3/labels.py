@@ -8,6 +8,8 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from ghm_d2.modeling.labels import all_background, label_images
+
 
 class PriorGenerator(DefaultAnchorGenerator):
     """Detectron2's anchor generator with given widths and heights, centred in each cell.
@@ -66,10 +68,8 @@ def label_priors(
         gt_labels, (R,) int64 per image: 0..K-1 a class, K background, -1 ignored; and gt_boxes,
         (R, 4) per image, which are meaningful for positive anchors only.
     """
-    priors, all_anchors = _priors(anchors, generator), Boxes.cat(anchors)
-    pairs = [_label(all_anchors, priors, gt, num_classes, ignore_iou) for gt in gt_instances]
-    labels, boxes = zip(*pairs, strict=True)
-    return list(labels), list(boxes)
+    priors, every = _priors(anchors, generator), Boxes.cat(anchors)
+    return label_images(lambda gt: _label(every, priors, gt, num_classes, ignore_iou), gt_instances)
 
 
 def _priors(anchors: list[Boxes], generator: PriorGenerator) -> _Priors:
@@ -88,8 +88,7 @@ def _priors(anchors: list[Boxes], generator: PriorGenerator) -> _Priors:
 
 def _label(anchors, priors, gt, num_classes, ignore_iou) -> tuple[Tensor, Tensor]:
     if not len(gt):
-        background = gt.gt_classes.new_full((len(anchors),), num_classes)
-        return background, torch.zeros_like(anchors.tensor)
+        return all_background(anchors, gt, num_classes)
     boxes = gt.gt_boxes.tensor
     size = boxes[:, 2:] - boxes[:, :2]
     valid = (size > 0).all(1) & boxes.isfinite().all(1)  # (G,)

@@ -114,15 +114,21 @@ class GHMYOLOv3(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg):
+        keys = ghm_keys(cfg, "MODEL.YOLOV3")
         check_trainer(cfg)
-        keys, backbone = ghm_keys(cfg, "MODEL.YOLOV3"), build_backbone(cfg)
+        backbone = build_backbone(cfg)
         strides, in_channels = check_levels(keys, backbone.output_shape())
         generator = PriorGenerator(keys.ANCHORS, strides)
         levels = len(strides)
         return {
             "backbone": backbone,
             "head": YOLOv3Head(
-                in_channels, keys.CHANNELS, generator.num_anchors, keys.NUM_CLASSES, keys.NORM
+                in_channels,
+                keys.CHANNELS,
+                generator.num_anchors,
+                keys.NUM_CLASSES,
+                keys.NORM,
+                keys.PRIOR_PROB,
             ),
             "head_in_features": keys.IN_FEATURES,
             "anchor_generator": generator,

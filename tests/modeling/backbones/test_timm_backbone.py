@@ -18,6 +18,7 @@ from torch import nn
 
 from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError, WeightsError
+from ghm_d2.modeling.backbones.freeze import freeze_batch_norm
 from ghm_d2.modeling.backbones.timm_backbone import TimmBackbone, build_ghm_timm_fpn_backbone
 from ghm_d2.modeling.weights.timm_weights import match_in_order, pypi_state_dict
 
@@ -136,6 +137,15 @@ def test_frozen_batch_norm_gives_the_same_in_training_and_in_evaluation():
     with torch.no_grad():
         in_evaluation = backbone.eval()(images)["res4"]
     torch.testing.assert_close(in_training, in_evaluation, rtol=1e-4, atol=1e-4)
+
+
+def test_an_activation_inside_a_frozen_batch_norm_keeps_its_parameters():
+    norm = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)
+    x = torch.randn(2, 4, 5, 5)
+    norm(x)
+    frozen, expected = freeze_batch_norm(norm), norm.eval()(x)
+    assert [name for name, _ in frozen.named_parameters()] == ["act.weight"]
+    torch.testing.assert_close(frozen(x), expected)
 
 
 def test_batch_norm_learns_where_it_is_not_frozen():

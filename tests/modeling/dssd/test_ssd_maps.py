@@ -173,6 +173,17 @@ def test_pictures_of_any_size(size):
     assert result["instances"].pred_boxes.tensor.isfinite().all()
 
 
+def test_an_fpn_below_gets_padded_pictures():
+    """An FPN adds maps of two levels; other backbones get pictures of any size."""
+    timm = {"MODEL__TIMM__NAME": "test_efficientnet", "MODEL__TIMM__PRETRAINED": ""}
+    for name, maps, multiple in (("timm", "res", 0), ("timm_fpn", "p", 32)):
+        keys = timm | {"MODEL__BACKBONE__NAME": f"build_ghm_{name}_backbone"}
+        model = tiny_ssd(IN_FEATURES=[f"{maps}{n}" for n in (3, 4, 5)], **keys).eval()
+        assert model.backbone.size_divisibility == multiple
+        (result,) = model([{"image": picture((65, 97))}])
+        assert result["instances"].image_size == (65, 97)
+
+
 def test_without_prediction_modules_maps_are_predicted_from():
     """HEAD_CHANNELS 0 is SSD's head, a convolution a map."""
     model = tiny_ssd(HEAD_CHANNELS=0, DECONV_CHANNELS=0)
@@ -198,6 +209,9 @@ def test_scores_at_the_start():
         ({"IN_FEATURES": ("res3", "res6")}, "IN_FEATURES"),
         ({"IN_FEATURES": ("res3", "res5")}, "RES5_DILATION"),
         ({"NUM_LEVELS": 2}, "NUM_LEVELS"),
+        ({"NORM": "BNN"}, "MODEL.SSD.NORM must be .* not 'BNN'"),
+        ({"NORM": "GN"}, "MODEL.SSD.NORM 'GN' does not fit 16 channels"),
+        ({"NORM": "GN", "DECONV_CHANNELS": 0}, "NORM 'GN' does not fit 8 channels"),
         ({"NUM_LEVELS": 5}, "SIZES"),
         ({"CLS_LOSS_TYPE": "focal"}, "mining, ce, ghm_c"),
         ({"BBOX_REG_LOSS_TYPE": "giou"}, "smooth_l1, asl1, ghm_r"),

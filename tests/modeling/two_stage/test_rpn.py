@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from tiny_models import (
+    FILES,
+    TINY,
     faster_rcnn,
     ghm_faster_rcnn,
     gradients,
@@ -11,9 +14,11 @@ from tiny_models import (
     step,
 )
 
+from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC
 from ghm_d2.losses.density.gradient_density import SCOPES
+from ghm_d2.register import register_all
 
 LEVELS = 5
 
@@ -95,3 +100,14 @@ def test_unknown_loss_type():
     message = r"MODEL\.RPN\.CLS_LOSS_TYPE must be one of ce, ghm_c, not 'focal'"
     with pytest.raises(UsageError, match=message):
         ghm_faster_rcnn(rpn="focal")
+
+
+def test_alone_it_refuses_a_trainer_that_ignores_keys(monkeypatch):
+    """Beside Detectron2's own detector and ROI heads."""
+    register_all()
+    monkeypatch.setattr("detectron2.engine.defaults.setup_logger", lambda: None)
+    keys = TINY | {"MODEL.PROPOSAL_GENERATOR.NAME": "GHMRPN", "SOLVER.OPTIMIZER": "ADAMW"}
+    words = [word for pair in keys.items() for word in pair]
+    cfg = load_config(FILES["GeneralizedRCNN"], words)
+    with pytest.raises(UsageError, match=r"DefaultTrainer ignores SOLVER\.OPTIMIZER ADAMW"):
+        DefaultTrainer(cfg)

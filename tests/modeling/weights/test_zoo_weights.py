@@ -113,6 +113,13 @@ def test_settings_that_a_zoos_weights_were_not_trained_with_are_told(weights, ke
     assert bool(said) == bool(other_settings(cfg))
 
 
+def test_two_detectors_that_are_not_known_are_not_taken_for_one():
+    keys = ["MODEL.WEIGHTS", "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml", *MMDET]
+    keys += ["MODEL.META_ARCHITECTURE", "MyDetector"]
+    told = other_settings(load_config("coco/retinanet_R_50_FPN_1x.yaml", keys))
+    assert "STRIDE_IN_1X1 True" in told and "ANCHOR_GENERATOR" not in told
+
+
 def test_detectron2s_fcos_is_loaded_whole_where_p6_comes_from_p5(tmp_path):
     lazy = model_zoo.get_config("common/models/fcos.py").model
     lazy.backbone.bottom_up.stages.depth = 18

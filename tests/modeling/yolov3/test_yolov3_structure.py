@@ -16,6 +16,7 @@ from torch import nn
 from ghm_d2.config import get_cfg, load_config
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMC, GHMR
+from ghm_d2.modeling.yolov3.head import YOLOv3Head
 from ghm_d2.modeling.yolov3.yolov3 import GHMYOLOv3
 from ghm_d2.register import register_all
 from ghm_d2.training.optimizer import build_optimizer
@@ -107,6 +108,20 @@ def test_the_recipe_is_that_of_the_cfg(published):
 def test_objectness_starts_low(published):
     logits = published.head.levels[0].pred.bias.view(3, 85)[:, 4]
     assert torch.allclose(logits.sigmoid(), torch.tensor(0.01))
+
+
+def test_the_initial_objectness_can_be_set():
+    logits = yolov3({"MODEL.YOLOV3.PRIOR_PROB": "0.2"}).head.levels[0].pred.bias.view(3, 9)
+    assert torch.allclose(logits[:, 4].sigmoid(), torch.tensor(0.2))
+    assert not logits[:, 5:].any()
+
+
+def test_maps_of_odd_sides():
+    """Detectron2's ResNet does not pad images, and rounds the sides of its maps up."""
+    head = YOLOv3Head([4, 4, 4], [4, 4, 4], [1, 1, 1], num_classes=2)
+    sides = [(9, 13), (5, 7), (3, 4)]
+    predictions = head([torch.zeros(2, 4, *side) for side in sides])
+    assert [tuple(p.shape) for p in predictions] == [(2, 7, *side) for side in sides]
 
 
 def test_first_stages_can_be_frozen():
