@@ -131,6 +131,7 @@ def test_jobs_of_submitit(ghm, words, tmp_path):
     assert list((tmp_path / "submitit").glob("*_result.pkl"))
 
 
+@pytest.mark.slow  # tests/experiments have a run that diverged
 def test_a_diverged_side_is_a_result(ghm, words, tmp_path):
     """Though it comes first, and diverges within the steps that are timed for the plan."""
     for name, rate in ("steady", "0.001"), ("wild", "1e30"):
@@ -144,6 +145,7 @@ def test_a_diverged_side_is_a_result(ghm, words, tmp_path):
     assert "diverged at iteration" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow  # tests/cli/test_train.py interrupts a training
 def test_ctrl_c_saves_all_checkpoints_and_leaves_nothing_running(words, tmp_path):
     asked = [*words(tmp_path, *LOSSES), *LONGER, "--jobs", "2"]
     process = start(asked, start_new_session=True)

@@ -275,6 +275,7 @@ def test_what_makes_no_group_is_said_once(ghm, survivor, tmp_path, words, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_every_process_of_a_group_refuses_is_said_once(survivor, tmp_path):
     process = survivor.start(tmp_path / "run", *GROUP, "SOLVER.IMS_PER_BATCH", "3")
     stderr = process.communicate(timeout=240)[1]

@@ -119,11 +119,11 @@ def test_settings_of_a_search_reach_their_side_and_those_that_share_it(request_)
 
 def test_finished_runs_are_not_started_again(request_, runs):
     enter(runs[1], request_.table.file)
-    launcher, heard = Pretended({}), Heard()
-    run_all(runs, launcher, request_.table, heard)
+    run_all(runs, launcher := Pretended({}), request_.table, heard := Heard())
     assert launcher.started == [("focal + SL1", 1), ("focal + SL1", 2), (GHM, 2)]
     assert heard.messages[-1] == f"4 of 4 runs: {GHM}, seed 2: AP 1.0"
     assert heard.steps[-1] == (16, 16)
+    enter(runs[0], request_.table.file, status="diverged")  # which is a result, too
     again = Pretended({})
     run_all(runs, again, request_.table, Heard())
     assert again.started == []

@@ -122,7 +122,10 @@ def test_a_batch_is_padded_after_the_last_detection_of_each_image(built, form):
     assert not scores[~there].any() and not boxes[~there].any() and (classes[~there] == -1).all()
 
 
-@pytest.mark.parametrize("name", ["fcos", "yolov3", "faster_rcnn_ghm_r"])
+@pytest.mark.parametrize(
+    "name",
+    ["fcos", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolov3", "faster_rcnn_ghm_r"))],
+)
 def test_half_has_weights_of_float16_and_inputs_and_outputs_of_float32(built, pictures, name):
     import onnx
 
@@ -150,7 +153,7 @@ def test_what_has_no_batch_or_no_half(built):
         export(model, cfg, "torchscript", half=True)
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+@pytest.mark.parametrize("form", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
 def test_nothing_is_frozen_at_what_the_example_shows(built, monkeypatch, form):
     """The trace sees fewer candidates than are kept at most; what it is used on has more."""
     words = ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "1500", "TEST.DETECTIONS_PER_IMAGE", "9000")
@@ -286,7 +289,7 @@ def test_masks_are_exported_too(built, pictures, form):
         torch.testing.assert_close(found[3], expected[3], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "form"), in_both_forms("faster_rcnn_ghm_r", "mask_rcnn"))
+@pytest.mark.parametrize(("name", "form"), in_both_forms("mask_rcnn"))
 def test_two_stages_may_find_nothing(built, pictures, monkeypatch, name, form):
     cfg, model = built(name)
     scores = [detections_of(model, picture)[1].max().item() for picture in pictures[:2]]
@@ -294,7 +297,7 @@ def test_two_stages_may_find_nothing(built, pictures, monkeypatch, name, form):
     low, high = (pictures[i] for i in sorted((0, 1), key=lambda i: scores[i]))
     monkeypatch.setattr(export_module, "_example", lambda cfg: high)
     run = load_exported(export(model, cfg, form), form)
-    assert [len(x) for x in run(low)] == [0] * (3 + (name == "mask_rcnn"))
+    assert [len(x) for x in run(low)] == [0] * 4
     assert len(run(high)[0]) == len(detections_of(model, high)[0]) > 0
 
 

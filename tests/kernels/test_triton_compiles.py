@@ -77,7 +77,7 @@ def compiled(tmp_path, monkeypatch):
     ("dtype", "rows", "bins"),
     [
         (torch.float32, 40, 30),
-        (torch.bfloat16, 40, 30),
+        pytest.param(torch.bfloat16, 40, 30, marks=pytest.mark.slow),
         pytest.param(torch.float64, 40, 30, marks=pytest.mark.slow),
         (torch.half, 1, 1),
     ],

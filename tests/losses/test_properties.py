@@ -51,7 +51,7 @@ KERNELS = [
     pytest.param("c", marks=pytest.mark.skipif(not cpu.available(), reason="no C library")),
 ]
 several = settings(
-    max_examples=60,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     database=None,

@@ -18,7 +18,9 @@ class Said(Progress):
         self.lines.append(text)
 
 
-@pytest.mark.parametrize("config", ["retinanet_ghm", "faster_rcnn_ghm_r"])
+@pytest.mark.parametrize(
+    "config", ["retinanet_ghm", pytest.param("faster_rcnn_ghm_r", marks=pytest.mark.slow)]
+)
 def test_each_part_of_a_step_is_timed(config, tiny, digits_folder, tmp_path):
     words = [*tiny, "SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0"]
     said, rows = Said(), []
