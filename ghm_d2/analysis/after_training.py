@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog
 
 from ghm_d2.analysis.analyse import IMAGES, NOISY_IMAGES, analyse
 from ghm_d2.analysis.cost import measure
-from ghm_d2.analysis.samples import has_noise, training_items
+from ghm_d2.analysis.loss_inputs import has_noise, training_items
 from ghm_d2.inference.evaluation.evaluate import Evaluation
 from ghm_d2.inference.load import load_detector
 from ghm_d2.progress import Progress

@@ -19,9 +19,8 @@ from ghm_d2.analysis.gradients import (
     moving_mu,
     smooth_l1_beta,
 )
-from ghm_d2.analysis.noise import NoiseWeights
-from ghm_d2.analysis.samples import (
-    Samples,
+from ghm_d2.analysis.loss_inputs import (
+    LossInputs,
     can_capture,
     capture,
     has_noise,
@@ -29,6 +28,7 @@ from ghm_d2.analysis.samples import (
     training_copy,
     training_items,
 )
+from ghm_d2.analysis.noise import NoiseWeights
 from ghm_d2.data.registered import category_ids, is_lvis
 from ghm_d2.files import write_atomically, write_text
 from ghm_d2.inference.evaluation.bootstrap import image_bootstrap
@@ -129,7 +129,7 @@ def _below(root: Path, errors: ImageErrors) -> str:
     return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
 
 
-def _num_densities(cfg, samples: Samples) -> int:
+def _num_densities(cfg, samples: LossInputs) -> int:
     """Return the number of densities that GHM-C's robust form has, or would have, in this run."""
     keys = cfg.MODEL.GHM.CLS
     by_class = keys.PER_CLASS or not keys.PRIOR

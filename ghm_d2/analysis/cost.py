@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
-from ghm_d2.analysis.samples import (
+from ghm_d2.analysis.loss_inputs import (
     can_capture,
     capture,
     read_batches,

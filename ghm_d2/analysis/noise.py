@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.analysis.gradients import derivative
-from ghm_d2.analysis.samples import NOISE_LABELS, Samples
+from ghm_d2.analysis.loss_inputs import NOISE_LABELS, LossInputs
 from ghm_d2.losses import SmoothL1
 
 
@@ -27,7 +27,7 @@ class NoiseWeights:
         self._effective = {name: np.zeros(len(NOISE_LABELS)) for name in ("weight", "box_weight")}
         self._plain = {name: np.zeros(len(NOISE_LABELS)) for name in self._effective}
 
-    def add(self, samples: Samples, batch: list[dict]) -> None:
+    def add(self, samples: LossInputs, batch: list[dict]) -> None:
         """Add the foreground rows of a batch, and the boxes of its images."""
         for item in batch:
             self._boxes += _sums(item["instances"].gt_noise)
@@ -59,7 +59,7 @@ class NoiseWeights:
         }
 
 
-def foreground_gradients(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+def foreground_gradients(samples: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of each foreground row, under losses summed over samples.
 
     Returns:

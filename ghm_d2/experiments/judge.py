@@ -11,8 +11,8 @@ from ghm_d2.data.coco_json import by_image, load_json
 from ghm_d2.data.fingerprint import fingerprint
 from ghm_d2.data.holdout import write_fold
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.experiments.compare import run_all
 from ghm_d2.experiments.plan import PlannedRun, absolute, make_run
+from ghm_d2.experiments.run_all import run_all
 from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.inference.load import config_source, load_detector
 from ghm_d2.progress import Progress

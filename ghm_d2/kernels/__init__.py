@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.kernels import operators, reference
-from ghm_d2.kernels.reference import upcast, wide
+from ghm_d2.kernels.dtypes import upcast, wide
 from ghm_d2.kernels.samples import (
     DeltaSamples,
     Level,

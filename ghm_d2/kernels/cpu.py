@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ghm_d2.kernels.reference import SIZE_SLOTS, wide
+from ghm_d2.kernels.dtypes import wide
+from ghm_d2.kernels.reference import SIZE_SLOTS
 
 NAME = "c"
 # suffix of the C functions for each dtype: "_f" computes in float32, "_d" in float64

@@ -15,23 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghm_d2.kernels.dtypes import exact_dtype, upcast
+
 # the histogram of sizes: from 2^-16 to 2^16
 SLOTS_PER_OCTAVE, LOWEST_OCTAVE, SIZE_SLOTS = 4, -16, 128
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for half precision, and other dtypes unchanged (so that gradcheck works)."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def upcast(x: Tensor) -> Tensor:
-    """`x` in the precision that `wide` gives."""
-    return x.to(wide(x.dtype))
-
-
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on MPS, which does not support float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_tensor(x: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:

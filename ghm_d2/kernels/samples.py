@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import wide
+from ghm_d2.kernels.dtypes import wide
 
 Level = tuple[Tensor, ...]
 

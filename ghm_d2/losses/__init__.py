@@ -12,9 +12,9 @@ from ghm_d2.losses.baselines import (
     ohem_loss,
     softmax_ce_loss,
 )
-from ghm_d2.losses.density.exact import ExactGHMC, exact_ghm_c_loss, exact_gradient_density
 from ghm_d2.losses.density.gradient_density import GradientDensity, recomputing
 from ghm_d2.losses.density.sync import alone, sum_up
+from ghm_d2.losses.exact import ExactGHMC, exact_ghm_c_loss, exact_gradient_density
 from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC, ghm_c_loss
 from ghm_d2.losses.ghm_r import GHMR, ghm_r_loss
 from ghm_d2.losses.quality import quality_focal_loss, varifocal_loss

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range, reduce_loss
 
 

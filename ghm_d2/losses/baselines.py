@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghm_d2 import kernels
-from ghm_d2.kernels import Samples, SigmoidSamples, SoftmaxSamples, reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels import Samples, SigmoidSamples, SoftmaxSamples
+from ghm_d2.kernels.dtypes import exact_dtype, upcast
 from ghm_d2.losses.inputs import Rows, as_rows
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice, check_range, reduce_loss
 
@@ -119,7 +119,7 @@ def _reduced(
     kernel = "torch" if reduction == "none" and kernel == "auto" else kernel
     tensors = rows.logits, rows.target
     counted = kernels.counted(samples, [tensors], 1, weights, kernel=kernel)
-    one = torch.ones_like(counted.counts, dtype=reference.exact_dtype(rows.logits.device))
+    one = torch.ones_like(counted.counts, dtype=exact_dtype(rows.logits.device))
     if reduction == "none":
         return counted.each(one)[0]
     return counted.total(one / counted.counts.clamp(min=1) if reduction == "mean" else one)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ghm_d2.kernels.reference import wide
+from ghm_d2.kernels.dtypes import wide
 
 
 @dataclass(frozen=True)

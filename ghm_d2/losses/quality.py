@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses.reduce import REDUCTIONS, check_choice
 
 

@@ -8,7 +8,7 @@ import torch
 from ghm_d2 import kernels
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
-from ghm_d2.losses.density.exact import ExactGHMC
+from ghm_d2.losses.exact import ExactGHMC
 from ghm_d2.losses.ghm_c import GHMC, SoftmaxGHMC
 from ghm_d2.losses.ghm_r import GHMR
 from ghm_d2.modeling.loss_choice import check_loss_type

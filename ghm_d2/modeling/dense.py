@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ghm_d2.kernels.reference import upcast, wide
+from ghm_d2.kernels.dtypes import upcast, wide
 from ghm_d2.losses import (
     asl1_loss,
     bce_loss,

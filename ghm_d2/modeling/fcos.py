@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.density.sync import sum_up, world_size
 from ghm_d2.modeling.atss import label_by_atss

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ghm_d2.analysis.analyse import analyse, measure_gradients
-from ghm_d2.analysis.samples import capture, read_batches, training_copy, training_items
+from ghm_d2.analysis.loss_inputs import capture, read_batches, training_copy, training_items
 from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.progress import Progress
 from ghm_d2.run_folder import ANALYSIS_FILE, WORST_FILE

@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
+from ghm_d2.analysis.loss_inputs import LossInputs
 from ghm_d2.analysis.noise import NoiseWeights, foreground_gradients
-from ghm_d2.analysis.samples import Samples
 from ghm_d2.losses import GHMC, GHMR, SmoothL1, bce_loss, focal_loss, ohem_loss, softmax_ce_loss
 
 NONE, CLASS, SHIFT = 0, 1, 2
@@ -38,7 +38,7 @@ def samples(cls_loss, reg_loss=None, softmax=False):
 
     parts = ([logits], [deltas]) if softmax else ([logits[None]], [deltas[None]])
     noise = torch.tensor([NONE, NONE, SHIFT, CLASS])
-    return Samples(*parts, labels, deltas[:4], noise, losses, lambda: 1.0, softmax)
+    return LossInputs(*parts, labels, deltas[:4], noise, losses, lambda: 1.0, softmax)
 
 
 def summary(samples):

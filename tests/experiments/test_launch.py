@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from ghm_d2.errors import DataError, UsageError
-from ghm_d2.experiments import compare
+from ghm_d2.experiments import run_all
 from ghm_d2.experiments.launch import (
     LocalLauncher,
     SubmititLauncher,
@@ -40,7 +40,7 @@ def test_what_a_run_ended_with_is_told(broken, tmp_path, kind):
         LocalLauncher(["cpu"]) if kind == "local" else SubmititLauncher(tmp_path / "jobs", 5, "cpu")
     )
     with pytest.raises(DataError, match=r"a, seed 1 failed: .*images/val/.* cannot be read"):
-        compare.run_all([broken], launcher, RunsTable(tmp_path / "runs.jsonl"), Progress())
+        run_all.run_all([broken], launcher, RunsTable(tmp_path / "runs.jsonl"), Progress())
     assert not is_training(broken)
 
 
@@ -88,7 +88,7 @@ def test_a_file_system_without_locks_is_named_before_anything_starts(broken, tmp
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.raises(UsageError, match=r"No locks available.*--output"):
-        compare.run_all(
+        run_all.run_all(
             [broken], LocalLauncher(["cpu"]), RunsTable(tmp_path / "runs.jsonl"), Progress()
         )
 

@@ -10,9 +10,10 @@ import pytest
 from ghm_d2.describe import device_name
 from ghm_d2.errors import DataError, RunError, UsageError
 from ghm_d2.experiments import compare as module
-from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs, run_all
+from ghm_d2.experiments.compare import Request, compare, make_plan, make_runs
 from ghm_d2.experiments.launch import BUSY
 from ghm_d2.experiments.plan import expected_seconds
+from ghm_d2.experiments.run_all import run_all
 from ghm_d2.experiments.search import read_settings
 from ghm_d2.experiments.suites import Suite, choose_sides, find_suite
 from ghm_d2.progress import Progress
@@ -85,7 +86,8 @@ class Heard(Progress):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(module, "POLL_SECONDS", 0)
+    for place in ("compare", "run_all"):
+        monkeypatch.setattr(f"ghm_d2.experiments.{place}.POLL_SECONDS", 0)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ghm_d2.kernels.reference import wide
+from ghm_d2.kernels.dtypes import wide
 
 
 class CountState(nn.Module):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 
 
 def mined_ce_loss(

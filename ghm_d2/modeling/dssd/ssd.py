@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ghm_d2.config.add_keys import ghm_keys
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses.density.sync import sum_up
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import begin_ghm, begin_ghm_c, count_foreground, delta_loss

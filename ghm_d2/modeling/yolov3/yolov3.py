@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ghm_d2.config.add_keys import ghm_keys
 from ghm_d2.errors import UsageError
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses import bce_loss
 from ghm_d2.losses.density.sync import Count, sum_up
 from ghm_d2.modeling.build_losses import build_ghm_c, loss_arguments

@@ -11,7 +11,7 @@ from pictures import noise, seed
 from PIL import Image
 from pycocotools import mask as rle
 
-from ghm_d2.analysis.samples import read_batches, training_items
+from ghm_d2.analysis.loss_inputs import read_batches, training_items
 from ghm_d2.config import get_cfg, load_config
 from ghm_d2.data.catalog import apply_to_config
 from ghm_d2.data.loading.augment import build_augmentations, centred

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ghm_d2.analysis.gradients import derivative, moving_mu
-from ghm_d2.analysis.noise import foreground_gradients
-from ghm_d2.analysis.samples import (
+from ghm_d2.analysis.loss_inputs import (
     NOISE_LABELS,
     capture,
     has_noise,
@@ -13,6 +12,7 @@ from ghm_d2.analysis.samples import (
     training_copy,
     training_items,
 )
+from ghm_d2.analysis.noise import foreground_gradients
 from ghm_d2.losses import SmoothL1
 
 RETINANET = ("retinanet_ce", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1")

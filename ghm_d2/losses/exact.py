@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ghm_d2.kernels import Counted, reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import exact_dtype, upcast
 from ghm_d2.losses.harmonized import CountedLoss
 from ghm_d2.losses.reduce import check_choice, check_range
 
@@ -29,7 +29,7 @@ def exact_gradient_density(norm: Tensor, epsilon: float) -> Tensor:
     """
     _check_epsilon(epsilon)
     # float64, so that even a small epsilon moves the ends of the interval away from g
-    exact = norm.contiguous().to(reference.exact_dtype(norm.device))
+    exact = norm.contiguous().to(exact_dtype(norm.device))
     ordered = exact.flatten().sort().values
     low, high = exact - epsilon / 2, exact + epsilon / 2
     # the default side, "left", counts low <= x < high

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ghm_d2.data.digits.noise import KINDS
 from ghm_d2.data.loading.loaders import GHMDatasetMapper, raise_on_bad_image
 from ghm_d2.kernels import reference
-from ghm_d2.kernels.reference import upcast
+from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses import GHMR, GradientDensity, bce_loss, softmax_ce_loss
 from ghm_d2.modeling.dssd.ssd import GHMSSD
 
@@ -32,7 +32,7 @@ _SWITCHES = (DenseDetector, GeneralizedRCNN, RPN, ROIHeads, BaseMaskRCNNHead, Ba
 
 
 @dataclass
-class Samples:
+class LossInputs:
     """The samples of one batch. A row is an anchor (one-stage) or a sampled proposal.
 
     Attributes:
@@ -104,7 +104,7 @@ def can_capture(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def capture(model: nn.Module, batch: list[dict]) -> Samples:
+def capture(model: nn.Module, batch: list[dict]) -> LossInputs:
     """Run a `training_copy` on a batch of `read_batches`.
 
     Proposals are drawn as in training, with a fixed seed.
@@ -144,7 +144,7 @@ def _recorded(head: nn.Module) -> Iterator[list[tuple]]:
         del head.losses
 
 
-def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> Samples:
+def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> LossInputs:
     rows = torch.stack(labels)  # (N, R)
     foreground = (rows >= 0) & (rows != model.num_classes)
     all_anchors = type(anchors[0]).cat(anchors).tensor
@@ -163,7 +163,7 @@ def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> 
     def normalizer():
         return max(int(foreground.sum()), 1) if softmax else float(model.loss_normalizer)
 
-    return Samples(
+    return LossInputs(
         logits=logits,
         deltas=deltas,
         labels=rows.flatten(),
@@ -175,7 +175,7 @@ def _of_dense_detector(model, batch, anchors, logits, labels, deltas, boxes) -> 
     )
 
 
-def _of_box_predictor(predictor, predictions, proposals) -> Samples:
+def _of_box_predictor(predictor, predictions, proposals) -> LossInputs:
     scores, deltas = predictions
     labels = torch.cat([p.gt_classes for p in proposals])
     foreground = (labels >= 0) & (labels < predictor.num_classes)
@@ -192,7 +192,7 @@ def _of_box_predictor(predictor, predictions, proposals) -> Samples:
         with EventStorage():
             return predictor.losses((logits[0], deltas[0]), proposals)
 
-    return Samples(
+    return LossInputs(
         logits=[scores],
         deltas=[deltas],
         labels=labels,
