@@ -163,37 +163,33 @@ def ohem_loss(
     return torch.where(foreground | kept, per_anchor, 0).sum()
 
 
-class BCE(nn.Module):
-    """`bce_loss` as a module."""
-
+class _Reduced(nn.Module):
     def __init__(self, reduction: str = "mean"):
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
         self.reduction = reduction
+
+
+class BCE(_Reduced):
+    """`bce_loss` as a module."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return bce_loss(logits, labels, self.reduction)
 
 
-class SoftmaxCE(nn.Module):
+class SoftmaxCE(_Reduced):
     """`softmax_ce_loss` as a module."""
-
-    def __init__(self, reduction: str = "mean"):
-        super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.reduction = reduction
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return softmax_ce_loss(logits, labels, self.reduction)
 
 
-class Focal(nn.Module):
+class Focal(_Reduced):
     """`focal_loss` as a module."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean"):
-        super().__init__()
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.alpha, self.gamma, self.reduction = alpha, gamma, reduction
+        super().__init__(reduction)
+        self.alpha, self.gamma = alpha, gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return focal_loss(logits, labels, self.alpha, self.gamma, self.reduction)
@@ -211,18 +207,17 @@ class OHEM(nn.Module):
         return ohem_loss(logits, labels, self.negative_ratio)
 
 
-class SmoothL1(nn.Module):
+class SmoothL1(_Reduced):
     """Smooth L1: d^2 / (2 beta) where |d| < beta, else |d| - beta / 2; beta = 0 is L1.
 
     Source: Fast R-CNN, arXiv 1504.08083, where beta is 1.
     """
 
     def __init__(self, beta: float = 0.1, reduction: str = "mean"):
-        super().__init__()
+        super().__init__(reduction)
         if not beta >= 0:
             raise ValueError(f"beta must be at least 0, not {beta}")
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.beta, self.reduction = beta, reduction
+        self.beta = beta
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         distance = torch.abs(upcast(pred) - upcast(target))
