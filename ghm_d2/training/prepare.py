@@ -210,8 +210,14 @@ def config_errors():
     try:
         yield
     except (KeyError, ValueError, AssertionError, IndexError) as error:
-        raise UsageError(
-            f"the configuration is invalid: {str(error).partition(chr(10))[0]}"
-        ) from error
+        raise UsageError(f"the configuration is invalid: {_reason(error)}") from error
     except FileNotFoundError as error:
         raise DataError(f"no such file: {error.filename}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of the message; a KeyError of a dict has only the key."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    line = text.partition("\n")[0]
+    only_a_key = isinstance(error, KeyError) and " " not in line
+    return f"the name {line!r} is not known" if only_a_key else line

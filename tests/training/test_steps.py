@@ -16,7 +16,7 @@ from ghm_d2.register import register_all
 from ghm_d2.training import train as train_module
 from ghm_d2.training.hooks import FiniteCheckpointer
 from ghm_d2.training.optimizer import build_optimizer
-from ghm_d2.training.prepare import scale_to_group
+from ghm_d2.training.prepare import config_errors, scale_to_group
 from ghm_d2.training.trainer import GHMTrainer
 
 
@@ -248,3 +248,19 @@ def test_the_batch_is_shared_and_scaled_as_detectron2_scales_it(monkeypatch):
         scale_to_group(cfg)
     monkeypatch.setattr(train_module.comm, "get_world_size", lambda: 1)
     assert scale_to_group(cfg) == (cfg, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("NN"), "the configuration is invalid: the name 'NN' is not known"),
+        (
+            KeyError("No object named 'X' found in 'META_ARCH'!\n..."),
+            "No object named 'X' found in",
+        ),
+        (AssertionError("2 images\nfor 3"), "the configuration is invalid: 2 images$"),
+    ],
+)
+def test_what_detectron2_refuses_is_one_line(error, said):
+    with pytest.raises(UsageError, match=said), config_errors():
+        raise error
