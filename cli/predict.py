@@ -52,9 +52,7 @@ def predict(
 ) -> None:
     """Detect objects in images and videos; write pictures, videos and files for other tools."""
     with user_errors():
-        unknown = [name for name in formats or () if name not in FORMATS]
-        if unknown:
-            raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {unknown[0]!r}")
+        _check_formats(formats or [])
         options = {"threshold": threshold, "side": side, "tta": tta, "device": device}
         images, names, skipped = _predict(
             sources, weights, config, output, pictures, formats or [], options
@@ -73,8 +71,7 @@ def predict(
         for d in image.detections
     ]
     emit(rows, as_json=as_json, human=human)
-    if skipped:  # on stderr, because stdout may be JSON
-        err.print(printable(_skipped_note(skipped)), markup=False, highlight=False)
+    _tell_skipped(skipped)
 
 
 def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
@@ -127,10 +124,17 @@ def _predict_images(detect, sources, names, output: Path | None, shown):
     return images, skipped
 
 
-def _skipped_note(skipped: list[Path], most: int = 20) -> str:
+def _check_formats(formats: list[str]) -> None:
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {unknown[0]!r}")
+
+
+def _tell_skipped(skipped: list[Path], most: int = 20) -> None:
     more = f" and {len(skipped) - most} more" if len(skipped) > most else ""
     listed = ", ".join(map(str, skipped[:most]))
-    return f"images skipped, because they cannot be read: {listed}{more}"
+    if skipped:  # on stderr, because stdout may be JSON
+        text = f"images skipped, because they cannot be read: {listed}{more}"
+        err.print(printable(text), markup=False, highlight=False)
 
 
 def _predictor(weights, config, threshold: float, side: int, tta: bool, device: str):

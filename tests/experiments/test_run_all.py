@@ -126,16 +126,14 @@ def test_finished_runs_are_not_started_again(request_, runs):
     assert heard.messages[-1] == f"4 of 4 runs: {GHM}, seed 2: AP 1.0"
     assert heard.steps[-1] == (16, 16)
     enter(runs[0], request_.table.file, status="diverged")  # which is a result, too
-    again = Pretended({})
-    run_all(runs, again, request_.table, Heard())
+    run_all(runs, again := Pretended({}), request_.table, Heard())
     assert again.started == []
 
 
 def test_a_run_without_its_analysis_is_not_done(request_, runs):
     enter(runs[0], request_.table.file)
     (runs[0].folder / "analysis.json").unlink()
-    launcher = Pretended({})
-    run_all(runs[:1], launcher, request_.table, Heard())
+    run_all(runs[:1], launcher := Pretended({}), request_.table, Heard())
     assert launcher.started == [("focal + SL1", 1)]
 
 

@@ -389,8 +389,7 @@ def test_a_large_radius_switches_sampling_off():
     ("cls", "reg"),
     [("focal", "giou"), ("ghm_c", "ciou"), ("ce", "smooth_l1"), ("qfl", "asl1"), ("vfl", "giou")],
 )
-def test_bfloat16_step(cls, reg, kernel):
-    """Each loss once: those of the class scores and of the boxes do not meet."""
+def test_bfloat16_step_with_each_loss(cls, reg, kernel):
     model, exact = (ghm_fcos(cls, reg, {"MODEL.GHM.KERNEL": kernel}) for _ in range(2))
     batch = inputs((4, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):

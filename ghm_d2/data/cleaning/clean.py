@@ -55,7 +55,6 @@ def clean(
         "added": len(changes.added),
     }
     roots = {os.path.realpath(root) for _, root in splits.values()}
-    renamed = len(roots) > 1 or any("file_name" not in image for image in coco["images"])
     with new_folder(output, overwrite) as draft:
         if len(roots) == 1:
             os.symlink(*roots, draft / "images")
@@ -67,9 +66,8 @@ def clean(
                 coco = changes.apply(coco)
             if len(roots) > 1:  # each split's images get a folder of their own, as in COCO
                 os.symlink(os.path.realpath(root), draft / "images" / name)
-            if renamed:
-                below = f"{name}/" if len(roots) > 1 else ""
-                coco |= {"images": [_below(below, image) for image in coco["images"]]}
+            below = f"{name}/" if len(roots) > 1 else ""
+            coco |= {"images": [_below(below, image) for image in coco["images"]]}
             write_json(draft / f"{name}.json", coco)
         write_json(draft / CLEAN_REPORT, report)
     return report
