@@ -118,7 +118,7 @@ def _show(report) -> None:
     wide = _wide()
     for table in report.shown_tables:
         wide.print(terminal_table(table))
-    for sentence in report.verdict:
+    for sentence in report.answer:
         tell(sentence)
     tell(f"report: {report.files[0]}")
 

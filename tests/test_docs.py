@@ -106,7 +106,7 @@ def test_reports_are_of_the_records(folder):
     """`ghm report` of the folder would write these numbers and this answer again."""
     report, text = read_report(folder), (folder / "report.md").read_text(encoding="utf-8")
     assert all(table in text for table in report.markdown.split("\n\n"))
-    assert all(escape(sentence) in text for sentence in report.verdict)
+    assert all(escape(sentence) in text for sentence in report.answer)
     assert f"../{folder.relative_to(ROOT).as_posix()}/report.md" in TEXT
 
 

@@ -146,7 +146,7 @@ def with_few_figures(document: Document, folder: Path) -> Document:
         for section in document.sections
     ]
     shown = [section for section in sections if section.blocks]
-    return Document(document.title, document.question, document.verdict, shown)
+    return Document(document.title, document.question, document.answer, shown)
 
 
 @cache

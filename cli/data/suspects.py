@@ -73,20 +73,20 @@ def suspects(
             )
         make_folder(output)
         if weights:
-            judge, note = _by_weights(weights, config, device), BY_WEIGHTS
+            detect, note = _by_weights(weights, config, device), BY_WEIGHTS
         else:
             words = overrides or []
-            judge = _by_folds(config or DATA_CONFIG, words, folds, seed, jobs, device)
+            detect = _by_folds(config or DATA_CONFIG, words, folds, seed, jobs, device)
             note = BY_FOLDS.format(folds=folds)
-        value = _find(judge, note, data, split, output, most)
+        value = _find(detect, note, data, split, output, most)
     emit(value, as_json=as_json, human=lambda: _print(value))
 
 
 def _by_folds(config: str, overrides: list[str], folds: int, seed: int, jobs: int, device: str):
-    """A function that judges a registered split by trainings on its parts."""
+    """A function that detects on a registered split by trainings on its parts."""
 
-    def judge(name: str, output: Path, shown):
-        from ghm_d2.experiments.judge import CrossValidation
+    def detect(name: str, output: Path, shown):
+        from ghm_d2.experiments.detections import CrossValidation
         from ghm_d2.experiments.launch import LocalLauncher, find_devices
         from ghm_d2.experiments.plan import portable_config
 
@@ -94,23 +94,23 @@ def _by_folds(config: str, overrides: list[str], folds: int, seed: int, jobs: in
         root, words = output.resolve(), tuple(overrides)
         validation = CrossValidation(root, source, words, name, folds, seed, devices[0])
         validation.train(LocalLauncher(devices, jobs), shown)
-        return validation.judged()
+        return validation.detections()
 
-    return judge
+    return detect
 
 
 def _by_weights(weights: Path, config: str | None, device: str):
-    """A function that judges a registered split by a checkpoint."""
+    """A function that detects on a registered split by a checkpoint."""
 
-    def judge(name: str, output: Path, shown):
-        from ghm_d2.experiments.judge import judge_by_weights
+    def detect(name: str, output: Path, shown):
+        from ghm_d2.experiments.detections import detections_by_weights
 
-        return judge_by_weights(weights, config, name, device, shown)
+        return detections_by_weights(weights, config, name, device, shown)
 
-    return judge
+    return detect
 
 
-def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> dict:
+def _find(detect, note: str, data: str, split: str, output: Path, most: int) -> dict:
     from detectron2.data import MetadataCatalog
 
     from ghm_d2.analysis.suspect_files import (
@@ -124,7 +124,7 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
     from ghm_d2.data.catalog import resolve, validate
     from ghm_d2.data.coco_json import load_json
     from ghm_d2.data.registered import is_lvis, set_name
-    from ghm_d2.experiments.judge import json_file
+    from ghm_d2.experiments.detections import json_file
 
     from ..common.progress import progress
 
@@ -137,7 +137,7 @@ def _find(judge, note: str, data: str, split: str, output: Path, most: int) -> d
     validate(name, "training")
     number = len(load_json(file)["images"])  # keep no more in memory while detectors train
     with progress() as shown:
-        images = shown.track(judge(name, output, shown), "judging", number)
+        images = shown.track(detect(name, output, shown), "judging", number)
         annotated, missing = find_suspects(images, most)
         coco, total = load_json(file), len(annotated)
         found = _in_turn(annotated[:most], missing)

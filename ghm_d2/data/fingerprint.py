@@ -5,7 +5,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from ghm_d2.data.checking.validate import judge, stamp
+from ghm_d2.data.checking.validate import inspect_json, stamp
 from ghm_d2.files import content_hash
 
 
@@ -55,7 +55,7 @@ def file_fingerprint(path: str) -> str:
 @lru_cache(maxsize=16)
 def _of_coco(json_file: str, image_root: str, _stamp: tuple) -> str:
     content = content_hash(json_file)
-    for name in judge(json_file).images:
+    for name in inspect_json(json_file).images:
         path = os.path.join(image_root, name)
         content.update(f"{os.path.getsize(path) if os.path.isfile(path) else -1} ".encode())
     return content.hexdigest()[:12]
@@ -72,7 +72,7 @@ def _count_shared(json_file: str, root: str, _stamp: tuple, *other) -> int:
 def _by_size(json_file: str, image_root: str) -> dict[int, list[str]]:
     """Return size in bytes -> the paths of a data set's image files with that size."""
     found: dict[int, list[str]] = {}
-    for path in (os.path.join(image_root, name) for name in judge(json_file).images):
+    for path in (os.path.join(image_root, name) for name in inspect_json(json_file).images):
         if os.path.isfile(path):
             found.setdefault(os.path.getsize(path), []).append(path)
     return found

@@ -18,7 +18,7 @@ from ghm_d2.experiments.plan import (
     absolute,
     expected_seconds,
     make_run,
-    require_one_judge,
+    require_one_val,
     side_config,
     side_dataset,
 )
@@ -98,7 +98,7 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
     Raises:
         UsageError, DataError: a configuration or data set cannot be used.
     """
-    require_one_judge(request.suite)
+    require_one_val(request.suite)
     runs = []
     for seed in request.seeds:
         for side in request.suite.sides:
@@ -106,7 +106,7 @@ def make_runs(request: Request, settings: Settings) -> list[PlannedRun]:
             chosen = settings.get(side.settings_of, settings.get(side.name, ()))
             what = (request.root, side.name, config, (*overrides, *chosen), dataset)
             runs += [make_run(*what, seed, request.device)]
-            require_annotations(runs[-1].judged_on)
+            require_annotations(runs[-1].evaluated_on)
     return runs
 
 

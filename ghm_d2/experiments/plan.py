@@ -52,7 +52,7 @@ class PlannedRun:
     dataset: str | None  # a name or an absolute path; None: the configuration's own
     seed: int
     label: str  # the data's name in the record
-    judged_on: str  # the registered data set whose AP the record shows
+    evaluated_on: str  # the registered data set whose AP the record shows
     iterations: int
     config_hash: str
     key: str  # hash of configuration, data and seed
@@ -201,7 +201,7 @@ def side_dataset(side: SuiteSide, dataset: str | None) -> str | None:
     return str(digits_folder(DigitsSpec(seed=NOISE_SEED, noise=side.noise)))
 
 
-def require_one_judge(suite: Suite) -> None:
+def require_one_val(suite: Suite) -> None:
     """Check that the data sets which a suite compares have the same val split to be judged on.
 
     Raises:
@@ -269,7 +269,7 @@ def make_run(
         dataset=dataset,
         seed=seed,
         label=data_label(cfg.DATASETS.TRAIN[0]),
-        judged_on=cfg.DATASETS.TEST[0],
+        evaluated_on=cfg.DATASETS.TEST[0],
         iterations=cfg.SOLVER.MAX_ITER,
         config_hash=experiment,
         key=key,

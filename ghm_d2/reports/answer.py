@@ -71,22 +71,22 @@ def _on(question: str, differences: list[Difference]) -> str:
 
 
 def _phrase(difference: Difference) -> str:
-    pair, judged, result = difference.pair, difference.judged, difference.verdict
-    if result in (HIGHER, LOWER):
-        return f"{pair.side} has a {result} AP than {pair.reference}, by {_with_interval(judged)}"
-    if result == SAME:
-        return f"{pair.side} has {result} AP as {pair.reference}, {_with_interval(judged)}"
-    if result == UNDECIDED:
-        return f"{result} between {pair.side} and {pair.reference}, AP {_with_interval(judged)}"
-    shown = f" (AP {signed(judged.effect.mean)})" if judged.effect.n else ""
-    return f"{result} on {pair.side} against {pair.reference}{shown}"
+    pair, verdict, word = difference.pair, difference.verdict, difference.verdict.word
+    if word in (HIGHER, LOWER):
+        return f"{pair.side} has a {word} AP than {pair.reference}, by {_with_interval(verdict)}"
+    if word == SAME:
+        return f"{pair.side} has {word} AP as {pair.reference}, {_with_interval(verdict)}"
+    if word == UNDECIDED:
+        return f"{word} between {pair.side} and {pair.reference}, AP {_with_interval(verdict)}"
+    shown = f" (AP {signed(verdict.effect.mean)})" if verdict.effect.n else ""
+    return f"{word} on {pair.side} against {pair.reference}{shown}"
 
 
-def _with_interval(judged: Verdict) -> str:
-    found = judged.estimate
-    p = p_value(judged.p)
+def _with_interval(verdict: Verdict) -> str:
+    found = verdict.estimate
+    p = p_value(verdict.p)
     p = f"p {p[0]} {p[1:]}" if p[0] == "<" else f"p = {p}"
-    shown = f"{confidence(judged.alpha)} interval {interval(found)}, {p}"
+    shown = f"{confidence(verdict.alpha)} interval {interval(found)}, {p}"
     return f"{signed(found.mean)} ({shown}, {found.n} seeds)"
 
 
@@ -99,7 +99,7 @@ def _descriptive(differences: list[Difference]) -> list[str]:
         f"{_named(d)}, {signed(d.finished.mean)} over {d.finished.n} of {len(d.seeds)} seeds "
         f"({d.diverged[0]} and {d.diverged[1]} runs diverged)"
         for d in differences
-        if d.verdict == UNDECIDED and any(d.diverged) and d.finished.n
+        if d.verdict.word == UNDECIDED and any(d.diverged) and d.finished.n
     ]
     start = "Descriptive, not tested: mean difference of AP over the seeds that finished on both"
     return [f"{start} sides: {'; '.join(parts)}."] if parts else []
@@ -109,10 +109,11 @@ def _by_verdict(differences: list[Difference]) -> str:
     """One sentence per verdict, with the pairs that have it."""
     sentences = []
     order = [HIGHER, LOWER, SAME, UNDECIDED]
-    order += [d.verdict for d in differences if d.verdict not in (*order, ONE_SEED, NO_SEED)]
-    for result in dict.fromkeys([*order, ONE_SEED, NO_SEED]):
-        start = f"AP is {result}" if result in (HIGHER, LOWER, SAME) else _capital(result)
-        alike = [_brief(d) for d in differences if d.verdict == result]
+    words = [d.verdict.word for d in differences]
+    order += [word for word in words if word not in (*order, ONE_SEED, NO_SEED)]
+    for word in dict.fromkeys([*order, ONE_SEED, NO_SEED]):
+        start = f"AP is {word}" if word in (HIGHER, LOWER, SAME) else _capital(word)
+        alike = [_brief(d) for d in differences if d.verdict.word == word]
         if alike:
             sentences.append(f"{start} for {'; '.join(alike)}.")
     return " ".join(sentences)
@@ -136,11 +137,11 @@ def _capital(text: str) -> str:
 
 def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
     """Say which chance the intervals count, how they are corrected, and how far to trust them."""
-    counts = sorted({d.judged.effect.n for d in differences if d.judged.effect.n > 1})
+    counts = sorted({d.verdict.effect.n for d in differences if d.verdict.effect.n > 1})
     if not counts:
         return ["A claim needs two seeds that finished on both sides."]
     text = f"Differences are paired by seed ({' or '.join(map(str, counts))} seeds); the intervals"
-    known = [d.judged.effect.images is not None for d in differences if d.judged.effect.n > 1]
+    known = [d.verdict.effect.images is not None for d in differences if d.verdict.effect.n > 1]
     if all(known):
         text += " count the chance in training and in the choice of test images"
     elif any(known):
@@ -151,7 +152,7 @@ def reach(differences: list[Difference], comparison: Comparison) -> list[str]:
         text += " runs have kept no replicates"
     sentences = [f"{text}. {_corrected(differences)}".strip()]
     looks, planned = comparison.unplanned_looks, len(comparison.seeds)
-    tested = {d.judged.effect.n for d in differences if d.judged.p is not None}
+    tested = {d.verdict.effect.n for d in differences if d.verdict.p is not None}
     early = sorted(n for n in tested.intersection(comparison.looks) if n < planned)
     if early and planned >= ENOUGH_SEEDS:
         at = " or ".join(map(str, early))

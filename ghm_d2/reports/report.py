@@ -40,7 +40,7 @@ class Report:
         return checked(lambda: [row for side in self.study.sides for row in noise_of(side)])
 
     @cached_property
-    def verdict(self) -> list[str]:
+    def answer(self) -> list[str]:
         """The answer, in sentences; see `answer.answer`."""
         failures = [text for side in self.study.sides if (text := failure(side))]
         return answer(self.differences, failures, self.study.comparison)
@@ -76,7 +76,7 @@ class Report:
                 for s, r in self.study.unfinished
             ],
             "notes": self.study.notes,
-            "verdict": self.verdict,
+            "answer": self.answer,
             "rows": [_row_json(row) for row in self.rows],
             "pairs": [_difference_json(d) for d in self.differences],
             "training": [{"side": s.name} | _estimates(steadiness(s)) for s in self.study.sides],
@@ -114,19 +114,19 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
         column: {"difference": value.mean, "low": value.low, "high": value.high, "n": value.n}
         for column, value in difference.ap.items()
     }
-    judged, effect = difference.judged, difference.judged.effect
-    pooled = judged.pooled
-    verdict = {
+    verdict = difference.verdict
+    effect, pooled = verdict.effect, verdict.pooled
+    found = {
         "seeds": difference.seeds,
         **columns,
-        "verdict": difference.verdict,
-        "p": judged.p,
-        "alpha": judged.alpha,
+        "verdict": verdict.word,
+        "p": verdict.p,
+        "alpha": verdict.alpha,
         "se_seeds": effect.seeds.se if effect.seeds else None,
         "se_images": effect.images.se if effect.images else None,
         "unpaired": {"difference": pooled.mean, "low": pooled.low, "high": pooled.high},
     }
-    return asdict(difference.pair) | verdict
+    return asdict(difference.pair) | found
 
 
 def _noise_json(row: NoiseRow) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def is_decided(folder: Path, look: int) -> bool:
         DataError: see `study.read_study`.
     """
     primary = [d for d in read_report(folder).differences if d.pair.primary]
-    return any(d.judged.p is not None and d.judged.effect.n <= look for d in primary)
+    return any(d.verdict.p is not None and d.verdict.effect.n <= look for d in primary)
 
 
 def by_data(reports: list[Report]) -> list[Table]:
@@ -170,7 +170,7 @@ def by_data(reports: list[Report]) -> list[Table]:
         headers = ["AP on", *sides]
         for d in sorted(report.differences, key=lambda d: not d.pair.primary)[:1]:
             headers += [f"{d.pair.side} - {d.pair.reference}", "AP is"]
-            cells += [tables.difference_with_interval(d.ap["AP"]), d.verdict]
+            cells += [tables.difference_with_interval(d.ap["AP"]), d.verdict.word]
         rows.setdefault((comparison.name, *headers), []).append(tuple(cells))
     return [Table(kind[1:], found) for kind, found in rows.items() if len(found) > 1]
 
@@ -187,6 +187,6 @@ def overview(reports: list[Report]) -> Table:
             side, reference = d.pair.side, d.pair.reference
             difference = tables.difference_with_interval(d.ap["AP"])
             figures = (ap[side], ap[reference], difference, *tables.errors(d), str(len(d.seeds)))
-            rows.append((name, side, reference, d.verdict, *figures))
+            rows.append((name, side, reference, d.verdict.word, *figures))
     headers = ("Comparison", "Side", "Against", "AP is", "AP", "AP against", "Difference")
     return Table((*headers, *tables.ERROR_HEADERS, "Seeds"), rows, text_columns=4)

@@ -63,14 +63,9 @@ class Difference:
     pair: Pair
     seeds: list[int]
     ap: dict[str, Estimate]
-    judged: Verdict
+    verdict: Verdict
     finished: Estimate
     diverged: tuple[int, int]
-
-    @property
-    def verdict(self) -> str:
-        """The verdict on AP in words."""
-        return self.judged.word
 
 
 @dataclass(frozen=True)
@@ -133,19 +128,19 @@ def differences_of(study: Study) -> list[Difference]:
         seeds = [run.seed for run in side.runs if run.seed in planned]
         contrasts.append(Contrast(side.scores, reference.scores, seeds, pair.primary))
     verdicts = judge(contrasts, comparison.margin, comparison.looks)
-    judged = zip(comparison.pairs, contrasts, verdicts, strict=True)
-    return [_judged_difference(study, *one) for one in judged]
+    both = zip(comparison.pairs, contrasts, verdicts, strict=True)
+    return [_difference_with(study, *one) for one in both]
 
 
-def _judged_difference(study: Study, pair: Pair, contrast: Contrast, judged: Verdict) -> Difference:
+def _difference_with(study: Study, pair: Pair, contrast: Contrast, verdict: Verdict) -> Difference:
     both = contrast.side.ap.keys() & contrast.reference.ap.keys()
-    seeds = [seed for seed in contrast.seeds if seed in both][: judged.effect.n]
+    seeds = [seed for seed in contrast.seeds if seed in both][: verdict.effect.n]
     ap = {column: _difference(study, pair, column, seeds) for column in AP_COLUMNS[1:]}
     diverged = [study.side(name).diverged for name in (pair.side, pair.reference)]
     lost = {run.seed for runs in diverged for run in runs}
     finished = _difference(study, pair, "AP", [seed for seed in seeds if seed not in lost])
     counts = len(diverged[0]), len(diverged[1])
-    return Difference(pair, seeds, {"AP": judged.estimate} | ap, judged, finished, counts)
+    return Difference(pair, seeds, {"AP": verdict.estimate} | ap, verdict, finished, counts)
 
 
 def _difference(study: Study, pair: Pair, column: str, seeds: list[int]) -> Estimate:

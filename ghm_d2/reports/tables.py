@@ -178,9 +178,9 @@ def differences_table(differences: list[Difference]) -> Table:
         (
             f"{d.pair.side} against {d.pair.reference}",
             d.pair.question,
-            d.verdict,
+            d.verdict.word,
             *(difference_with_interval(d.ap[column]) for column in DIFFERENCE_COLUMNS),
-            p_value(d.judged.p),
+            p_value(d.verdict.p),
             str(len(d.seeds)),
         )
         for d in differences
@@ -196,9 +196,9 @@ def errors_table(differences: list[Difference]) -> Table:
             f"{d.pair.side} against {d.pair.reference}",
             "primary" if d.pair.primary else "",
             *errors(d),
-            confidence(d.judged.alpha),
+            confidence(d.verdict.alpha),
             difference_with_interval(d.ap["AP"]),
-            difference_with_interval(d.judged.pooled),
+            difference_with_interval(d.verdict.pooled),
         )
         for d in differences
     ]
@@ -208,9 +208,9 @@ def errors_table(differences: list[Difference]) -> Table:
 
 def errors(difference: Difference) -> tuple[str, ...]:
     """The p-value and the standard errors from seeds and from images: cells of `ERROR_HEADERS`."""
-    effect = difference.judged.effect
+    effect = difference.verdict.effect
     found = (error and error.se for error in (effect.seeds, effect.images))
-    return p_value(difference.judged.p), *(number(se, ".2f") for se in found)
+    return p_value(difference.verdict.p), *(number(se, ".2f") for se in found)
 
 
 def costs_table(rows: list[Row]) -> Table:

@@ -157,7 +157,7 @@ class _TrainingRun:
         self.trainer, self.checkpointer, held = set_up(cfg, resume, progress)
         self.history, self.best, *averaged = held
         # the model that is evaluated: the averaged one, if there is one
-        self.judged = averaged[0].model if averaged else self.trainer.detector
+        self.evaluated = averaged[0].model if averaged else self.trainer.detector
         self.record = describe_run(cfg, self.trainer.detector, dataset_label)
         objects = self.trainer.data_loader.objects
         names = enumerate(cfg.DATASETS.CLASS_NAMES)
@@ -230,7 +230,7 @@ class _TrainingRun:
         )
 
     @cached_property
-    def _is_judged(self) -> dict[str, bool]:
+    def _is_annotated(self) -> dict[str, bool]:
         """Each data set of DATASETS.TEST -> whether it has annotations."""
         return {name: has_annotations(name) for name in self.cfg.DATASETS.TEST}
 
@@ -243,12 +243,12 @@ class _TrainingRun:
         """
         trainer, last = self.trainer, self.cfg.SOLVER.MAX_ITER
         trainer.storage.iter = min(trainer.iter, last)
-        share_statistics(self.judged)
-        first, *others = self._is_judged
-        for name, judged in self._is_judged.items():
-            if not judged and trainer.done < last and not self.ends_early:
+        share_statistics(self.evaluated)
+        first, *others = self._is_annotated
+        for name, annotated in self._is_annotated.items():
+            if not annotated and trainer.done < last and not self.ends_early:
                 continue
-            found = evaluate(self.judged, self.cfg, name, self.progress)
+            found = evaluate(self.evaluated, self.cfg, name, self.progress)
             if others:
                 self._log_figures(found, f"{set_name(name)}/")
             if name == first:
@@ -257,7 +257,7 @@ class _TrainingRun:
                 self.best.update(found.metrics.get("AP"), trainer.done)
             else:
                 self.figures[name] = found.figures(name)
-            if not judged and comm.is_main_process():
+            if not annotated and comm.is_main_process():
                 label = self.folder.resolve().name
                 files = write_results(self.folder, name, label, found.detections)
                 self.progress.message(submission_hint(name, files))
@@ -276,7 +276,7 @@ class _TrainingRun:
         trainer, best, self.ends_early = self.trainer, self.best.best, True
         self._save_last()
         if comm.is_main_process():
-            final = GHMCheckpointer(self.judged, self.folder)
+            final = GHMCheckpointer(self.evaluated, self.folder)
             final.load(str(self.folder / BEST_WEIGHTS))
             final.save_weights(FINAL_WEIGHTS.removesuffix(".pth"), iteration=best["iteration"])
             self.record.outcome = (
@@ -284,7 +284,7 @@ class _TrainingRun:
                 f"AP in {self.cfg.SOLVER.PATIENCE} evaluations"
             )
             self.progress.message(f"{self.record.outcome}; {FINAL_WEIGHTS} has the best weights")
-        take_weights_of_first(self.judged)
+        take_weights_of_first(self.evaluated)
         self._evaluate()
 
     def cut_short(self, error: BaseException) -> None:

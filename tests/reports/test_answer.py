@@ -15,7 +15,7 @@ ONE_PAIR = PAIRS[:1]
 
 def test_each_question_has_its_own_answer(comparison):
     """The differences within a family and those between families are not mixed up."""
-    *answers, reach, exploration = read_report(comparison(analysis=False)).verdict
+    *answers, reach, exploration = read_report(comparison(analysis=False)).answer
     within, families = answers
     assert within.startswith("What GHM changes within each family: ")
     assert f"{GHM_R} has a higher AP than {SL1}, by +2.0 (98.3% interval +1.4 to +2.7" in within
@@ -30,23 +30,23 @@ def test_each_question_has_its_own_answer(comparison):
 def test_a_question_that_only_names_the_sides_is_not_repeated(comparison):
     """The sides of somebody's own configurations have no other question."""
     pairs = [Pair(GHM_R, SL1, f"{GHM_R} against {SL1}")]
-    (sentence, *_) = read_report(comparison(pairs=pairs, analysis=False)).verdict
+    (sentence, *_) = read_report(comparison(pairs=pairs, analysis=False)).answer
     assert sentence.startswith(f"{GHM_R} has a higher AP than {SL1}, by ")
 
 
 def test_a_sentence_says_how_small_p_is_at_the_least(comparison):
     sure = {SL1: (50.0, 50.1, 50.0, 50.1, 50.0, 50.1), GHM_R: (60.0, 60.0, 60.1, 60.1, 60.0, 60.2)}
-    assert ", p < 0.001, 6 seeds)" in read_report(comparison(sure, ONE_PAIR)).verdict[0]
+    assert ", p < 0.001, 6 seeds)" in read_report(comparison(sure, ONE_PAIR)).answer[0]
     unsure = {SL1: (50.0, 51.0, 50.5), GHM_R: (50.2, 51.5, 50.0)}
-    assert ", p = 0." in read_report(comparison(unsure, ONE_PAIR)).verdict[0]
+    assert ", p = 0." in read_report(comparison(unsure, ONE_PAIR)).answer[0]
 
 
 def test_the_primary_pair_is_named_and_is_not_corrected(comparison):
     pairs = [Pair(*PAIRS[0]), Pair(*PAIRS[1]), Pair(*PAIRS[2], primary=True)]
     report = read_report(comparison(pairs=pairs, analysis=False))
-    reach = report.verdict[-2]
+    reach = report.answer[-2]
     assert f"The primary pair, {SL1} against {FOCAL}, is tested alone. The other 2" in reach
-    assert [d.judged.alpha for d in report.differences] == pytest.approx([0.025, 0.05, 0.05])
+    assert [d.verdict.alpha for d in report.differences] == pytest.approx([0.025, 0.05, 0.05])
     assert [pair["primary"] for pair in report.to_json()["pairs"]] == [False, False, True]
 
 
@@ -66,7 +66,7 @@ def test_the_choice_of_images_widens_an_interval(comparison):
     assert found["se_images"] == pytest.approx(8**0.5, rel=0.15)
     assert found["se_seeds"] == alone["se_seeds"] and found["verdict"] == "undecided"
     assert found["AP"]["high"] - found["AP"]["low"] > 5 * (alone["AP"]["high"] - alone["AP"]["low"])
-    assert "count the chance in training and in the choice of test images" in report.verdict[-2]
+    assert "count the chance in training and in the choice of test images" in report.answer[-2]
     table = overview([report])
     assert dict(zip(table.headers, table.rows[0], strict=True))["SE images"].startswith("2.")
 
@@ -78,7 +78,7 @@ def test_a_planned_look_decides_where_the_difference_is_clear(comparison):
     assert not is_decided(comparison(planned, pairs, analysis=False), 3)
     folder = comparison(planned, pairs, analysis=False, looks=[3])
     assert is_decided(folder, 3) and not is_decided(folder, 2)
-    assert f"{GHM_R} has a higher AP than {SL1}" in read_report(folder).verdict[0]
+    assert f"{GHM_R} has a higher AP than {SL1}" in read_report(folder).answer[0]
     alike = {SL1: (50.0, 55.2, 52.1), GHM_R: (52.0, 51.3, 53.0)}
     planned = {name: (*ap, None, None, None) for name, ap in alike.items()}
     assert not is_decided(comparison(planned, pairs, analysis=False, looks=[3]), 3)
@@ -90,10 +90,10 @@ def test_a_planned_look_decides_where_the_difference_is_clear(comparison):
 def test_what_a_planned_look_decided_is_evidence_once_all_seeds_are_done(comparison):
     clear = {SL1: (50.0, 50.2, 50.1) * 2, GHM_R: (60.0, 60.3, 60.0) * 2}
     pairs = [Pair(*PAIRS[0], primary=True)]
-    *_, last = read_report(comparison(clear, pairs, analysis=False, looks=[3])).verdict
+    *_, last = read_report(comparison(clear, pairs, analysis=False, looks=[3])).answer
     assert last == "A pair that the look at 3 seeds decided keeps its verdict."
     stopped = {name: ap[:3] for name, ap in clear.items()}
-    *_, last = read_report(comparison(stopped, pairs, analysis=False, looks=[3])).verdict
+    *_, last = read_report(comparison(stopped, pairs, analysis=False, looks=[3])).answer
     assert last.startswith("With fewer than 6 seeds")
 
 
@@ -101,11 +101,11 @@ def test_a_look_that_decided_nothing_leaves_the_caution(comparison):
     pairs = [Pair(*PAIRS[0], primary=True)]
     alike = {SL1: (50.0, 55.2, 52.1), GHM_R: (52.0, 51.3, 53.0)}
     so_far = {name: (*ap, None, None, None) for name, ap in alike.items()}
-    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).verdict
+    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).answer
     assert last == "With fewer than 6 seeds this is exploration, not evidence."
     clear = {SL1: (50.0, 50.2, 50.1), GHM_R: (60.0, 60.3, 60.0)}
     so_far = {name: (*ap, None, None, None) for name, ap in clear.items()}
-    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).verdict
+    *_, last = read_report(comparison(so_far, pairs, analysis=False, looks=[3])).answer
     assert last == "A pair that the look at 3 seeds decided keeps its verdict."
 
 
@@ -138,21 +138,21 @@ def test_no_side_is_best_where_all_look_alike(comparison):
 
 def test_seeds_that_were_added_after_a_verdict_are_told(comparison):
     folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[2])
-    assert "added after the verdict of 2 seeds could be seen" in read_report(folder).verdict[-1]
+    assert "added after the verdict of 2 seeds could be seen" in read_report(folder).answer[-1]
     folder = comparison(AP, PAIRS[:1], analysis=False, unplanned_looks=[len(AP[SL1])])
-    assert "chosen after all results could be seen" in read_report(folder).verdict[-1]
+    assert "chosen after all results could be seen" in read_report(folder).answer[-1]
 
 
 def test_a_lower_ap_is_said(comparison):
     pair = [(SL1, GHM_R, "")]
-    verdict = read_report(comparison(pairs=pair, analysis=False)).verdict
+    verdict = read_report(comparison(pairs=pair, analysis=False)).answer
     assert verdict[0].startswith(f"{SL1} has a lower AP than {GHM_R}, by -2.0")
     assert "corrected" not in " ".join(verdict)
 
 
 def test_one_seed_makes_no_claim_however_large_the_difference(comparison):
     folder = comparison({SL1: (10.0,), GHM_R: (90.0,)}, ONE_PAIR, analysis=False)
-    text = " ".join(read_report(folder).verdict)
+    text = " ".join(read_report(folder).answer)
     assert "one seed: no claim" in text
     assert "higher" not in text and "lower" not in text and "exploration" not in text
     assert "A claim needs two seeds" in text
@@ -168,7 +168,7 @@ def test_unequal_seeds_are_compared_on_those_both_have(comparison):
 
 def test_no_seed_on_both_sides(comparison):
     folder = comparison({SL1: (50.0, None), GHM_R: (None, 52.0)}, ONE_PAIR, analysis=False)
-    assert "no seed on both sides: no claim" in read_report(folder).verdict[0]
+    assert "no seed on both sides: no claim" in read_report(folder).answer[0]
 
 
 def test_a_diverged_run_is_told_and_counts_as_an_ap_of_zero(comparison):
@@ -177,7 +177,7 @@ def test_a_diverged_run_is_told_and_counts_as_an_ap_of_zero(comparison):
     write_run(folder / "../runs/3_2", 3, GHM, 2, 99.0, status="diverged", outcome=how)
     report = read_report(folder)
     sentence = f"{GHM}: diverged in 1 of 3 runs, which counts as AP 0 (seed 2: {how})."
-    assert sentence in report.verdict
+    assert sentence in report.answer
     row = next(row for row in report.rows if row.side.name == GHM)
     assert (row.ap["AP"].n, row.ap["AP"].mean) == (3, pytest.approx((48.0 + 0 + 49.5) / 3))
     assert row.ap["APs"].n == 0  # it is defined in no run
@@ -192,12 +192,12 @@ def test_a_diverged_run_that_leaves_a_pair_undecided_is_left_out_once(comparison
     """The interval of the pair is a hundred AP wide; what the other seeds show is told apart."""
     start = "Descriptive, not tested: mean difference of AP over the seeds that finished"
     folder = comparison(analysis=False)
-    assert start not in " ".join(read_report(folder).verdict)
+    assert start not in " ".join(read_report(folder).answer)
     write_run(folder / "../runs/3_2", 3, GHM, 2, 99.0, status="diverged")
     report = read_report(folder)
-    assert report.differences[1].verdict == "undecided"
+    assert report.differences[1].verdict.word == "undecided"
     shown = f"{GHM} against {FOCAL}, +1.2 over 2 of 3 seeds (1 and 0 runs diverged)."
-    assert report.verdict.count(f"{start} on both sides: {shown}") == 1
+    assert report.answer.count(f"{start} on both sides: {shown}") == 1
     assert report.to_json()["pairs"][1]["AP"]["difference"] < -10  # the tested one counts it
 
 
@@ -205,8 +205,8 @@ def test_a_run_that_failed_is_missing(comparison):
     folder = comparison(AP, PAIRS[:1], analysis=False)
     write_run(folder / "../runs/1_2", 1, GHM_R, 2, 0.0, status="failed", metrics={})
     report = read_report(folder)
-    assert report.differences[0].verdict == "interim: 2 of 3 seeds, no verdict"
-    assert f"{GHM_R}: failed in 1 of 3 runs, which is missing (seed 2: failed)." in report.verdict
+    assert report.differences[0].verdict.word == "interim: 2 of 3 seeds, no verdict"
+    assert f"{GHM_R}: failed in 1 of 3 runs, which is missing (seed 2: failed)." in report.answer
 
 
 def test_a_side_that_always_diverged_has_ap_zero(comparison):
@@ -214,7 +214,7 @@ def test_a_side_that_always_diverged_has_ap_zero(comparison):
     for seed in (1, 2, 3):
         write_run(folder / f"../runs/3_{seed}", 3, GHM, seed, 1.0, status="diverged", metrics={})
     report = read_report(folder)
-    text = " ".join(report.verdict)
+    text = " ".join(report.answer)
     assert "diverged in 3 of 3 runs" in text
     assert f"{GHM} has a lower AP than {FOCAL}, by -48.0" in text
     json.dumps(report.to_json(), allow_nan=False)
@@ -225,7 +225,7 @@ def test_many_questions_are_answered_together(comparison):
     names = [f"M {m}" for m in range(8)]
     ap = {SL1: AP[SL1]} | {name: tuple(v + i for v in AP[SL1]) for i, name in enumerate(names)}
     pairs = [(name, SL1, f"{name} against the published settings") for name in names]
-    first, reach, _ = read_report(comparison(ap, pairs, analysis=False)).verdict
+    first, reach, _ = read_report(comparison(ap, pairs, analysis=False)).answer
     assert f"AP is higher for M 2 against {SL1}, +2.0" in first
     assert f"AP is practically the same for M 0 against {SL1}" in first
     assert "The 8 pairs" in reach
@@ -233,7 +233,7 @@ def test_many_questions_are_answered_together(comparison):
 
 def test_pairs_of_one_question_share_its_sentence(comparison):
     pairs = [(GHM_R, SL1, "two stages"), (GHM, SL1, "two stages")]
-    first, *_ = read_report(comparison(pairs=pairs, analysis=False)).verdict
+    first, *_ = read_report(comparison(pairs=pairs, analysis=False)).answer
     assert first.startswith(f"Two stages: {GHM_R} has a higher AP than {SL1}, by +2.0")
     assert f"; undecided between {GHM} and {SL1}" in first
 

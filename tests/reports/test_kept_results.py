@@ -38,7 +38,7 @@ def test_a_kept_comparison_has_the_same_numbers_and_figures(small, tmp_path):
     before = write_report(small, tmp_path / "before")
     keep(tmp_path, small)
     after = write_report(small, tmp_path / "after")
-    assert after.markdown == before.markdown and after.verdict == before.verdict
+    assert after.markdown == before.markdown and after.answer == before.answer
     for name in ("learning.png", "confusion.png", "precision_recall.png", "runs.csv"):
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
 

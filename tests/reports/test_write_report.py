@@ -263,4 +263,4 @@ def test_plain_runs_on_other_data_are_no_pair(tmp_path):
         f"{FOCAL} (digits)",
     ]
     assert report.to_json()["pairs"] == []
-    assert "nothing to compare" in report.verdict[0]
+    assert "nothing to compare" in report.answer[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ghm_d2.data.checking.validate import (
     IMPORT_HINT,
     REMEMBERED_BYTES,
-    judge,
+    inspect_json,
     require_masks,
     validate_json,
 )
@@ -69,7 +69,7 @@ def require_annotations(name: str) -> None:
     """
     from detectron2.data import MetadataCatalog
 
-    findings = judge(MetadataCatalog.get(name).json_file).findings
+    findings = inspect_json(MetadataCatalog.get(name).json_file).findings
     if any(finding.kind == "empty" for finding in findings):
         raise DataError(
             f"{set_name(name)} has no annotations, so the comparison would have no AP; choose test "

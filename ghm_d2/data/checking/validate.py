@@ -39,7 +39,7 @@ class Finding(msgspec.Struct):
     count: int = 0
 
 
-class Judgement(msgspec.Struct):
+class Inspection(msgspec.Struct):
     """The categories, image names and faults of a COCO JSON.
 
     categories: (id, name) sorted by id, or None if the file is too malformed to tell.
@@ -57,10 +57,10 @@ def categories_of(json_file: str) -> list[tuple[int, str]]:
     Raises:
         DataError: the file is malformed.
     """
-    judgement = judge(json_file)
-    if judgement.categories is None:
-        raise DataError(f"{json_file}: {judgement.findings[0].first}")
-    return judgement.categories
+    found = inspect_json(json_file)
+    if found.categories is None:
+        raise DataError(f"{json_file}: {found.findings[0].first}")
+    return found.categories
 
 
 def validate_json(json_file: str, image_root: str, use: str = "training") -> list[str]:
@@ -75,11 +75,11 @@ def validate_json(json_file: str, image_root: str, use: str = "training") -> lis
     Raises:
         DataError: one line with the first fault and the number of others.
     """
-    judgement = judge(json_file)
-    faults = [finding for finding in judgement.findings if use in finding.stops]
+    found = inspect_json(json_file)
+    faults = [finding for finding in found.findings if use in finding.stops]
     firsts = [finding.first for finding in faults]
     count = sum(finding.count for finding in faults)
-    if gone := missing_images(judgement.images, image_root):
+    if gone := missing_images(found.images, image_root):
         firsts.append(f"no such image: {os.path.join(image_root, gone[0])}")
         count += len(gone)
     if firsts:
@@ -88,7 +88,7 @@ def validate_json(json_file: str, image_root: str, use: str = "training") -> lis
             f"{json_file}: {firsts[0]}{more}; `ghm data check` lists all faults, "
             "`ghm data import` writes a clean copy"
         )
-    told = [finding for finding in judgement.findings if finding.kind not in MASKS_ALONE]
+    told = [finding for finding in found.findings if finding.kind not in MASKS_ALONE]
     return [f"{json_file}: {finding.first}{_more(finding.count)}" for finding in told]
 
 
@@ -128,7 +128,7 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
         DataError: an annotation has no mask or one that cannot be used; names the first.
         UsageError: training masks are RLEs, which "polygon" cannot use.
     """
-    for finding in judge(json_file).findings:
+    for finding in inspect_json(json_file).findings:
         if f"mask {use}" in finding.stops:
             remedy = "`ghm data import` writes a copy without such masks"
             if finding.kind == "no-mask":
@@ -141,13 +141,13 @@ def require_masks(json_file: str, mask_format: str, use: str) -> None:
             )
 
 
-def judge(json_file: str) -> Judgement:
-    """Return the `Judgement` of a COCO JSON; a large file is parsed once per content and machine.
+def inspect_json(json_file: str) -> Inspection:
+    """Return the `Inspection` of a COCO JSON; a large file is parsed once per content and machine.
 
     Raises:
         DataError: the file cannot be read, or is not JSON.
     """
-    return _judge(json_file, stamp(json_file))
+    return _inspect_json(json_file, stamp(json_file))
 
 
 def stamp(path: str | Path) -> tuple[int, ...]:
@@ -164,12 +164,12 @@ def stamp(path: str | Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=16)
-def _judge(json_file: str, _stamp: tuple) -> Judgement:
-    """Judge a COCO JSON; cached until the file changes, because a training asks several times."""
+def _inspect_json(json_file: str, _stamp: tuple) -> Inspection:
+    """Inspect a COCO JSON; cached until the file changes, because a training asks several times."""
     if os.path.getsize(json_file) < REMEMBERED_BYTES:
         return _check(read_bytes(json_file), json_file)
 
-    def check() -> Judgement:
+    def check() -> Inspection:
         logger.info("checking the annotations of %s (the result is cached)", json_file)
         data = read_bytes(json_file)
         if hashlib.sha256(data).hexdigest() != content:
@@ -181,11 +181,11 @@ def _judge(json_file: str, _stamp: tuple) -> Judgement:
     files = (coco_faults.__file__, coco_json.__file__, masks.__file__, __file__)
     parts = (content, *(content_hash(file).hexdigest() for file in files))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-    return remembered(key, Judgement, check)
+    return remembered(key, Inspection, check)
 
 
 @collector_off()
-def _check(data: bytes, json_file: str) -> Judgement:
+def _check(data: bytes, json_file: str) -> Inspection:
     coco = load_outline(data, json_file)
     found: dict[tuple, Finding] = {}
     for p in audit(coco, "", ""):
@@ -194,8 +194,8 @@ def _check(data: bytes, json_file: str) -> Judgement:
         found.setdefault(key, Finding(p.kind, first, p.stops)).count += 1
     fatal = [f for (kind, _, of_image), f in found.items() if kind in _FATAL and not of_image]
     if fatal:
-        return Judgement(fatal)
+        return Inspection(fatal)
     categories = sorted((c["id"], c["name"]) for c in coco["categories"])
     if any(finding.kind == "file-name" for finding in found.values()):  # do not look it up
-        return Judgement(list(found.values()), categories)
-    return Judgement(list(found.values()), categories, [image_name(i) for i in coco["images"]])
+        return Inspection(list(found.values()), categories)
+    return Inspection(list(found.values()), categories, [image_name(i) for i in coco["images"]])

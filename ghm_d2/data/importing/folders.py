@@ -187,7 +187,7 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
     image |= {"width": probe.width, "height": probe.height}
     annotations = []
     for box in item.boxes:
-        fault, bbox = _judge(box, item.relative, probe)
+        fault, bbox = _check_box(box, item.relative, probe)
         if fault:
             dropped.append(Dropped(split, "box", item.where, f"{box.where}: {fault}"))
             continue
@@ -197,7 +197,7 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
         entry = {"category_id": box.category, "bbox": bbox, "area": bbox[2] * bbox[3]}
         entry |= {"iscrowd": 0} | box.extra
         if "segmentation" in entry:
-            entry["segmentation"], fault = _judge_mask(entry["segmentation"], item.relative, probe)
+            entry["segmentation"], fault = _check_mask(entry["segmentation"], item.relative, probe)
             if fault:
                 dropped.append(Dropped(split, "mask", item.where, f"{box.where}: {fault}"))
             if not entry["segmentation"]:
@@ -206,7 +206,7 @@ def _convert(item: Item, probe, split: str, dropped: list, clipped: list) -> tup
     return image, annotations
 
 
-def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | None]:
+def _check_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | None]:
     """Return the usable part of a segmentation, in px, and why the rest of it cannot be used."""
     sides = (probe.width, probe.height)
     if relative:
@@ -216,7 +216,7 @@ def _judge_mask(mask, relative: bool, probe) -> tuple[list | dict | None, str | 
     return (usable_polygons(mask, *sides) or None, fault) if fault else (mask, None)
 
 
-def _judge(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
+def _check_box(box: Box, relative: bool, probe) -> tuple[str | None, list[float]]:
     """Return why the box cannot be used, or None; and the box in px."""
     fault = box.fault or box_fault(box.bbox)
     if fault:

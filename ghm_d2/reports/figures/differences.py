@@ -44,7 +44,7 @@ def differences_figure(reports: Sequence[Report]) -> Picture | None:
             axis.set_title(plain(title, 70), fontsize=9, loc="left")
             _draw(axis, found, margin)
         figure.supxlabel("difference of AP", fontsize=10)
-        words = dict.fromkeys(d.verdict for _, found, _ in shown for d in found)
+        words = dict.fromkeys(d.verdict.word for _, found, _ in shown for d in found)
         legend(figure, [(word, ink(word), "-") for word in words])
         return figure
 
@@ -64,7 +64,7 @@ def _draw(axis: Axes, found: Sequence[Difference], margin: float) -> None:
     axis.axvspan(-margin, margin, color=MARGIN_SHADE, zorder=0)
     axis.axvline(0, color="#333333", linewidth=1)
     for y, d in enumerate(found):
-        ap, colour = d.ap["AP"], ink(d.verdict)
+        ap, colour = d.ap["AP"], ink(d.verdict.word)
         low, mean, high = numbers([ap.low, ap.mean, ap.high])
         axis.plot([low, high], [y, y], color=colour)
         axis.plot(mean, y, "o", color=colour)

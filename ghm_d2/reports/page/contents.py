@@ -39,7 +39,7 @@ def document_of(report: Report) -> Document:
         Section("How it was run", _how(study)),
     ]
     sections = [section for section in sections if section.blocks]
-    return Document(title, comparison.question, report.verdict, sections)
+    return Document(title, comparison.question, report.answer, sections)
 
 
 def progress_of(study: Study) -> str:

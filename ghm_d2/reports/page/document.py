@@ -82,7 +82,7 @@ class Document:
 
     title: str
     question: str
-    verdict: list[str]
+    answer: list[str]
     sections: list[Section] = field(default_factory=list)
 
     @property
@@ -127,7 +127,7 @@ def render(template: str, **values) -> str:
 def markdown(document: Document) -> str:
     """The document as GitHub Markdown, which links to the pictures as files beside it."""
     parts = [f"# {escape(document.title)}", _paragraph(document.question)]
-    parts += ["## Answer", *map(_paragraph, document.verdict)]
+    parts += ["## Answer", *map(_paragraph, document.answer)]
     for section in document.sections:
         parts.append(f"## {escape(section.title)}")
         parts += [_block(block) for block in section.blocks]

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from ghm_d2.data.checking import validate
-from ghm_d2.data.checking.validate import judge, missing_images, validate_json
+from ghm_d2.data.checking.validate import inspect_json, missing_images, validate_json
 from ghm_d2.errors import DataError
 
 
@@ -23,7 +23,7 @@ def checks(tmp_path, monkeypatch):
 
 def start(folder, split="train"):
     """Return the findings at the start of a process that has not asked before."""
-    validate._judge.cache_clear()
+    validate._inspect_json.cache_clear()
     return validate_json(str(folder / f"{split}.json"), str(folder / "images"))
 
 
@@ -111,7 +111,7 @@ def _ask(file, gate, done):
     validate.REMEMBERED_BYTES = 0
     validate._check = lambda *given: done.put(1) or check(*given)
     gate.wait()
-    judge(file)
+    inspect_json(file)
 
 
 def test_of_several_processes_one_checks(build, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Detections that annotations are judged by: a checkpoint's, or those of cross-validation."""
+"""Detections to compare annotations with: a checkpoint's, or those of cross-validation."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ from ghm_d2.training.prepare import prepare_evaluation
 LEAST_SCORE = 0.01  # a detection's; a score that is low for one object is high for another
 
 # an image's annotations in COCO's format, and the detections on it in COCO's result format
-Judged = Iterator[tuple[list[dict], list[dict]]]
+ImageDetections = Iterator[tuple[list[dict], list[dict]]]
 
 
-def judge_by_weights(
+def detections_by_weights(
     weights: Path, config: str | None, name: str, device: str, progress: Progress
-) -> Judged:
+) -> ImageDetections:
     """A checkpoint's detections on a registered data set that has a COCO JSON.
 
     Args:
@@ -95,11 +95,11 @@ class CrossValidation:
         """
         run_all(self.runs(), launcher, RunsTable(self.root / TABLE_FILE), progress)
 
-    def judged(self) -> Judged:
+    def detections(self) -> ImageDetections:
         """The annotations and detections of each image, one fold after another.
 
         Raises:
-            DataError: a fold diverged, so that its images were not judged.
+            DataError: a fold diverged, so that its images have none.
         """
         for run in self.runs():
             record, file = run.record(), run.folder / DETECTIONS_FILE
@@ -129,7 +129,7 @@ def _generous(config: str, overrides: Sequence[str], name: str) -> tuple[str, ..
     return threshold, str(LEAST_SCORE), "TEST.DETECTIONS_PER_IMAGE", str(most)
 
 
-def _images(coco: dict, detections: Sequence[dict]) -> Judged:
+def _images(coco: dict, detections: Sequence[dict]) -> ImageDetections:
     annotations, found = by_image(coco["annotations"]), by_image(detections)
     for image in coco["images"]:
         yield annotations.get(image["id"], []), found.get(image["id"], [])
