@@ -16,6 +16,8 @@ from ghm_d2.run_folder import RUN_FILE
 
 COMPARISON_FILE = "comparison.json"
 TABLE_FILE = "runs.jsonl"  # a `RunsTable`
+# how a run ended, `RunRecord.status`
+FINISHED, INTERRUPTED, DIVERGED, FAILED = "finished", "interrupted", "diverged", "failed"
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LVIS_COLUMNS = ("APr", "APc", "APf")  # AP of the rare, common and frequent classes
 # Limits for untrusted files: they must not exhaust memory, and sums of numbers must stay finite
@@ -64,7 +66,7 @@ class RunRecord:
     dataset: str
     config_hash: str
     seed: Int
-    status: str = "finished"  # "finished" | "interrupted" | "diverged" | "failed"
+    status: str = FINISHED  # FINISHED, INTERRUPTED, DIVERGED or FAILED
     iterations: Int = 0
     device: str = ""
     code_version: str = ""

@@ -16,7 +16,7 @@ from ghm_d2.experiments.run_all import run_all
 from ghm_d2.inference.evaluation.evaluate import evaluate
 from ghm_d2.inference.load import config_source, load_detector
 from ghm_d2.progress import Progress
-from ghm_d2.records import TABLE_FILE, RunsTable
+from ghm_d2.records import FINISHED, TABLE_FILE, RunsTable
 from ghm_d2.run_folder import DETECTIONS_FILE
 from ghm_d2.training.prepare import prepare_evaluation
 
@@ -103,7 +103,7 @@ class CrossValidation:
         """
         for run in self.runs():
             record, file = run.record(), run.folder / DETECTIONS_FILE
-            if record is None or record.status != "finished" or not file.is_file():
+            if record is None or record.status != FINISHED or not file.is_file():
                 why = record.outcome if record else "it was not trained"
                 why = why or "none of its images is annotated; use fewer --folds"
                 raise DataError(f"{run.side} has no detections: {why} (see {run.folder})")

@@ -20,7 +20,7 @@ from ghm_d2.errors import EXIT_INTERRUPTED, DivergedError, GHMError, UsageError
 from ghm_d2.experiments.plan import PlannedRun
 from ghm_d2.locks import take
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunRecord, RunsTable
+from ghm_d2.records import FINISHED, RunRecord, RunsTable
 from ghm_d2.run_folder import BEST_WEIGHTS, CHECKPOINTS, FINAL_WEIGHTS, LOCK_FILE, LOG_FILE
 
 BUSY = 75  # exit code: another process is training this run
@@ -91,9 +91,9 @@ def _train(run: PlannedRun, device: str) -> None:
     cfg.OUTPUT_DIR = str(run.folder)
     record, evaluation = run.record(), None
     weights = run.folder / FINAL_WEIGHTS
-    if record is None or record.status != "finished" or not weights.is_file():
+    if record is None or record.status != FINISHED or not weights.is_file():
         # a finished run without its weights is trained again
-        resume = record is None or record.status != "finished"
+        resume = record is None or record.status != FINISHED
         record, evaluation = train(cfg, run.label, resume=resume, progress=LogProgress())
         for checkpoint in run.folder.glob(CHECKPOINTS):
             checkpoint.unlink()  # model_final and model_best stay

@@ -28,7 +28,7 @@ from ghm_d2.describe import device_name, experiment_hash, method_name
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.suites import Suite, SuiteSide
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunRecord, RunsTable
+from ghm_d2.records import DIVERGED, FINISHED, RunRecord, RunsTable
 from ghm_d2.run_folder import ANALYSIS_FILE, RUN_FILE
 from ghm_d2.training.metrics.timing import time_steps
 from ghm_d2.training.prepare import prepare
@@ -39,7 +39,7 @@ NOISE_SEED = 1
 SET_UP_SECONDS = 15  # per run, for building the model, loading data and analysis
 # meta-architecture -> changes of its losses that the configuration does not show, for a run's key
 _LOSSES_SINCE = {"GHMYOLOv3": ["box gradients past the sigmoid"]}
-RESULTS = ("finished", "diverged")  # a run with one of these is never repeated
+RESULTS = (FINISHED, DIVERGED)  # a run with one of these is never repeated
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PlannedRun:
         row = table.latest(self.key)
         if row is None or row["record"]["status"] not in RESULTS or self.record() is None:
             return False
-        diverged = row["record"]["status"] == "diverged"
+        diverged = row["record"]["status"] == DIVERGED
         return diverged or not self.analyse or (self.folder / ANALYSIS_FILE).is_file()
 
 

@@ -28,7 +28,7 @@ from ghm_d2.data.fingerprint import fingerprint, shared_images
 from ghm_d2.data.holdout import write_holdout
 from ghm_d2.errors import DataError, UsageError
 from ghm_d2.experiments.plan import PlannedRun, make_run, scaled_schedule
-from ghm_d2.records import Comparison, RunsTable, Trial
+from ghm_d2.records import FINISHED, Comparison, RunsTable, Trial
 from ghm_d2.training.prepare import prepare
 
 CONFIGURED = (1.0, 1.0)  # factors of learning rate and weight; first in GRID, it wins ties
@@ -62,7 +62,7 @@ class PlannedTrial:
     def ap(self, table: RunsTable) -> float | None:
         """AP, 0..100; None if it diverged, has none or is not done."""
         row = table.latest(self.run.key)
-        if row is None or row["record"]["status"] != "finished":
+        if row is None or row["record"]["status"] != FINISHED:
             return None
         return row["record"]["metrics"].get("AP")
 

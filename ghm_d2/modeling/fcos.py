@@ -25,6 +25,7 @@ from ghm_d2.modeling.dense import (
     count_foreground,
     normalized_cls_loss,
 )
+from ghm_d2.modeling.feature_maps import chosen_maps
 from ghm_d2.modeling.labels import label_images
 from ghm_d2.modeling.loss_choice import REG_LOSSES, LossChoice, check_loss_type
 from ghm_d2.modeling.norms import check_norm
@@ -223,18 +224,11 @@ def _build_head(keys, shapes) -> FCOSHead:
     check_norm("MODEL.FCOS.NORM", norm, [1])
     if keys.NUM_CONVS < 1:
         raise UsageError(f"MODEL.FCOS.NUM_CONVS must be at least 1, not {keys.NUM_CONVS}")
-    if not keys.IN_FEATURES:
-        raise UsageError(f"MODEL.FCOS.IN_FEATURES is empty; the backbone has {', '.join(shapes)}")
-    missing = [name for name in keys.IN_FEATURES if name not in shapes]
-    if missing:
-        raise UsageError(
-            f"MODEL.FCOS.IN_FEATURES has {missing[0]}, but the backbone has {', '.join(shapes)}"
-        )
-    shapes = [shapes[name] for name in keys.IN_FEATURES]
+    maps = chosen_maps("MODEL.FCOS.IN_FEATURES", keys.IN_FEATURES, shapes)
     return FCOSHead(
-        input_shape=shapes,
+        input_shape=maps,
         num_classes=keys.NUM_CLASSES,
-        conv_dims=[shapes[0].channels] * keys.NUM_CONVS,
+        conv_dims=[maps[0].channels] * keys.NUM_CONVS,
         prior_prob=keys.PRIOR_PROB,
         norm=norm,
     )

@@ -1,8 +1,8 @@
 """The answer that a study's numbers allow, in sentences."""
 
-from ghm_d2.records import Comparison
+from ghm_d2.records import DIVERGED, Comparison
 from ghm_d2.reports.results import Difference
-from ghm_d2.reports.runs import DIVERGED, SeedRun, SideRuns
+from ghm_d2.reports.runs import SeedRun, SideRuns
 from ghm_d2.reports.statistics.verdicts import (
     ENOUGH_SEEDS,
     HIGHER,

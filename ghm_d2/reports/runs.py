@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ghm_d2.errors import DataError
-from ghm_d2.records import RunRecord
+from ghm_d2.records import DIVERGED, FINISHED, RunRecord
 from ghm_d2.reports.statistics.estimates import Replicates, Scores
 from ghm_d2.run_folder import ANALYSIS_FILE, DENSITY_FILE, METRICS_FILE, WORST_FILE
 
-FINISHED, DIVERGED, NOT_DONE = "finished", "diverged", "not done"
+NOT_DONE = "not done"
 # Limits for runs from elsewhere, which must not take all memory: no training exceeds them
 LONGEST_FILE, LARGEST = 2**26, 1e15  # bytes
 Made = TypeVar("Made")

@@ -8,6 +8,7 @@ from typing import Any
 from ghm_d2.errors import DataError
 from ghm_d2.records import (
     COMPARISON_FILE,
+    FINISHED,
     TABLE_FILE,
     ComparedSide,
     Comparison,
@@ -16,7 +17,7 @@ from ghm_d2.records import (
     RunsTable,
     TableRow,
 )
-from ghm_d2.reports.runs import FINISHED, SeedRun, SideRuns, is_own, json_lines, read_file
+from ghm_d2.reports.runs import SeedRun, SideRuns, is_own, json_lines, read_file
 from ghm_d2.run_folder import RUN_FILE
 
 # The contents of the files that figures are drawn from, one run per line, for runs whose folders

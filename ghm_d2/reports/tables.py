@@ -7,7 +7,7 @@ import rich.table
 from rich.markup import escape
 
 from ghm_d2.errors import printable
-from ghm_d2.records import AP_COLUMNS, LVIS_COLUMNS, RunRecord, Trial
+from ghm_d2.records import AP_COLUMNS, FINISHED, LVIS_COLUMNS, RunRecord, Trial
 from ghm_d2.reports.page.document import Best, Table
 from ghm_d2.reports.results import NOISE_MEASURES, NOISE_WORDS, Difference, NoiseRow, Row
 from ghm_d2.reports.runs import SideRuns
@@ -287,7 +287,7 @@ def setting_table(sides: list[SideRuns], facts: list[tuple[str, str]]) -> Table:
     records = [record for side in sides for record in side.records]
     rows = [
         *facts,
-        ("Iterations", _listed(str(r.iterations) for r in records if r.status == "finished")),
+        ("Iterations", _listed(str(r.iterations) for r in records if r.status == FINISHED)),
         ("Device", _listed(r.device for r in records)),
         ("ghm_d2", _listed(r.code_version for r in records)),
     ]

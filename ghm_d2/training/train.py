@@ -30,7 +30,7 @@ from ghm_d2.inference.evaluation.results_file import keep_detections, submission
 from ghm_d2.modeling.weights.checkpointer import GHMCheckpointer
 from ghm_d2.modeling.weights.zoo_settings import other_settings
 from ghm_d2.progress import Progress
-from ghm_d2.records import RunRecord, SetFigures
+from ghm_d2.records import DIVERGED, FAILED, FINISHED, INTERRUPTED, RunRecord, SetFigures
 from ghm_d2.register import register_all
 from ghm_d2.run_folder import (
     ANALYSIS_FILE,
@@ -139,7 +139,7 @@ def train(
         raise
     finally:
         stop.restore()
-    run.record.status = "finished"
+    run.record.status = FINISHED
     run.complete()
     if comm.is_main_process() and run.evaluation:
         if run.evaluation.metrics:  # otherwise `_evaluate` has written them
@@ -289,9 +289,9 @@ class _TrainingRun:
 
     def cut_short(self, error: BaseException) -> None:
         """Save a checkpoint if possible, and say in the record how the run ended."""
-        self.record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.record.status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
         if isinstance(error, DivergedError):
-            self.record.status, self.record.outcome = "diverged", f"diverged at {error.what}"
+            self.record.status, self.record.outcome = DIVERGED, f"diverged at {error.what}"
         if isinstance(error, OutputError):
             return
         with suppress(Exception):  # the error that ended the run is the one to report

@@ -1,6 +1,5 @@
 """The feature maps that SSD predicts from: a backbone's maps, followed by smaller ones."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
 from ghm_d2.modeling.dssd.deconvolution import DeconvolutionPath
+from ghm_d2.modeling.feature_maps import chosen_maps, require_doubling
 
 
 class CaffeStem(BasicStem):
@@ -166,23 +166,16 @@ class SSDBackbone(Backbone):
 
 def _check_features(bottom_up: Backbone, names: Sequence[str], num_levels: int):
     """Return the stride of the first map, and the channels of each."""
-    shapes = bottom_up.output_shape()
-    if not names or any(name not in shapes for name in names):
-        raise UsageError(
-            f"MODEL.SSD.IN_FEATURES is {tuple(names)}, but the backbone has {', '.join(shapes)}"
-        )
-    strides = [shapes[name].stride for name in names]
-    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
-        raise UsageError(
-            f"MODEL.SSD.IN_FEATURES {tuple(names)} have strides {strides}, but each must be twice "
-            "the one before it (with res3 and res5, set MODEL.RESNETS.RES5_DILATION 2)"
-        )
+    key = "MODEL.SSD.IN_FEATURES"
+    maps = chosen_maps(key, names, bottom_up.output_shape())
+    hint = " (with res3 and res5, set MODEL.RESNETS.RES5_DILATION 2)"
+    require_doubling(key, names, maps, hint)
     if num_levels < len(names):
         raise UsageError(
-            f"MODEL.SSD.NUM_LEVELS must be at least {len(names)}, the number of "
-            f"MODEL.SSD.IN_FEATURES, not {num_levels}"
+            f"MODEL.SSD.NUM_LEVELS must be at least {len(names)}, the number of {key}, not "
+            f"{num_levels}"
         )
-    return strides[0], [shapes[name].channels for name in names]
+    return maps[0].stride, [one.channels for one in maps]
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm: str) -> Conv2d:

@@ -1,6 +1,5 @@
 """YOLOv3's predictions at several scales (arXiv 1804.02767, section 2.3; darknet's yolov3.cfg)."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
+from ghm_d2.modeling.feature_maps import chosen_maps, require_doubling
 from ghm_d2.modeling.norms import check_norm
 from ghm_d2.modeling.yolov3.darknet import conv_block
 
@@ -76,30 +76,21 @@ def check_levels(keys, shapes: dict[str, ShapeSpec]) -> tuple[list[int], list[in
             level has no priors, or a prior is not a pair of sides above 0.
     """
     names = list(keys.IN_FEATURES)
-    unknown = [name for name in names if name not in shapes]
-    if unknown or not names:
-        raise UsageError(
-            f"MODEL.YOLOV3.IN_FEATURES is {tuple(names)}, but the backbone has {', '.join(shapes)}"
-        )
+    maps = chosen_maps("MODEL.YOLOV3.IN_FEATURES", names, shapes)
     for key in ("CHANNELS", "ANCHORS"):
         if len(keys[key]) != len(names):
             raise UsageError(
                 f"MODEL.YOLOV3.{key} has {len(keys[key])} levels, but IN_FEATURES has "
                 f"{len(names)}; give one entry per feature, the finest first"
             )
-    strides = [shapes[name].stride for name in names]
-    if any(b != 2 * a for a, b in itertools.pairwise(strides)):
-        raise UsageError(
-            f"MODEL.YOLOV3.IN_FEATURES {tuple(names)} have strides {strides}, but each must be "
-            "twice the one before it"
-        )
+    require_doubling("MODEL.YOLOV3.IN_FEATURES", names, maps)
     for level in keys.ANCHORS:
         if not _is_list(level) or not level or not all(map(_is_prior, level)):
             raise UsageError(
                 "MODEL.YOLOV3.ANCHORS must have one or more pairs (width, height) for each level, "
                 f"in px and above 0, not {level!r}"
             )
-    return strides, [shapes[name].channels for name in names]
+    return [one.stride for one in maps], [one.channels for one in maps]
 
 
 def _is_list(value) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from ghm_d2.records import FINISHED
 from ghm_d2.reports.figures.drawing import (
     COLUMNS,
     MOST_LINES,
@@ -18,7 +19,7 @@ from ghm_d2.reports.figures.drawing import (
     side_panels,
 )
 from ghm_d2.reports.page.document import Picture
-from ghm_d2.reports.runs import FINISHED, SideRuns, kind_of
+from ghm_d2.reports.runs import SideRuns, kind_of
 
 Curve = tuple[list[int], list[float]]
 
