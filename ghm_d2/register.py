@@ -10,9 +10,10 @@ def register_all() -> None:
     """
     from detectron2 import modeling
 
-    from ghm_d2.modeling import box_head, fcos, retinanet, rpn  # noqa: F401
+    from ghm_d2.modeling import fcos, retinanet  # noqa: F401
     from ghm_d2.modeling.backbones import timm_backbone  # noqa: F401
     from ghm_d2.modeling.dssd import ssd  # noqa: F401
+    from ghm_d2.modeling.two_stage import box_head, rpn  # noqa: F401
     from ghm_d2.modeling.yolov3 import darknet, yolov3  # noqa: F401
 
     for key, names in RENAMED.items():

@@ -172,9 +172,12 @@ def test_the_walk_sees_the_project():
     [
         ("ghm_d2/kernels/reference.py", "import ghm_d2.losses.reduce"),
         ("ghm_d2/losses/density/gradient_density.py", "from ghm_d2.modeling import retinanet"),
-        ("ghm_d2/losses/density/gradient_density.py", "from ..modeling.rpn import GHMRPN"),
-        ("ghm_d2/modeling/rpn.py", "from ghm_d2.data.digits import draw"),
-        ("ghm_d2/modeling/rpn.py", "from ghm_d2 import register"),
+        (
+            "ghm_d2/losses/density/gradient_density.py",
+            "from ..modeling.two_stage.rpn import GHMRPN",
+        ),
+        ("ghm_d2/modeling/two_stage/rpn.py", "from ghm_d2.data.digits import draw"),
+        ("ghm_d2/modeling/two_stage/rpn.py", "from ghm_d2 import register"),
         ("ghm_d2/data/digits/draw.py", "from ghm_d2.modeling import rpn"),
         ("ghm_d2/data/masks.py", "from ..training import trainer"),
         ("ghm_d2/training/hooks.py", "from ghm_d2.cli.common.console import out"),

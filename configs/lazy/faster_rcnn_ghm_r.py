@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
 from ghm_d2.losses import GHMR
-from ghm_d2.modeling.box_head import GHMFastRCNNOutputLayers
+from ghm_d2.modeling.two_stage.box_head import GHMFastRCNNOutputLayers
 
 from .coco_1x import dataloader, lr_multiplier, optimizer, train  # noqa: F401
 

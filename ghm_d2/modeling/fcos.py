@@ -17,6 +17,7 @@ from ghm_d2.kernels.dtypes import upcast
 from ghm_d2.losses import asl1_loss
 from ghm_d2.losses.density.sync import sum_up, world_size
 from ghm_d2.modeling.atss import label_by_atss
+from ghm_d2.modeling.backbones.feature_maps import chosen_maps
 from ghm_d2.modeling.backbones.top_block import fit_top_block
 from ghm_d2.modeling.build_losses import loss_arguments
 from ghm_d2.modeling.dense import (
@@ -25,7 +26,6 @@ from ghm_d2.modeling.dense import (
     count_foreground,
     normalized_cls_loss,
 )
-from ghm_d2.modeling.feature_maps import chosen_maps
 from ghm_d2.modeling.labels import label_images
 from ghm_d2.modeling.loss_choice import REG_LOSSES, LossChoice, check_loss_type
 from ghm_d2.modeling.norms import check_norm

@@ -8,11 +8,11 @@ from detectron2.modeling import build_model
 
 from ghm_d2.config import add_ghm_config
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.box_head import GHMFastRCNNOutputLayers, GHMROIHeads
 from ghm_d2.modeling.build_losses import build_ghm_c, build_ghm_r, class_weights
 from ghm_d2.modeling.fcos import GHMFCOS
 from ghm_d2.modeling.retinanet import GHMRetinaNet
-from ghm_d2.modeling.rpn import GHMRPN
+from ghm_d2.modeling.two_stage.box_head import GHMFastRCNNOutputLayers, GHMROIHeads
+from ghm_d2.modeling.two_stage.rpn import GHMRPN
 from ghm_d2.register import register_all
 
 

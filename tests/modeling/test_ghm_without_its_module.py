@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from ghm_d2.config import load_config
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.box_head import GHMFastRCNNOutputLayers
+from ghm_d2.modeling.two_stage.box_head import GHMFastRCNNOutputLayers
 from ghm_d2.register import register_all
 
 DETECTORS = {

@@ -17,8 +17,8 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
+from ghm_d2.modeling.backbones.feature_maps import chosen_maps, require_doubling
 from ghm_d2.modeling.dssd.deconvolution import DeconvolutionPath
-from ghm_d2.modeling.feature_maps import chosen_maps, require_doubling
 
 
 class CaffeStem(BasicStem):

@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ghm_d2.errors import UsageError
-from ghm_d2.modeling.feature_maps import chosen_maps, require_doubling
+from ghm_d2.modeling.backbones.feature_maps import chosen_maps, require_doubling
 from ghm_d2.modeling.norms import check_norm
 from ghm_d2.modeling.yolov3.darknet import conv_block
 

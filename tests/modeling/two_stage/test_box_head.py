@@ -23,8 +23,8 @@ from tiny_models import (
 from ghm_d2.config import get_cfg
 from ghm_d2.errors import UsageError
 from ghm_d2.losses import GHMR, SoftmaxGHMC, asl1_loss
-from ghm_d2.modeling.box_head import GHMFastRCNNOutputLayers
 from ghm_d2.modeling.loss_choice import REG_LOSSES
+from ghm_d2.modeling.two_stage.box_head import GHMFastRCNNOutputLayers
 
 CHANNELS = 6
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
