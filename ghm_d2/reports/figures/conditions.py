@@ -1,4 +1,6 @@
-"""The figure of AP by condition, with one line per method."""
+"""The figure of AP by condition, with the marks of each method."""
+
+import re
 
 from matplotlib.figure import Figure
 
@@ -23,6 +25,7 @@ def conditions_figure(rows: list[Row]) -> Picture | None:
     if not any(row.ap["AP"].n for of_condition in found.values() for row in of_condition.values()):
         return None
     methods = list(next(iter(found.values())))
+    on_a_scale = all(re.search(r"\d", name) for name in found)  # only then a line means something
 
     def build() -> Figure:
         figure, (axis,) = panels([""], height=3.4)
@@ -34,7 +37,7 @@ def conditions_figure(rows: list[Row]) -> Picture | None:
                 numbers(value.mean for value in ap),
                 numbers(value.half_width for value in ap),
                 color=colour(i),
-                linestyle=line_style(i),
+                linestyle=line_style(i) if on_a_scale else "none",
                 marker="o",
                 markersize=5,
                 capsize=3,
