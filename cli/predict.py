@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ghm_d2.errors import DataError, UsageError, printable
-from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stem, distinct_stems
+from ghm_d2.inference.formats import FORMATS, OF_FRAMES, distinct_stem
 
 from .common.console import emit, err, tell, user_errors
 from .common.options import Device, Json, make_folder
@@ -75,53 +75,51 @@ def predict(
 
 
 def _predict(sources, weights, config, output: Path, pictures: bool, formats, options: dict):
-    """A `Found` for each image, then for each video frame; the classes' names; skipped images."""
+    """A `Found` for each image, then for each video frame; the classes' names; skipped files.
+
+    A file that the user named must be readable; one from a folder or a pattern is skipped if it is
+    not.
+    """
     from ghm_d2.inference.sources import find_sources
 
-    found = find_sources(sources)
+    found, skipped = find_sources(sources), []
     from .common.logs import quiet
 
     quiet()  # before anything that warns is imported
-    from ghm_d2.inference.video import predict_video
+    from ghm_d2.inference.video import predict_videos
 
     from .common.progress import progress
 
     make_folder(output)
     detect, names = _predictor(weights, config, **options)
     with progress() as shown:
-        images, skipped = _predict_images(detect, found, names, output if pictures else None, shown)
-        if skipped and not images and not found.videos:
-            raise DataError(f"none of the {len(skipped)} images found can be read")
-        frames = []
-        for video, stem in zip(found.videos, distinct_stems(found.videos), strict=True):
-            frames += predict_video(detect, video, output / f"{stem}_detections.mp4", names, shown)
+
+        def skip(file, error):
+            if file in found.named:
+                raise error
+            shown.message(f"warning: {error}; the file is skipped")
+            skipped.append(file)
+
+        images = _predict_images(detect, found, names, output if pictures else None, shown, skip)
+        frames = predict_videos(detect, found.videos, output, names, shown, skip)
+    if len(skipped) == len(found.images) + len(found.videos):
+        raise DataError(f"none of the {len(skipped)} files found can be read")
     for name in formats:
         FORMATS[name](images + frames if name in OF_FRAMES else images, names, output)
     return images + frames, names, skipped
 
 
-def _predict_images(detect, sources, names, output: Path | None, shown):
-    """A `Found` for each image, drawn into `output` at once; and the images that were skipped.
-
-    An image that the user named must be readable; one from a folder or a pattern is skipped if it
-    is not.
-    """
+def _predict_images(detect, sources, names, output: Path | None, shown, skip):
+    """A `Found` for each image, drawn into `output` at once; `skip` is told of unreadable ones."""
     from ghm_d2.inference.predict import draw_detections, predict
 
-    images, skipped, used = [], [], set()
-
-    def skip(file, error):
-        if file in sources.named:
-            raise error
-        shown.message(f"warning: {error}; the image is skipped")
-        skipped.append(file)
-
+    images, used = [], set()
     for image in predict(detect, sources.images, shown, skip):
         images.append(image)
         if output:
             stem = distinct_stem(image.file, used)
             draw_detections(image, names, output / f"{stem}_detections.png")
-    return images, skipped
+    return images
 
 
 def _check_formats(formats: list[str]) -> None:
@@ -133,7 +131,7 @@ def _tell_skipped(skipped: list[Path], most: int = 20) -> None:
     more = f" and {len(skipped) - most} more" if len(skipped) > most else ""
     listed = ", ".join(map(str, skipped[:most]))
     if skipped:  # on stderr, because stdout may be JSON
-        text = f"images skipped, because they cannot be read: {listed}{more}"
+        text = f"files skipped, because they cannot be read: {listed}{more}"
         err.print(printable(text), markup=False, highlight=False)
 
 

@@ -10,10 +10,36 @@ from PIL import Image
 
 from ghm_d2.data.show import draw_boxes
 from ghm_d2.errors import DataError, OutputError, UsageError
-from ghm_d2.inference.formats import Found
+from ghm_d2.inference.formats import Found, distinct_stems
 from ghm_d2.progress import Progress
 
 CODECS = ("libx264", "mpeg4")  # the first one that PyAV has is used
+
+
+def predict_videos(
+    detect: Callable,
+    files: Sequence[Path],
+    folder: Path,
+    names: Sequence[str],
+    progress: Progress,
+    on_error: Callable[[Path, DataError], None],
+) -> list[Found]:
+    """Run `predict_video` on each file, into `folder`, as NAME_detections.mp4.
+
+    Args:
+        on_error: is called with a video that cannot be read and the reason; unless it raises, the
+            video is left out.
+
+    Raises:
+        UsageError, OutputError: as `predict_video`.
+    """
+    found: list[Found] = []
+    for file, stem in zip(files, distinct_stems(files), strict=True):
+        try:
+            found += predict_video(detect, file, folder / f"{stem}_detections.mp4", names, progress)
+        except DataError as error:
+            on_error(file, error)
+    return found
 
 
 def predict_video(

@@ -125,7 +125,7 @@ def test_predict_draws_and_prints_coco_json(ghm, run_folder, digits_folder, tmp_
     assert image.read_bytes() == before
 
 
-def test_predict_skips_a_broken_image_unless_it_is_named(ghm, run_folder, digits_folder, tmp_path):
+def test_predict_skips_a_broken_file_unless_it_is_named(ghm, run_folder, digits_folder, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "a.png").write_bytes(b"no image")
@@ -139,13 +139,13 @@ def test_predict_skips_a_broken_image_unless_it_is_named(ghm, run_folder, digits
         "b_detections.png",
         "predictions.csv",
     }
-    *_, warning, listed = done.stderr.splitlines()
-    assert warning.startswith("warning: ") and "a.png: cannot be decoded" in warning
-    assert listed == f"images skipped, because they cannot be read: {photos / 'a.png'}"
+    *_, listed = done.stderr.splitlines()
+    assert f"warning: {photos / 'a.png'}: cannot be decoded" in done.stderr
+    assert listed == f"files skipped, because they cannot be read: {photos / 'a.png'}"
     named = ghm("predict", *words, photos, photos / "a.png")
     assert named.returncode == 3 and "error:" in named.stderr
     none = ghm("predict", *words, photos / "a*.png")
-    assert none.returncode == 3 and "none of the 1 images found can be read" in none.stderr
+    assert none.returncode == 3 and "none of the 1 files found can be read" in none.stderr
 
 
 def test_predict_tta_does_not_mirror_digits(run_folder):

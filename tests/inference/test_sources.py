@@ -12,7 +12,7 @@ import pytest
 from ghm_d2.errors import DataError, OutputError, UsageError
 from ghm_d2.inference.slices import SlicedPredictor
 from ghm_d2.inference.sources import find_sources
-from ghm_d2.inference.video import predict_video
+from ghm_d2.inference.video import predict_video, predict_videos
 from ghm_d2.progress import Progress
 
 
@@ -95,6 +95,18 @@ def test_what_is_no_video_is_told_and_leaves_nothing(av, tmp_path):
         with pytest.raises(DataError, match="cannot be read as a video"):
             predict_video(squares, tmp_path / name, tmp_path / "out.mp4", ["patch"], Progress())
         assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_other_videos_of_a_folder_are_read(av, tmp_path):
+    good, bad = write_video(av, tmp_path / "b.mp4"), tmp_path / "a.mp4"
+    bad.write_bytes(b"not a video" * 99)
+    told = []
+    found = predict_videos(
+        squares, [bad, good], tmp_path, ["patch"], Progress(), lambda *what: told.append(what)
+    )
+    assert [f.file.name for f in found] == [f"b.mp4#{i}" for i in range(6)]
+    assert [file for file, _ in told] == [bad]
+    assert (tmp_path / "b_detections.mp4").exists() and not (tmp_path / "a_detections.mp4").exists()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
