@@ -3,10 +3,10 @@
     python benchmarks/noise_weights.py noise/runs/*/model_final.pth --images 2 4 8 16 32 64 \
         --output by_batch.json
 
-The checkpoints are those of `ghm compare noise`. Nothing is trained: each model sees the same 400
-training images in batches of each size, and its moving averages continue from the checkpoint. A
-weight is the share of the loss's gradient that the anchors matched to such boxes have, divided by
-their share of the plain gradient (that of cross entropy or smooth L1).
+The checkpoints are those of `ghm compare noise`. Nothing is trained: each model sees the same
+training images (at most 400) in batches of each size, and its moving averages continue from the
+checkpoint. A weight is the share of the loss's gradient that the anchors matched to such boxes
+have, divided by their share of the plain gradient (that of cross entropy or smooth L1).
 """
 
 import argparse
