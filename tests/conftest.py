@@ -1,5 +1,7 @@
 """A data set of a few tiny images, and the command line as a user runs it."""
 
+import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -23,6 +25,15 @@ def pytest_configure(config):
     ]
     names = "|".join(sorted({file.stem for file in files}))
     config.addinivalue_line("filterwarnings", f"error:::({names})$")
+
+
+@pytest.fixture(autouse=True)
+def freed_memory_is_given_back(request):
+    """After a slow test: glibc keeps gigabytes that models of the published size have freed."""
+    yield
+    if request.node.get_closest_marker("slow") and sys.platform == "linux":
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 # a detector of seconds: random weights, images of 64 px, four iterations
